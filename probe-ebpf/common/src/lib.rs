@@ -1,0 +1,29 @@
+//! The layouts that cross the boundary between the probe (kernel side) and the tracer (user space), and nothing else.
+//!
+//! This crate owns every type, constant and number that both sides must agree on. It must not know how either side
+//! uses them: no maps, no I/O, no policy. Every type is `repr(C)`, has no padding, and its size is asserted at compile
+//! time by the `layout!` macro.
+
+#![no_std]
+
+mod layout;
+mod loss;
+mod process;
+mod site;
+mod unwind;
+
+pub use layout::Plain;
+pub use loss::Loss;
+pub use process::{
+    Event, EventKind, Function, HIT_SLOTS, Inflight, PROCESS_EXEC_PENDING, PROCESS_EXITED,
+    PROCESS_HOLD, ProbeCookie, ProcessRecord, Settings, ThreadRecord,
+};
+pub use site::{
+    BUCKET_SLOTS, Block, Bucket, INTERN_PROBES, LIVE_CLAIMED, MAX_FRAMES, STACK_COMPLETE,
+    STACK_FAULT, STACK_HEADER_BYTES, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, SiteKey,
+    SiteTotals, StackRecord, TOTALS_STRIPES, UNKNOWN_SITE, live_bucket_pair, live_key, mix,
+    thin_keeps,
+};
+pub use unwind::{
+    BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, Mapping, UnwindRow,
+};

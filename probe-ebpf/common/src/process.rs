@@ -1,0 +1,197 @@
+//! Processes, threads, calls in flight and the events that tell user space of them.
+
+use crate::layout::layout;
+use crate::site::{Block, StackRecord};
+
+/// The allocator functions that the probe understands. The number travels in the attach cookie.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Function {
+    /// `void *malloc(size_t size)`.
+    Malloc = 1,
+    /// `void *calloc(size_t count, size_t size)`.
+    Calloc = 2,
+    /// `void *realloc(void *old, size_t size)`.
+    Realloc = 3,
+    /// `void *reallocarray(void *old, size_t count, size_t size)`.
+    ReallocArray = 4,
+    /// `int posix_memalign(void **out, size_t alignment, size_t size)`.
+    PosixMemalign = 5,
+    /// `void *aligned_alloc(size_t alignment, size_t size)`, `memalign`.
+    AlignedAlloc = 6,
+    /// `void *valloc(size_t size)`.
+    Valloc = 7,
+    /// `void *pvalloc(size_t size)`.
+    Pvalloc = 8,
+    /// `void free(void *block)`.
+    Free = 9,
+}
+
+/// The number of hit counters of a process: one for each attached function of each of its allocators. Further
+/// probes share the last.
+pub const HIT_SLOTS: usize = 32;
+
+/// What the attach cookie of a probe says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeCookie {
+    /// A [`Function`] as a number.
+    pub function: u8,
+    /// Index into the hit counters.
+    pub hit_slot: u8,
+    /// Bytes by which the stack pointer lies below its value at the function's entry (0 for return probes).
+    pub stack_moved: u16,
+}
+
+impl ProbeCookie {
+    /// The cookie as the kernel keeps it.
+    #[must_use]
+    pub const fn to_bits(self) -> u64 {
+        self.function as u64 | (self.hit_slot as u64) << 8 | (self.stack_moved as u64) << 16
+    }
+
+    /// The reverse of [`ProbeCookie::to_bits`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self {
+            function: bits as u8,
+            hit_slot: (bits >> 8) as u8,
+            stack_moved: (bits >> 16) as u16,
+        }
+    }
+}
+
+/// What user space tells the probe once, and may change while it runs. One entry of the `SETTINGS` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Smallest allocation to record, bytes.
+    pub min_size: u64,
+    /// Largest allocation to record, bytes.
+    pub max_size: u64,
+    /// Only blocks for which [`crate::thin_keeps`] says so are kept: one of `2^thin_shift`.
+    pub thin_shift: u32,
+    /// Number of buckets of the live table less one; the number is a power of two.
+    pub live_mask: u32,
+    /// Number of slots of the stack table less one; the number is a power of two.
+    pub stack_mask: u32,
+    /// No table walk: use frame pointers only.
+    pub frame_pointers_only: u32,
+}
+
+/// Stop the process (SIGSTOP) whenever it execs or maps a file for execution, until user space has looked at it.
+/// Only for a command that leakscope itself started, and only until its first allocation.
+pub const PROCESS_HOLD: u32 = 1;
+/// The process was seen to exit.
+pub const PROCESS_EXITED: u32 = 2;
+/// The process is a child of ours that has not yet executed the command: its exec begins the trace.
+pub const PROCESS_EXEC_PENDING: u32 = 4;
+
+/// A traced process, in the `PROCESSES` map by its thread group id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessRecord {
+    /// Renewed at exec, so that two programs in one process, or a reused id, never mix.
+    pub incarnation: u32,
+    /// `PROCESS_*` flags.
+    pub flags: u32,
+    /// First of the process's mappings in the `MAPPINGS` map.
+    pub first_mapping: u32,
+    /// Number of its mappings.
+    pub mappings: u32,
+    /// Calls seen by threads that have ended, by hit slot.
+    pub hits: [u64; HIT_SLOTS],
+}
+
+/// The allocation call that a thread is in, if any.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Inflight {
+    /// The stack pointer at the call's entry; 0: no call in flight.
+    pub stack_pointer: u64,
+    /// Bytes asked for.
+    pub size: u64,
+    /// `posix_memalign`'s out-pointer; `realloc`'s old block.
+    pub argument: u64,
+    /// A [`Function`] as a number.
+    pub function: u32,
+    /// The stack's site.
+    pub site: u32,
+    /// Filtered out: do not store the result.
+    pub rejected: u32,
+    /// `old` holds the block that `realloc` took, to be put back when it fails.
+    pub old_taken: u32,
+    /// See `old_taken`.
+    pub old: Block,
+}
+
+/// What the probe knows of a thread, in the `THREADS` map by `pid_tgid`. Only the thread itself writes to it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadRecord {
+    /// The process incarnation that the record belongs to.
+    pub incarnation: u32,
+    /// Set while the thread is inside an executable `mmap` call.
+    pub mapping_code: u32,
+    /// The call in flight.
+    pub inflight: Inflight,
+    /// Calls seen, by hit slot.
+    pub hits: [u64; HIT_SLOTS],
+    /// Room for the stack that is being walked.
+    pub stack: StackRecord,
+}
+
+/// What kind of record stands in the ring buffer; its first four bytes.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A [`StackRecord`]: a stack seen for the first time.
+    Stack = 1,
+    /// A process replaced its program: an [`Event`], `value` is the incarnation that ended.
+    Exec = 2,
+    /// A process ended.
+    Exit = 3,
+    /// A process mapped a file for execution.
+    MappedCode = 4,
+    /// The walk met an address in no known mapping of the process.
+    UnknownMapping = 5,
+}
+
+/// A process event in the ring buffer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// An [`EventKind`] as a number.
+    pub kind: u32,
+    /// Thread group id, in the kernel's initial PID namespace.
+    pub tgid: u32,
+    /// The incarnation that the event speaks of.
+    pub incarnation: u32,
+    /// See [`EventKind`].
+    pub value: u32,
+    /// When, CLOCK_MONOTONIC nanoseconds.
+    pub at_ns: u64,
+}
+
+layout! {
+    Settings = 8 * 2 + 4 * 4;
+    ProcessRecord = 4 * 4 + 8 * HIT_SLOTS;
+    Inflight = 8 * 3 + 4 * 4 + core::mem::size_of::<Block>();
+    ThreadRecord = 4 * 2 + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
+    Event = 4 * 4 + 8;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ProbeCookie;
+
+    #[test]
+    fn a_cookie_survives_the_kernel() {
+        let cookie = ProbeCookie {
+            function: 9,
+            hit_slot: 31,
+            stack_moved: 0x1238,
+        };
+        assert_eq!(ProbeCookie::from_bits(cookie.to_bits()), cookie);
+    }
+}

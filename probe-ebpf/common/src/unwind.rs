@@ -1,0 +1,124 @@
+//! The unwind tables that user space builds and the probe walks.
+
+use crate::layout::layout;
+
+/// One row of a file's unwind table: how to leave a frame whose program counter lies in
+/// `[row, next row)`. Only the low 16 bits of the address are kept; the row's 64 KiB page is known from the page
+/// index that led to it.
+///
+/// Offsets are in units of 8 bytes: on x86_64 the stack is a sequence of 8-byte slots (psABI 3.2.2), and a rule
+/// whose offset is not a multiple of 8 or does not fit is [`CfaRule::Unsupported`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct UnwindRow {
+    /// The low 16 bits of the row's first address, an ELF virtual address.
+    pub address_low: u16,
+    /// A [`CfaRule`] as a number.
+    pub cfa: u8,
+    /// A [`BpRule`] as a number.
+    pub bp: u8,
+    /// First operand of the CFA rule, in 8-byte units: `off` of sp + off and bp + off, `a` of `*(reg + a) + b`.
+    pub cfa_offset: i16,
+    /// Low byte: operand of the bp rule in 8-byte units (signed 8-bit). High byte: `b` of `*(reg + a) + b` in 8-byte
+    /// units (signed 8-bit). See [`UnwindRow::operands`].
+    pub packed: u16,
+}
+
+impl UnwindRow {
+    /// Packs the bp rule's operand and the `b` of a dereferencing CFA rule, both in 8-byte units.
+    #[must_use]
+    pub const fn pack(bp_offset: i8, deref_add: i8) -> u16 {
+        (bp_offset as u8 as u16) | ((deref_add as u8 as u16) << 8)
+    }
+
+    /// The bp rule's operand and the `b` of a dereferencing CFA rule, both in 8-byte units.
+    #[inline(always)]
+    #[must_use]
+    pub const fn operands(self) -> (i64, i64) {
+        ((self.packed as u8 as i8) as i64, ((self.packed >> 8) as u8 as i8) as i64)
+    }
+}
+
+/// How the canonical frame address (DWARF 5, 6.4.1) is found. The return address is always at CFA - 8 (psABI
+/// x86_64, 3.2.2); a file that says otherwise gets [`CfaRule::Unsupported`] rows.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CfaRule {
+    /// No rule covers the address: a gap between functions, or code without call frame information.
+    None = 0,
+    /// CFA = sp + offset.
+    Sp = 1,
+    /// CFA = bp + offset.
+    Bp = 2,
+    /// CFA = *(sp + a) + b.
+    DerefSp = 3,
+    /// CFA = *(bp + a) + b.
+    DerefBp = 4,
+    /// A procedure linkage stub: CFA = sp + 8, or sp + 16 from the 11th byte of each 16-byte entry on; `cfa_offset`
+    /// is the base in 8-byte units.
+    Plt = 5,
+    /// The return address is undefined: the outermost frame, a true end.
+    End = 6,
+    /// A signal frame; the interrupted registers would be needed, which pruned tables do not describe.
+    Signal = 7,
+    /// A rule that the rows cannot express.
+    Unsupported = 8,
+}
+
+/// How the caller's frame pointer is found.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BpRule {
+    /// Unchanged by this frame.
+    Same = 0,
+    /// Saved at CFA + offset.
+    AtCfa = 1,
+    /// Saved at bp + offset (functions that realign their stack).
+    AtBp = 2,
+    /// Lost or not expressible: a later frame that needs it ends the walk.
+    Unknown = 3,
+}
+
+/// One executable mapping of a process, in a slice sorted by `start`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// First address behind the mapping.
+    pub end: u64,
+    /// What to subtract (wrapping) from an address to get the file's ELF virtual address.
+    pub bias: u64,
+    /// The file's first entry in the page index; see `MAPPING_*` for the flags beside it.
+    pub first_page: u32,
+    /// `MAPPING_*` flags.
+    pub flags: u32,
+}
+
+/// Code in this mapping is known to keep frame pointers (Go, JIT regions): walk by them.
+pub const MAPPING_FRAME_POINTERS: u32 = 1;
+/// The mapping is known and has no table.
+pub const MAPPING_NO_TABLE: u32 = 2;
+
+layout! {
+    UnwindRow = 2 + 1 + 1 + 2 + 2;
+    Mapping = 8 * 3 + 4 * 2;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::UnwindRow;
+
+    #[test]
+    fn operands_survive_packing() {
+        for bp in [-128_i8, -2, 0, 1, 127] {
+            for add in [-128_i8, -1, 0, 5, 127] {
+                let row = UnwindRow {
+                    packed: UnwindRow::pack(bp, add),
+                    ..UnwindRow::default()
+                };
+                assert_eq!(row.operands(), (i64::from(bp), i64::from(add)));
+            }
+        }
+    }
+}

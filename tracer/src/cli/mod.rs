@@ -1,0 +1,1 @@
+//! Arguments to a validated plan, and what each subcommand does with it.

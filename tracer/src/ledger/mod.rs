@@ -1,0 +1,1 @@
+//! Surviving blocks per site; pure.

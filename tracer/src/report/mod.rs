@@ -1,0 +1,1 @@
+//! The immutable Report and its views.

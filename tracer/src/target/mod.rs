@@ -1,0 +1,1 @@
+//! Processes, the ELF files they map, allocator discovery and probe-site selection.

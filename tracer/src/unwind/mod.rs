@@ -1,0 +1,1 @@
+//! Call frame information of ELF files to compact rows; pure.
