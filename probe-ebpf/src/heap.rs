@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::pt_regs,
     helpers::{
         bpf_probe_read_user,
-        generated::{bpf_get_attach_cookie, bpf_get_func_ip, bpf_ktime_get_coarse_ns},
+        generated::{bpf_get_attach_cookie, bpf_get_func_ip, bpf_ktime_get_ns},
     },
 };
 use leakscope_common::{
@@ -166,7 +166,7 @@ pub(crate) fn leave(regs: *mut pt_regs) -> u32 {
     let block = Block {
         size: inflight.size,
         // SAFETY: the helper takes nothing.
-        born_ns: unsafe { bpf_ktime_get_coarse_ns() },
+        born_ns: unsafe { bpf_ktime_get_ns() },
         site: inflight.site,
         // SAFETY: as above.
         incarnation: unsafe { (*thread).incarnation },

@@ -1,9 +1,9 @@
-//! Exec, exit, and newly mapped files.
+//! Exec, thread exit, and newly mapped files.
 
 use aya_ebpf::{
     EbpfContext,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_probe_read_kernel,
+        bpf_get_current_pid_tgid,
         generated::{bpf_ktime_get_ns, bpf_send_signal},
     },
     programs::{RawTracePointContext, TracePointContext},
@@ -14,7 +14,7 @@ use leakscope_common::{
 
 use crate::{
     atomic, filter,
-    maps::{EVENTS, HITS, HOLDS, INCARNATIONS, PROCESSES, THREADS, lose, settings},
+    maps::{EVENTS, HITS, HOLDS, INCARNATIONS, PROCESSES, THREADS, lose},
 };
 
 /// `SIGSTOP` (asm-generic/signal.h).
@@ -81,37 +81,10 @@ pub(crate) fn exec(ctx: &RawTracePointContext) -> i32 {
     0
 }
 
-/// `sched_process_exit`: the first argument is the task.
+/// `sched_process_exit`: the current thread ends. That a process ended, user space learns from its pidfd.
 #[inline(always)]
-pub(crate) fn exit(ctx: &RawTracePointContext) -> i32 {
-    let thread = bpf_get_current_pid_tgid();
-    forget(thread);
-    let tgid = (thread >> 32) as u32;
-    // SAFETY: the entry is only read.
-    let Some(process) = (unsafe { PROCESSES.get(&tgid) }) else {
-        return 0;
-    };
-    let Some(settings) = settings() else {
-        return 0;
-    };
-    // The process ends with its last thread, which need not be the first: `signal->live` has been decremented before
-    // the tracepoint (kernel/exit.c, `do_exit`).
-    let task = ctx.arg::<u64>(0);
-    let ended = if settings.task_signal_offset == 0 {
-        thread as u32 == tgid
-    } else {
-        // SAFETY: the helper checks the addresses.
-        unsafe {
-            bpf_probe_read_kernel((task + settings.task_signal_offset as u64) as *const u64)
-                .and_then(|signal| {
-                    bpf_probe_read_kernel((signal + settings.signal_live_offset as u64) as *const u32)
-                })
-                .is_ok_and(|live| live == 0)
-        }
-    };
-    if ended {
-        tell(EventKind::Exit, tgid, process.incarnation, 0);
-    }
+pub(crate) fn exit() -> i32 {
+    forget(bpf_get_current_pid_tgid());
     0
 }
 

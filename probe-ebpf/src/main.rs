@@ -6,7 +6,7 @@
 #![no_std]
 #![no_main]
 #![allow(internal_features, reason = "atomic operations: the BPF targets of core lack the stable ones")]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 
 mod atomic;
 mod filter;
@@ -64,8 +64,8 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
 
 /// A thread ended.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
-pub fn process_exit(ctx: RawTracePointContext) -> i32 {
-    lifecycle::exit(&ctx)
+pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
+    lifecycle::exit()
 }
 
 /// A thread asks for a mapping.

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use leakscope_common::{
     Bucket, HitCounts, Loss, Mapping, ProcessRecord, Settings, SiteKey, SiteTotals, ThreadRecord,
-    UnwindRow,
+    UnwindPage, UnwindRow,
 };
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space maps the array into its memory.
@@ -81,9 +81,9 @@ pub(crate) static SLICES: HashMap<u32, u64> = HashMap::with_max_entries(65_536, 
 pub(crate) static MAPPINGS: Array<Mapping> = Array::with_max_entries(65_536, MMAPABLE);
 
 /// Page index of the unwind tables: for each 64 KiB page of a file's text the first row. Set at load.
-/// 262,144: 16 GiB of text, 1 MiB.
+/// 262,144: 16 GiB of text, 2 MiB.
 #[map]
-pub(crate) static UNWIND_PAGES: Array<u32> = Array::with_max_entries(262_144, MMAPABLE);
+pub(crate) static UNWIND_PAGES: Array<UnwindPage> = Array::with_max_entries(262_144, MMAPABLE);
 
 /// Rows of the unwind tables. Set at load. 1,048,576: about 8 MiB, the text of some hundred libraries.
 #[map]

@@ -354,9 +354,9 @@ fn find_mapping(state: &mut State, address: u64) -> bool {
 fn find_row(first_page: u32, address: u64) -> Option<UnwindRow> {
     let page = first_page.wrapping_add((address >> 16) as u32);
     let low16 = address as u16;
-    let begin = *UNWIND_PAGES.get(page)?;
-    let mut low = begin;
-    let mut high = *UNWIND_PAGES.get(page.wrapping_add(1))?;
+    let page = UNWIND_PAGES.get(page)?;
+    let mut low = page.first;
+    let mut high = page.end;
     // Invariant: rows before `low` are at or before the address, rows from `high` on behind it.
     let mut step = 0;
     while step < ROW_SEARCH_STEPS + 1 {

@@ -24,4 +24,6 @@ pub use site::{
     STACK_UNKNOWN_MAPPING, SiteKey, SiteTotals, StackRecord, TOTALS_STRIPES, UNKNOWN_SITE,
     live_bucket_pair, live_key, mix, thin_keeps,
 };
-pub use unwind::{BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, Mapping, UnwindRow};
+pub use unwind::{
+    BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, Mapping, UnwindPage, UnwindRow,
+};

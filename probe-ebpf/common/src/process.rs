@@ -80,14 +80,10 @@ pub struct Settings {
     pub stack_mask: u32,
     /// No table walk: use frame pointers only.
     pub frame_pointers_only: u32,
-    /// Offset of `signal` in `struct task_struct`, bytes, from the running kernel's BTF.
-    pub task_signal_offset: u32,
-    /// Offset of `live` in `struct signal_struct`, bytes, from the running kernel's BTF.
-    pub signal_live_offset: u32,
     /// CPUs share a stripe of the totals when their number is the same under this mask.
     pub stripe_mask: u32,
     /// Always 0.
-    pub reserved: u32,
+    pub reserved: [u32; 3],
 }
 
 /// The process is a child of ours that has not yet executed the command: its exec begins the trace.
@@ -157,12 +153,10 @@ pub enum EventKind {
     Stack = 1,
     /// A process replaced its program: an [`Event`], `value` is the incarnation that ended.
     Exec = 2,
-    /// A process ended.
-    Exit = 3,
     /// A process mapped a file for execution.
-    MappedCode = 4,
+    MappedCode = 3,
     /// The walk met an address in no known mapping of the process.
-    UnknownMapping = 5,
+    UnknownMapping = 4,
 }
 
 /// A process event in the ring buffer.

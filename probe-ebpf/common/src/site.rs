@@ -91,7 +91,7 @@ pub struct SiteTotals {
 pub struct Block {
     /// Bytes asked for.
     pub size: u64,
-    /// When it was allocated, CLOCK_MONOTONIC_COARSE nanoseconds.
+    /// When it was allocated, CLOCK_MONOTONIC nanoseconds.
     pub born_ns: u64,
     /// The site.
     pub site: u32,

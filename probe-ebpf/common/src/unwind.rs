@@ -82,6 +82,17 @@ pub enum BpRule {
     Unknown = 3,
 }
 
+/// The rows of one 64 KiB page of a file's text: `[first, end)` in the row table. An address before the page's first
+/// row belongs to the row at `first - 1`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct UnwindPage {
+    /// Index of the first row whose address lies in the page.
+    pub first: u32,
+    /// Index behind the last one.
+    pub end: u32,
+}
+
 /// One executable mapping of a process, in a slice sorted by `start`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -92,7 +103,7 @@ pub struct Mapping {
     pub end: u64,
     /// What to subtract (wrapping) from an address to get the file's ELF virtual address.
     pub bias: u64,
-    /// The file's first entry in the page index; see `MAPPING_*` for the flags beside it.
+    /// What to add (wrapping) to an ELF virtual address's 64 KiB page number to get its entry in the page index.
     pub first_page: u32,
     /// `MAPPING_*` flags.
     pub flags: u32,
@@ -105,6 +116,7 @@ pub const MAPPING_NO_TABLE: u32 = 2;
 
 layout! {
     UnwindRow = 2 + 1 + 1 + 2 + 2;
+    UnwindPage = 4 + 4;
     Mapping = 8 * 3 + 4 * 2;
 }
 
