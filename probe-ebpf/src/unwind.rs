@@ -214,7 +214,7 @@ fn apply(state: &mut State, row: UnwindRow) -> i64 {
         CFA_SP | CFA_BP => {}
         CFA_PLT => {
             // The entry's address modulo 16 says whether its index has been pushed.
-            if state.ip.wrapping_sub(1) & 15 >= 11 {
+            if state.ip.wrapping_sub(1) & 15 >= (row.packed >> 8) as u64 {
                 cfa = cfa.wrapping_add(8);
             }
         }

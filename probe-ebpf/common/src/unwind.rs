@@ -20,7 +20,7 @@ pub struct UnwindRow {
     /// First operand of the CFA rule, in 8-byte units: `off` of sp + off and bp + off, `a` of `*(reg + a) + b`.
     pub cfa_offset: i16,
     /// Low byte: operand of the bp rule in 8-byte units (signed 8-bit). High byte: `b` of `*(reg + a) + b` in 8-byte
-    /// units (signed 8-bit). See [`UnwindRow::operands`].
+    /// units (signed 8-bit), or of [`CfaRule::Plt`]. See [`UnwindRow::operands`].
     pub packed: u16,
 }
 
@@ -57,8 +57,9 @@ pub enum CfaRule {
     DerefSp = 3,
     /// CFA = *(bp + a) + b.
     DerefBp = 4,
-    /// A procedure linkage stub: CFA = sp + 8, or sp + 16 from the 11th byte of each 16-byte entry on; `cfa_offset`
-    /// is the base in 8-byte units.
+    /// A procedure linkage stub: CFA = sp + `cfa_offset`, and 8 bytes more where the address modulo 16 is at least `b`
+    /// (the high byte of `packed`, here a plain number): 11 in lazy stubs, 9 in those that begin with `endbr64`.
+    /// Never met behind a call: stubs jump.
     Plt = 5,
     /// The return address is undefined: the outermost frame, a true end.
     End = 6,
