@@ -3,4 +3,5 @@
 //! The readers take the root of a proc file system (normally `/proc`) so that tests hand them a folder. This room
 //! knows nothing of BPF: it says where a probe belongs and why, and leaves attaching it to [`crate::kernel`].
 
+pub mod elf;
 pub mod process;

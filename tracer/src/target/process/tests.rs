@@ -284,7 +284,7 @@ fn a_mapped_file_is_opened_by_range_then_by_name() {
 
     let replaced = MemoryMap {
         inode: map.inode.wrapping_add(1_000_000),
-        ..map.clone()
+        ..map
     };
     let error = open_mapped(root.path(), 77, &replaced).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::NotFound);
