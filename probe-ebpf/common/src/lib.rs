@@ -24,6 +24,4 @@ pub use site::{
     SiteTotals, StackRecord, TOTALS_STRIPES, UNKNOWN_SITE, live_bucket_pair, live_key, mix,
     thin_keeps,
 };
-pub use unwind::{
-    BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, Mapping, UnwindRow,
-};
+pub use unwind::{BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, Mapping, UnwindRow};

@@ -178,7 +178,8 @@ mod tests {
     fn buckets_spread_evenly() {
         let mut load = [0_u32; 1024];
         for block in 0..65_536_u64 {
-            let (first, second) = live_bucket_pair(live_key(1, 0x7f00_0000_0000 + block * 16), 1023);
+            let (first, second) =
+                live_bucket_pair(live_key(1, 0x7f00_0000_0000 + block * 16), 1023);
             load[first as usize] += 1;
             load[second as usize] += 1;
         }

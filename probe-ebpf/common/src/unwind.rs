@@ -35,7 +35,10 @@ impl UnwindRow {
     #[inline(always)]
     #[must_use]
     pub const fn operands(self) -> (i64, i64) {
-        ((self.packed as u8 as i8) as i64, ((self.packed >> 8) as u8 as i8) as i64)
+        (
+            (self.packed as u8 as i8) as i64,
+            ((self.packed >> 8) as u8 as i8) as i64,
+        )
     }
 }
 
