@@ -41,9 +41,9 @@ pub struct ReportParts {
     pub tier: Tier,
     /// Why this tier was taken, for people.
     pub tier_reason: String,
-    /// The processes that were traced, also those in which nothing was found.
+    /// The processes that were traced, also those in which nothing was found; the most surviving bytes first.
     pub processes: Vec<Process>,
-    /// Call stacks that allocated.
+    /// Call stacks that allocated; the most surviving bytes first.
     pub sites: Vec<Site>,
     /// What `sites` leaves out.
     #[serde(default)]
@@ -328,8 +328,15 @@ impl Default for ReportParts {
 }
 
 impl ReportParts {
-    /// Sorts the sites: surviving bytes, then allocated bytes, the largest first; then process and number.
+    /// Sorts the sites: surviving bytes, then allocated bytes, the largest first; then process and number. The processes
+    /// likewise.
     pub fn sort(&mut self) {
+        self.processes.sort_by_key(|process| {
+            (
+                Reverse(process.inuse_bytes),
+                (process.pid, process.incarnation),
+            )
+        });
         self.sites.sort_by_key(|site| {
             (
                 Reverse((site.inuse_bytes, site.alloc_bytes, site.inuse_objects)),
