@@ -10,7 +10,7 @@
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-use leakscope_tests::{Report, Victim, leakscope, require_kernel, require_victim, run};
+use leakscope_tests::{ALL_SITES, Report, Victim, leakscope, require_kernel, require_victim, run};
 use serde_json::Value;
 
 #[track_caller]
@@ -189,7 +189,7 @@ fn a_broken_pipe_is_no_failure() {
     // Thousands of stacks: more than a pipe holds, so that leakscope meets the closed end while it writes.
     let victim = require_victim!("backtrace");
     let mut child = Command::new(leakscope().unwrap())
-        .args(["trace", "--format", "json", "--"])
+        .args(["trace", "--top", ALL_SITES, "--format", "json", "--"])
         .arg(victim)
         .arg("now")
         .stdin(Stdio::null())

@@ -198,13 +198,6 @@ fn operator_new_and_exceptions() {
 }
 
 #[test]
-fn an_extension_of_python() {
-    let _alone = require_kernel!();
-    let leakext = require_victim!("leakext.so");
-    assert_truth(Victim::start_python(&leakext).expect("started"), by_caller);
-}
-
-#[test]
 fn a_program_that_is_not_position_independent() {
     let _alone = require_kernel!();
     assert_truth(start(&require_victim!("basic-nopie")), by_caller);

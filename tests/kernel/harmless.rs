@@ -14,8 +14,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use leakscope_tests::{
-    PATIENCE, Tracer, Truth, Victim, breakpoints, leakscope, require_kernel, require_victim,
-    wait_for_breakpoints,
+    ALL_SITES, PATIENCE, Tracer, Truth, Victim, breakpoints, leakscope, require_kernel,
+    require_victim, wait_for_breakpoints,
 };
 
 /// The number in a line `round N` of the endless victim.
@@ -179,6 +179,8 @@ fn a_second_ctrl_c_quits() {
     let mut child = Command::new(leakscope().unwrap())
         .args([
             "trace",
+            "--top",
+            ALL_SITES,
             "--format",
             "json",
             "-p",

@@ -103,32 +103,6 @@ fn known_depths_without_frame_pointers() {
     }
 }
 
-#[test]
-fn an_extension_of_python_up_to_the_interpreters_main() {
-    let _alone = require_kernel!();
-    let leakext = require_victim!("leakext.so");
-    let (report, _, pid) = trace(Victim::start_python(&leakext).expect("started"));
-    let mut sites = report
-        .sites
-        .iter()
-        .filter(|site| site.pid == pid && site.contains("leak_in_extension"))
-        .peekable();
-    assert!(sites.peek().is_some());
-    for site in sites {
-        assert!(
-            site.stack_complete,
-            "{:?} {:?}",
-            site.names(),
-            report.losses
-        );
-        assert!(
-            site.contains("main") || site.contains("_start"),
-            "{:?}",
-            site.names()
-        );
-    }
-}
-
 /// The names of the program's own frames up to `main`, and the number of all frames behind the allocator's.
 fn shape(site: &Site) -> (Vec<String>, usize) {
     let frames: Vec<&str> = site

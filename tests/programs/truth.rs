@@ -86,15 +86,6 @@ fn realloc_race_is_the_same_every_time() {
 }
 
 #[test]
-fn the_extension_speaks_through_an_interpreter() {
-    let leakext = require_victim!("leakext.so");
-    let mut running = Victim::start_python(&leakext).expect("started");
-    let truths = running.go().expect("done");
-    assert_eq!(truths.len(), 2);
-    assert!(running.quit().expect("ends").success());
-}
-
-#[test]
 fn exec_states_its_second_role_only() {
     require_victim!("exec");
     let truths = truth_of("exec");

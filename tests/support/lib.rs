@@ -20,13 +20,13 @@ pub use process::{Victim, python};
 pub use report::{Frame, Overhead, Process, Report, Site, Sum};
 pub use shared::{NOBODY, Shared};
 pub use text::{breakpoints, wait_for_breakpoints};
-pub use tracer::{Finished, Tracer, run, run_command};
+pub use tracer::{ALL_SITES, Finished, Tracer, run, run_command};
 pub use truth::Truth;
 pub use victims::{Program, build_all, programs, victim};
 
 /// How long anything that should happen at once may take before the test gives up. Generous: the machine may be
 /// slow and busy, and the kernel waits out about 115 ms for each breakpoint that it removes.
-pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// Returns from the test, saying so on stderr, where this machine or user cannot load BPF programs; fails instead
 /// when `LEAKSCOPE_REQUIRE_KERNEL=1`. Otherwise yields a guard that keeps other kernel tests waiting.

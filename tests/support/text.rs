@@ -46,9 +46,13 @@ pub fn breakpoints(pid: u32) -> Result<Vec<u64>> {
                 read => length += read,
             }
         }
-        for (place, (a, b)) in in_memory.iter().zip(&in_file).take(length).enumerate() {
-            if a != b {
-                found.push(offset + u64::try_from(place)?);
+        in_memory.truncate(length);
+        in_file.truncate(length);
+        let pages = in_memory.chunks(4096).zip(in_file.chunks(4096));
+        for (number, (a, b)) in pages.enumerate().filter(|(_, (a, b))| a != b) {
+            let differing = a.iter().zip(b).enumerate().filter(|(_, (a, b))| a != b);
+            for (place, _) in differing {
+                found.push(offset + u64::try_from(number * 4096 + place)?);
             }
         }
     }

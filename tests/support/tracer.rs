@@ -16,6 +16,9 @@ use crate::process::{Victim, wait};
 use crate::report::Report;
 use crate::text::wait_for_breakpoints;
 
+/// The value of `--top` with which no site is left out.
+pub const ALL_SITES: &str = "1000000";
+
 /// A leakscope that ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
@@ -44,7 +47,7 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// Starts `leakscope trace --format json -o FILE ARGUMENTS` and does not wait for anything.
+    /// Starts `leakscope trace --format json -o FILE ARGUMENTS` with all sites and does not wait for anything.
     ///
     /// # Errors
     /// When it does not start.
@@ -52,7 +55,7 @@ impl Tracer {
         let folder = tempfile::tempdir().context("a folder for the report")?;
         let mut command = Command::new(leakscope()?);
         command
-            .args(["trace", "--format", "json", "-o"])
+            .args(["trace", "--top", ALL_SITES, "--format", "json", "-o"])
             .arg(folder.path().join("report.json"))
             .args(arguments)
             .stdin(Stdio::null())

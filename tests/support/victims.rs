@@ -245,6 +245,11 @@ pub fn victim(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// When a compiler fails.
 pub fn build_all(folder: &Path) -> Result<Vec<(&'static str, String)>> {
+    if prebuilt_folder().is_some() {
+        bail!(
+            "LEAKSCOPE_VICTIMS is set: the victims would be looked for there, not built; unset it"
+        );
+    }
     let mut left_out = Vec::new();
     for program in PROGRAMS {
         match missing(program.name) {
