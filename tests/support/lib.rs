@@ -1,1 +1,59 @@
-//! Support for the tests.
+//! Support for the tests of the whole program: victims with a known truth, the leakscope binary, and its report.
+//!
+//! Owns how victims are built, started and spoken to, how leakscope is run beside them, and what its JSON must look
+//! like (by the contract alone). It must not know the tracer's code: nothing here depends on the package `leakscope`.
+
+mod binary;
+mod lines;
+mod machine;
+mod process;
+mod report;
+mod shared;
+mod text;
+mod tracer;
+mod truth;
+mod victims;
+
+pub use binary::leakscope;
+pub use machine::{exclusive, kernel_usable, missing, skip};
+pub use process::{Victim, python};
+pub use report::{Frame, Overhead, Process, Report, Site, Sum};
+pub use shared::{NOBODY, Shared};
+pub use text::{breakpoints, wait_for_breakpoints};
+pub use tracer::{ALL_SITES, Finished, Tracer, run, run_command};
+pub use truth::Truth;
+pub use victims::{Program, build_all, programs, victim};
+
+/// How long anything that should happen at once may take before the test gives up. Generous: the machine may be
+/// slow and busy, and the kernel waits out about 115 ms for each breakpoint that it removes.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// Returns from the test, saying so on stderr, where this machine or user cannot load BPF programs; fails instead
+/// when `LEAKSCOPE_REQUIRE_KERNEL=1`. Otherwise yields a guard that keeps other kernel tests waiting.
+#[macro_export]
+macro_rules! require_kernel {
+    () => {
+        match $crate::kernel_usable() {
+            Ok(()) => $crate::exclusive().expect("the lock between kernel tests"),
+            Err(reason) => {
+                $crate::skip(&reason);
+                return;
+            }
+        }
+    };
+}
+
+/// The path of a victim, built if need be. Returns from the test, saying so on stderr, where the compiler or headers
+/// that this victim needs are missing; fails instead when `LEAKSCOPE_REQUIRE_KERNEL=1`.
+#[macro_export]
+macro_rules! require_victim {
+    ($name:expr) => {
+        match $crate::missing($name) {
+            None => $crate::victim($name).expect("the victim"),
+            Some(reason) => {
+                $crate::skip(&reason);
+                return;
+            }
+        }
+    };
+}

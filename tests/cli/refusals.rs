@@ -1,0 +1,228 @@
+//! What leakscope cannot do ends with 1 and one message that names the subject, and leaves nothing behind.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use leakscope_tests::{
+    Finished, NOBODY, PATIENCE, Shared, Victim, breakpoints, leakscope, require_kernel,
+    require_victim, run, run_command,
+};
+
+/// Exit code 1, nothing on stdout, a message on stderr that names each of `subjects` and is no panic.
+#[track_caller]
+fn assert_refused(finished: &Finished, subjects: &[&str]) {
+    assert_eq!(finished.code(), 1, "{finished:?}");
+    assert!(finished.stdout.is_empty(), "{finished:?}");
+    assert!(!finished.stderr.contains("panicked"), "{finished:?}");
+    for subject in subjects {
+        assert!(
+            finished.stderr.contains(subject),
+            "to name {subject}: {finished:?}"
+        );
+    }
+}
+
+fn trace(pid: u32) -> Finished {
+    run(&["trace", "-p", &pid.to_string(), "--for", "1s"]).expect("leakscope runs")
+}
+
+#[test]
+fn a_pid_that_does_not_exist() {
+    let _alone = require_kernel!();
+    // Process ids are smaller than pid_max (kernel/pid.c).
+    let limit = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap();
+    let pid: u32 = limit.trim().parse().unwrap();
+    assert_refused(&trace(pid), &[&pid.to_string()]);
+}
+
+#[test]
+fn a_process_that_has_ended_but_was_not_waited_for() {
+    let _alone = require_kernel!();
+    let mut child = Command::new("true").spawn().unwrap();
+    let start = Instant::now();
+    let is_zombie = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        stat.rsplit(')')
+            .next()
+            .unwrap()
+            .trim_start()
+            .starts_with('Z')
+    };
+    while !is_zombie() {
+        assert!(start.elapsed() < PATIENCE, "`true` does not end");
+        sleep(Duration::from_millis(5));
+    }
+    let finished = trace(child.id());
+    child.wait().unwrap();
+    assert_refused(&finished, &[&child.id().to_string()]);
+}
+
+#[test]
+fn a_kernel_thread() {
+    let _alone = require_kernel!();
+    // The flags are the ninth field (proc_pid_stat(5)); PF_KTHREAD is 0x0020_0000 (include/linux/sched.h).
+    let is_kernel_thread = |pid: u32| {
+        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+            stat.rsplit(')')
+                .next()
+                .and_then(|rest| rest.split_whitespace().nth(6))
+                .and_then(|flags| flags.parse::<u64>().ok())
+                .is_some_and(|flags| flags & 0x0020_0000 != 0)
+        })
+    };
+    let Some(pid) = (2..1000).find(|pid| is_kernel_thread(*pid)) else {
+        leakscope_tests::skip("this PID namespace shows no kernel thread");
+        return;
+    };
+    assert_refused(&trace(pid), &[&pid.to_string(), "kernel thread"]);
+}
+
+#[test]
+fn a_process_without_an_allocator() {
+    let _alone = require_kernel!();
+    let bare = require_victim!("bare");
+    let mut running = Victim::start(&bare).expect("started");
+    let finished = trace(running.pid());
+    assert_refused(&finished, &[&running.pid().to_string(), "allocator"]);
+    running.say("end").expect("it still listens");
+    assert!(running.end().expect("ends").success());
+}
+
+#[test]
+fn an_output_that_cannot_be_written() {
+    let _alone = require_kernel!();
+    let basic = require_victim!("basic");
+    let mut running = Victim::start(&basic).expect("started");
+    let pid = running.pid().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("no-such-folder/report.json");
+    for output in [
+        missing.as_path(),
+        folder.path(),
+        Path::new("/proc/report.json"),
+    ] {
+        let output = output.to_str().unwrap();
+        let finished = run(&["trace", "-p", &pid, "--for", "1s", "-o", output]).unwrap();
+        assert_refused(&finished, &[output]);
+        assert!(breakpoints(running.pid()).unwrap().is_empty(), "{output}");
+    }
+    running.go().expect("it runs as before");
+    assert!(running.quit().expect("ends").success());
+}
+
+#[test]
+fn an_output_on_a_full_disk() {
+    let _alone = require_kernel!();
+    let basic = require_victim!("basic");
+    let running = Victim::start(&basic).expect("started");
+    let pid = running.pid().to_string();
+    let finished = run(&["trace", "-p", &pid, "--for", "1s", "-o", "/dev/full"]).unwrap();
+    assert_refused(&finished, &["/dev/full"]);
+    assert!(breakpoints(running.pid()).unwrap().is_empty());
+}
+
+#[test]
+fn a_command_that_is_not_there() {
+    let _alone = require_kernel!();
+    let finished = run(&["trace", "--", "no-such-command-anywhere"]).unwrap();
+    assert_refused(&finished, &["no-such-command-anywhere"]);
+    let finished = run(&["trace", "--", "/etc/passwd"]).unwrap();
+    assert_refused(&finished, &["/etc/passwd"]);
+}
+
+/// leakscope as `nobody`, without any capability.
+fn as_nobody(program: &Shared, arguments: &[&str]) -> Finished {
+    let mut command = Command::new(program.path());
+    command
+        .args(arguments)
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .current_dir("/");
+    run_command(command).expect("leakscope runs")
+}
+
+#[test]
+fn a_user_without_capabilities() {
+    let _alone = require_kernel!();
+    let basic = Shared::copy(&require_victim!("basic")).unwrap();
+    let program = Shared::copy(&leakscope().expect("the binary")).unwrap();
+    let own = Victim::start_as(basic.path(), NOBODY).expect("started");
+    let pid = own.pid().to_string();
+    let finished = as_nobody(&program, &["trace", "-p", &pid, "--for", "1s"]);
+    assert_refused(&finished, &["CAP_BPF", "CAP_PERFMON"]);
+    drop(own);
+}
+
+#[test]
+fn a_process_of_another_user() {
+    let _alone = require_kernel!();
+    let basic = require_victim!("basic");
+    let program = Shared::copy(&leakscope().expect("the binary")).unwrap();
+    let mut other = Victim::start(&basic).expect("started");
+    let pid = other.pid().to_string();
+    let finished = as_nobody(&program, &["trace", "-p", &pid, "--for", "1s"]);
+    assert_refused(&finished, &[]);
+    let names_the_process = finished.stderr.contains(&pid);
+    let names_the_want = finished.stderr.contains("CAP_");
+    assert!(names_the_process || names_the_want, "{finished:?}");
+    other.go().expect("it runs as before");
+    assert!(other.quit().expect("ends").success());
+}
+
+#[test]
+fn the_doctor_tells_who_can_trace() {
+    let _alone = require_kernel!();
+    let healthy = run(&["doctor"]).unwrap();
+    assert_eq!(healthy.code(), 0, "{healthy:?}");
+    assert!(healthy.stdout.contains("BTF"), "{healthy:?}");
+    let program = Shared::copy(&leakscope().expect("the binary")).unwrap();
+    let ill = as_nobody(&program, &["doctor"]);
+    assert_eq!(ill.code(), 1, "{ill:?}");
+    assert!(ill.stdout.contains("CAP_BPF"), "{ill:?}");
+}
+
+#[test]
+fn the_doctor_looks_at_a_process() {
+    let _alone = require_kernel!();
+    let basic = require_victim!("basic");
+    let running = Victim::start(&basic).expect("started");
+    let finished = run(&["doctor", "-p", &running.pid().to_string()]).unwrap();
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    assert!(finished.stdout.contains("libc.so.6"), "{finished:?}");
+    assert!(breakpoints(running.pid()).unwrap().is_empty());
+}
+
+#[test]
+fn nothing_runs_of_a_command_that_cannot_be_traced() {
+    let _alone = require_kernel!();
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("mark");
+    let program = Shared::copy(&leakscope().expect("the binary")).unwrap();
+    fs::set_permissions(
+        folder.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .unwrap();
+    let arguments = ["trace", "--", "touch", mark.to_str().unwrap()];
+    let finished = as_nobody(&program, &arguments);
+    assert_refused(&finished, &["CAP_BPF"]);
+    assert!(
+        !mark.exists(),
+        "the command ran though it could not be traced"
+    );
+    let plain = Command::new("touch")
+        .arg(&mark)
+        .uid(NOBODY)
+        .stdin(Stdio::null())
+        .status();
+    assert!(
+        plain.unwrap().success() && mark.exists(),
+        "nobody could not have touched it anyway"
+    );
+}

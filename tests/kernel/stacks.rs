@@ -1,0 +1,181 @@
+//! Stacks to their true end, without frame pointers: against known depths and against glibc's own backtrace().
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use leakscope_tests::{Report, Site, Tracer, Truth, Victim, require_kernel, require_victim};
+
+fn trace(mut running: Victim) -> (Report, Vec<Truth>, u32) {
+    let pid = running.pid();
+    let tracer = Tracer::attach(&running, &[]).expect("attached");
+    let truths = running.go().expect("the victim's truth");
+    let report = tracer.stop().expect("the report");
+    assert!(running.quit().expect("the victim ends").success());
+    (report, truths, pid)
+}
+
+/// Every line of the truth is met by the stacks in which the function is the nearest of the program's own, and no stack
+/// is cut.
+#[track_caller]
+fn assert_complete(path: &Path) {
+    let (report, truths, pid) = trace(Victim::start(path).expect("started"));
+    let differences =
+        report.differences(&truths, |report, truth| report.below(pid, &truth.function));
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    let cut: Vec<Vec<&str>> = report
+        .sites
+        .iter()
+        .filter(|site| !site.stack_complete)
+        .map(Site::names)
+        .collect();
+    assert!(cut.is_empty(), "{cut:?} {:?}", report.losses);
+    for site in report.sites.iter().filter(|site| site.inuse_objects > 0) {
+        let rooted = site.contains("main") || site.contains("worker");
+        assert!(rooted, "{:?}", site.names());
+    }
+}
+
+#[test]
+fn c_without_frame_pointers() {
+    let _alone = require_kernel!();
+    assert_complete(&require_victim!("kinds-omit"));
+}
+
+#[test]
+fn threads_without_frame_pointers() {
+    let _alone = require_kernel!();
+    assert_complete(&require_victim!("threads-omit"));
+}
+
+#[test]
+fn cpp_without_frame_pointers() {
+    let _alone = require_kernel!();
+    assert_complete(&require_victim!("cpp-omit"));
+}
+
+#[test]
+fn cpp_through_a_library_without_frame_pointers() {
+    let _alone = require_kernel!();
+    assert_complete(&require_victim!("cpp"));
+}
+
+#[test]
+fn through_libc_itself() {
+    let _alone = require_kernel!();
+    for name in ["library", "library-omit"] {
+        assert_complete(&require_victim!(name));
+    }
+}
+
+#[test]
+fn known_depths_without_frame_pointers() {
+    let _alone = require_kernel!();
+    let path = require_victim!("deep-omit");
+    let (report, truths, pid) = trace(Victim::start(&path).expect("started"));
+    assert_eq!(truths.len(), 4);
+    for truth in truths {
+        let sites: Vec<&Site> = report
+            .sites
+            .iter()
+            .filter(|site| site.pid == pid && site.contains(&truth.function))
+            .collect();
+        assert_eq!(sites.len(), 1, "{truth:?}");
+        let site = sites.first().unwrap();
+        assert_eq!(
+            (site.inuse_bytes, site.inuse_objects),
+            (truth.bytes, truth.objects)
+        );
+        let depth = truth.recursions.unwrap();
+        let recursions = site
+            .frames
+            .iter()
+            .filter(|frame| frame.is("recurse"))
+            .count();
+        if depth < 120 {
+            assert_eq!(recursions, depth, "{:?}", site.names());
+            assert!(site.stack_complete);
+        } else {
+            assert!(recursions > 100 && recursions < depth, "{recursions}");
+            assert!(!site.stack_complete);
+        }
+    }
+}
+
+/// The names of the program's own frames up to `main`, and the number of all frames behind the allocator's.
+fn shape(site: &Site) -> (Vec<String>, usize) {
+    let frames: Vec<&str> = site
+        .frames
+        .iter()
+        .filter(|frame| !frame.inlined && !frame.is_allocator())
+        .map(|frame| frame.function.as_deref().unwrap_or("?"))
+        .collect();
+    let own = frames
+        .iter()
+        .position(|name| *name == "main")
+        .map_or(frames.len(), |place| place + 1);
+    (
+        frames
+            .iter()
+            .take(own)
+            .map(|name| (*name).to_owned())
+            .collect(),
+        frames.len(),
+    )
+}
+
+/// Every stack of the report against what backtrace() said inside the victim: names, number of frames, bytes.
+#[track_caller]
+fn assert_as_backtrace(path: &Path) {
+    let (report, truths, pid) = trace(Victim::start(path).expect("started"));
+    let mut expected: BTreeMap<(Vec<String>, usize), (u64, u64)> = BTreeMap::new();
+    for truth in truths {
+        let figures = expected
+            .entry((truth.stack.unwrap(), truth.frames.unwrap()))
+            .or_default();
+        figures.0 += truth.bytes;
+        figures.1 += truth.objects;
+    }
+    assert!(expected.len() > 500, "{} stacks", expected.len());
+    let mut found: BTreeMap<(Vec<String>, usize), (u64, u64)> = BTreeMap::new();
+    for site in report
+        .sites
+        .iter()
+        .filter(|site| site.pid == pid && site.contains("leaf"))
+    {
+        let figures = found.entry(shape(site)).or_default();
+        figures.0 += site.inuse_bytes;
+        figures.1 += site.inuse_objects;
+    }
+    let missing: Vec<_> = expected
+        .iter()
+        .filter(|(stack, figures)| found.get(*stack) != Some(*figures))
+        .collect();
+    let invented: Vec<_> = found
+        .keys()
+        .filter(|stack| !expected.contains_key(*stack))
+        .collect();
+    assert!(
+        missing.is_empty() && invented.is_empty(),
+        "of {} stacks {} are missing or wrong, {} invented; first {:?}; {:?}; {:?}",
+        expected.len(),
+        missing.len(),
+        invented.len(),
+        missing.first(),
+        invented.first(),
+        report.losses
+    );
+}
+
+#[test]
+fn the_same_stacks_as_glibc_sees_with_frame_pointers() {
+    let _alone = require_kernel!();
+    assert_as_backtrace(&require_victim!("backtrace"));
+}
+
+#[test]
+fn the_same_stacks_as_glibc_sees_without_frame_pointers() {
+    let _alone = require_kernel!();
+    assert_as_backtrace(&require_victim!("backtrace-omit"));
+}
