@@ -25,6 +25,12 @@ pub enum Function {
     Pvalloc = 8,
     /// `void free(void *block)`.
     Free = 9,
+    /// Rust's `realloc(ptr: *mut u8, old_size: usize, align: usize, new_size: usize) -> *mut u8` (`__rust_realloc`).
+    RustRealloc = 10,
+    /// `void *calloc(heap, size_t count, size_t size)`: mimalloc's `mi_heap_calloc`.
+    HeapCalloc = 11,
+    /// `void *realloc(heap, void *old, size_t size)`: mimalloc's `mi_heap_realloc`.
+    HeapRealloc = 12,
 }
 
 /// The number of hit counters of a process: one for each attached function of each of its allocators. Further

@@ -3,5 +3,9 @@
 //! The readers take the root of a proc file system (normally `/proc`) so that tests hand them a folder. This room
 //! knows nothing of BPF: it says where a probe belongs and why, and leaves attaching it to [`crate::kernel`].
 
+pub mod allocator;
 pub mod elf;
+mod flow;
 pub mod process;
+#[cfg(test)]
+mod testing;

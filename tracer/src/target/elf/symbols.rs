@@ -109,7 +109,7 @@ impl SymbolTable {
         &self,
         source: &(impl ReadAt + ?Sized),
         wanted: &mut dyn FnMut(&[u8]) -> bool,
-        found: &mut dyn FnMut(u32, &[u8], &elf::Sym64<LE>),
+        mut found: impl FnMut(u32, &[u8], &elf::Sym64<LE>),
     ) -> Result<(), ElfError> {
         let outside = "its symbol table lies outside of it";
         let size = size_of::<elf::Sym64<LE>>() as u64;
@@ -182,7 +182,7 @@ impl SymbolTable {
         wanted: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<HashMap<u32, String>, ElfError> {
         let mut names = HashMap::new();
-        self.visit(source, wanted, &mut |index, name, _| {
+        self.visit(source, wanted, |index, name, _| {
             names.insert(index, String::from_utf8_lossy(name).into_owned());
         })?;
         Ok(names)
@@ -250,7 +250,7 @@ impl ElfFile {
         let mut symbols: Vec<Symbol> = Vec::new();
         for (table, is_dynamic) in [(&self.dynamic_symbols, true), (&self.static_symbols, false)] {
             let Some(table) = table else { continue };
-            table.visit(source, &mut wanted, &mut |_, name, symbol| {
+            table.visit(source, &mut wanted, |_, name, symbol| {
                 symbols.push(Symbol {
                     name: String::from_utf8_lossy(name).into_owned(),
                     vaddr: symbol.st_value.get(LE),
