@@ -36,6 +36,9 @@ const REALLOC: u8 = Function::Realloc as u8;
 const REALLOC_ARRAY: u8 = Function::ReallocArray as u8;
 const POSIX_MEMALIGN: u8 = Function::PosixMemalign as u8;
 const ALIGNED_ALLOC: u8 = Function::AlignedAlloc as u8;
+const RUST_REALLOC: u8 = Function::RustRealloc as u8;
+const HEAP_CALLOC: u8 = Function::HeapCalloc as u8;
+const HEAP_REALLOC: u8 = Function::HeapRealloc as u8;
 
 /// Whether a session program runs for the return: at entry the instruction pointer is the probe's own address, at return
 /// it is the caller's (kernel/events/uprobes.c, `handle_trampoline`), which is never a probed first instruction.
@@ -69,8 +72,15 @@ pub(crate) fn enter(regs: *mut pt_regs) -> u32 {
     };
     let cookie = arrive(regs, thread);
     // SAFETY: the kernel passes its registers as the context.
-    let (first, second, third, stack_pointer) =
-        unsafe { ((*regs).rdi, (*regs).rsi, (*regs).rdx, (*regs).rsp) };
+    let (first, second, third, fourth, stack_pointer) = unsafe {
+        (
+            (*regs).rdi,
+            (*regs).rsi,
+            (*regs).rdx,
+            (*regs).rcx,
+            (*regs).rsp,
+        )
+    };
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
     let inflight = unsafe { &mut (*thread).inflight };
     if inflight.stack_pointer != 0 {
@@ -84,12 +94,18 @@ pub(crate) fn enter(regs: *mut pt_regs) -> u32 {
         CALLOC => (0, first.wrapping_mul(second)),
         REALLOC => (first, second),
         REALLOC_ARRAY => (first, second.wrapping_mul(third)),
+        HEAP_CALLOC => (0, second.wrapping_mul(third)),
+        RUST_REALLOC => (first, fourth),
+        HEAP_REALLOC => (second, third),
         POSIX_MEMALIGN => (first, third),
         ALIGNED_ALLOC => (0, second),
         _ => (0, first),
     };
     let rejected = size < settings.min_size || size > settings.max_size;
-    let reallocates = function == REALLOC || function == REALLOC_ARRAY;
+    let reallocates = matches!(
+        function,
+        REALLOC | REALLOC_ARRAY | RUST_REALLOC | HEAP_REALLOC
+    );
     inflight.old_taken = 0;
     if reallocates && argument != 0 {
         // Taken out now: once realloc has freed the block, another thread may be given its address at any time.

@@ -201,7 +201,7 @@ impl HeapPrograms {
 }
 
 /// The number of the uprobe PMU.
-fn uprobe_pmu() -> io::Result<u32> {
+pub(crate) fn uprobe_pmu() -> io::Result<u32> {
     const PATH: &str = "/sys/bus/event_source/devices/uprobe/type";
     std::fs::read_to_string(PATH)?
         .trim()

@@ -106,3 +106,15 @@ pub(crate) fn open_pidfd(pid: u32) -> io::Result<std::os::fd::OwnedFd> {
     // SAFETY: the descriptor is new and ours.
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
 }
+
+/// CLOCK_MONOTONIC, nanoseconds: the clock of the probe's times.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a timespec of ours; the clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
+}

@@ -45,11 +45,11 @@ pub enum KernelError {
         /// What was tried.
         reason: String,
     },
-    /// The kernel's type information is missing.
-    #[error("cannot read /sys/kernel/btf/vmlinux: {reason}; leakscope needs a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
-    Btf {
-        /// What the reader said.
-        reason: String,
+    /// This user may not trace.
+    #[error("not allowed to trace: {missing} missing; run as root, or give the binary these capabilities (see `leakscope doctor`)")]
+    Capabilities {
+        /// What is missing.
+        missing: String,
     },
     /// Another call to the kernel failed.
     #[error("{what}: {source}{}", permission_hint(.source))]

@@ -5,6 +5,7 @@
 mod attach;
 mod command;
 mod error;
+mod features;
 mod load;
 mod object;
 mod probe;
@@ -13,8 +14,9 @@ mod sys;
 mod tracefs;
 
 pub use attach::{Attachment, Link, LinkMode};
-pub use command::HeldCommand;
+pub use command::{HeldCommand, monotonic_ns};
 pub use error::KernelError;
+pub use features::{Capability, Check, Verdict, checks, effective_capabilities, require_capabilities};
 pub use load::MapMemory;
 pub use object::{Provenance, provenance};
 pub use probe::{LiveBlock, Probe, ProbeEvent, ProbeOptions, SiteCount, open_pidfd};

@@ -2,6 +2,7 @@
 //! together, kernel to ledger to symbol to `Report`; each subcommand that traces drives one of these. It knows neither
 //! arguments nor views.
 
+mod inspect;
 mod process;
 mod report;
 mod tables;
@@ -16,7 +17,8 @@ use std::{
 
 use leakscope_common::Loss;
 
-pub use process::{ProbeSite, TraceError};
+pub use inspect::{InspectedFile, Inspection, PlannedProbe, inspect};
+pub use process::{ProbeSite, TraceError, check_target};
 pub use tables::{Tables, Unwinding};
 
 use crate::{

@@ -15,7 +15,7 @@ use crate::{
     symbol::AddressSpace,
     target::{
         discover::{Files, discover},
-        process::{ProcessError, read_memory, read_process},
+        process::{Process, ProcessError, read_memory, read_process},
     },
 };
 
@@ -114,22 +114,36 @@ pub(super) struct Traced {
     refreshed: Option<Instant>,
 }
 
+/// Whether a process can be traced at all, as far as `/proc` says.
+///
+/// # Errors
+/// There is no such process, or it runs no program.
+pub fn check_target(pid: u32) -> Result<(), TraceError> {
+    readable(Path::new(super::PROC), pid).map(|_| ())
+}
+
+/// Reads a process that runs a program.
+pub(super) fn readable(proc_root: &Path, pid: u32) -> Result<Process, TraceError> {
+    let process = read_process(proc_root, pid)?;
+    if process.is_kernel_thread {
+        return Err(TraceError::KernelThread {
+            pid,
+            comm: process.comm,
+        });
+    }
+    if process.is_zombie {
+        return Err(TraceError::Zombie {
+            pid,
+            comm: process.comm,
+        });
+    }
+    Ok(process)
+}
+
 impl Traced {
     /// Looks at a process and opens a descriptor that tells when it ends.
     pub(super) fn open(proc_root: &Path, pid: u32) -> Result<Self, TraceError> {
-        let process = read_process(proc_root, pid)?;
-        if process.is_kernel_thread {
-            return Err(TraceError::KernelThread {
-                pid,
-                comm: process.comm,
-            });
-        }
-        if process.is_zombie {
-            return Err(TraceError::Zombie {
-                pid,
-                comm: process.comm,
-            });
-        }
+        let process = readable(proc_root, pid)?;
         let pidfd = open_pidfd(pid).map_err(|source| TraceError::Watch { pid, source })?;
         let mut traced = Self {
             pid,

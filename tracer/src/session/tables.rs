@@ -122,6 +122,64 @@ pub enum Unwinding {
     },
 }
 
+/// Builds tables and remembers them.
+#[derive(Debug)]
+pub(super) struct Builder {
+    cache: Cache,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new(BuildOptions::default())
+    }
+}
+
+impl Builder {
+    fn new(options: BuildOptions) -> Self {
+        Self {
+            cache: Cache::new(options),
+        }
+    }
+
+    /// Builds the missing tables, several at a time.
+    fn build<'a>(&self, modules: impl Iterator<Item = &'a Arc<Module>>) {
+        let requests: Vec<(Key, &Arc<Module>)> = modules
+            .filter(|module| keeps_frame_pointers(module).is_none())
+            .map(|module| (key(module), module))
+            .filter(|(key, _)| self.cache.get(key).is_none())
+            .collect();
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        // Each file's outcome is asked for again when it is installed.
+        let _ = self
+            .cache
+            .build_many(&requests, |module| read(module), threads);
+    }
+
+    /// The table of a file: built, or remembered.
+    fn table(&self, module: &Module) -> Result<Arc<Table>, TableError> {
+        self.cache.get_or_build(&key(module), || read(module))
+    }
+
+    /// How a file can be unwound.
+    #[must_use]
+    pub(super) fn describe(&self, module: &Module) -> Unwinding {
+        if let Some(reason) = keeps_frame_pointers(module) {
+            return Unwinding::FramePointers { reason };
+        }
+        match self.table(module) {
+            Ok(table) => Unwinding::Table {
+                rows: table.rows.len(),
+                rows_full: table.stats.rows_full as usize,
+                bytes: table.bytes(),
+                text_bytes: table.stats.text_bytes,
+            },
+            Err(error) => Unwinding::Impossible {
+                reason: error.to_string(),
+            },
+        }
+    }
+}
+
 /// Everything that is installed.
 pub struct Tables {
     rows: Room,
@@ -129,7 +187,7 @@ pub struct Tables {
     mappings: Room,
     files: HashMap<u64, Installed>,
     slices: HashMap<u32, (usize, usize)>,
-    cache: Cache,
+    builder: Builder,
 }
 
 impl Tables {
@@ -143,7 +201,7 @@ impl Tables {
             mappings: Room::new(mappings),
             files: HashMap::new(),
             slices: HashMap::new(),
-            cache: Cache::new(options),
+            builder: Builder::new(options),
         }
     }
 
@@ -165,7 +223,12 @@ impl Tables {
             .filter_map(|range| range.module.as_ref())
             .map(|module| (module.number, module))
             .collect();
-        self.build(modules.values().copied());
+        self.builder.build(
+            modules
+                .values()
+                .copied()
+                .filter(|module| !self.files.contains_key(&module.number)),
+        );
         let mut mappings = Vec::new();
         for range in space.ranges() {
             let mut mapping = Mapping {
@@ -225,46 +288,6 @@ impl Tables {
         });
     }
 
-    /// Builds the missing tables, several at a time.
-    fn build<'a>(&self, modules: impl Iterator<Item = &'a Arc<Module>>) {
-        let requests: Vec<(Key, &Arc<Module>)> = modules
-            .filter(|module| {
-                !self.files.contains_key(&module.number) && keeps_frame_pointers(module).is_none()
-            })
-            .map(|module| (key(module), module))
-            .filter(|(key, _)| self.cache.get(key).is_none())
-            .collect();
-        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        // Each file's outcome is asked for again when it is installed.
-        let _ = self
-            .cache
-            .build_many(&requests, |module| read(module), threads);
-    }
-
-    /// The table of a file: built, or remembered.
-    fn table(&self, module: &Module) -> Result<Arc<Table>, TableError> {
-        self.cache.get_or_build(&key(module), || read(module))
-    }
-
-    /// How a file can be unwound.
-    #[must_use]
-    pub fn describe(&self, module: &Module) -> Unwinding {
-        if let Some(reason) = keeps_frame_pointers(module) {
-            return Unwinding::FramePointers { reason };
-        }
-        match self.table(module) {
-            Ok(table) => Unwinding::Table {
-                rows: table.rows.len(),
-                rows_full: table.stats.rows_full as usize,
-                bytes: table.bytes(),
-                text_bytes: table.stats.text_bytes,
-            },
-            Err(error) => Unwinding::Impossible {
-                reason: error.to_string(),
-            },
-        }
-    }
-
     /// Installs a file's table, if it is not there; returns its place in the page index.
     fn file(
         &mut self,
@@ -278,6 +301,7 @@ impl Tables {
         }
         let name = module.path.display();
         let table = self
+            .builder
             .table(module)
             .map_err(|error| format!("{name} cannot be unwound: {error}"))?;
         let (first, last) = page_span(module, &table);

@@ -9,3 +9,4 @@ mod flow;
 pub mod process;
 #[cfg(test)]
 mod testing;
+pub mod discover;

@@ -278,3 +278,16 @@ fn malformed(pid: u32, path: PathBuf, found: &[u8]) -> ProcessError {
 
 #[cfg(test)]
 mod tests;
+
+/// Whether a process is stopped (state `T` of proc_pid_stat(5)).
+///
+/// # Errors
+/// See [`ProcessError`].
+pub fn is_stopped(proc_root: &Path, pid: u32) -> Result<bool, ProcessError> {
+    let path = proc_root.join(pid.to_string()).join("stat");
+    let stat = read(pid, &path)?;
+    let close = stat.iter().rposition(|&byte| byte == b')');
+    Ok(close
+        .and_then(|close| stat.get(close + 2))
+        .is_some_and(|&state| state == b'T'))
+}

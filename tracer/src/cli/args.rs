@@ -1,0 +1,185 @@
+//! The command line as it is typed: names, help, and the form of each value. Whether the values make sense together
+//! is the plan's to say.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// What `--version` prints: the version and where the BPF object came from.
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\nBPF object: sha256 ",
+    env!("LEAKSCOPE_BPF_OBJECT_SHA256"),
+    " (",
+    env!("LEAKSCOPE_BPF_OBJECT_SOURCE"),
+    ")\nbuilt by: ",
+    env!("LEAKSCOPE_BPF_OBJECT_TOOLCHAIN"),
+);
+
+/// Finds memory leaks in programs that are already running: names the call stacks whose memory survives.
+#[derive(Debug, Parser)]
+#[command(name = "leakscope", version = VERSION, max_term_width = 100)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Trace processes and show which call stacks hold the memory.
+    Trace(TraceArguments),
+    /// Say what this machine, this user and a process allow; exit with 1 if tracing cannot work.
+    Doctor(DoctorArguments),
+}
+
+/// How allocations are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum TierChoice {
+    /// The best that there is; for now always `exact`.
+    Auto,
+    /// Every call of the allocator, all the time.
+    Exact,
+}
+
+/// Output formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum FormatChoice {
+    /// For people.
+    Text,
+    /// One object, by the contract.
+    Json,
+    /// Folded stacks, one a line, with the bytes in use: for flame graph tools.
+    Folded,
+    /// A flame graph.
+    Svg,
+    /// A gzipped profile for `go tool pprof`.
+    Pprof,
+}
+
+impl FormatChoice {
+    /// The name that the report room knows.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+            Self::Folded => "folded",
+            Self::Svg => "svg",
+            Self::Pprof => "pprof",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  leakscope trace -p 1234 --for 30s          trace a running process
+  leakscope trace -- ./server --port 80      trace a command from its first allocation
+  leakscope trace -p 1234 --format json -o report.json
+
+Without --for, tracing goes on until Ctrl-C, which prints the result; a second Ctrl-C quits at once.
+Exit status: 0 done, 1 could not do it, 2 usage.")]
+pub(super) struct TraceArguments {
+    /// Processes to trace.
+    #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..), help_heading = "Target")]
+    pub(super) pid: Vec<u32>,
+    /// A command to run and trace.
+    #[arg(last = true, value_name = "COMMAND", conflicts_with = "pid", help_heading = "Target")]
+    pub(super) command: Vec<OsString>,
+    /// How long to trace, such as 30s or 5m; until Ctrl-C if it is not given.
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    pub(super) duration: Option<Duration>,
+    /// Also show the result so far, every so often.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) every: Option<Duration>,
+    /// How allocations are seen.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) tier: TierChoice,
+    /// Show at most so many call stacks; the others are summed up.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(super) top: usize,
+    /// Only count blocks at least this old.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) min_age: Option<Duration>,
+    /// Only record allocations of at least so many bytes, such as 64KiB.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(super) min_size: Option<u64>,
+    /// Only record allocations of at most so many bytes.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(super) max_size: Option<u64>,
+    /// How the result is written.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) format: FormatChoice,
+    /// Write the result to a file instead of stdout.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+    /// Distinct call stacks to hold.
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=4_194_304), help_heading = "Limits")]
+    pub(super) max_stacks: u32,
+    /// Live blocks to hold; beyond that one of two, four, ... is kept and figures are estimates.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_024..=100_000_000), help_heading = "Limits")]
+    pub(super) max_blocks: u32,
+    /// Walk stacks by frame pointers only.
+    #[arg(long, help_heading = "Limits")]
+    pub(super) frame_pointers: bool,
+    /// The kind of kernel link to use; the best that the kernel has if it is not given.
+    #[arg(long, value_enum, value_name = "KIND", help_heading = "Limits")]
+    pub(super) links: Option<LinkChoice>,
+}
+
+/// Kinds of link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum LinkChoice {
+    /// One link for entries and returns (Linux 6.13).
+    Session,
+    /// Links for many probes at once (Linux 6.6).
+    Multi,
+    /// A perf event for each probe.
+    Perf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArguments {
+    /// Also look at a process: its allocators, probe sites and unwind tables.
+    #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) pid: Option<u32>,
+}
+
+/// Parses `30s`, `5m`, `1h 30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if parsed.is_zero() {
+        return Err("it must be longer than 0".to_owned());
+    }
+    Ok(parsed)
+}
+
+/// Parses `64KiB`, `1MB`, `4096`.
+fn size(text: &str) -> Result<u64, String> {
+    text.parse::<bytesize::ByteSize>()
+        .map(|size| size.as_u64())
+        .map_err(|error| error.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
+
+    use super::{Arguments, duration, size};
+    use clap::CommandFactory as _;
+    use std::time::Duration;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_and_sizes_are_read_as_people_write_them() {
+        assert_eq!(duration("1h 30m").unwrap(), Duration::from_secs(5_400));
+        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
+        assert!(duration("0s").is_err());
+        assert!(duration("5").is_err());
+        assert_eq!(size("64KiB").unwrap(), 65_536);
+        assert_eq!(size("4096").unwrap(), 4_096);
+        assert!(size("many").is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! `leakscope doctor`: what this machine, this user and a process allow, and what to do about the rest.
+
+use std::{
+    io::{self, BufWriter, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+use bytesize::ByteSize;
+
+use super::args::DoctorArguments;
+use crate::{
+    kernel::{self, Probe, ProbeOptions, Verdict},
+    session::{Unwinding, inspect},
+};
+
+/// Runs the checks and prints them.
+pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let works = match print(&mut out, arguments.pid).and_then(|works| out.flush().map(|()| works)) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => true,
+        result => result?,
+    };
+    Ok(ExitCode::from(u8::from(!works)))
+}
+
+/// Prints everything; tells whether tracing can work.
+fn print(out: &mut dyn Write, pid: Option<u32>) -> io::Result<bool> {
+    let mut works = true;
+    writeln!(out, "leakscope {}", env!("CARGO_PKG_VERSION"))?;
+    let provenance = kernel::provenance();
+    writeln!(
+        out,
+        "  BPF object     sha256 {} ({})\n                 built by {}\n",
+        provenance.sha256, provenance.source, provenance.toolchain
+    )?;
+    for check in kernel::checks() {
+        works &= check.verdict != Verdict::Missing;
+        line(out, check.verdict, &check.name, &check.detail, &check.remedy)?;
+    }
+    works &= print_probe(out)?;
+    if let Some(pid) = pid {
+        works &= print_process(out, pid)?;
+    }
+    writeln!(
+        out,
+        "\n{}",
+        if works {
+            "Tracing works here."
+        } else {
+            "Tracing cannot work here: see the lines marked MISSING."
+        }
+    )?;
+    Ok(works)
+}
+
+/// One line of the list.
+fn line(
+    out: &mut dyn Write,
+    verdict: Verdict,
+    name: &str,
+    detail: &str,
+    remedy: &str,
+) -> io::Result<()> {
+    let mark = match verdict {
+        Verdict::Good => "ok",
+        Verdict::Degraded => "DEGRADED",
+        Verdict::Missing => "MISSING",
+    };
+    writeln!(out, "  {mark:<9} {name:<15} {detail}")?;
+    if verdict != Verdict::Good && !remedy.is_empty() {
+        writeln!(out, "  {:<9} {:<15} what to do: {remedy}", "", "")?;
+    }
+    Ok(())
+}
+
+/// Loads the probe, as a trace would, and says what it takes.
+fn print_probe(out: &mut dyn Write) -> io::Result<bool> {
+    let probe = match Probe::load(&ProbeOptions::default()) {
+        Ok(probe) => probe,
+        Err(error) => {
+            line(out, Verdict::Missing, "probe", &error.to_string(), "")?;
+            return Ok(false);
+        }
+    };
+    let programs = match probe.verified_instructions() {
+        Ok(programs) => programs
+            .iter()
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect::<Vec<_>>()
+            .join(", "),
+        Err(error) => error.to_string(),
+    };
+    line(
+        out,
+        Verdict::Good,
+        "probe",
+        &format!("accepted; instructions verified: {programs}"),
+        "",
+    )?;
+    let sum = |at_once: bool| -> u64 {
+        probe
+            .memory()
+            .iter()
+            .filter(|map| map.allocated == at_once)
+            .map(|map| map.bytes)
+            .sum()
+    };
+    line(
+        out,
+        Verdict::Good,
+        "map memory",
+        &format!(
+            "{} at once, at most {} more as processes and threads come",
+            ByteSize::b(sum(true)),
+            ByteSize::b(sum(false))
+        ),
+        "",
+    )?;
+    for map in probe.memory() {
+        let when = if map.allocated { "" } else { " at most" };
+        writeln!(
+            out,
+            "  {:<9} {:<15} {:<14} {:>10}{when}, {} entries",
+            "",
+            "",
+            map.name,
+            ByteSize::b(map.bytes).to_string(),
+            map.entries
+        )?;
+    }
+    Ok(true)
+}
+
+/// Says what would be attached in a process, and how its files can be unwound.
+fn print_process(out: &mut dyn Write, pid: u32) -> io::Result<bool> {
+    writeln!(out, "\nProcess {pid}")?;
+    let found = match inspect(Path::new("/proc"), pid) {
+        Ok(found) => found,
+        Err(error) => {
+            line(out, Verdict::Missing, "process", &error.to_string(), "")?;
+            return Ok(false);
+        }
+    };
+    line(out, Verdict::Good, "name", &found.comm, "")?;
+    if found.probes.is_empty() {
+        line(
+            out,
+            Verdict::Missing,
+            "allocators",
+            "none known in the files that it maps",
+            "see the notes below; a stripped static program hides its allocator",
+        )?;
+    }
+    let mut allocator = "";
+    for probe in &found.probes {
+        if probe.allocator != allocator {
+            allocator = &probe.allocator;
+            line(out, Verdict::Good, "allocator", allocator, "")?;
+        }
+        writeln!(
+            out,
+            "  {:<9} {:<15} {:<20} at {:#x}: {}",
+            "", "", probe.name, probe.offset, probe.reason
+        )?;
+    }
+    for note in &found.notes {
+        line(out, Verdict::Degraded, "note", note, "")?;
+    }
+    for file in &found.files {
+        let path = file.path.display();
+        match &file.unwinding {
+            Unwinding::Table {
+                rows,
+                rows_full,
+                bytes,
+                text_bytes,
+            } => line(
+                out,
+                Verdict::Good,
+                "unwinding",
+                &format!(
+                    "{path}: {rows} rows of {rows_full}, {}, for {} of code",
+                    ByteSize::b(*bytes as u64),
+                    ByteSize::b(*text_bytes)
+                ),
+                "",
+            )?,
+            Unwinding::FramePointers { reason } => line(
+                out,
+                Verdict::Good,
+                "unwinding",
+                &format!("{path}: by frame pointers ({reason})"),
+                "",
+            )?,
+            Unwinding::Impossible { reason } => line(
+                out,
+                Verdict::Degraded,
+                "unwinding",
+                &format!("{path}: stacks end here: {reason}"),
+                "",
+            )?,
+        }
+    }
+    Ok(!found.probes.is_empty())
+}

@@ -1,0 +1,113 @@
+//! `leakscope trace`: follow the target, wait, show.
+
+use std::{
+    process::{Child, Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+
+use super::{
+    output::{Output, complain},
+    plan::{Target, TracePlan},
+    progress::ProgressLine,
+    stop::Stop,
+};
+use crate::{
+    kernel::{HeldCommand, require_capabilities},
+    session::Session,
+};
+
+/// How long a command's process may take to be reaped after its pidfd said that it ended.
+const REAP_WITHIN: Duration = Duration::from_secs(1);
+
+/// Runs the plan.
+pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
+    require_capabilities()?;
+    let mut output = Output::open(plan.output.as_deref(), plan.format)?;
+    let stop = Stop::listen()?;
+    let mut child = None;
+    let mut session = match &plan.target {
+        Target::Processes(pids) => {
+            // Wrong ids are said before the kernel is asked for anything.
+            for pid in pids {
+                crate::session::check_target(*pid)?;
+            }
+            let mut session = Session::new(plan.session.clone())?;
+            for pid in pids {
+                session.follow(*pid)?;
+            }
+            session
+        }
+        Target::Command(program, arguments) => {
+            let mut session = Session::new(plan.session.clone())?;
+            let mut command = Command::new(program);
+            command.args(arguments);
+            let name = program.to_string_lossy();
+            let failed = || format!("cannot run {name}");
+            let held = HeldCommand::start(command).with_context(failed)?;
+            session.follow_command(held.pid())?;
+            // The child stops at its exec, which is dealt with in `watch`.
+            child = Some(held.release().with_context(failed)?);
+            session
+        }
+    };
+    let result = watch(plan, &mut session, &stop, &mut output);
+    if let Some(child) = &mut child
+        && session.running() == 0
+    {
+        reap(child);
+    }
+    result?;
+    let report = session.report(plan.top)?;
+    drop(session);
+    output.write(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets the trace go on until its time is over, its targets have ended or somebody asks to stop.
+fn watch(
+    plan: &TracePlan,
+    session: &mut Session,
+    stop: &Stop,
+    output: &mut Output,
+) -> anyhow::Result<()> {
+    let progress = ProgressLine::start();
+    let end = plan.duration.map(|duration| session.started() + duration);
+    let mut next_report = plan.every.map(|every| session.started() + every);
+    while !stop.is_asked() && session.running() > 0 {
+        let now = Instant::now();
+        if end.is_some_and(|end| now >= end) {
+            break;
+        }
+        let mut wait = Duration::MAX;
+        for at in [end, next_report].into_iter().flatten() {
+            wait = wait.min(at.saturating_duration_since(now));
+        }
+        session.step(wait)?;
+        for warning in session.take_warnings() {
+            progress.hide(|| complain(&format!("leakscope: {warning}")));
+        }
+        progress.show(&session.progress());
+        if let (Some(at), Some(every)) = (next_report, plan.every)
+            && Instant::now() >= at
+        {
+            let report = session.report(plan.top)?;
+            progress.hide(|| output.write(&report))?;
+            next_report = Some(at + every);
+        }
+    }
+    progress.finish();
+    Ok(())
+}
+
+/// Reaps a command that has ended. One that still runs goes on without us.
+fn reap(child: &mut Child) {
+    let begun = Instant::now();
+    while begun.elapsed() < REAP_WITHIN {
+        match child.try_wait() {
+            Ok(None) => std::thread::sleep(Duration::from_millis(1)),
+            Ok(Some(_)) | Err(_) => return,
+        }
+    }
+}

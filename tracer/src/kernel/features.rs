@@ -1,0 +1,266 @@
+//! What this kernel and this user allow, found by asking, never by a version.
+
+use std::{fs, path::Path};
+
+use super::{
+    attach::{self, LinkMode},
+    error::KernelError,
+    tracefs::Tracefs,
+};
+
+/// A capability that tracing uses (include/uapi/linux/capability.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// Its number.
+    pub bit: u32,
+    /// Its name.
+    pub name: &'static str,
+    /// What it is needed for.
+    pub purpose: &'static str,
+    /// Whether nothing works without it.
+    pub required: bool,
+}
+
+/// `CAP_SYS_ADMIN`, which stands for several others.
+const SYS_ADMIN: u32 = 21;
+
+/// The capabilities in question.
+const CAPABILITIES: [Capability; 5] = [
+    Capability {
+        bit: 39,
+        name: "CAP_BPF",
+        purpose: "loading the probe",
+        required: true,
+    },
+    Capability {
+        bit: 38,
+        name: "CAP_PERFMON",
+        purpose: "attaching to functions and tracepoints",
+        required: true,
+    },
+    Capability {
+        bit: 19,
+        name: "CAP_SYS_PTRACE",
+        purpose: "reading other users' /proc/PID/maps and root",
+        required: false,
+    },
+    Capability {
+        bit: 2,
+        name: "CAP_DAC_READ_SEARCH",
+        purpose: "reading other users' files",
+        required: false,
+    },
+    Capability {
+        bit: SYS_ADMIN,
+        name: "CAP_SYS_ADMIN",
+        purpose: "opening mapped files that were replaced (map_files), and tracefs where it is not mounted",
+        required: false,
+    },
+];
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// Tracing works, with a drawback.
+    Degraded,
+    /// Tracing cannot work.
+    Missing,
+}
+
+/// Something that was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What.
+    pub name: String,
+    /// How it came out.
+    pub verdict: Verdict,
+    /// The answer, for people.
+    pub detail: String,
+    /// What to do about it; empty where there is nothing to do.
+    pub remedy: String,
+}
+
+impl Check {
+    fn new(name: &str, verdict: Verdict, detail: String, remedy: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            verdict,
+            detail,
+            remedy: remedy.to_owned(),
+        }
+    }
+}
+
+/// The effective capabilities of this process, as a bit mask.
+///
+/// # Errors
+/// `/proc/self/status` cannot be read.
+pub fn effective_capabilities() -> Result<u64, KernelError> {
+    const PATH: &str = "/proc/self/status";
+    let text = fs::read_to_string(PATH)
+        .map_err(|source| KernelError::call(format!("cannot read {PATH}"), source))?;
+    Ok(text
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
+        .unwrap_or(0))
+}
+
+/// Whether a capability is there; CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON (capabilities(7)).
+fn has(effective: u64, capability: &Capability) -> bool {
+    let bit = |number: u32| effective >> number & 1 == 1;
+    bit(capability.bit) || (matches!(capability.bit, 38 | 39) && bit(SYS_ADMIN))
+}
+
+/// Refuses to go on without the capabilities that everything needs.
+///
+/// # Errors
+/// Names what is missing.
+pub fn require_capabilities() -> Result<(), KernelError> {
+    let effective = effective_capabilities()?;
+    let missing: Vec<&str> = CAPABILITIES
+        .iter()
+        .filter(|capability| capability.required && !has(effective, capability))
+        .map(|capability| capability.name)
+        .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(KernelError::Capabilities {
+            missing: missing.join(" and "),
+        })
+    }
+}
+
+/// Asks for everything that tracing needs, but loads nothing.
+#[must_use]
+pub fn checks() -> Vec<Check> {
+    vec![
+        check_architecture(),
+        check_capabilities(),
+        check_btf(),
+        check_pid_namespace(),
+        check_tracefs(),
+        check_uprobes(),
+        check_links(),
+    ]
+}
+
+fn check_architecture() -> Check {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    Check::new(
+        "kernel",
+        Verdict::Good,
+        format!("Linux {} on {}", release.trim(), std::env::consts::ARCH),
+        "",
+    )
+}
+
+fn check_capabilities() -> Check {
+    const NAME: &str = "capabilities";
+    let effective = match effective_capabilities() {
+        Ok(effective) => effective,
+        Err(error) => return Check::new(NAME, Verdict::Missing, error.to_string(), "mount /proc"),
+    };
+    let missing: Vec<&Capability> = CAPABILITIES
+        .iter()
+        .filter(|capability| !has(effective, capability))
+        .collect();
+    if missing.is_empty() {
+        return Check::new(NAME, Verdict::Good, "all that are used".to_owned(), "");
+    }
+    let detail = missing
+        .iter()
+        .map(|capability| format!("no {} ({})", capability.name, capability.purpose))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let verdict = if missing.iter().any(|capability| capability.required) {
+        Verdict::Missing
+    } else {
+        Verdict::Degraded
+    };
+    Check::new(NAME, verdict, detail, "run as root, or give the binary these capabilities (setcap)")
+}
+
+fn check_btf() -> Check {
+    const PATH: &str = "/sys/kernel/btf/vmlinux";
+    const NAME: &str = "BTF";
+    match fs::metadata(PATH) {
+        Ok(metadata) => Check::new(
+            NAME,
+            Verdict::Good,
+            format!("{PATH} ({} bytes)", metadata.len()),
+            "",
+        ),
+        Err(error) => Check::new(
+            NAME,
+            Verdict::Missing,
+            format!("{PATH}: {error}"),
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (Linux 6.1 or later of any large distribution)",
+        ),
+    }
+}
+
+/// The inode of the initial PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+fn check_pid_namespace() -> Check {
+    const NAME: &str = "PID namespace";
+    match fs::read_link("/proc/self/ns/pid") {
+        Ok(link) if link == Path::new(INITIAL_PID_NAMESPACE) => {
+            Check::new(NAME, Verdict::Good, "the machine's own".to_owned(), "")
+        }
+        Ok(link) => Check::new(
+            NAME,
+            Verdict::Missing,
+            format!("{}: a container's; process ids here are not those that the kernel reports", link.display()),
+            "run leakscope in the machine's PID namespace (with containers: --pid=host)",
+        ),
+        Err(error) => Check::new(NAME, Verdict::Degraded, format!("/proc/self/ns/pid: {error}"), "mount /proc"),
+    }
+}
+
+fn check_tracefs() -> Check {
+    const NAME: &str = "tracefs";
+    match Tracefs::open() {
+        Ok(tracefs) => Check::new(NAME, Verdict::Good, tracefs.describe(), ""),
+        Err(error) => Check::new(
+            NAME,
+            Verdict::Missing,
+            error.to_string(),
+            "mount -t tracefs tracefs /sys/kernel/tracing",
+        ),
+    }
+}
+
+fn check_uprobes() -> Check {
+    const NAME: &str = "uprobes";
+    match attach::uprobe_pmu() {
+        Ok(number) => Check::new(NAME, Verdict::Good, format!("PMU type {number}"), ""),
+        Err(error) => Check::new(
+            NAME,
+            Verdict::Missing,
+            error.to_string(),
+            "use a kernel built with CONFIG_UPROBE_EVENTS=y",
+        ),
+    }
+}
+
+fn check_links() -> Check {
+    const NAME: &str = "links";
+    let mode = attach::best_link_mode();
+    let (verdict, detail) = match mode {
+        LinkMode::Session => (Verdict::Good, "one for entries and returns".to_owned()),
+        LinkMode::Multi => (
+            Verdict::Degraded,
+            "the kernel has no uprobe-session links (Linux 6.13): a call costs some 15 % more".to_owned(),
+        ),
+        LinkMode::Perf => (
+            Verdict::Degraded,
+            "the kernel has no usable uprobe-multi links (Linux 6.6): detaching takes some 100 ms for each probe".to_owned(),
+        ),
+    };
+    Check::new(NAME, verdict, format!("{}: {detail}", mode.name()), "")
+}

@@ -1,0 +1,89 @@
+//! A look at a process without touching it: what would be attached, and how its files can be unwound.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    process::{TraceError, readable},
+    tables::{Builder, Unwinding},
+};
+use crate::{
+    symbol::{AddressSpace, Modules},
+    target::discover::{Files, discover},
+};
+
+/// A probe that would be attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedProbe {
+    /// The function's symbol.
+    pub name: String,
+    /// Family and file of the allocator.
+    pub allocator: String,
+    /// Where in the file, bytes.
+    pub offset: u64,
+    /// Why there.
+    pub reason: String,
+}
+
+/// A mapped file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InspectedFile {
+    /// As the process sees it.
+    pub path: PathBuf,
+    /// How it can be unwound.
+    pub unwinding: Unwinding,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// The process's name.
+    pub comm: String,
+    /// In the order of the allocators.
+    pub probes: Vec<PlannedProbe>,
+    /// Lines for people.
+    pub notes: Vec<String>,
+    /// Files with code, by address.
+    pub files: Vec<InspectedFile>,
+}
+
+/// Looks at a process.
+///
+/// # Errors
+/// There is no such process, it runs no program, or it cannot be read.
+pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
+    let process = readable(proc_root, pid)?;
+    let discovery = discover(&Files::default(), proc_root, pid)?;
+    let mut inspection = Inspection {
+        comm: process.comm,
+        notes: discovery.problems,
+        ..Inspection::default()
+    };
+    for found in discovery.allocators {
+        for function in found.functions {
+            inspection.probes.push(PlannedProbe {
+                name: function.name,
+                allocator: found.label.clone(),
+                offset: function.offset,
+                reason: function.reason,
+            });
+        }
+    }
+    let mut space = AddressSpace::default();
+    space.refresh(proc_root, pid, &mut Modules::default())?;
+    let builder = Builder::default();
+    let mut seen = HashSet::new();
+    for range in space.ranges() {
+        if let Some(module) = &range.module
+            && seen.insert(module.number)
+        {
+            inspection.files.push(InspectedFile {
+                path: module.path.clone(),
+                unwinding: builder.describe(module),
+            });
+        }
+    }
+    Ok(inspection)
+}

@@ -1,0 +1,332 @@
+//! From a session to a report: sites joined, surveyed, named.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::SystemTime,
+};
+
+use leakscope_common::{
+    HIT_SLOTS, STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING,
+    SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE,
+};
+
+use super::{Session, process::Traced};
+use crate::{
+    ledger::{BlockFilter, SiteId, Survey},
+    report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
+    symbol::AddressSpace,
+};
+
+impl Session {
+    /// The site that stands for this one: the first with the same stack.
+    fn joined(&self, site: SiteId) -> SiteId {
+        self.stacks.get(&site).map_or(site, |stack| stack.canonical)
+    }
+
+    /// Every site with its totals, sites with the same stack together; with the incarnation that each belongs to.
+    pub(super) fn joined_sites(&self) -> BTreeMap<SiteId, (u32, SiteTotals)> {
+        let mut joined: BTreeMap<SiteId, (u32, SiteTotals)> = BTreeMap::new();
+        for count in self.probe.sites() {
+            let (incarnation, sum) = joined.entry(self.joined(count.site)).or_default();
+            *incarnation = count.incarnation;
+            sum.alloc_objects = sum.alloc_objects.wrapping_add(count.totals.alloc_objects);
+            sum.alloc_bytes = sum.alloc_bytes.wrapping_add(count.totals.alloc_bytes);
+            sum.free_objects = sum.free_objects.wrapping_add(count.totals.free_objects);
+            sum.free_bytes = sum.free_bytes.wrapping_add(count.totals.free_bytes);
+        }
+        joined
+    }
+
+    /// The live blocks of the incarnations that are followed, by site. Blocks without a known stack are told apart by
+    /// incarnation.
+    fn survey(&self) -> (Survey, HashMap<u32, Survey>) {
+        let filter = BlockFilter {
+            min_age_ns: u64::try_from(self.options.min_age.as_nanos()).unwrap_or(u64::MAX),
+            now_ns: crate::kernel::monotonic_ns(),
+        };
+        let followed: HashSet<u32> = self
+            .processes
+            .values()
+            .map(|traced| traced.incarnation)
+            .collect();
+        let shift = self.probe.thin_shift();
+        let mut known = Survey::new(shift);
+        let mut unknown: HashMap<u32, Survey> = HashMap::new();
+        self.probe.visit_blocks(|live| {
+            let block = live.block;
+            if !followed.contains(&block.incarnation) {
+                return;
+            }
+            if block.site == UNKNOWN_SITE {
+                unknown
+                    .entry(block.incarnation)
+                    .or_insert_with(|| Survey::new(shift))
+                    .add(UNKNOWN_SITE, &block, &filter);
+            } else {
+                known.add(self.joined(block.site), &block, &filter);
+            }
+        });
+        (known, unknown)
+    }
+}
+
+/// Makes the report. Only the `top` sites with the most bytes are named; the others are summed up.
+pub(super) fn make(session: &mut Session, top: usize) -> Report {
+    let duration_s = session.started.elapsed().as_secs_f64();
+    let (survey, unknown) = session.survey();
+    let now_ns = crate::kernel::monotonic_ns();
+    let by_incarnation: HashMap<u32, u32> = session
+        .processes
+        .values()
+        .map(|traced| (traced.incarnation, traced.pid))
+        .collect();
+    let filtered = !session.options.min_age.is_zero();
+    let mut sites = Vec::new();
+    for (id, (incarnation, totals)) in session.joined_sites() {
+        let Some(pid) = by_incarnation.get(&incarnation) else {
+            continue;
+        };
+        if filtered && survey.site(id).kept_objects == 0 {
+            continue;
+        }
+        sites.push(site(session, &survey, id, *pid, incarnation, &totals, now_ns));
+    }
+    for (incarnation, survey) in &unknown {
+        let Some(pid) = by_incarnation.get(incarnation) else {
+            continue;
+        };
+        // What was freed of them is not known by process: what survives is what can be said.
+        let (objects, bytes) = survey.inuse(UNKNOWN_SITE);
+        let totals = SiteTotals {
+            alloc_objects: objects,
+            alloc_bytes: bytes,
+            ..SiteTotals::default()
+        };
+        sites.push(site(session, survey, UNKNOWN_SITE, *pid, *incarnation, &totals, now_ns));
+    }
+    let mut hits_total = 0;
+    let proc_root = session.proc_root().to_owned();
+    let mut processes = Vec::new();
+    let pids: Vec<u32> = session.processes.keys().copied().collect();
+    for pid in pids {
+        let Some(traced) = session.processes.get_mut(&pid) else {
+            continue;
+        };
+        if traced.ended.is_none() {
+            traced.measure_memory(&proc_root);
+        }
+        let hits = session.probe.hits(traced.incarnation);
+        hits_total += hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>();
+        processes.push(process(traced, &hits));
+    }
+    let mut parts = ReportParts {
+        captured_at: Timestamp::from(SystemTime::now()),
+        duration_s,
+        tier: Tier::Exact,
+        tier_reason: tier_reason(session),
+        processes,
+        sites,
+        losses: session
+            .losses()
+            .into_iter()
+            .map(|(loss, count)| (loss.name().to_owned(), count))
+            .collect(),
+        overhead: Overhead {
+            probe_hits: hits_total,
+            duty: 1.0,
+            budget: session.options.budget,
+            ..Overhead::default()
+        },
+        ..ReportParts::default()
+    };
+    parts.add_up();
+    for process in &mut parts.processes {
+        process.empty_reason = empty_reason(process, parts.sites.is_empty(), filtered);
+    }
+    parts.keep_top(top);
+    name(session, &mut parts.sites);
+    Report::new(parts)
+}
+
+/// A site without its frames: only those that are shown are named.
+fn site(
+    session: &Session,
+    survey: &Survey,
+    id: SiteId,
+    pid: u32,
+    incarnation: u32,
+    totals: &SiteTotals,
+    now_ns: u64,
+) -> Site {
+    let (inuse_objects, inuse_bytes) = survey.inuse(id);
+    let (low, high) = survey.interval(id);
+    let stack = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE);
+    let flags = stack.map_or(0, |stack| stack.flags);
+    let allocator = stack.and_then(|stack| {
+        session
+            .processes
+            .get(&pid)?
+            .sites
+            .iter()
+            .find(|site| site.hit_slot == stack.hit_slot)
+            .map(|site| site.allocator.clone())
+    });
+    Site {
+        pid,
+        incarnation,
+        id: u64::from(id),
+        inuse_bytes,
+        inuse_objects,
+        // A block may have been stored between the two looks.
+        alloc_bytes: totals.alloc_bytes.max(inuse_bytes),
+        alloc_objects: totals.alloc_objects.max(inuse_objects),
+        inuse_bytes_low: low,
+        inuse_bytes_high: high,
+        oldest_age_s: survey
+            .site(id)
+            .oldest_born_ns
+            .map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
+        growth_bytes_per_s: session.ledger.growth_bytes_per_s(id),
+        verdict: Verdict::InsufficientData,
+        verdict_reason: String::new(),
+        weight: survey.weight(),
+        allocator,
+        stack_complete: flags & STACK_COMPLETE != 0,
+        stack_incomplete_reason: incomplete_reason(stack.is_some(), flags, id),
+        frames: Vec::new(),
+    }
+}
+
+/// Why a stack was not walked to its end.
+fn incomplete_reason(known: bool, flags: u16, id: SiteId) -> Option<String> {
+    let reason = if id == UNKNOWN_SITE {
+        "the stack table was full"
+    } else if !known {
+        "it has not been handed over by the kernel yet"
+    } else if flags & STACK_COMPLETE != 0 {
+        return None;
+    } else if flags & STACK_LIMIT != 0 {
+        "it has more than 127 frames"
+    } else if flags & STACK_FAULT != 0 {
+        "stack memory could not be read"
+    } else if flags & STACK_UNKNOWN_MAPPING != 0 {
+        "an address lies in no known mapping"
+    } else if flags & STACK_NO_RULE != 0 {
+        "the file of the last frame does not say how to leave it"
+    } else {
+        "the walk was cut short"
+    };
+    Some(reason.to_owned())
+}
+
+/// Names the frames of the sites that are shown.
+fn name(session: &mut Session, sites: &mut [Site]) {
+    let nothing = AddressSpace::default();
+    for site in sites {
+        let Ok(id) = SiteId::try_from(site.id) else {
+            continue;
+        };
+        let Some(stack) = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE) else {
+            continue;
+        };
+        let space = session
+            .processes
+            .get(&site.pid)
+            .filter(|traced| traced.incarnation == stack.incarnation)
+            .map_or(&nothing, |traced| &traced.space);
+        site.frames = session.resolver.stack(space, &stack.frames);
+    }
+}
+
+/// A process, without sums.
+fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
+    let hit = |slot: u8| hits.get(usize::from(slot)).copied().unwrap_or(0);
+    let mut allocators: Vec<String> = Vec::new();
+    for site in &traced.sites {
+        if !allocators.contains(&site.allocator) {
+            allocators.push(site.allocator.clone());
+        }
+    }
+    let growth = match (traced.rss_first, traced.rss_last) {
+        (Some((from, before)), Some((to, after))) if to > from => {
+            (after as f64 - before as f64) / (to - from).as_secs_f64()
+        }
+        _ => 0.0,
+    };
+    Process {
+        pid: traced.pid,
+        incarnation: traced.incarnation,
+        comm: traced.comm.clone(),
+        cgroup: traced.cgroup.clone(),
+        allocators,
+        rss_bytes: traced.rss_last.map_or(0, |(_, bytes)| bytes),
+        rss_growth_bytes_per_s: growth,
+        frees_of_unknown_blocks: hits.get(UNKNOWN_FREE_SLOT).copied().unwrap_or(0),
+        probes: traced
+            .sites
+            .iter()
+            .map(|site| Probe {
+                name: site.name.clone(),
+                module: Some(site.module.to_string_lossy().into_owned()),
+                site_offset: site.offset,
+                hits: hit(site.hit_slot),
+            })
+            .collect(),
+        exited: traced.ended.is_some(),
+        exit_note: exit_note(traced),
+        ..Process::default()
+    }
+}
+
+/// How the process, or its program, ended.
+fn exit_note(traced: &Traced) -> Option<String> {
+    let mut notes = Vec::new();
+    if traced.execs > 0 {
+        notes.push(format!(
+            "it replaced its program {} while it was traced; what is shown is of the last one",
+            if traced.execs == 1 { "once".to_owned() } else { format!("{} times", traced.execs) }
+        ));
+    }
+    if traced.ended.is_some() {
+        notes.push("it ended while it was traced; what is shown was never freed".to_owned());
+    }
+    notes.extend(traced.notes.iter().cloned());
+    (!notes.is_empty()).then(|| notes.join("; "))
+}
+
+/// Why there is nothing to show of a process.
+fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Option<String> {
+    if process.alloc_objects > 0 {
+        return None;
+    }
+    let hits: u64 = process.probes.iter().map(|probe| probe.hits).sum();
+    Some(if process.probes.is_empty() {
+        "no known allocator was found in it, so nothing could be attached".to_owned()
+    } else if hits == 0 {
+        format!(
+            "none of its {} probes was hit: it called no allocator function while it was traced",
+            process.probes.len()
+        )
+    } else if filtered || !nothing_at_all {
+        format!("its allocator was called {hits} times, but no block passed the filters")
+    } else {
+        format!("its allocator was called {hits} times, only to free or without success")
+    })
+}
+
+/// Why the tier was taken.
+fn tier_reason(session: &Session) -> String {
+    let shift = session.probe.thin_shift();
+    let thinned = if shift == 0 {
+        String::new()
+    } else {
+        format!(
+            "; the live table was full, so that one of {} blocks is kept and figures are estimates",
+            1_u64 << shift
+        )
+    };
+    format!(
+        "every allocator call was seen, through {} links{thinned}",
+        session.probe.link_mode().name()
+    )
+}
