@@ -40,6 +40,8 @@ fn program(function: &str, offset: u64, file: &str, line: u32, inlined: bool) ->
         line: Some(line),
         inlined,
         address: Some(PROGRAM_BASE + offset),
+        // The program is laid out by a linker that moves the code's segment by a page.
+        file_offset: Some(offset - 0x1000),
         build_id: Some("0123456789abcdef0123456789abcdef01234567".to_owned()),
         ..Frame::default()
     })
@@ -277,6 +279,7 @@ pub(super) fn sampled_report() -> Report {
         growth_bytes_per_s: 0.25,
         verdict: Verdict::WarmingUp,
         weight: 8,
+        allocator: Some(format!("glibc {LIBC}")),
         stack_complete: true,
         frames,
         ..Site::default()
@@ -414,6 +417,7 @@ fn any_frame() -> impl Strategy<Value = Arc<Frame>> {
         proptest::option::of(any::<u64>()),
         proptest::option::of(any::<u64>()),
         proptest::option::of("[0-9a-f]{8}"),
+        proptest::option::of(any::<u64>()),
     );
     let source = (
         proptest::option::of(any_text()),
@@ -428,13 +432,14 @@ fn any_frame() -> impl Strategy<Value = Arc<Frame>> {
         Just(FrameKind::Python),
     ];
     (place, source, any::<bool>(), kind).prop_map(|(place, source, inlined, kind)| {
-        let (module, offset, address, build_id) = place;
+        let (module, offset, address, build_id, file_offset) = place;
         let (function, function_offset, file, line) = source;
         Arc::new(Frame {
             function,
             function_offset,
             module,
             offset,
+            file_offset,
             file,
             line,
             inlined,

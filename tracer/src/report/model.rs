@@ -235,6 +235,10 @@ pub struct Frame {
     pub module: Option<String>,
     /// Where in the module: the address less the module's load bias, as `addr2line` takes it.
     pub offset: Option<u64>,
+    /// Where in the module's file the code is, bytes from the file's beginning. Differs from `offset` where the linker
+    /// gave segments other addresses than file offsets; taken to be the same when not known.
+    #[serde(default)]
+    pub file_offset: Option<u64>,
     /// The source file.
     pub file: Option<String>,
     /// The line in it, from 1.
