@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::fixtures::{any_report, empty_report, exact_report, hostile_report, sampled_report};
+use super::arbitrary::any_report;
+use super::fixtures::{empty_report, exact_report, hostile_report, sampled_report};
 use super::pprof::proto::{Location, Profile};
 use super::{
     FORMAT_NAMES, Format, Process, ReadError, Report, ReportParts, Site, Style, Text, Verdict,
