@@ -9,7 +9,7 @@ use std::io;
 
 use super::Format;
 use super::model::{Frame, FrameKind, Report, Site};
-use super::names::{UNKNOWN_STACK, clean, incomplete, omitted, unnamed};
+use super::names::{UNKNOWN_STACK, clean, function, incomplete, omitted, unnamed};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,7 +84,7 @@ fn stack(report: &Report, site: &Site) -> String {
 }
 
 fn push_frame(stack: &mut String, frame: &Frame) {
-    match frame.function.as_deref().map(field) {
+    match function(frame).map(field) {
         Some(function) if !function.is_empty() => stack.push_str(&function),
         _ => stack.push_str(&field(&unnamed(frame))),
     }

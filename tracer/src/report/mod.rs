@@ -4,6 +4,7 @@
 //! has everything that a view shows, and no view computes a figure of its own.
 
 mod allocator;
+mod check;
 mod folded;
 mod json;
 mod model;
@@ -13,6 +14,8 @@ mod svg;
 mod text;
 mod time;
 
+#[cfg(test)]
+mod arbitrary;
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]

@@ -41,6 +41,11 @@ pub(super) fn base_name(path: &str) -> &str {
         .unwrap_or(path)
 }
 
+/// The function's name, if there is one; symbol tables also hold empty ones.
+pub(super) fn function(frame: &Frame) -> Option<&str> {
+    frame.function.as_deref().filter(|name| !name.is_empty())
+}
+
 /// What stands for a frame's function where that is not known: `[module+0x1234]`, or less.
 pub(super) fn unnamed(frame: &Frame) -> String {
     let module = frame
@@ -70,31 +75,38 @@ pub(super) const UNKNOWN_STACK: &str = "[unknown stack]";
 
 /// The pseudo frame that stands for all sites that a report leaves out.
 pub(super) fn omitted(sites: u64) -> String {
-    format!("[{sites} more sites]")
+    format!("[sites not shown: {sites}]")
 }
 
-/// Why a report shows no surviving block: as its processes say, else as far as their figures tell.
-pub(super) fn why_empty(processes: &[Process]) -> Vec<String> {
+/// Why a process has no surviving block: as it says itself, else as far as its figures tell.
+pub(super) fn why_empty(process: &Process) -> Cow<'_, str> {
+    match &process.empty_reason {
+        Some(reason) => clean(reason),
+        None if process.alloc_objects > 0 => {
+            "everything that was allocated while tracing was freed again".into()
+        }
+        None if process.allocators.is_empty() => "no allocator was found".into(),
+        None if process.probes.iter().all(|probe| probe.hits == 0) => {
+            "the allocator was not called while tracing".into()
+        }
+        None => "nothing that was traced allocated memory".into(),
+    }
+}
+
+/// Why a report shows no surviving block, a line for each process.
+pub(super) fn why_all_empty(processes: &[Process]) -> Vec<String> {
     if processes.is_empty() {
         return vec!["no process was traced".to_owned()];
     }
     processes
         .iter()
-        .map(|process| {
-            let why = match &process.empty_reason {
-                Some(reason) => clean(reason).into_owned(),
-                None if process.alloc_objects > 0 => {
-                    "everything that was allocated while tracing was freed again".to_owned()
-                }
-                None if process.allocators.is_empty() => "no allocator was found".to_owned(),
-                None if process.probes.iter().all(|probe| probe.hits == 0) => {
-                    "the allocator was not called while tracing".to_owned()
-                }
-                None => "nothing that was traced allocated memory".to_owned(),
-            };
-            format!("{} (pid {}): {why}", clean(&process.comm), process.pid)
-        })
+        .map(|process| format!("{}: {}", process_name(process), why_empty(process)))
         .collect()
+}
+
+/// `comm (pid 1)`.
+pub(super) fn process_name(process: &Process) -> String {
+    format!("{} (pid {})", clean(&process.comm), process.pid)
 }
 
 #[cfg(test)]

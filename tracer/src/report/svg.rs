@@ -7,7 +7,7 @@ use inferno::flamegraph::{self, Options};
 use super::Format;
 use super::folded::stacks;
 use super::model::Report;
-use super::names::why_empty;
+use super::names::why_all_empty;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,7 +57,7 @@ fn subtitle(report: &Report) -> String {
 fn write_empty(report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
     const LINE_HEIGHT: usize = 20;
     let mut lines = vec!["No surviving memory".to_owned(), subtitle(report)];
-    lines.extend(why_empty(&report.processes));
+    lines.extend(why_all_empty(&report.processes));
     let height = LINE_HEIGHT * (lines.len() + 1);
     writeln!(
         out,

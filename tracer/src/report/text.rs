@@ -12,7 +12,7 @@ use leakscope_common::Loss;
 
 use super::Format;
 use super::model::{Probe, Process, Report, Site, Verdict};
-use super::names::{UNKNOWN_STACK, base_name, clean, why_empty};
+use super::names::{UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
 use stack::Line;
 use units::{blocks, bytes, count, duration, percent, plural, rate, share};
 
@@ -64,17 +64,21 @@ impl Format for Text {
     }
 
     fn write(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        self.header(report, out)?;
         let total = report.total();
+        let nothing = total.inuse_bytes == 0 && total.inuse_objects == 0;
+        self.header(report, nothing, out)?;
         let several = report.processes.len() > 1;
         let mut rank = 0;
         for site in report.sites.iter().filter(|site| survives(site)) {
             rank += 1;
             self.site(report, site, rank, several, total.inuse_bytes, out)?;
         }
-        if total.inuse_bytes == 0 && total.inuse_objects == 0 {
+        if nothing {
             writeln!(out, "{}", self.dress(BOLD, "No surviving blocks"))?;
-            for why in why_empty(&report.processes).iter().take(PROCESSES_SHOWN) {
+            for why in why_all_empty(&report.processes)
+                .iter()
+                .take(PROCESSES_SHOWN)
+            {
                 writeln!(out, "  {why}")?;
             }
             writeln!(out)?;
@@ -89,7 +93,7 @@ fn survives(site: &Site) -> bool {
 }
 
 impl Text {
-    fn header(self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    fn header(self, report: &Report, nothing: bool, out: &mut dyn Write) -> io::Result<()> {
         let title = format!(
             "leakscope: {} tier, traced for {}",
             report.tier.name(),
@@ -102,7 +106,7 @@ impl Text {
             self.dress(DIM, &report.captured_at.to_string())
         )?;
         for process in report.processes.iter().take(PROCESSES_SHOWN) {
-            self.process(process, out)?;
+            self.process(process, nothing, out)?;
         }
         let more = report.processes.len().saturating_sub(PROCESSES_SHOWN);
         if more > 0 {
@@ -115,9 +119,9 @@ impl Text {
         Ok(())
     }
 
-    fn process(self, process: &Process, out: &mut dyn Write) -> io::Result<()> {
-        let name = format!("{} (pid {})", clean(&process.comm), process.pid);
-        writeln!(out, "{}", self.dress(BOLD, &name))?;
+    /// `nothing` survives anywhere: why is said once, further below.
+    fn process(self, process: &Process, nothing: bool, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}", self.dress(BOLD, &process_name(process)))?;
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<11}{value}");
         if !process.cgroup.is_empty() && process.cgroup != "/" {
             line("cgroup", &clean(&process.cgroup))?;
@@ -132,21 +136,23 @@ impl Text {
             line("calls", &calls(&process.probes))?;
         }
         if process.rss_bytes > 0 {
-            let resident = format!(
-                "{} resident, {}",
-                bytes(process.rss_bytes),
-                rate(process.rss_growth_bytes_per_s)
-            );
+            let trend = rate(process.rss_growth_bytes_per_s);
+            let trend = trend.map(|rate| format!(", {rate}")).unwrap_or_default();
+            let resident = format!("{} resident{trend}", bytes(process.rss_bytes));
             line("memory", &resident)?;
         }
-        let surviving = format!(
-            "{} in {}, of {} in {} allocated",
-            bytes(process.inuse_bytes),
-            blocks(process.inuse_objects),
-            bytes(process.alloc_bytes),
-            blocks(process.alloc_objects)
-        );
-        line("surviving", &surviving)?;
+        if process.inuse_objects > 0 || process.inuse_bytes > 0 {
+            let surviving = format!(
+                "{} in {}, of {} in {} allocated",
+                bytes(process.inuse_bytes),
+                blocks(process.inuse_objects),
+                bytes(process.alloc_bytes),
+                blocks(process.alloc_objects)
+            );
+            line("surviving", &surviving)?;
+        } else if !nothing {
+            line("surviving", &format!("nothing: {}", why_empty(process)))?;
+        }
         if process.frees_of_unknown_blocks > 0 {
             let frees = format!(
                 "{} of blocks from before the trace or filtered out",
@@ -185,8 +191,9 @@ impl Text {
             share(site.inuse_bytes, total)
         )?;
         if several {
-            let comm = report.process_of(site).map(|process| clean(&process.comm));
-            write!(out, "  {} (pid {})", comm.unwrap_or_default(), site.pid)?;
+            let process = report.process_of(site).map(process_name);
+            let name = process.unwrap_or_else(|| format!("pid {}", site.pid));
+            write!(out, "  {name}")?;
         }
         match site.verdict {
             Verdict::InsufficientData => {}
@@ -203,12 +210,14 @@ impl Text {
         if !site.verdict_reason.is_empty() {
             writeln!(out, "    {}", clean(&site.verdict_reason))?;
         }
+        if let Some(estimate) = estimate(site) {
+            writeln!(out, "    {}", self.dress(DIM, &estimate))?;
+        }
         let (own, callers) = stack::split(&site.frames);
-        writeln!(
-            out,
-            "    {}",
-            self.dress(DIM, &facts(site, stack::via(own)))
-        )?;
+        let process = report.process_of(site);
+        let several = process.is_some_and(|process| process.allocators.len() > 1);
+        let facts = facts(site, stack::via(own), several);
+        writeln!(out, "    {}", self.dress(DIM, &facts))?;
         self.stack(site, own.is_empty(), callers, out)?;
         writeln!(out)
     }
@@ -247,10 +256,7 @@ impl Text {
 
     fn footer(self, report: &Report, shown: usize, out: &mut dyn Write) -> io::Result<()> {
         let total = report.total();
-        let mut line = |key: &str, value: &str| {
-            writeln!(out, "{} {value}", self.dress(BOLD, &format!("{key:<9}")))
-        };
-        line(
+        self.line(
             "Total",
             &format!(
                 "{} in {} at {} site{}, of {} in {} allocated",
@@ -261,10 +267,11 @@ impl Text {
                 bytes(total.alloc_bytes),
                 blocks(total.alloc_objects)
             ),
+            out,
         )?;
         let omitted = report.omitted;
         if omitted.sites > 0 {
-            line(
+            self.line(
                 "Not shown",
                 &format!(
                     "{} site{} with {} in {}",
@@ -273,90 +280,111 @@ impl Text {
                     bytes(omitted.inuse_bytes),
                     blocks(omitted.inuse_objects)
                 ),
+                out,
             )?;
         }
         let freed = report.sites.len().saturating_sub(shown) as u64;
         if freed > 0 {
-            line(
+            self.line(
                 "Freed",
                 &format!(
                     "{} site{} where no block survives",
                     count(freed),
                     plural(freed)
                 ),
+                out,
             )?;
         }
         self.losses(report, out)?;
-        let mut line = |key: &str, value: &str| {
-            writeln!(out, "{} {value}", self.dress(BOLD, &format!("{key:<9}")))
-        };
-        let reason = if report.tier_reason.is_empty() {
-            String::new()
-        } else {
-            format!(": {}", clean(&report.tier_reason))
-        };
-        line("Tier", &format!("{}{reason}", report.tier.name()))?;
+        let mut tier = report.tier.name().to_owned();
+        if !report.tier_reason.is_empty() {
+            tier.push_str(": ");
+            tier.push_str(&clean(&report.tier_reason));
+        }
+        self.line("Tier", &tier, out)?;
         let overhead = &report.overhead;
-        line(
+        let attached = if overhead.duty >= 1.0 {
+            "all the time".to_owned()
+        } else {
+            format!("{} of the time", percent(overhead.duty))
+        };
+        self.line(
             "Overhead",
             &format!(
-                "{} probe hits, about {} of the traced CPU time; budget {}; probes attached {} of the time",
+                "{} probe hits, about {} of the traced CPU time (budget {}); probes attached {attached}",
                 count(overhead.probe_hits),
                 percent(overhead.target_cpu_fraction),
                 percent(overhead.budget),
-                percent(overhead.duty)
             ),
+            out,
         )
     }
 
+    /// A line of the footer.
+    fn line(self, key: &str, value: &str, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{} {value}", self.dress(BOLD, &format!("{key:<9}")))
+    }
+
     fn losses(self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        let heading = self.dress(BOLD, &format!("{:<9}", "Losses"));
-        let mut lost = report
+        let lost: Vec<(&String, u64)> = report
             .losses
             .iter()
-            .filter(|&(_, &lost)| lost > 0)
-            .peekable();
-        if lost.peek().is_none() {
-            return writeln!(out, "{heading} no losses");
+            .filter(|&(_, &count)| count > 0)
+            .map(|(name, &count)| (name, count))
+            .collect();
+        if lost.is_empty() {
+            return self.line("Losses", "no losses", out);
         }
-        writeln!(out, "{heading}")?;
-        for (name, &lost) in lost {
+        let causes = lost.len() as u64;
+        let heading = format!("{causes} cause{}", plural(causes));
+        self.line("Losses", &heading, out)?;
+        for (name, times) in lost {
             let known = Loss::ALL.into_iter().find(|loss| loss.name() == name);
             let sentence = known.map_or_else(|| clean(name), |loss| loss.sentence().into());
             let effect = match known {
                 Some(loss) if loss.affects_bytes() => "; the figures may be off by as many blocks",
                 _ => "",
             };
-            writeln!(out, "  {:>9}  {sentence}{effect}", count(lost))?;
+            writeln!(out, "  {:>9}  {sentence}{effect}", count(times))?;
         }
         Ok(())
     }
 }
 
-/// The figures of a site below its heading.
-fn facts(site: &Site, via: Option<String>) -> String {
-    let mut facts = Vec::new();
+/// How far a site's figures are an estimate; `None` when they are exact.
+fn estimate(site: &Site) -> Option<String> {
+    let mut parts = Vec::new();
     if (site.inuse_bytes_low, site.inuse_bytes_high) != (site.inuse_bytes, site.inuse_bytes) {
-        facts.push(format!(
+        parts.push(format!(
             "between {} and {} with 95 % confidence",
             bytes(site.inuse_bytes_low),
             bytes(site.inuse_bytes_high)
         ));
     }
     if site.weight > 1 {
-        facts.push(format!("one of {} blocks recorded", count(site.weight)));
+        parts.push(format!("one of {} blocks recorded", count(site.weight)));
     }
-    facts.push(format!(
+    (!parts.is_empty()).then(|| parts.join(" · "))
+}
+
+/// The figures of a site below its heading. The allocator is named where the process has `several`.
+fn facts(site: &Site, via: Option<String>, several: bool) -> String {
+    let mut facts = vec![format!(
         "allocated {} in {}",
         bytes(site.alloc_bytes),
         blocks(site.alloc_objects)
-    ));
+    )];
     if site.inuse_objects > 0 {
         facts.push(format!("oldest {}", duration(site.oldest_age_s)));
     }
-    facts.push(rate(site.growth_bytes_per_s));
+    facts.extend(rate(site.growth_bytes_per_s));
+    let allocator = site.allocator.as_deref().filter(|_| several);
+    let family = allocator
+        .and_then(|allocator| allocator.split_whitespace().next())
+        .map(|family| format!(" of {}", clean(family)))
+        .unwrap_or_default();
     if let Some(via) = via {
-        facts.push(format!("via {via}"));
+        facts.push(format!("via {via}{family}"));
     }
     facts.join(" · ")
 }
@@ -378,7 +406,12 @@ fn calls(probes: &[Probe]) -> String {
         })
         .collect();
     if called.is_empty() {
-        format!("none to the {} probed functions", probes.len())
+        let probed = probes.len() as u64;
+        format!(
+            "none to the {} probed function{}",
+            count(probed),
+            plural(probed)
+        )
     } else {
         called.join(" · ")
     }

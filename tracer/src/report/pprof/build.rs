@@ -7,17 +7,20 @@ use hashbrown::HashMap;
 use super::proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType};
 use crate::report::allocator::DROP_FRAMES;
 use crate::report::model::{Frame, FrameKind, Omitted, Report, Site};
-use crate::report::names::{UNKNOWN_STACK, base_name, incomplete, omitted, unnamed};
+use crate::report::names::{
+    UNKNOWN_STACK, base_name, clean, function, incomplete, omitted, unnamed,
+};
 
 /// Mappings end at the next page.
 const PAGE: u64 = 4096;
 
-/// A file mapped in some process. The same file at another place is another mapping.
+/// A file mapped in some process. The same file, or another segment of it, at another place is another mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct MappingKey<'a> {
     module: &'a str,
     build_id: Option<&'a str>,
-    load_bias: u64,
+    /// Address less file offset.
+    bias: u64,
 }
 
 #[derive(PartialEq, Eq, Hash)]
@@ -75,7 +78,10 @@ impl<'a> Builder<'a> {
                 .filter(|&(_, &count)| count > 0)
                 .map(|(cause, count)| format!("lost: {cause} {count}")),
         );
-        let comment = comments.iter().map(|text| self.string(text)).collect();
+        let comment = comments
+            .iter()
+            .map(|text| self.string(&clean(text)))
+            .collect();
         let period_type = Some(self.value_type("space", "bytes"));
         let drop_frames = self.string(DROP_FRAMES);
         let profile = &mut self.profile;
@@ -96,13 +102,19 @@ impl<'a> Builder<'a> {
             let Some(key) = mapping_key(frame) else {
                 continue;
             };
-            let mapping = mappings.entry(key).or_default();
-            mapping.memory_start = key.load_bias;
-            let end = address(frame).saturating_add(1);
-            mapping.memory_limit = mapping
-                .memory_limit
-                .max(end.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX));
-            mapping.has_functions |= frame.function.is_some();
+            // As narrow as the addresses allow: a mapping that began before the code's segment would be taken
+            // for the segment before it.
+            let mapping = mappings.entry(key).or_insert(Mapping {
+                memory_start: u64::MAX,
+                ..Mapping::default()
+            });
+            let address = address(frame);
+            let start = address.saturating_sub(1) / PAGE * PAGE;
+            let end = address.saturating_add(1).checked_next_multiple_of(PAGE);
+            mapping.memory_start = mapping.memory_start.min(start).max(key.bias);
+            mapping.memory_limit = mapping.memory_limit.max(end.unwrap_or(u64::MAX));
+            mapping.file_offset = mapping.memory_start - key.bias;
+            mapping.has_functions |= function(frame).is_some();
             mapping.has_filenames |= frame.file.is_some();
             mapping.has_line_numbers |= frame.line.is_some();
             mapping.has_inline_frames |= frame.inlined;
@@ -234,7 +246,7 @@ impl<'a> Builder<'a> {
 
     fn line(&mut self, frame: &Frame) -> Line {
         let file = frame.file.as_deref().unwrap_or_default();
-        let function_id = match &frame.function {
+        let function_id = match function(frame) {
             Some(function) => self.function(function, file),
             None => self.function(&unnamed(frame), file),
         };
@@ -286,14 +298,14 @@ fn is_inlined_into(frame: &Frame, next: &Frame) -> bool {
 }
 
 fn mapping_key(frame: &Frame) -> Option<MappingKey<'_>> {
-    let load_bias = match (frame.address, frame.offset) {
+    let bias = match (frame.address, frame.file_offset.or(frame.offset)) {
         (Some(address), Some(offset)) => address.saturating_sub(offset),
         _ => 0,
     };
     Some(MappingKey {
         module: frame.module.as_deref()?,
         build_id: frame.build_id.as_deref(),
-        load_bias,
+        bias,
     })
 }
 

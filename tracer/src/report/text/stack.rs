@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::allocator::entry_name;
 use super::super::model::{Frame, FrameKind};
-use super::super::names::{base_name, clean, unnamed};
+use super::super::names::{base_name, clean, function, unnamed};
 
 /// Function names longer than this many characters are cut in the middle.
 const NAME_LENGTH: usize = 160;
@@ -32,7 +32,7 @@ pub(super) fn split(frames: &[Arc<Frame>]) -> (&[Arc<Frame>], &[Arc<Frame>]) {
 }
 
 fn own_name(frame: &Frame) -> Option<Cow<'_, str>> {
-    entry_name(frame.function.as_deref()?)
+    entry_name(function(frame)?)
 }
 
 /// How the allocator was entered: `operator new ← malloc`. Of more than three functions, the first and the last.
@@ -87,7 +87,7 @@ fn repetitions(lines: &[String], length: usize) -> usize {
 
 /// A frame: `function (file:line)`, `function+0x1c [module]`, `[module+0x1234]`.
 fn text(frame: &Frame) -> String {
-    let mut text = match &frame.function {
+    let mut text = match function(frame) {
         Some(function) => named(frame, function),
         None => unnamed(frame),
     };
@@ -104,8 +104,8 @@ fn text(frame: &Frame) -> String {
 }
 
 fn named(frame: &Frame, function: &str) -> String {
-    let function = clean(function);
-    let name = cut(&function);
+    let name = clean(function);
+    let name = cut(&name);
     if let Some(file) = &frame.file {
         let file = clean(file);
         return match frame.line {

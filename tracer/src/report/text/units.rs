@@ -53,16 +53,16 @@ fn scaled(value: f64) -> String {
     format!("{value:.decimals$} {unit}")
 }
 
-/// `+1.20 MiB/s`, `-30 B/min`; `steady` for less than a byte an hour.
-pub(super) fn rate(bytes_per_s: f64) -> String {
+/// `+1.20 MiB/s`, `-30 B/min`; `None` for less than a byte an hour.
+pub(super) fn rate(bytes_per_s: f64) -> Option<String> {
     let sign = if bytes_per_s < 0.0 { '-' } else { '+' };
     for (seconds, unit) in [(1.0, "s"), (60.0, "min"), (3600.0, "h")] {
         let value = bytes_per_s.abs() * seconds;
         if value >= 1.0 {
-            return format!("{sign}{}/{unit}", scaled(value));
+            return Some(format!("{sign}{}/{unit}", scaled(value)));
         }
     }
-    "steady".to_owned()
+    None
 }
 
 /// `350 ms`, `12.3 s`, `5 min 20 s`, `3 h 12 min`, `2 d 4 h`.
@@ -141,14 +141,14 @@ mod tests {
     #[test]
     fn rates() {
         for (value, text) in [
-            (0.0, "steady"),
-            (1e-5, "steady"),
-            (0.5, "+30 B/min"),
-            (-0.01, "-36 B/h"),
-            (1_258_291.2, "+1.20 MiB/s"),
-            (-2048.0, "-2.00 KiB/s"),
+            (0.0, None),
+            (1e-5, None),
+            (0.5, Some("+30 B/min")),
+            (-0.01, Some("-36 B/h")),
+            (1_258_291.2, Some("+1.20 MiB/s")),
+            (-2048.0, Some("-2.00 KiB/s")),
         ] {
-            assert_eq!(rate(value), text, "{value}");
+            assert_eq!(rate(value).as_deref(), text, "{value}");
         }
     }
 
