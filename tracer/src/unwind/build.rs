@@ -59,12 +59,12 @@ pub enum UnwindError {
     /// Neither `.eh_frame` nor `.debug_frame` describes a function.
     #[error(
         "no call frame information: no entry of .eh_frame or .debug_frame describes its code \
-         ({corrupt} corrupt, {outside} outside of the code); stacks end where they reach this file"
+         ({corrupt} corrupt, {outside} that cover no code); stacks end where they reach this file"
     )]
     NoCallFrameInformation {
         /// Entries that could not be read.
         corrupt: u32,
-        /// Entries for addresses that the file does not have.
+        /// Entries that cover no executable byte of the file.
         outside: u32,
     },
     /// A size that no real file has; refused so that memory stays bounded.
@@ -303,7 +303,7 @@ impl<'t> Pruner<'t> {
         }
     }
 
-    /// Whether a call's last byte may lie in `[from, to)`. A gap may begin in one segment and end in another.
+    /// Whether the last byte of a call or system call may lie in `[from, to)`. A gap may begin in one segment and end in another.
     fn holds_a_call(&self, from: u64, to: u64) -> bool {
         self.text
             .segments()

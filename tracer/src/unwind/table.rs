@@ -25,7 +25,7 @@ pub struct Stats {
     pub functions: u32,
     /// Entries that could not be read; their functions have no rows or unsupported ones.
     pub corrupt: u32,
-    /// Entries for addresses outside of the file's executable bytes; mostly of functions that the linker discarded.
+    /// Entries that cover no executable byte of the file: functions of no length, or that the linker discarded.
     pub outside: u32,
     /// Rows of the full table, kept or not.
     pub rows_full: u32,
