@@ -20,7 +20,7 @@
 //! The same holds for a thread that is in a system call: its instruction pointer lies behind the `syscall` instruction,
 //! whose rows are kept too, so that stacks of mmap and munmap can be walked ([`walk_from_system_call`]).
 //!
-//! A byte pattern decides what a call instruction is ([`calls`]): it finds every near call, and
+//! A byte pattern decides what a call instruction is (`calls.rs`): it finds every near call, and
 //! sometimes one where there is none, which costs a row and is harmless. Rows that are kept without a call:
 //! - ends (undefined return address) and signal trampolines: their return addresses may have been planted by the
 //!   kernel or a runtime (`__restore_rt`, Go's `goexit`) rather than pushed by a call;

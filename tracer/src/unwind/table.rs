@@ -145,7 +145,7 @@ mod tests {
         ) {
             let addresses: Vec<u64> = addresses.into_iter().collect();
             let table = table(&addresses);
-            prop_assert_eq!(table.iter().map(|(address, _)| address).collect::<Vec<_>>(), addresses.clone());
+            prop_assert!(table.iter().map(|(address, _)| address).eq(addresses.iter().copied()));
             for address in asked {
                 let plain = addresses.iter().rposition(|row| *row <= address);
                 let last_page = addresses.last().unwrap() >> 16;

@@ -10,6 +10,7 @@
 
 mod broken;
 mod cached;
+mod debugger;
 mod figures;
 mod made_up;
 mod oracle;

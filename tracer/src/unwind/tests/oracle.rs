@@ -148,7 +148,7 @@ fn compare(
         // At the very first instruction of some assembly the CFA is at or below sp: said, not followed.
         (Expected::Caller(cfa, _), Err(End::NotAscending)) => assert!(*cfa <= SP, "{context}"),
         (Expected::End, Err(End::Complete)) | (Expected::Signal, Err(End::Signal)) => {
-            tally.ends += 1
+            tally.ends += 1;
         }
         (Expected::NotExpressible, Err(End::Unsupported)) => tally.not_expressible += 1,
         (_, left) => panic!("{context}, got {left:?}"),
@@ -307,7 +307,11 @@ fn steps_agree_with_framehop() {
                 sp: SP,
                 bp: Some(BP),
             };
-            // framehop takes code without a rule for code with frame pointers, and does not know of lost registers.
+            // framehop does not follow expressions that read memory (gimli's evaluation above does), and takes code without
+            // a rule for code with frame pointers.
+            if row.cfa != CfaRule::Sp as u8 && row.cfa != CfaRule::Bp as u8 {
+                continue;
+            }
             let Ok(ours) = leave(row, last, frame, &mut |at| Some(memory(at))) else {
                 continue;
             };
