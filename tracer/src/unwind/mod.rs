@@ -15,7 +15,7 @@
 //! other frame stands behind a call instruction, and is looked up at return address - 1: the last byte of that
 //! instruction. (The return address itself may belong to the next function, where the call was the last
 //! instruction of one that does not return.) So only rows that hold the last byte of a call instruction are ever
-//! found, and by default all others are left out. What remains is merged where neighbours say the same: 6 to 9 % of all rows.
+//! found, and by default all others are left out. What remains is merged where neighbours say the same: 6 to 14 % of all rows.
 //!
 //! The same holds for a thread that is in a system call: its instruction pointer lies behind the `syscall` instruction,
 //! whose rows are kept too, so that stacks of mmap and munmap can be walked ([`walk_from_system_call`]).

@@ -487,3 +487,34 @@ fn the_build_id_is_read_from_its_note() {
     assert_eq!(build_id(&elf(&[0x90; 0x10], 0, &[])), None);
     assert_eq!(build_id(b"\x7FELF"), None);
 }
+
+#[test]
+fn a_register_behind_an_expression_goes_with_the_last_offset() {
+    // def_cfa_offset 56; expression *(rsp + 16) + 8; def_cfa_register rbp; expression again; def_cfa_offset 48 (waits);
+    // def_cfa_register rsp.
+    let expression = [0x0F, 5, 0x77, 16, 0x06, 0x23, 8];
+    let instructions = [
+        &[0x0E, 56, 0x41][..],
+        &expression,
+        &[0x41, 0x0D, 6, 0x41],
+        &expression,
+        &[0x41, 0x0E, 48, 0x41, 0x0D, 7],
+    ];
+    let frames = Frames::new(false)
+        .cie(b"", INITIAL)
+        .fde(TEXT, 0x10, &instructions.concat());
+    let table = full(&elf(&[0x90; 0x10], 0, &[frames.part()]));
+    let same = BpRule::Same;
+    assert_eq!(
+        rows(&table),
+        [
+            (0x0, row(CfaRule::Sp, 7, same, 0, 0)),
+            (0x1, row(CfaRule::DerefSp, 2, same, 0, 1)),
+            (0x2, row(CfaRule::Bp, 7, same, 0, 0)),
+            (0x3, row(CfaRule::DerefSp, 2, same, 0, 1)),
+            (0x5, row(CfaRule::Sp, 6, same, 0, 0)),
+            (0x10, plain(CfaRule::None)),
+        ]
+    );
+    assert_eq!(table.stats.corrupt, 0);
+}
