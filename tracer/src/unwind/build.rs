@@ -59,12 +59,12 @@ pub enum UnwindError {
     /// Neither `.eh_frame` nor `.debug_frame` describes a function.
     #[error(
         "no call frame information: no entry of .eh_frame or .debug_frame describes its code \
-         ({corrupt} corrupt, {outside} outside of the code); stacks end where they reach this file"
+         ({corrupt} corrupt, {outside} that cover no code); stacks end where they reach this file"
     )]
     NoCallFrameInformation {
         /// Entries that could not be read.
         corrupt: u32,
-        /// Entries for addresses that the file does not have.
+        /// Entries that cover no executable byte of the file.
         outside: u32,
     },
     /// A size that no real file has; refused so that memory stays bounded.
@@ -82,7 +82,7 @@ pub enum UnwindError {
 /// Builds the unwind table of an x86_64 ELF executable or shared object.
 ///
 /// `file` is the whole file, or the image of the vDSO. Corrupt call frame information costs the functions that it describes and is
-/// counted in [`Stats`]; memory is bounded by about 30 times the file's size at worst, and is usually less than a tenth of it.
+/// counted in [`Stats`]; memory is bounded by about 40 times the size of the call frame information, and is a few times that as a rule.
 ///
 /// # Errors
 /// [`UnwindError`] if the file is not of the kind, has no call frame information, or claims absurd sizes.
@@ -303,12 +303,14 @@ impl<'t> Pruner<'t> {
         }
     }
 
-    /// Whether a call's last byte may lie in `[from, to)`. A gap may begin in one segment and end in another.
+    /// Whether the last byte of a call or system call may lie in `[from, to)`. A gap may begin in one segment and end in another.
     fn holds_a_call(&self, from: u64, to: u64) -> bool {
-        self.text
-            .segments()
+        let segments = self.text.segments();
+        let first = segments.partition_point(|segment| segment.end() <= from);
+        segments
             .iter()
-            .filter(|segment| segment.start < to && from < segment.end())
+            .skip(first)
+            .take_while(|segment| segment.start < to)
             .any(|segment| {
                 let (from, to) = (from.max(segment.start), to.min(segment.end()));
                 calls::may_end_in(self.text, segment, from, to)

@@ -172,8 +172,7 @@ impl Cache {
             ..self.options
         };
         let next = AtomicUsize::new(0);
-        let done: Mutex<Vec<(usize, Result<Arc<Table>, E>)>> =
-            Mutex::new(Vec::with_capacity(requests.len()));
+        let done = Mutex::new(Vec::with_capacity(requests.len()));
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,7 @@
-//! Where the near call instructions of x86_64 code may end, by byte patterns. Knows no call frame information.
+//! Where the near call and system call instructions of x86_64 code may end, by byte patterns. Knows no call frame information.
 //!
 //! Only two opcodes push a return address that a table is asked for (Intel SDM volume 2, CALL): `E8 rel32` and
-//! `FF /2`. Prefixes (REX for r8-r15, `notrack`, operand or address size, those that a linker pads with) stand
+//! `FF /2`. `0F 05` (SYSCALL) leaves a thread behind it while it is in the kernel. Prefixes (REX for r8-r15, `notrack`, operand or address size, those that a linker pads with) stand
 //! before the opcode and change neither the bytes behind it nor where the instruction ends, so the search goes by the
 //! opcode alone, at every byte: there is no need to know where instructions begin. Far calls (`9A`, `FF /3`) do not
 //! occur in user-space programs.
@@ -15,12 +15,15 @@ use super::elf::{Segment, Text};
 /// The longest encoding from the opcode on: `FF`, ModRM, SIB, disp32.
 const LONGEST: u64 = 7;
 
-/// Whether a call instruction may have its last byte in `[from, to)`, which lies in `segment`.
+/// Whether a call or system call instruction may have its last byte in `[from, to)`, which lies in `segment`.
 pub(super) fn may_end_in(text: &Text<'_>, segment: &Segment<'_>, from: u64, to: u64) -> bool {
     let first = from.saturating_sub(LONGEST - 1).max(segment.start);
     let mut bytes = segment.slice(first, to);
     let mut address = first;
-    while let Some(skip) = bytes.iter().position(|byte| matches!(byte, 0xE8 | 0xFF)) {
+    while let Some(skip) = bytes
+        .iter()
+        .position(|byte| matches!(byte, 0xE8 | 0xFF | 0x0F))
+    {
         bytes = bytes.get(skip..).unwrap_or_default();
         address += skip as u64;
         if let Some(length) = length(bytes) {
@@ -35,10 +38,11 @@ pub(super) fn may_end_in(text: &Text<'_>, segment: &Segment<'_>, from: u64, to: 
     false
 }
 
-/// Bytes of the near call whose opcode begins `bytes`, without its prefixes; `None` where there is no call.
+/// Bytes of the near call or system call whose opcode begins `bytes`, without its prefixes; `None` where there is neither.
 fn length(bytes: &[u8]) -> Option<u64> {
     match *bytes {
         [0xE8, _, _, _, _, ..] => Some(5),
+        [0x0F, 0x05, ..] => Some(2),
         [0xFF, modrm, ref rest @ ..] if (modrm >> 3) & 7 == 2 => {
             // Intel SDM volume 2, tables 2-2 and 2-3: r/m 4 announces a SIB byte, in every mode but register.
             let (mode, rm) = (modrm >> 6, modrm & 7);
@@ -95,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn every_encoding_of_a_near_call_ends_at_its_last_byte() {
+    fn every_encoding_of_a_call_ends_at_its_last_byte() {
         let cases: &[&[u8]] = &[
             &[0xE8, 0, 0, 0, 0],                   // call rel32
             &[0x67, 0xE8, 0, 0, 0, 0],             // addr32 call, a relaxed call *GOT
@@ -111,10 +115,13 @@ mod tests {
             &[0x41, 0xFF, 0x54, 0x24, 0x18],       // call [r12 + disp8]
             &[0xFF, 0x90, 1, 2, 3, 4],             // call [rax + disp32]
             &[0x43, 0xFF, 0x94, 0xEC, 1, 2, 3, 4], // call [r12 + r13 * 8 + disp32]
+            &[0x0F, 0x05],                         // syscall
             &[0x66, 0x66, 0x48, 0xE8, 0, 0, 0, 0], // padded, thread-local storage sequence
         ];
         for code in cases {
-            assert_eq!(ends(code), [code.len() as u64 - 1], "{code:02x?}");
+            // The direct ones lead to the next instruction.
+            let padded = [code, &[0x90; 8][..]].concat();
+            assert_eq!(ends(&padded), [code.len() as u64 - 1], "{code:02x?}");
         }
     }
 

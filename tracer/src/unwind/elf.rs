@@ -155,7 +155,7 @@ impl<'a> Elf<'a> {
                         let value = entry.d_val(endian);
                         entry.d_tag(endian) == elf::DT_TEXTREL
                             || entry.d_tag(endian) == elf::DT_FLAGS
-                                && value & u64::from(elf::DF_TEXTREL.0) != 0
+                                && value & elf::DF_TEXTREL.0 != 0
                     });
                 }
                 _ => {}

@@ -54,6 +54,8 @@ enum Saved {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Columns {
     cfa: Cfa,
+    /// The last offset said of the CFA, which an expression leaves as it was.
+    cfa_offset: i64,
     bp: Saved,
     return_address: Saved,
 }
@@ -62,9 +64,35 @@ impl Columns {
     /// Before the first instruction of a CIE.
     pub(super) const EMPTY: Self = Self {
         cfa: Cfa::Unset,
+        cfa_offset: 0,
         bp: Saved::Default,
         return_address: Saved::Default,
     };
+
+    fn set_cfa(&mut self, register: Register, offset: i64) {
+        self.cfa = Cfa::Offset(register, offset);
+        self.cfa_offset = offset;
+    }
+
+    /// DWARF 5 (6.4.2.2) allows neither this nor the next behind an expression. Hand-written assembly does it
+    /// (libgcrypt), and libgcc's unwinder takes it so: a register goes with the last offset, an offset waits for a register.
+    fn set_cfa_register(&mut self, register: Register) -> Result<(), Corrupt> {
+        if self.cfa == Cfa::Unset {
+            return Err(Corrupt);
+        }
+        self.set_cfa(register, self.cfa_offset);
+        Ok(())
+    }
+
+    fn set_cfa_offset(&mut self, offset: i64) -> Result<(), Corrupt> {
+        self.cfa_offset = offset;
+        match &mut self.cfa {
+            Cfa::Unset => return Err(Corrupt),
+            Cfa::Offset(_, current) => *current = offset,
+            Cfa::Deref(..) | Cfa::Plt { .. } | Cfa::Other => {}
+        }
+        Ok(())
+    }
 
     fn register(&mut self, register: Register) -> Option<&mut Saved> {
         match register {
@@ -187,23 +215,16 @@ impl Machine<'_> {
                         return Ok(now);
                     }
                 }
-                I::DefCfa { register, offset } => now.cfa = Cfa::Offset(register, offset as i64),
+                I::DefCfa { register, offset } => now.set_cfa(register, offset as i64),
                 I::DefCfaSf {
                     register,
                     factored_offset,
-                } => now.cfa = Cfa::Offset(register, self.data(factored_offset)),
-                I::DefCfaRegister { register } => match &mut now.cfa {
-                    Cfa::Offset(current, _) => *current = register,
-                    _ => return Err(Corrupt),
-                },
-                I::DefCfaOffset { offset } => match &mut now.cfa {
-                    Cfa::Offset(_, current) => *current = offset as i64,
-                    _ => return Err(Corrupt),
-                },
-                I::DefCfaOffsetSf { factored_offset } => match &mut now.cfa {
-                    Cfa::Offset(_, current) => *current = self.data(factored_offset),
-                    _ => return Err(Corrupt),
-                },
+                } => now.set_cfa(register, self.data(factored_offset)),
+                I::DefCfaRegister { register } => now.set_cfa_register(register)?,
+                I::DefCfaOffset { offset } => now.set_cfa_offset(offset as i64)?,
+                I::DefCfaOffsetSf { factored_offset } => {
+                    now.set_cfa_offset(self.data(factored_offset))?;
+                }
                 I::DefCfaExpression { expression } => {
                     now.cfa = cfa_expression(self.expression(&expression)?);
                 }
@@ -371,6 +392,7 @@ mod tests {
     fn columns(cfa: Cfa, bp: Saved) -> Columns {
         Columns {
             cfa,
+            cfa_offset: 0,
             bp,
             return_address: Saved::AtCfa(-8),
         }

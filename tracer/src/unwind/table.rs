@@ -25,7 +25,7 @@ pub struct Stats {
     pub functions: u32,
     /// Entries that could not be read; their functions have no rows or unsupported ones.
     pub corrupt: u32,
-    /// Entries for addresses outside of the file's executable bytes; mostly of functions that the linker discarded.
+    /// Entries that cover no executable byte of the file: functions of no length, or that the linker discarded.
     pub outside: u32,
     /// Rows of the full table, kept or not.
     pub rows_full: u32,
@@ -145,7 +145,7 @@ mod tests {
         ) {
             let addresses: Vec<u64> = addresses.into_iter().collect();
             let table = table(&addresses);
-            prop_assert_eq!(table.iter().map(|(address, _)| address).collect::<Vec<_>>(), addresses.clone());
+            prop_assert!(table.iter().map(|(address, _)| address).eq(addresses.iter().copied()));
             for address in asked {
                 let plain = addresses.iter().rposition(|row| *row <= address);
                 let last_page = addresses.last().unwrap() >> 16;

@@ -66,11 +66,12 @@ pub struct Walk {
 }
 
 /// What is carried from frame to frame.
-#[derive(Clone, Copy)]
-struct Frame {
-    sp: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    /// The stack pointer at the call, once the return address has been popped.
+    pub(super) sp: u64,
     /// `None` once it is lost.
-    bp: Option<u64>,
+    pub(super) bp: Option<u64>,
 }
 
 /// Walks the stack of a thread that has just entered a function.
@@ -85,28 +86,54 @@ pub fn walk(
     max_frames: usize,
 ) -> Walk {
     let mut frames = Vec::new();
-    let end = follow(registers, &lookup, &mut read, max_frames, &mut frames);
+    let end = if max_frames == 0 {
+        End::Limit
+    } else {
+        frames.push(registers.ip);
+        let caller = Frame {
+            sp: registers.sp.wrapping_add(8),
+            bp: Some(registers.bp),
+        };
+        follow(caller, &lookup, &mut read, max_frames, &mut frames)
+    };
     Walk { frames, end }
 }
 
-fn follow(
+/// Walks the stack of a thread that is in a system call: `registers.ip` lies behind its `syscall` instruction, as the kernel
+/// saved it. Otherwise the same as [`walk`].
+pub fn walk_from_system_call(
     registers: Registers,
+    lookup: impl Fn(u64) -> Option<Lookup>,
+    mut read: impl FnMut(u64) -> Option<u64>,
+    max_frames: usize,
+) -> Walk {
+    let mut frames = Vec::new();
+    let frame = Frame {
+        sp: registers.sp,
+        bp: Some(registers.bp),
+    };
+    let end = if max_frames == 0 {
+        End::Limit
+    } else {
+        frames.push(registers.ip);
+        match step(registers.ip, frame, &lookup, &mut read) {
+            Ok(caller) => follow(caller, &lookup, &mut read, max_frames, &mut frames),
+            Err(end) => end,
+        }
+    };
+    Walk { frames, end }
+}
+
+/// Records return addresses from that of `frame`'s callee on.
+fn follow(
+    mut frame: Frame,
     lookup: &impl Fn(u64) -> Option<Lookup>,
     read: &mut impl FnMut(u64) -> Option<u64>,
     max_frames: usize,
     frames: &mut Vec<u64>,
 ) -> End {
-    if max_frames == 0 {
-        return End::Limit;
-    }
-    frames.push(registers.ip);
-    // sp is the caller's: what it is once the return address has been popped.
-    let mut frame = Frame {
-        sp: registers.sp.wrapping_add(8),
-        bp: Some(registers.bp),
-    };
     loop {
-        if frames.len() == max_frames {
+        if frames.len() >= max_frames {
             return End::Limit;
         }
         let slot = frame.sp.wrapping_sub(8);
@@ -117,22 +144,31 @@ fn follow(
             return End::NullReturnAddress;
         }
         frames.push(return_address);
-        let address = return_address - 1;
-        let left = match lookup(address) {
-            Some(Lookup::Row(row)) => leave(row, address, frame, read),
-            Some(Lookup::FramePointers) => leave_by_frame_pointer(frame, read),
-            Some(Lookup::NoTable) => Err(End::NoTable),
-            None => Err(End::UnknownMapping),
-        };
-        match left {
+        match step(return_address, frame, lookup, read) {
             Ok(caller) => frame = caller,
             Err(end) => return end,
         }
     }
 }
 
-/// Leaves a frame by a row.
-fn leave(
+/// Leaves the frame that goes on at `resume`, behind a call.
+fn step(
+    resume: u64,
+    frame: Frame,
+    lookup: &impl Fn(u64) -> Option<Lookup>,
+    read: &mut impl FnMut(u64) -> Option<u64>,
+) -> Result<Frame, End> {
+    let address = resume.wrapping_sub(1);
+    match lookup(address) {
+        Some(Lookup::Row(row)) => leave(row, address, frame, read),
+        Some(Lookup::FramePointers) => leave_by_frame_pointer(frame, read),
+        Some(Lookup::NoTable) => Err(End::NoTable),
+        None => Err(End::UnknownMapping),
+    }
+}
+
+/// Leaves a frame by a row: what the caller's registers are.
+pub(super) fn leave(
     row: UnwindRow,
     address: u64,
     frame: Frame,

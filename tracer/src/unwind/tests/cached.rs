@@ -1,0 +1,195 @@
+//! The cache: what is built once, what is found again, and what is not believed.
+
+use std::cell::Cell;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::super::{BuildOptions, Cache, Key, Table, UnwindError, build_id};
+use super::made_up::{Frames, INITIAL, TEXT, elf};
+use super::{files, pruned};
+
+fn file() -> Vec<u8> {
+    let frames =
+        Frames::new(false)
+            .cie(b"", INITIAL)
+            .fde(TEXT, 0x10, &[0x44, 0x0E, 16, 0x44, 0x0E, 24]);
+    elf(&[0xE8; 0x40], 0, &[frames.part()])
+}
+
+fn key() -> Key {
+    Key::BuildId(vec![1, 2, 0xAB].into())
+}
+
+fn options(full: bool) -> BuildOptions {
+    BuildOptions {
+        full,
+        ..BuildOptions::default()
+    }
+}
+
+/// A table through a new cache on a directory, and whether the file had to be loaded.
+fn through(directory: &Path, full: bool, key: &Key) -> (Arc<Table>, bool) {
+    let cache = Cache::new(options(full)).with_directory(directory.to_owned());
+    let loaded = Cell::new(false);
+    let table = cache
+        .get_or_build(key, || {
+            loaded.set(true);
+            Ok::<_, UnwindError>(file())
+        })
+        .unwrap();
+    (table, loaded.get())
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn memory_holds_what_is_used_and_forgets_the_rest() {
+    let cache = Cache::new(options(false));
+    let table = cache
+        .get_or_build(&key(), || Ok::<_, UnwindError>(file()))
+        .unwrap();
+    assert_eq!(cache.usage(), (1, table.bytes()));
+    let again = cache
+        .get_or_build(&key(), || -> Result<Vec<u8>, UnwindError> {
+            panic!("loaded again")
+        })
+        .unwrap();
+    assert!(Arc::ptr_eq(&table, &again));
+    drop(again);
+    assert_eq!(cache.release_unused(), 0);
+    drop(table);
+    assert_eq!(cache.release_unused(), 1);
+    assert_eq!(cache.get(&key()), None);
+}
+
+#[test]
+fn a_file_that_cannot_be_unwound_is_read_once() {
+    let cache = Cache::new(options(false));
+    let result = cache.get_or_build(&key(), || Ok::<_, UnwindError>(b"no"));
+    assert_eq!(result, Err(UnwindError::NotElf));
+    let again = cache.get_or_build(&key(), || -> Result<Vec<u8>, UnwindError> {
+        panic!("loaded again")
+    });
+    assert_eq!(again, Err(UnwindError::NotElf));
+    // A file that could not be loaded may be there the next time.
+    let other = Key::File {
+        device: 1,
+        inode: 2,
+        size: 3,
+        modified: 4,
+    };
+    let failed = cache.get_or_build(&other, || Err::<Vec<u8>, _>(UnwindError::NoText));
+    assert_eq!(failed, Err(UnwindError::NoText));
+    assert!(
+        cache
+            .get_or_build(&other, || Ok::<_, UnwindError>(file()))
+            .is_ok()
+    );
+}
+
+#[test]
+fn the_directory_gives_the_table_back() {
+    let directory = tempfile::tempdir().unwrap();
+    for full in [false, true] {
+        let (built, loaded) = through(directory.path(), full, &key());
+        assert!(loaded);
+        let (read, loaded) = through(directory.path(), full, &key());
+        assert!(!loaded);
+        assert_eq!(read, built);
+        assert_eq!(read.full, full);
+    }
+    assert_eq!(names(directory.path()), ["0102ab.calls", "0102ab.full"]);
+    // Files without build-id are not kept there.
+    let other = Key::File {
+        device: 1,
+        inode: 2,
+        size: 3,
+        modified: 4,
+    };
+    assert!(through(directory.path(), false, &other).1);
+    assert_eq!(names(directory.path()).len(), 2);
+}
+
+#[test]
+fn a_changed_byte_or_a_torn_file_is_not_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (built, _) = through(directory.path(), false, &key());
+    let path = directory.path().join("0102ab.calls");
+    let good = std::fs::read(&path).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        std::fs::write(&path, &bad).unwrap();
+        let (table, loaded) = through(directory.path(), false, &key());
+        assert!(loaded, "byte {at}");
+        assert_eq!(table, built);
+        // And it has been replaced.
+        assert_eq!(std::fs::read(&path).unwrap(), good);
+    }
+    for length in 0..good.len() {
+        std::fs::write(&path, &good[..length]).unwrap();
+        assert!(
+            through(directory.path(), false, &key()).1,
+            "length {length}"
+        );
+    }
+    // Another build-id's table under this name, and a pruned one under a full one's.
+    std::fs::copy(&path, directory.path().join("01.calls")).unwrap();
+    assert!(through(directory.path(), false, &Key::BuildId(vec![1].into())).1);
+    std::fs::copy(&path, directory.path().join("0102ab.full")).unwrap();
+    assert!(through(directory.path(), true, &key()).1);
+}
+
+#[test]
+fn a_directory_that_is_not_there_costs_nothing() {
+    let (table, loaded) = through(Path::new("/nonexistent/leakscope"), false, &key());
+    assert!(loaded);
+    assert_eq!(*table, pruned(&file()));
+}
+
+#[test]
+fn many_files_are_built_in_order() {
+    let files = files();
+    let mut requests: Vec<(Key, PathBuf)> = files
+        .iter()
+        .map(|(name, file)| (Key::BuildId(build_id(file).unwrap().into()), name.into()))
+        .collect();
+    requests.push((key(), "/nonexistent".into()));
+    requests.push(requests[0].clone());
+
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::new(options(false)).with_directory(directory.path().to_owned());
+    let load = |path: &PathBuf| std::fs::read(path).map_err(anyhow::Error::from);
+    let tables = cache.build_many(&requests, load, NonZeroUsize::new(3).unwrap());
+    assert_eq!(tables.len(), requests.len());
+    for (table, (name, file)) in tables.iter().zip(&files) {
+        assert_eq!(**table.as_ref().unwrap(), pruned(file), "{name}");
+    }
+    assert!(tables[files.len()].is_err());
+    assert_eq!(
+        tables[files.len() + 1].as_ref().unwrap(),
+        tables[0].as_ref().unwrap()
+    );
+
+    // All of them are in the directory now, and no temporary file is left.
+    assert_eq!(names(directory.path()).len(), files.len());
+    assert!(
+        names(directory.path())
+            .iter()
+            .all(|name| name.ends_with(".calls"))
+    );
+    let cache = Cache::new(options(false)).with_directory(directory.path().to_owned());
+    let unwanted = |_: &PathBuf| -> anyhow::Result<Vec<u8>> { panic!("loaded again") };
+    let again = cache.build_many(&requests[..files.len()], unwanted, NonZeroUsize::MIN);
+    for (again, table) in again.iter().zip(&tables) {
+        assert_eq!(again.as_ref().unwrap(), table.as_ref().unwrap());
+    }
+}
