@@ -113,6 +113,7 @@ const PROGRAMS: &[Program] = &[
     c("library", "library.c", POINTERS),
     c("library-omit", "library.c", TABLES),
     c("signal", "signal.c", POINTERS),
+    c("longjmp", "longjmp.c", POINTERS),
     c("endless", "endless.c", POINTERS),
     c(
         "backtrace",
