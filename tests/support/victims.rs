@@ -126,6 +126,18 @@ const PROGRAMS: &[Program] = &[
         &["-g", "-O2", "-fomit-frame-pointer", "-rdynamic"],
     ),
     c(
+        "backtrace-many",
+        "backtrace.c",
+        &[
+            "-g",
+            "-O2",
+            "-fomit-frame-pointer",
+            "-rdynamic",
+            "-DWALKS=100000",
+            "-DDEEPEST=7",
+        ],
+    ),
+    c(
         "libplugin.so",
         "plugin.c",
         &["-g", "-O1", "-fno-omit-frame-pointer", "-shared", "-fPIC"],
