@@ -22,3 +22,7 @@ macro_rules! layout {
 }
 
 pub(crate) use layout;
+
+layout! {
+    u64 = 8;
+}

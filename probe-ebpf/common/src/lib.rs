@@ -15,15 +15,15 @@ mod unwind;
 pub use layout::Plain;
 pub use loss::Loss;
 pub use process::{
-    Event, EventKind, Function, HIT_SLOTS, Inflight, PROCESS_EXEC_PENDING, PROCESS_EXITED,
-    PROCESS_HOLD, ProbeCookie, ProcessRecord, Settings, ThreadRecord,
+    Event, EventKind, Function, HIT_SLOTS, HitCounts, Inflight, PROCESS_EXEC_PENDING, ProbeCookie,
+    ProcessRecord, Settings, ThreadRecord, UNKNOWN_FREE_SLOT,
 };
 pub use site::{
-    BUCKET_SLOTS, Block, Bucket, INTERN_PROBES, LIVE_CLAIMED, MAX_FRAMES, STACK_COMPLETE,
-    STACK_FAULT, STACK_HEADER_BYTES, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, SiteKey,
-    SiteTotals, StackRecord, TOTALS_STRIPES, UNKNOWN_SITE, live_bucket_pair, live_key, mix,
-    thin_keeps,
+    BUCKET_SLOTS, Block, Bucket, FRAME_SLOTS, INTERN_PROBES, LIVE_CLAIMED, MAX_FRAMES,
+    STACK_COMPLETE, STACK_FAULT, STACK_HEADER_BYTES, STACK_LIMIT, STACK_NO_RULE,
+    STACK_UNKNOWN_MAPPING, SiteKey, SiteTotals, StackRecord, TOTALS_STRIPES, UNKNOWN_SITE,
+    live_bucket_pair, live_key, mix, thin_keeps,
 };
 pub use unwind::{
-    BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, Mapping, UnwindRow,
+    BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, Mapping, UnwindPage, UnwindRow,
 };

@@ -25,11 +25,20 @@ pub enum Function {
     Pvalloc = 8,
     /// `void free(void *block)`.
     Free = 9,
+    /// Rust's `realloc(ptr: *mut u8, old_size: usize, align: usize, new_size: usize) -> *mut u8` (`__rust_realloc`).
+    RustRealloc = 10,
+    /// `void *calloc(heap, size_t count, size_t size)`: mimalloc's `mi_heap_calloc`.
+    HeapCalloc = 11,
+    /// `void *realloc(heap, void *old, size_t size)`: mimalloc's `mi_heap_realloc`.
+    HeapRealloc = 12,
 }
 
 /// The number of hit counters of a process: one for each attached function of each of its allocators. Further
-/// probes share the last.
+/// probes share the last but one.
 pub const HIT_SLOTS: usize = 32;
+
+/// The hit slot that counts frees of blocks that are not in the live table: allocated before the attach, or filtered.
+pub const UNKNOWN_FREE_SLOT: usize = HIT_SLOTS - 1;
 
 /// What the attach cookie of a probe says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,30 +86,31 @@ pub struct Settings {
     pub stack_mask: u32,
     /// No table walk: use frame pointers only.
     pub frame_pointers_only: u32,
+    /// CPUs share a stripe of the totals when their number is the same under this mask.
+    pub stripe_mask: u32,
+    /// Always 0.
+    pub reserved: [u32; 3],
 }
 
-/// Stop the process (SIGSTOP) whenever it execs or maps a file for execution, until user space has looked at it.
-/// Only for a command that leakscope itself started, and only until its first allocation.
-pub const PROCESS_HOLD: u32 = 1;
-/// The process was seen to exit.
-pub const PROCESS_EXITED: u32 = 2;
 /// The process is a child of ours that has not yet executed the command: its exec begins the trace.
-pub const PROCESS_EXEC_PENDING: u32 = 4;
+pub const PROCESS_EXEC_PENDING: u32 = 1;
 
 /// A traced process, in the `PROCESSES` map by its thread group id.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct ProcessRecord {
     /// Renewed at exec, so that two programs in one process, or a reused id, never mix.
     pub incarnation: u32,
     /// `PROCESS_*` flags.
     pub flags: u32,
-    /// First of the process's mappings in the `MAPPINGS` map.
-    pub first_mapping: u32,
-    /// Number of its mappings.
-    pub mappings: u32,
-    /// Calls seen by threads that have ended, by hit slot.
-    pub hits: [u64; HIT_SLOTS],
+}
+
+/// Calls seen by threads that have ended, in the `HITS` map by incarnation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct HitCounts {
+    /// By hit slot.
+    pub slots: [u64; HIT_SLOTS],
 }
 
 /// The allocation call that a thread is in, if any.
@@ -135,8 +145,8 @@ pub struct ThreadRecord {
     pub mapping_code: u32,
     /// The call in flight.
     pub inflight: Inflight,
-    /// Calls seen, by hit slot.
-    pub hits: [u64; HIT_SLOTS],
+    /// Calls seen.
+    pub hits: HitCounts,
     /// Room for the stack that is being walked.
     pub stack: StackRecord,
 }
@@ -149,12 +159,10 @@ pub enum EventKind {
     Stack = 1,
     /// A process replaced its program: an [`Event`], `value` is the incarnation that ended.
     Exec = 2,
-    /// A process ended.
-    Exit = 3,
     /// A process mapped a file for execution.
-    MappedCode = 4,
+    MappedCode = 3,
     /// The walk met an address in no known mapping of the process.
-    UnknownMapping = 5,
+    UnknownMapping = 4,
 }
 
 /// A process event in the ring buffer.
@@ -174,8 +182,9 @@ pub struct Event {
 }
 
 layout! {
-    Settings = 8 * 2 + 4 * 4;
-    ProcessRecord = 4 * 4 + 8 * HIT_SLOTS;
+    Settings = 8 * 2 + 4 * 8;
+    ProcessRecord = 4 * 2;
+    HitCounts = 8 * HIT_SLOTS;
     Inflight = 8 * 3 + 4 * 4 + core::mem::size_of::<Block>();
     ThreadRecord = 4 * 2 + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
     Event = 4 * 4 + 8;

@@ -8,6 +8,9 @@ use crate::layout::layout;
 /// Frames recorded of a stack; the kernel's own limit (`sysctl kernel.perf_event_max_stack`) is the same by default.
 pub const MAX_FRAMES: usize = 127;
 
+/// Room for frames in a record: a power of two, so that a masked index is always inside it.
+pub const FRAME_SLOTS: usize = 128;
+
 /// The site of blocks whose stack could not be stored. Slot 0 of the stack table is reserved for it.
 pub const UNKNOWN_SITE: u32 = 0;
 
@@ -48,7 +51,7 @@ pub struct StackRecord {
     /// The attach cookie's function and hit slot (see [`crate::ProbeCookie`]): which probe saw the stack first.
     pub cookie: u32,
     /// The probed function's address, then return addresses.
-    pub frames: [u64; MAX_FRAMES],
+    pub frames: [u64; FRAME_SLOTS],
 }
 
 /// Bytes of a [`StackRecord`] before its frames.
@@ -88,7 +91,7 @@ pub struct SiteTotals {
 pub struct Block {
     /// Bytes asked for.
     pub size: u64,
-    /// When it was allocated, CLOCK_MONOTONIC_COARSE nanoseconds.
+    /// When it was allocated, CLOCK_MONOTONIC nanoseconds.
     pub born_ns: u64,
     /// The site.
     pub site: u32,
@@ -147,7 +150,7 @@ pub const fn thin_keeps(key: u64, shift: u32) -> bool {
 }
 
 layout! {
-    StackRecord = STACK_HEADER_BYTES + 8 * MAX_FRAMES;
+    StackRecord = STACK_HEADER_BYTES + 8 * FRAME_SLOTS;
     SiteKey = 8 * 2 + 4 * 2;
     SiteTotals = 8 * 4;
     Block = 8 * 2 + 4 * 2;
@@ -178,7 +181,8 @@ mod tests {
     fn buckets_spread_evenly() {
         let mut load = [0_u32; 1024];
         for block in 0..65_536_u64 {
-            let (first, second) = live_bucket_pair(live_key(1, 0x7f00_0000_0000 + block * 16), 1023);
+            let (first, second) =
+                live_bucket_pair(live_key(1, 0x7f00_0000_0000 + block * 16), 1023);
             load[first as usize] += 1;
             load[second as usize] += 1;
         }

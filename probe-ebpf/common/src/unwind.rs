@@ -20,7 +20,7 @@ pub struct UnwindRow {
     /// First operand of the CFA rule, in 8-byte units: `off` of sp + off and bp + off, `a` of `*(reg + a) + b`.
     pub cfa_offset: i16,
     /// Low byte: operand of the bp rule in 8-byte units (signed 8-bit). High byte: `b` of `*(reg + a) + b` in 8-byte
-    /// units (signed 8-bit). See [`UnwindRow::operands`].
+    /// units (signed 8-bit), or of [`CfaRule::Plt`]. See [`UnwindRow::operands`].
     pub packed: u16,
 }
 
@@ -35,7 +35,10 @@ impl UnwindRow {
     #[inline(always)]
     #[must_use]
     pub const fn operands(self) -> (i64, i64) {
-        ((self.packed as u8 as i8) as i64, ((self.packed >> 8) as u8 as i8) as i64)
+        (
+            (self.packed as u8 as i8) as i64,
+            ((self.packed >> 8) as u8 as i8) as i64,
+        )
     }
 }
 
@@ -54,8 +57,9 @@ pub enum CfaRule {
     DerefSp = 3,
     /// CFA = *(bp + a) + b.
     DerefBp = 4,
-    /// A procedure linkage stub: CFA = sp + 8, or sp + 16 from the 11th byte of each 16-byte entry on; `cfa_offset`
-    /// is the base in 8-byte units.
+    /// A procedure linkage stub: CFA = sp + `cfa_offset`, and 8 bytes more where the address modulo 16 is at least `b`
+    /// (the high byte of `packed`, here a plain number): 11 in lazy stubs, 9 in those that begin with `endbr64`.
+    /// Never met behind a call: stubs jump.
     Plt = 5,
     /// The return address is undefined: the outermost frame, a true end.
     End = 6,
@@ -79,6 +83,17 @@ pub enum BpRule {
     Unknown = 3,
 }
 
+/// The rows of one 64 KiB page of a file's text: `[first, end)` in the row table. An address before the page's first
+/// row belongs to the row at `first - 1`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct UnwindPage {
+    /// Index of the first row whose address lies in the page.
+    pub first: u32,
+    /// Index behind the last one.
+    pub end: u32,
+}
+
 /// One executable mapping of a process, in a slice sorted by `start`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -89,7 +104,7 @@ pub struct Mapping {
     pub end: u64,
     /// What to subtract (wrapping) from an address to get the file's ELF virtual address.
     pub bias: u64,
-    /// The file's first entry in the page index; see `MAPPING_*` for the flags beside it.
+    /// What to add (wrapping) to an ELF virtual address's 64 KiB page number to get its entry in the page index.
     pub first_page: u32,
     /// `MAPPING_*` flags.
     pub flags: u32,
@@ -102,6 +117,7 @@ pub const MAPPING_NO_TABLE: u32 = 2;
 
 layout! {
     UnwindRow = 2 + 1 + 1 + 2 + 2;
+    UnwindPage = 4 + 4;
     Mapping = 8 * 3 + 4 * 2;
 }
 

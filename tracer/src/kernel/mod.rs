@@ -1,1 +1,20 @@
-//! Capability checks, load, attach, maps; the only room that speaks bpf(2), and the only unsafe code of the tracer.
+//! Capability checks, load, attach, maps. The only room that speaks bpf(2), perf_event_open(2) and
+//! process_vm_readv(2), and the only one of the tracer with unsafe code. It knows nothing of symbols, sites' meaning or
+//! reports: it hands out numbers and addresses as the probe recorded them.
+
+mod attach;
+mod command;
+mod error;
+mod load;
+mod object;
+mod probe;
+mod shared;
+mod sys;
+mod tracefs;
+
+pub use attach::{Attachment, Link, LinkMode};
+pub use command::HeldCommand;
+pub use error::KernelError;
+pub use load::MapMemory;
+pub use object::{Provenance, provenance};
+pub use probe::{LiveBlock, Probe, ProbeEvent, ProbeOptions, SiteCount, open_pidfd};

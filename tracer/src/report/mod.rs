@@ -1,1 +1,85 @@
-//! The immutable Report and its views.
+//! The immutable [`Report`] and its views, one file per format.
+//!
+//! Owns what a report contains and how it is shown. Knows nothing of processes, maps or symbols: whoever has a report
+//! has everything that a view shows, and no view computes a figure of its own.
+
+mod allocator;
+mod folded;
+mod json;
+mod model;
+mod names;
+pub mod pprof;
+mod svg;
+mod text;
+mod time;
+
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+use thiserror::Error;
+
+pub use folded::Folded;
+pub use json::Json;
+pub use model::{
+    Frame, FrameKind, Omitted, Overhead, Probe, Process, ReadError, Report, ReportParts, SCHEMA,
+    Site, Tier, Verdict,
+};
+pub use pprof::Pprof;
+pub use svg::Svg;
+pub use text::{Style, Text};
+pub use time::{Timestamp, TimestampError};
+
+/// A view of a report.
+pub trait Format: Send + Sync {
+    /// The name on the command line.
+    fn name(&self) -> &'static str;
+
+    /// The media type, for HTTP.
+    fn media_type(&self) -> &'static str;
+
+    /// Whether what is written is not text, and no terminal should get it.
+    fn is_binary(&self) -> bool {
+        false
+    }
+
+    /// Writes the report.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn write(&self, report: &Report, out: &mut dyn io::Write) -> io::Result<()>;
+}
+
+/// The names of all formats.
+pub const FORMAT_NAMES: [&str; 5] = ["text", "json", "folded", "svg", "pprof"];
+
+/// There is no format of this name.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{name:?} is no format; there are text, json, folded, svg and pprof")]
+pub struct UnknownFormat {
+    name: String,
+}
+
+impl dyn Format {
+    /// The format of one of [`FORMAT_NAMES`], in its plain style.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn from_name(name: &str) -> Result<Box<dyn Format>, UnknownFormat> {
+        Ok(match name {
+            "text" => Box::new(Text::default()),
+            "json" => Box::new(Json),
+            "folded" => Box::new(Folded),
+            "svg" => Box::new(Svg),
+            "pprof" => Box::new(Pprof),
+            _ => {
+                return Err(UnknownFormat {
+                    name: name.to_owned(),
+                });
+            }
+        })
+    }
+}

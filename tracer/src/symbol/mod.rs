@@ -1,1 +1,123 @@
-//! Addresses to frames.
+//! Addresses to frames. Owns which file names an address, where its debug information is, and a cache of the answers.
+//! Knows nothing of sites, bytes or views.
+
+mod debug;
+mod elf;
+mod space;
+
+pub use debug::DebugFiles;
+pub use elf::{ElfSymbols, Named, Symbols};
+pub use space::{AddressSpace, Module, Modules, Range};
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use crate::report::{Frame, FrameKind};
+
+/// Names frames, and remembers what it named.
+pub struct Resolver {
+    symbols: Box<dyn Symbols>,
+    /// By module and ELF virtual address; inlined functions first.
+    known: HashMap<(u64, u64), Vec<Arc<Frame>>>,
+}
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Self::new(Box::new(ElfSymbols::default()))
+    }
+}
+
+impl Resolver {
+    /// A resolver over a backend.
+    #[must_use]
+    pub fn new(symbols: Box<dyn Symbols>) -> Self {
+        Self {
+            symbols,
+            known: HashMap::new(),
+        }
+    }
+
+    /// Names the frames of a stack, leaf first: the probed function's address, then return addresses. Functions that
+    /// were inlined stand before the ones they were inlined into.
+    pub fn stack(&mut self, space: &AddressSpace, addresses: &[u64]) -> Vec<Arc<Frame>> {
+        let mut frames = Vec::with_capacity(addresses.len());
+        for (depth, address) in addresses.iter().enumerate() {
+            // A return address may lie behind the end of the function that called, so the call itself is looked up.
+            let looked_up = address.wrapping_sub(u64::from(depth > 0));
+            self.frame(space, *address, looked_up, &mut frames);
+        }
+        frames
+    }
+
+    fn frame(
+        &mut self,
+        space: &AddressSpace,
+        address: u64,
+        looked_up: u64,
+        frames: &mut Vec<Arc<Frame>>,
+    ) {
+        let Some(range) = space.find(looked_up) else {
+            frames.push(Arc::new(Frame {
+                address: Some(address),
+                ..Frame::default()
+            }));
+            return;
+        };
+        let Some(module) = &range.module else {
+            frames.push(Arc::new(Frame {
+                module: range.label.clone(),
+                kind: if range.label.is_none() {
+                    FrameKind::Jit
+                } else {
+                    FrameKind::Native
+                },
+                address: Some(address),
+                ..Frame::default()
+            }));
+            return;
+        };
+        let file_offset = looked_up - range.start + range.offset;
+        let virtual_address = module.virtual_address(file_offset);
+        let key = (module.number, virtual_address);
+        if let Some(known) = self.known.get(&key) {
+            frames.extend(known.iter().cloned());
+            return;
+        }
+        let named = self.symbols.name(module, virtual_address);
+        let offset = virtual_address + (address - looked_up);
+        let made: Vec<Arc<Frame>> = if named.is_empty() {
+            vec![Arc::new(module_frame(module, offset, address))]
+        } else {
+            named
+                .into_iter()
+                .map(|named| {
+                    Arc::new(Frame {
+                        function: Some(named.function),
+                        function_offset: named.start.map(|start| offset.saturating_sub(start)),
+                        file: named.file,
+                        line: named.line,
+                        inlined: named.inlined,
+                        ..module_frame(module, offset, address)
+                    })
+                })
+                .collect()
+        };
+        frames.extend(made.iter().cloned());
+        self.known.insert(key, made);
+    }
+}
+
+/// A frame of which only the module is known.
+fn module_frame(module: &Module, offset: u64, address: u64) -> Frame {
+    Frame {
+        module: Some(display(&module.path)),
+        offset: Some(offset),
+        build_id: module.build_id.clone(),
+        address: Some(address),
+        ..Frame::default()
+    }
+}
+
+/// A path for people; bytes that are not UTF-8 are replaced.
+fn display(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

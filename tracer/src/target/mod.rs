@@ -1,1 +1,11 @@
 //! Processes, the ELF files they map, allocator discovery and probe-site selection.
+//!
+//! The readers take the root of a proc file system (normally `/proc`) so that tests hand them a folder. This room
+//! knows nothing of BPF: it says where a probe belongs and why, and leaves attaching it to [`crate::kernel`].
+
+pub mod allocator;
+pub mod elf;
+mod flow;
+pub mod process;
+#[cfg(test)]
+mod testing;

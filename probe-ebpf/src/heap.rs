@@ -1,0 +1,220 @@
+//! The malloc family: a call's entry, its return, and free.
+//!
+//! The outermost call wins: the thread's record holds the call in flight with the stack pointer of its entry, and calls
+//! further down the stack belong to it. A call at or above that stack pointer means that the earlier one never returned.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{
+        bpf_probe_read_user,
+        generated::{bpf_get_attach_cookie, bpf_get_func_ip, bpf_ktime_get_ns},
+    },
+};
+use leakscope_common::{
+    Block, Function, Loss, ProbeCookie, Settings, ThreadRecord, UNKNOWN_FREE_SLOT, live_key,
+    thin_keeps,
+};
+
+use crate::{
+    filter, live,
+    maps::{lose, settings},
+    stack,
+};
+
+/// Ends a session program at entry: no return trap for this call.
+const NO_RETURN: u32 = 1;
+/// Ends any other program; in a session program at entry: trap the return too.
+const GO_ON: u32 = 0;
+
+/// Bytes that `ret` takes from the stack.
+const RETURN_ADDRESS: u64 = 8;
+
+const CALLOC: u8 = Function::Calloc as u8;
+const REALLOC: u8 = Function::Realloc as u8;
+const REALLOC_ARRAY: u8 = Function::ReallocArray as u8;
+const POSIX_MEMALIGN: u8 = Function::PosixMemalign as u8;
+const ALIGNED_ALLOC: u8 = Function::AlignedAlloc as u8;
+
+/// Whether a session program runs for the return: at entry the instruction pointer is the probe's own address, at return
+/// it is the caller's (kernel/events/uprobes.c, `handle_trampoline`), which is never a probed first instruction.
+#[inline(always)]
+pub(crate) fn is_return(regs: *mut pt_regs) -> bool {
+    // SAFETY: the kernel passes its registers as the context; both helpers take it.
+    unsafe { bpf_get_func_ip(regs.cast::<c_void>()) != (*regs).rip }
+}
+
+/// Reads and counts the cookie of the probe that was hit.
+#[inline(always)]
+fn arrive(regs: *mut pt_regs, thread: *mut ThreadRecord) -> ProbeCookie {
+    // SAFETY: the helper takes the context as it was passed.
+    let cookie = ProbeCookie::from_bits(unsafe { bpf_get_attach_cookie(regs.cast::<c_void>()) });
+    count(thread, cookie.hit_slot as usize);
+    cookie
+}
+
+/// Adds to one of the thread's own hit counters.
+#[inline(always)]
+fn count(thread: *mut ThreadRecord, slot: usize) {
+    // SAFETY: `thread` points to the current thread's map value, which only it writes; the slot is masked.
+    unsafe { (*thread).hits.slots[slot & (leakscope_common::HIT_SLOTS - 1)] += 1 };
+}
+
+/// Entry of an allocating function.
+#[inline(always)]
+pub(crate) fn enter(regs: *mut pt_regs) -> u32 {
+    let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
+        return NO_RETURN;
+    };
+    let cookie = arrive(regs, thread);
+    // SAFETY: the kernel passes its registers as the context.
+    let (first, second, third, stack_pointer) =
+        unsafe { ((*regs).rdi, (*regs).rsi, (*regs).rdx, (*regs).rsp) };
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    let inflight = unsafe { &mut (*thread).inflight };
+    if inflight.stack_pointer != 0 {
+        if stack_pointer < inflight.stack_pointer {
+            return NO_RETURN;
+        }
+        lose(Loss::CallNeverReturned);
+    }
+    let function = cookie.function;
+    let (argument, size) = match function {
+        CALLOC => (0, first.wrapping_mul(second)),
+        REALLOC => (first, second),
+        REALLOC_ARRAY => (first, second.wrapping_mul(third)),
+        POSIX_MEMALIGN => (first, third),
+        ALIGNED_ALLOC => (0, second),
+        _ => (0, first),
+    };
+    let rejected = size < settings.min_size || size > settings.max_size;
+    let reallocates = function == REALLOC || function == REALLOC_ARRAY;
+    inflight.old_taken = 0;
+    if reallocates && argument != 0 {
+        // Taken out now: once realloc has freed the block, another thread may be given its address at any time.
+        if let Some(old) = live::remove(settings, unsafe { (*thread).incarnation }, argument) {
+            stack::count_free(settings, &old);
+            inflight.old = old;
+            inflight.old_taken = 1;
+        } else {
+            unknown_free(settings, thread, argument);
+        }
+    } else if rejected {
+        inflight.stack_pointer = 0;
+        return NO_RETURN;
+    }
+    inflight.stack_pointer = stack_pointer;
+    inflight.size = size;
+    inflight.argument = argument;
+    inflight.function = function as u32;
+    inflight.rejected = rejected as u32;
+    if !rejected {
+        inflight.site = stack::capture(regs, settings, thread, cookie);
+    }
+    GO_ON
+}
+
+/// Return of an allocating function.
+#[inline(always)]
+pub(crate) fn leave(regs: *mut pt_regs) -> u32 {
+    let (Some(settings), Some(thread)) = (settings(), filter::known_thread()) else {
+        return GO_ON;
+    };
+    // SAFETY: the kernel passes its registers as the context.
+    let (result, stack_pointer) = unsafe { ((*regs).rax, (*regs).rsp) };
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    let inflight = unsafe { &mut (*thread).inflight };
+    let expected = inflight.stack_pointer + RETURN_ADDRESS;
+    if inflight.stack_pointer == 0 || stack_pointer > expected {
+        lose(Loss::ReturnWithoutCall);
+        return GO_ON;
+    }
+    if stack_pointer < expected {
+        // A nested call's.
+        return GO_ON;
+    }
+    inflight.stack_pointer = 0;
+    let function = inflight.function as u8;
+    let address = if function == POSIX_MEMALIGN {
+        if result as u32 != 0 {
+            return GO_ON;
+        }
+        // SAFETY: the helper checks the address.
+        match unsafe { bpf_probe_read_user(inflight.argument as *const u64) } {
+            Ok(address) => address,
+            Err(_) => {
+                lose(Loss::ResultUnreadable);
+                return GO_ON;
+            }
+        }
+    } else {
+        result
+    };
+    if address == 0 {
+        // A failed realloc leaves the old block as it was; with size 0 it freed it (glibc).
+        if inflight.old_taken != 0 && inflight.size != 0 {
+            let old = inflight.old;
+            stack::uncount_free(settings, &old);
+            live::insert(settings, inflight.argument, &old);
+        }
+        return GO_ON;
+    }
+    if inflight.rejected != 0 {
+        return GO_ON;
+    }
+    let block = Block {
+        size: inflight.size,
+        // SAFETY: the helper takes nothing.
+        born_ns: unsafe { bpf_ktime_get_ns() },
+        site: inflight.site,
+        // SAFETY: as above.
+        incarnation: unsafe { (*thread).incarnation },
+    };
+    stack::count_alloc(settings, &block);
+    if let Some(stale) = live::insert(settings, address, &block) {
+        lose(Loss::StaleBlock);
+        stack::count_free(settings, &stale);
+    }
+    GO_ON
+}
+
+/// Entry of a freeing function.
+#[inline(always)]
+pub(crate) fn release(regs: *mut pt_regs) -> u32 {
+    let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
+        return GO_ON;
+    };
+    let cookie = arrive(regs, thread);
+    // SAFETY: the kernel passes its registers as the context.
+    let (address, stack_pointer) = unsafe { ((*regs).rdi, (*regs).rsp + cookie.stack_moved as u64) };
+    if address == 0 {
+        return GO_ON;
+    }
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    let inflight = unsafe { &(*thread).inflight };
+    if inflight.stack_pointer != 0
+        && stack_pointer < inflight.stack_pointer
+        && inflight.argument == address
+        && inflight.function != POSIX_MEMALIGN as u32
+    {
+        // realloc gives its old block back; that was counted at its entry.
+        return GO_ON;
+    }
+    // SAFETY: as above.
+    match live::remove(settings, unsafe { (*thread).incarnation }, address) {
+        Some(block) => stack::count_free(settings, &block),
+        None => unknown_free(settings, thread, address),
+    }
+    GO_ON
+}
+
+/// Counts a free of a block that the table does not hold, unless thinning explains it.
+#[inline(always)]
+fn unknown_free(settings: &Settings, thread: *mut ThreadRecord, address: u64) {
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    let key = live_key(unsafe { (*thread).incarnation }, address);
+    if thin_keeps(key, settings.thin_shift) {
+        count(thread, UNKNOWN_FREE_SLOT);
+    }
+}

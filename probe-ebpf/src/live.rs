@@ -1,0 +1,164 @@
+//! The live table: surviving blocks in buckets of eight, claimed and given back by compare-and-exchange.
+//!
+//! Operations on one key never race with each other: an address is allocated once until it is freed, and a free is
+//! seen before the allocator can hand the address out again. Operations on different keys meet only in the claim of
+//! a slot.
+
+use core::arch::asm;
+
+use leakscope_common::{
+    BUCKET_SLOTS, Block, Bucket, LIVE_CLAIMED, Loss, Settings, live_bucket_pair, live_key,
+    thin_keeps,
+};
+
+use crate::{
+    atomic,
+    maps::{LIVE, lose},
+};
+
+/// "No such slot."
+const NONE: u64 = BUCKET_SLOTS as u64;
+
+/// What a look at a bucket found.
+struct Seen {
+    /// Slot of the key, or [`NONE`].
+    found: u64,
+    /// A free slot, or [`NONE`].
+    free: u64,
+    /// Number of slots in use.
+    used: u64,
+}
+
+/// Keeps the compiler from knowing a value, so that it does not turn arithmetic back into branches.
+#[inline(always)]
+fn hide(value: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: the empty statement changes nothing.
+    unsafe { asm!("/* {0} */", inout(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// 1 for anything but 0, without a branch.
+#[inline(always)]
+fn nonzero(value: u64) -> u64 {
+    hide((value | hide(value.wrapping_neg())) >> 63)
+}
+
+/// Looks at all slots of a bucket; they share a cache line. Without branches: with them the verifier would follow
+/// 3^8 paths.
+#[inline(always)]
+fn look(bucket: *mut Bucket, key: u64, incarnation: u32) -> Seen {
+    let (mut found, mut free, mut used) = (NONE, NONE, 0);
+    let mut slot = 0;
+    while slot < BUCKET_SLOTS {
+        // SAFETY: `bucket` points to a map value and `slot` is inside its arrays.
+        let (there, whose) = unsafe {
+            (
+                core::ptr::read_volatile(&raw const (*bucket).keys[slot]),
+                core::ptr::read_volatile(&raw const (*bucket).blocks[slot].incarnation),
+            )
+        };
+        let in_use = nonzero(there);
+        used += in_use;
+        // All ones where the slot is free, or the key's.
+        let is_free = in_use.wrapping_sub(1);
+        let is_found = nonzero((there ^ key) | (whose ^ incarnation) as u64).wrapping_sub(1);
+        free = (free & !is_free) | (slot as u64 & is_free);
+        found = (found & !is_found) | (slot as u64 & is_found);
+        slot += 1;
+    }
+    Seen { found, free, used }
+}
+
+/// Claims a free slot of a bucket and fills it.
+#[inline(always)]
+fn put(bucket: *mut Bucket, slot: u64, key: u64, block: &Block) -> bool {
+    let slot = slot as usize & (BUCKET_SLOTS - 1);
+    // SAFETY: `bucket` points to a map value and the masked `slot` is inside its arrays. The slot is ours from the claim
+    // until the key is written, which happens after the block was.
+    unsafe {
+        if !atomic::replace(&raw mut (*bucket).keys[slot], 0, LIVE_CLAIMED) {
+            return false;
+        }
+        (*bucket).blocks[slot] = *block;
+        atomic::swap(&raw mut (*bucket).keys[slot], key);
+    }
+    true
+}
+
+/// Takes the block out of a slot.
+#[inline(always)]
+fn take(bucket: *mut Bucket, slot: u64) -> Block {
+    let slot = slot as usize & (BUCKET_SLOTS - 1);
+    // SAFETY: `bucket` points to a map value and the masked `slot` is inside its arrays; the block is copied before
+    // the slot is given back.
+    unsafe {
+        let block = (*bucket).blocks[slot];
+        atomic::swap(&raw mut (*bucket).keys[slot], 0);
+        block
+    }
+}
+
+/// Stores a block. Returns the stale block that stood at the same address, if there was one.
+#[inline(always)]
+pub(crate) fn insert(settings: &Settings, address: u64, block: &Block) -> Option<Block> {
+    let key = live_key(block.incarnation, address);
+    let (first, second) = live_bucket_pair(key, settings.live_mask);
+    let (Some(first), Some(second)) = (LIVE.get_ptr_mut(first), LIVE.get_ptr_mut(second)) else {
+        lose(Loss::LiveTableFull);
+        return None;
+    };
+    let in_first = look(first, key, block.incarnation);
+    let in_second = look(second, key, block.incarnation);
+    let stale = if in_first.found < NONE {
+        Some(take(first, in_first.found))
+    } else if in_second.found < NONE {
+        Some(take(second, in_second.found))
+    } else {
+        None
+    };
+    if !thin_keeps(key, settings.thin_shift) {
+        return stale;
+    }
+    // The emptier bucket first: two choices keep the fullest bucket near the average (Azar et al. 1994).
+    let (near, near_seen, far, far_seen) = if in_first.used <= in_second.used {
+        (first, &in_first, second, &in_second)
+    } else {
+        (second, &in_second, first, &in_first)
+    };
+    if near_seen.free < NONE && put(near, near_seen.free, key, block) {
+        return stale;
+    }
+    if far_seen.free < NONE && put(far, far_seen.free, key, block) {
+        return stale;
+    }
+    // Another CPU took the slot between the look and the claim: look once more.
+    let again = look(near, key, block.incarnation);
+    if again.free < NONE && put(near, again.free, key, block) {
+        return stale;
+    }
+    let again = look(far, key, block.incarnation);
+    if again.free < NONE && put(far, again.free, key, block) {
+        return stale;
+    }
+    lose(Loss::LiveTableFull);
+    stale
+}
+
+/// Takes a block out of the table.
+#[inline(always)]
+pub(crate) fn remove(settings: &Settings, incarnation: u32, address: u64) -> Option<Block> {
+    let key = live_key(incarnation, address);
+    let (first, second) = live_bucket_pair(key, settings.live_mask);
+    let first = LIVE.get_ptr_mut(first)?;
+    let seen = look(first, key, incarnation);
+    if seen.found < NONE {
+        return Some(take(first, seen.found));
+    }
+    let second = LIVE.get_ptr_mut(second)?;
+    let seen = look(second, key, incarnation);
+    if seen.found < NONE {
+        return Some(take(second, seen.found));
+    }
+    None
+}

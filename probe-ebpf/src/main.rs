@@ -1,0 +1,91 @@
+//! The kernel side: the list of programs. Each is a line or two that calls a room below.
+//!
+//! Allocator probes come in two kinds of link. A session link (Linux 6.13) runs one program at a call's entry and at
+//! its return; elsewhere entry and return are programs of their own. What they do is the same.
+
+#![no_std]
+#![no_main]
+#![allow(internal_features, reason = "atomic operations: the BPF targets of core lack the stable ones")]
+#![feature(asm_experimental_arch, core_intrinsics)]
+
+mod atomic;
+mod filter;
+mod heap;
+mod lifecycle;
+mod live;
+mod maps;
+mod stack;
+mod unwind;
+
+use aya_ebpf::{
+    macros::{raw_tracepoint, tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
+};
+
+/// Entry of an allocating function.
+#[uprobe]
+pub fn allocate_enter(ctx: ProbeContext) -> u32 {
+    heap::enter(ctx.regs)
+}
+
+/// Return of an allocating function.
+#[uretprobe]
+pub fn allocate_return(ctx: RetProbeContext) -> u32 {
+    heap::leave(ctx.regs)
+}
+
+/// Entry and return of an allocating function under one session link.
+#[uprobe]
+pub fn allocate_session(ctx: ProbeContext) -> u32 {
+    if heap::is_return(ctx.regs) {
+        heap::leave(ctx.regs)
+    } else {
+        heap::enter(ctx.regs)
+    }
+}
+
+/// Entry of a freeing function.
+#[uprobe]
+pub fn release(ctx: ProbeContext) -> u32 {
+    heap::release(ctx.regs)
+}
+
+/// Does nothing: what remains of a probe's cost is the kernel's own (the benchmark's floor).
+#[uprobe]
+pub fn nothing(_ctx: ProbeContext) -> u32 {
+    0
+}
+
+/// A process replaced its program.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec(ctx: RawTracePointContext) -> i32 {
+    lifecycle::exec(&ctx)
+}
+
+/// A thread ended.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
+    lifecycle::exit()
+}
+
+/// A thread asks for a mapping.
+#[tracepoint]
+pub fn mmap_enter(ctx: TracePointContext) -> u32 {
+    lifecycle::mmap_enter(&ctx)
+}
+
+/// The mapping was made, or not.
+#[tracepoint]
+pub fn mmap_return(ctx: TracePointContext) -> u32 {
+    lifecycle::mmap_return(&ctx)
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel lets only programs under a licence compatible with the GPL call most helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

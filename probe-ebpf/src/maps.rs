@@ -1,0 +1,106 @@
+//! Every map, its capacity, and why that capacity.
+//!
+//! Capacities marked "set at load" are replaced by the tracer; what stands here is the default.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, RingBuf},
+};
+use leakscope_common::{
+    Bucket, HitCounts, Loss, Mapping, ProcessRecord, Settings, SiteKey, SiteTotals, ThreadRecord,
+    UnwindPage, UnwindRow,
+};
+
+/// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space maps the array into its memory.
+const MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_NO_PREALLOC`: entries are allocated when they are inserted.
+const NO_PREALLOC: u32 = 1;
+
+/// One entry: what user space tells the probe.
+#[map]
+pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, MMAPABLE);
+
+/// One counter for each [`Loss`].
+#[map]
+pub(crate) static LOSSES: Array<u64> = Array::with_max_entries(Loss::COUNT, MMAPABLE);
+
+/// One entry: the next process incarnation; both sides take numbers from it.
+#[map]
+pub(crate) static INCARNATIONS: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+
+/// Traced processes by thread group id. 65,536: twice the default `kernel.pid_max` of small machines, and more
+/// processes than a machine under one kernel usually runs; entries cost memory only while they exist.
+#[map]
+pub(crate) static PROCESSES: HashMap<u32, ProcessRecord> =
+    HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Commands that leakscope itself started, by thread group id: stopped (SIGSTOP) whenever they exec or map a file for
+/// execution until user space has looked at it. The entry is removed with the first allocation. 64: one is usual.
+#[map]
+pub(crate) static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(64, NO_PREALLOC);
+
+/// Hits of ended threads by incarnation. As many as processes.
+#[map]
+pub(crate) static HITS: HashMap<u32, HitCounts> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Threads by `pid_tgid`. 131,072: a large Java server has some thousands, a machine some ten thousands; an entry
+/// (about 1.5 KiB, for it holds the room for a stack) is allocated at a thread's first call and freed when it ends.
+#[map]
+pub(crate) static THREADS: HashMap<u64, ThreadRecord> =
+    HashMap::with_max_entries(131_072, NO_PREALLOC);
+
+/// One zeroed record to make new thread records from: it is too large for the 512-byte BPF stack. Never written.
+#[map]
+pub(crate) static NEW_THREAD: Array<ThreadRecord> = Array::with_max_entries(1, 0);
+
+/// The live table. Set at load: slots for twice the blocks that are to be held, rounded up to a power of two; at half
+/// load, with a choice of two buckets of eight, an insertion practically never fails. 262,144 buckets: 1,000,000 blocks, 64 MiB.
+#[map]
+pub(crate) static LIVE: Array<Bucket> = Array::with_max_entries(262_144, MMAPABLE);
+
+/// The stack table. Set at load: twice the distinct stacks that are to be held; 131,072: 65,536 stacks, 3 MiB.
+#[map]
+pub(crate) static SITES: Array<SiteKey> = Array::with_max_entries(131_072, MMAPABLE);
+
+/// Totals by stripe and site: `stripe * slots + site`. Set at load: slots of `SITES` times `TOTALS_STRIPES`; 16 MiB.
+#[map]
+pub(crate) static TOTALS: Array<SiteTotals> = Array::with_max_entries(131_072 * 4, MMAPABLE);
+
+/// New stacks and process events. 4 MiB: 3,800 stacks of the greatest depth, some ten thousand of usual depth,
+/// between two visits of user space (some milliseconds).
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// By incarnation: where the process's mappings stand in `MAPPINGS`: first entry in the upper, count in the lower 32 bits,
+/// one word so that it is never read torn. As many as processes.
+#[map]
+pub(crate) static SLICES: HashMap<u32, u64> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Executable mappings, a sorted slice for each process. Set at load. 65,536: 32 mappings each for 2,000 processes, 2.5 MiB.
+#[map]
+pub(crate) static MAPPINGS: Array<Mapping> = Array::with_max_entries(65_536, MMAPABLE);
+
+/// Page index of the unwind tables: for each 64 KiB page of a file's text the first row. Set at load.
+/// 262,144: 16 GiB of text, 2 MiB.
+#[map]
+pub(crate) static UNWIND_PAGES: Array<UnwindPage> = Array::with_max_entries(262_144, MMAPABLE);
+
+/// Rows of the unwind tables. Set at load. 1,048,576: about 8 MiB, the text of some hundred libraries.
+#[map]
+pub(crate) static UNWIND_ROWS: Array<UnwindRow> = Array::with_max_entries(1_048_576, MMAPABLE);
+
+/// The settings; the array's only entry always exists.
+#[inline(always)]
+pub(crate) fn settings() -> Option<&'static Settings> {
+    // The lookup's lifetime is the map's: array entries are never freed while the program runs.
+    SETTINGS.get(0)
+}
+
+/// Counts a loss.
+#[inline(always)]
+pub(crate) fn lose(loss: Loss) {
+    if let Some(counter) = LOSSES.get_ptr_mut(loss as u32) {
+        // SAFETY: the pointer comes from the map lookup and was checked.
+        unsafe { crate::atomic::add(counter, 1) };
+    }
+}

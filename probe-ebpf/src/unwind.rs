@@ -1,0 +1,377 @@
+//! The walk: from the probed function's entry to the end of the user stack.
+//!
+//! One `bpf_loop` (Linux 5.17), a frame for each iteration. The probed function has just been called, so that its
+//! return address stands at the stack pointer and the caller's frame pointer in bp; from there on each frame is left by
+//! the row of its file's unwind table. Only an undefined return address is an end; everything else cuts the stack short,
+//! is counted, and marks the stack.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{bpf_probe_read_user, generated::bpf_loop},
+};
+use leakscope_common::{
+    BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAX_FRAMES, STACK_COMPLETE,
+    STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, ThreadRecord,
+    UnwindRow,
+};
+
+use crate::maps::{MAPPINGS, SLICES, UNWIND_PAGES, UNWIND_ROWS, lose};
+
+/// Frames that one frame-pointer step may skip at most, bytes: more than any stack is large by default (8 MiB,
+/// `RLIMIT_STACK`) is a broken chain.
+const MAX_FRAME_BYTES: u64 = 8 << 20;
+
+/// Steps of the search among a process's mappings: 2^12 = 4,096 executable mappings.
+const MAPPING_SEARCH_STEPS: u32 = 12;
+/// Steps of the search among a page's rows: 2^16 addresses, so at most as many rows.
+const ROW_SEARCH_STEPS: u32 = 16;
+
+/// What a walk found.
+pub(crate) struct Walk {
+    /// Number of frames, in the thread's record.
+    pub(crate) depth: u32,
+    /// `STACK_*`.
+    pub(crate) flags: u32,
+    /// Hash of (incarnation, frames).
+    pub(crate) tag: u64,
+    /// Second hash.
+    pub(crate) check: u64,
+}
+
+/// Where the walk stands; lives on the BPF stack and is handed to each step.
+#[repr(C)]
+struct State {
+    /// The thread's record, where frames are written.
+    thread: *mut ThreadRecord,
+    /// The current frame's return address: it lies in the function that is to be left next.
+    ip: u64,
+    /// The stack pointer behind that return address.
+    sp: u64,
+    /// The frame pointer there; 0: lost.
+    bp: u64,
+    /// Running hashes.
+    tag: u64,
+    check: u64,
+    /// The mapping of the last step: callers often lie in the same file.
+    start: u64,
+    end: u64,
+    bias: u64,
+    first_page: u32,
+    mapping_flags: u32,
+    /// The process's slice of `MAPPINGS`.
+    first: u32,
+    count: u32,
+    depth: u32,
+    flags: u32,
+    frame_pointers_only: u32,
+    bp_lost: u32,
+}
+
+/// Multipliers of the two hashes: odd, with well-spread bits (the golden ratio and the fractional part of sqrt 3 in 64 bits).
+const TAG_MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+const CHECK_MULTIPLIER: u64 = 0xbb67_ae85_84ca_a73b;
+
+impl State {
+    /// Appends a frame.
+    #[inline(always)]
+    fn push(&mut self, ip: u64) -> bool {
+        let depth = self.depth as usize;
+        if depth >= MAX_FRAMES {
+            return false;
+        }
+        // SAFETY: `thread` points to the current thread's map value, which only it writes; the index was checked.
+        unsafe { (*self.thread).stack.frames[depth & MAX_FRAMES] = ip };
+        self.depth = depth as u32 + 1;
+        self.tag = (self.tag ^ ip).wrapping_mul(TAG_MULTIPLIER);
+        self.tag ^= self.tag >> 29;
+        self.check = (self.check.wrapping_add(ip)).wrapping_mul(CHECK_MULTIPLIER);
+        self.check ^= self.check >> 32;
+        true
+    }
+
+    /// Cuts the stack short.
+    #[inline(always)]
+    fn cut(&mut self, flag: u16, loss: Loss) -> i64 {
+        self.flags = flag as u32;
+        lose(loss);
+        STOP
+    }
+}
+
+const STOP: i64 = 1;
+const CONTINUE: i64 = 0;
+
+/// Walks the current thread's user stack into its record.
+#[inline(always)]
+pub(crate) fn walk(regs: *mut pt_regs, settings: &Settings, thread: *mut ThreadRecord) -> Walk {
+    // SAFETY: the kernel passes its registers as the context.
+    let (ip, sp, bp) = unsafe { ((*regs).rip, (*regs).rsp, (*regs).rbp) };
+    // SAFETY: `thread` points to the current thread's map value.
+    let incarnation = unsafe { (*thread).incarnation };
+    // SAFETY: the entry is one word, read once.
+    let slice = unsafe { SLICES.get(&incarnation) }.copied().unwrap_or(0);
+    let mut state = State {
+        thread,
+        ip: 0,
+        sp: sp + 8,
+        bp,
+        tag: incarnation as u64,
+        check: !(incarnation as u64),
+        start: 0,
+        end: 0,
+        bias: 0,
+        first_page: 0,
+        mapping_flags: 0,
+        first: (slice >> 32) as u32,
+        count: slice as u32,
+        depth: 0,
+        flags: 0,
+        frame_pointers_only: settings.frame_pointers_only,
+        bp_lost: 0,
+    };
+    state.push(ip);
+    // SAFETY: the helper checks the address.
+    match unsafe { bpf_probe_read_user(sp as *const u64) } {
+        Ok(caller) => {
+            state.ip = caller;
+            state.push(caller);
+            // SAFETY: the callback has the signature that the helper asks for and the state outlives the loop.
+            unsafe {
+                bpf_loop(
+                    MAX_FRAMES as u32,
+                    step as *mut c_void,
+                    (&raw mut state).cast::<c_void>(),
+                    0,
+                );
+            }
+        }
+        Err(_) => {
+            state.cut(STACK_FAULT, Loss::UnwindFault);
+        }
+    }
+    Walk {
+        depth: state.depth,
+        flags: state.flags,
+        tag: state.tag,
+        check: state.check,
+    }
+}
+
+/// Leaves one frame.
+unsafe extern "C" fn step(_index: u32, state: *mut c_void) -> i64 {
+    // SAFETY: the loop hands over the state that `walk` gave it.
+    let state = unsafe { &mut *state.cast::<State>() };
+    let by_frame_pointer = if state.frame_pointers_only != 0 {
+        true
+    } else {
+        // A return address may lie behind its function's end (a call that does not return): look up the call itself.
+        let address = state.ip.wrapping_sub(1);
+        if (address < state.start || address >= state.end) && !find_mapping(state, address) {
+            return state.cut(STACK_UNKNOWN_MAPPING, Loss::UnwindUnknownMapping);
+        }
+        if state.mapping_flags & MAPPING_NO_TABLE != 0 {
+            return state.cut(STACK_NO_RULE, Loss::UnwindNoRule);
+        }
+        state.mapping_flags & MAPPING_FRAME_POINTERS != 0
+    };
+    if by_frame_pointer {
+        return step_by_frame_pointer(state);
+    }
+    let address = state.ip.wrapping_sub(1).wrapping_sub(state.bias);
+    let Some(row) = find_row(state.first_page, address) else {
+        return state.cut(STACK_NO_RULE, Loss::UnwindNoRule);
+    };
+    apply(state, row)
+}
+
+/// Leaves a frame by its row.
+#[inline(always)]
+fn apply(state: &mut State, row: UnwindRow) -> i64 {
+    const CFA_NONE: u8 = CfaRule::None as u8;
+    const CFA_SP: u8 = CfaRule::Sp as u8;
+    const CFA_BP: u8 = CfaRule::Bp as u8;
+    const CFA_DEREF_SP: u8 = CfaRule::DerefSp as u8;
+    const CFA_DEREF_BP: u8 = CfaRule::DerefBp as u8;
+    const CFA_PLT: u8 = CfaRule::Plt as u8;
+    const CFA_END: u8 = CfaRule::End as u8;
+    const CFA_SIGNAL: u8 = CfaRule::Signal as u8;
+    const BP_SAME: u8 = BpRule::Same as u8;
+    const BP_AT_CFA: u8 = BpRule::AtCfa as u8;
+    const BP_AT_BP: u8 = BpRule::AtBp as u8;
+
+    let offset = (row.cfa_offset as i64) * 8;
+    let (bp_offset, add) = row.operands();
+    let (bp_offset, add) = (bp_offset * 8, add * 8);
+    let uses_bp = row.cfa == CFA_BP || row.cfa == CFA_DEREF_BP;
+    if uses_bp && state.bp_lost != 0 {
+        return state.cut(STACK_NO_RULE, Loss::UnwindUnsupportedRule);
+    }
+    let base = if uses_bp { state.bp } else { state.sp };
+    let mut cfa = base.wrapping_add(offset as u64);
+    match row.cfa {
+        CFA_SP | CFA_BP => {}
+        CFA_PLT => {
+            // The entry's address modulo 16 says whether its index has been pushed.
+            if state.ip.wrapping_sub(1) & 15 >= (row.packed >> 8) as u64 {
+                cfa = cfa.wrapping_add(8);
+            }
+        }
+        CFA_DEREF_SP | CFA_DEREF_BP => {
+            // SAFETY: the helper checks the address.
+            match unsafe { bpf_probe_read_user(cfa as *const u64) } {
+                Ok(value) => cfa = value.wrapping_add(add as u64),
+                Err(_) => return state.cut(STACK_FAULT, Loss::UnwindFault),
+            }
+        }
+        CFA_END => {
+            state.flags = STACK_COMPLETE as u32;
+            return STOP;
+        }
+        CFA_NONE => return state.cut(STACK_NO_RULE, Loss::UnwindNoRule),
+        CFA_SIGNAL => return state.cut(STACK_NO_RULE, Loss::UnwindSignalFrame),
+        _ => return state.cut(STACK_NO_RULE, Loss::UnwindUnsupportedRule),
+    }
+    // Stacks grow down (psABI x86_64, 3.2.2): a caller's frame lies above.
+    if cfa <= state.sp.wrapping_sub(8) {
+        return state.cut(STACK_NO_RULE, Loss::UnwindUnsupportedRule);
+    }
+    let caller = if row.bp == BP_AT_CFA && bp_offset == -16 {
+        // The usual prologue: the saved frame pointer stands below the return address; one read for both.
+        // SAFETY: the helper checks the address.
+        match unsafe { bpf_probe_read_user(cfa.wrapping_sub(16) as *const [u64; 2]) } {
+            Ok([bp, caller]) => {
+                state.bp = bp;
+                state.bp_lost = 0;
+                caller
+            }
+            Err(_) => return state.cut(STACK_FAULT, Loss::UnwindFault),
+        }
+    } else {
+        if row.bp == BP_AT_CFA || row.bp == BP_AT_BP {
+            let slot = if row.bp == BP_AT_CFA { cfa } else { state.bp }.wrapping_add(bp_offset as u64);
+            // SAFETY: the helper checks the address.
+            match unsafe { bpf_probe_read_user(slot as *const u64) } {
+                Ok(bp) => {
+                    state.bp = bp;
+                    state.bp_lost = 0;
+                }
+                Err(_) => return state.cut(STACK_FAULT, Loss::UnwindFault),
+            }
+        } else if row.bp != BP_SAME {
+            state.bp_lost = 1;
+        }
+        // SAFETY: the helper checks the address.
+        match unsafe { bpf_probe_read_user(cfa.wrapping_sub(8) as *const u64) } {
+            Ok(caller) => caller,
+            Err(_) => return state.cut(STACK_FAULT, Loss::UnwindFault),
+        }
+    };
+    state.sp = cfa;
+    next(state, caller)
+}
+
+/// Leaves a frame that keeps a frame pointer: the caller's stands at bp, the return address behind it.
+#[inline(always)]
+fn step_by_frame_pointer(state: &mut State) -> i64 {
+    let bp = state.bp;
+    let known = state.mapping_flags & MAPPING_FRAME_POINTERS != 0;
+    if bp == 0 && known {
+        state.flags = STACK_COMPLETE as u32;
+        return STOP;
+    }
+    if state.bp_lost != 0
+        || bp & 7 != 0
+        || bp < state.sp.wrapping_sub(8)
+        || bp - state.sp.wrapping_sub(8) > MAX_FRAME_BYTES
+    {
+        return state.cut(STACK_NO_RULE, Loss::UnwindFramePointers);
+    }
+    // SAFETY: the helper checks the address.
+    match unsafe { bpf_probe_read_user(bp as *const [u64; 2]) } {
+        Ok([saved, caller]) => {
+            state.bp = saved;
+            state.sp = bp + 16;
+            if caller == 0 && known {
+                state.flags = STACK_COMPLETE as u32;
+                return STOP;
+            }
+            next(state, caller)
+        }
+        Err(_) => state.cut(STACK_FAULT, Loss::UnwindFault),
+    }
+}
+
+/// Records the caller's frame and goes on with it.
+#[inline(always)]
+fn next(state: &mut State, caller: u64) -> i64 {
+    // Below the first page, or in the kernel's half: no code.
+    if caller < 4096 || caller >> 56 != 0 {
+        return state.cut(STACK_UNKNOWN_MAPPING, Loss::UnwindUnknownMapping);
+    }
+    state.ip = caller;
+    if state.push(caller) {
+        CONTINUE
+    } else {
+        state.cut(STACK_LIMIT, Loss::UnwindTooDeep)
+    }
+}
+
+/// Finds the mapping of an address in the process's sorted slice.
+#[inline(always)]
+fn find_mapping(state: &mut State, address: u64) -> bool {
+    let mut low = 0;
+    let mut high = state.count;
+    let mut step = 0;
+    while step < MAPPING_SEARCH_STEPS {
+        step += 1;
+        if low >= high {
+            return false;
+        }
+        let middle = (low + high) >> 1;
+        let Some(mapping) = MAPPINGS.get(state.first.wrapping_add(middle)) else {
+            return false;
+        };
+        if address < mapping.start {
+            high = middle;
+        } else if address >= mapping.end {
+            low = middle + 1;
+        } else {
+            state.start = mapping.start;
+            state.end = mapping.end;
+            state.bias = mapping.bias;
+            state.first_page = mapping.first_page;
+            state.mapping_flags = mapping.flags;
+            return true;
+        }
+    }
+    false
+}
+
+/// Finds the row that covers an ELF virtual address: the last one at or before it.
+#[inline(always)]
+fn find_row(first_page: u32, address: u64) -> Option<UnwindRow> {
+    let page = first_page.wrapping_add((address >> 16) as u32);
+    let low16 = address as u16;
+    let page = UNWIND_PAGES.get(page)?;
+    let mut low = page.first;
+    let mut high = page.end;
+    // Invariant: rows before `low` are at or before the address, rows from `high` on behind it.
+    let mut step = 0;
+    while step < ROW_SEARCH_STEPS + 1 {
+        step += 1;
+        if low >= high {
+            break;
+        }
+        let middle = (low + high) >> 1;
+        let row = UNWIND_ROWS.get(middle)?;
+        if row.address_low <= low16 {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    // With none in this page, the last row of an earlier page applies.
+    UNWIND_ROWS.get(low.wrapping_sub(1)).copied()
+}

@@ -1,0 +1,276 @@
+//! Links: how the programs are tied to functions. One interface over three kinds, the best of which is found by probing.
+//!
+//! Every link is held by a descriptor of ours: when it is closed, by us or by our death, the kernel takes the probe away.
+
+use std::{
+    ffi::{CStr, CString},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use aya_obj::generated::bpf_prog_type;
+use leakscope_common::ProbeCookie;
+
+use super::{error::KernelError, load::LoadedObject, sys};
+
+/// The kinds of link, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkMode {
+    /// Linux 6.13: one link for all entries and returns; a rejected call costs no return trap.
+    Session,
+    /// Linux 6.6: one link for all entries, one for all returns.
+    Multi,
+    /// A perf event for each probe.
+    Perf,
+}
+
+impl LinkMode {
+    /// The name in messages and options.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Session => "uprobe-session",
+            Self::Multi => "uprobe-multi",
+            Self::Perf => "perf-event",
+        }
+    }
+}
+
+/// One probe to attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Where in the file, bytes.
+    pub offset: u64,
+    /// What the program is told.
+    pub cookie: ProbeCookie,
+    /// The function's entry in the file, where the return probe is set if the return is wanted. A return probe traps the
+    /// instruction at which it is set, like any other: it is set at the same site.
+    pub wants_return: bool,
+}
+
+/// Attached probes; dropping it detaches them.
+#[derive(Debug)]
+pub struct Link {
+    _links: Vec<OwnedFd>,
+    _events: Vec<OwnedFd>,
+}
+
+/// The programs of one mode.
+pub(crate) struct HeapPrograms {
+    mode: LinkMode,
+    /// Entry, or both in a session.
+    enter: OwnedFd,
+    /// Return; none in a session.
+    leave: Option<OwnedFd>,
+    release: OwnedFd,
+}
+
+const KPROBE: bpf_prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE;
+
+impl HeapPrograms {
+    /// Loads the programs of a mode.
+    ///
+    /// # Errors
+    /// The kernel refused one.
+    pub(crate) fn load(object: &LoadedObject, mode: LinkMode) -> Result<Self, KernelError> {
+        let (enter, leave, entry_type) = match mode {
+            LinkMode::Session => (
+                object.program("allocate_session", KPROBE, sys::BPF_TRACE_UPROBE_SESSION)?,
+                None,
+                sys::BPF_TRACE_UPROBE_MULTI,
+            ),
+            LinkMode::Multi => (
+                object.program("allocate_enter", KPROBE, sys::BPF_TRACE_UPROBE_MULTI)?,
+                Some(object.program("allocate_return", KPROBE, sys::BPF_TRACE_UPROBE_MULTI)?),
+                sys::BPF_TRACE_UPROBE_MULTI,
+            ),
+            LinkMode::Perf => (
+                object.program("allocate_enter", KPROBE, 0)?,
+                Some(object.program("allocate_return", KPROBE, 0)?),
+                0,
+            ),
+        };
+        let release = object.program("release", KPROBE, entry_type)?;
+        Ok(Self {
+            mode,
+            enter,
+            leave,
+            release,
+        })
+    }
+
+    /// The mode.
+    pub(crate) fn mode(&self) -> LinkMode {
+        self.mode
+    }
+
+    /// Name and descriptor of each program.
+    pub(crate) fn programs(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
+        let enter = match self.mode {
+            LinkMode::Session => "allocate_session",
+            LinkMode::Multi | LinkMode::Perf => "allocate_enter",
+        };
+        let mut programs = vec![(enter, self.enter.as_fd()), ("release", self.release.as_fd())];
+        if let Some(leave) = &self.leave {
+            programs.push(("allocate_return", leave.as_fd()));
+        }
+        programs
+    }
+
+    /// Attaches probes in a file: to one process, or to all that map it. The path may be a `/proc/PID/fd` or `map_files`
+    /// link. Either all are attached or none.
+    ///
+    /// # Errors
+    /// The kernel refused a link; the error names the file.
+    pub(crate) fn attach(
+        &self,
+        path: &CStr,
+        pid: Option<u32>,
+        probes: &[Attachment],
+    ) -> Result<Link, KernelError> {
+        let failed = |source: io::Error| KernelError::Attach {
+            what: format!("{} ({} probes, {})", path.to_string_lossy(), probes.len(), self.mode.name()),
+            source,
+        };
+        let (both, entry_only): (Vec<Attachment>, Vec<Attachment>) =
+            probes.iter().partition(|probe| probe.wants_return);
+        let mut link = Link {
+            _links: Vec::new(),
+            _events: Vec::new(),
+        };
+        if self.mode == LinkMode::Perf {
+            let kind = uprobe_pmu().map_err(failed)?;
+            let mut add = |program: &OwnedFd, probe: &Attachment, returns: bool| -> io::Result<()> {
+                let event = sys::open_uprobe(kind, path, probe.offset, returns, pid)?;
+                link._links.push(sys::link_perf_event(
+                    program.as_fd(),
+                    event.as_fd(),
+                    probe.cookie.to_bits(),
+                )?);
+                link._events.push(event);
+                Ok(())
+            };
+            // Returns first: a call that enters in between is missed whole instead of half seen.
+            for probe in &both {
+                if let Some(leave) = &self.leave {
+                    add(leave, probe, true).map_err(failed)?;
+                }
+            }
+            for probe in &entry_only {
+                add(&self.release, probe, false).map_err(failed)?;
+            }
+            for probe in &both {
+                add(&self.enter, probe, false).map_err(failed)?;
+            }
+            return Ok(link);
+        }
+        let mut add = |program: &OwnedFd, attach_type: u32, probes: &[Attachment], flags: u32| {
+            if probes.is_empty() {
+                return Ok(());
+            }
+            let offsets: Vec<u64> = probes.iter().map(|probe| probe.offset).collect();
+            let cookies: Vec<u64> = probes.iter().map(|probe| probe.cookie.to_bits()).collect();
+            link._links.push(sys::link_uprobe_multi(
+                program.as_fd(),
+                attach_type,
+                path,
+                &offsets,
+                &cookies,
+                pid.unwrap_or(0),
+                flags,
+            )?);
+            Ok(())
+        };
+        // Frees first: a block that is allocated as soon as its probe is there must not be freed unseen.
+        add(&self.release, sys::BPF_TRACE_UPROBE_MULTI, &entry_only, 0).map_err(failed)?;
+        match &self.leave {
+            None => add(&self.enter, sys::BPF_TRACE_UPROBE_SESSION, &both, 0).map_err(failed)?,
+            Some(leave) => {
+                add(
+                    leave,
+                    sys::BPF_TRACE_UPROBE_MULTI,
+                    &both,
+                    sys::BPF_F_UPROBE_MULTI_RETURN,
+                )
+                .map_err(failed)?;
+                add(&self.enter, sys::BPF_TRACE_UPROBE_MULTI, &both, 0).map_err(failed)?;
+            }
+        }
+        Ok(link)
+    }
+}
+
+/// The number of the uprobe PMU.
+fn uprobe_pmu() -> io::Result<u32> {
+    const PATH: &str = "/sys/bus/event_source/devices/uprobe/type";
+    std::fs::read_to_string(PATH)?
+        .trim()
+        .parse()
+        .map_err(|_| io::Error::other(format!("{PATH} does not hold a number")))
+}
+
+/// A program that returns 0, loaded with an attach type: the question to the kernel.
+fn trivial_program(attach_type: u32) -> io::Result<OwnedFd> {
+    let mut set = aya_obj::generated::bpf_insn {
+        code: 0xb7,
+        _bitfield_align_1: [],
+        _bitfield_1: aya_obj::generated::bpf_insn::new_bitfield_1(0, 0),
+        off: 0,
+        imm: 0,
+    };
+    let mut exit = set;
+    set.code = 0xb7;
+    exit.code = 0x95;
+    sys::load_program(
+        &sys::ProgramLoad {
+            name: "leakscope_ask",
+            program_type: KPROBE as u32,
+            expected_attach_type: attach_type,
+            instructions: &[set, exit],
+            license: c"GPL",
+            btf: None,
+            func_info: &[],
+            func_info_size: 0,
+            line_info: &[],
+            line_info_size: 0,
+        },
+        &mut [],
+    )
+}
+
+/// Whether multi links of an attach type work, with a process filter that counts all threads.
+///
+/// The link is asked for on a directory, which is never a valid target: a kernel that knows such links says EBADF. With
+/// an impossible process id, a kernel that filters by process (a fix of Linux 6.10, also in later 6.6 and 6.9 releases) refuses it earlier with
+/// EINVAL; one that filters by thread would lose the calls of every other thread.
+fn supports(attach_type: u32) -> bool {
+    let Ok(program) = trivial_program(attach_type) else {
+        return false;
+    };
+    let ask = |pid: u32| {
+        sys::link_uprobe_multi(program.as_fd(), attach_type, c"/", &[0], &[], pid, 0)
+            .err()
+            .and_then(|error| error.raw_os_error())
+    };
+    ask(0) == Some(libc::EBADF) && ask(u32::MAX) == Some(libc::EINVAL)
+}
+
+/// The best kind of link that this kernel has, found by asking for each.
+pub(crate) fn best_link_mode() -> LinkMode {
+    if supports(sys::BPF_TRACE_UPROBE_SESSION) && supports(sys::BPF_TRACE_UPROBE_MULTI) {
+        LinkMode::Session
+    } else if supports(sys::BPF_TRACE_UPROBE_MULTI) {
+        LinkMode::Multi
+    } else {
+        LinkMode::Perf
+    }
+}
+
+/// A path as the kernel wants it.
+pub(crate) fn kernel_path(path: &std::path::Path) -> Result<CString, KernelError> {
+    use std::os::unix::ffi::OsStrExt as _;
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| KernelError::Attach {
+        what: path.display().to_string(),
+        source: io::Error::from_raw_os_error(libc::EINVAL),
+    })
+}

@@ -1,0 +1,93 @@
+//! What can go wrong between us and the kernel: what was tried, on what, and what to do.
+
+use std::io;
+
+/// An error of the kernel room.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The BPF object could not be read.
+    #[error("the built-in BPF object cannot be read: {reason}; rebuild leakscope (`cargo xtask bpf build`)")]
+    Object {
+        /// What the reader said.
+        reason: String,
+    },
+    /// A map could not be created.
+    #[error("cannot create the BPF map {name} ({bytes} bytes): {source}{}", permission_hint(.source))]
+    Map {
+        /// The map.
+        name: String,
+        /// What it would have taken.
+        bytes: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A program was refused.
+    #[error("the kernel refused the BPF program {name}: {source}{}{}", permission_hint(.source), log_tail(.log))]
+    Program {
+        /// The program.
+        name: String,
+        /// The kernel's answer.
+        source: io::Error,
+        /// The verifier's log.
+        log: String,
+    },
+    /// Probes could not be attached.
+    #[error("cannot attach to {what}: {source}{}", permission_hint(.source))]
+    Attach {
+        /// The file or event.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Tracepoints need tracefs.
+    #[error("cannot read tracefs: {reason}; try `mount -t tracefs tracefs /sys/kernel/tracing`")]
+    Tracefs {
+        /// What was tried.
+        reason: String,
+    },
+    /// The kernel's type information is missing.
+    #[error("cannot read /sys/kernel/btf/vmlinux: {reason}; leakscope needs a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
+    Btf {
+        /// What the reader said.
+        reason: String,
+    },
+    /// Another call to the kernel failed.
+    #[error("{what}: {source}{}", permission_hint(.source))]
+    Call {
+        /// What was tried.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl KernelError {
+    /// A failed call, with what was tried.
+    pub(crate) fn call(what: impl Into<String>, source: io::Error) -> Self {
+        Self::Call {
+            what: what.into(),
+            source,
+        }
+    }
+}
+
+/// What to do about a refusal for want of privileges.
+fn permission_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "; run as root, or with the capabilities CAP_BPF and CAP_PERFMON (see `leakscope doctor`)"
+        }
+        _ => "",
+    }
+}
+
+/// The end of a verifier's log, where the reason stands.
+fn log_tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let tail = lines.get(lines.len().saturating_sub(30)..).unwrap_or_default();
+    if tail.is_empty() {
+        String::new()
+    } else {
+        format!("; the end of the verifier's log:\n{}", tail.join("\n"))
+    }
+}

@@ -1,0 +1,291 @@
+//! The system calls themselves: thin, one function each, no policy.
+
+use std::{
+    ffi::CStr,
+    io, mem,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use aya_obj::generated::{bpf_attr, bpf_cmd};
+
+/// `BPF_TRACE_UPROBE_MULTI` (include/uapi/linux/bpf.h, Linux 6.6).
+pub(crate) const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+/// `BPF_TRACE_UPROBE_SESSION` (include/uapi/linux/bpf.h, Linux 6.13).
+pub(crate) const BPF_TRACE_UPROBE_SESSION: u32 = 57;
+/// `BPF_PERF_EVENT` (include/uapi/linux/bpf.h).
+const BPF_PERF_EVENT: u32 = 41;
+/// `BPF_F_UPROBE_MULTI_RETURN` (include/uapi/linux/bpf.h).
+pub(crate) const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
+
+/// bpf(2). The attribute must be right for the command; file descriptors in it stay the caller's.
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+    // SAFETY: `attr` is a whole `bpf_attr`, zeroed before its fields were set, and every pointer in it points to memory that
+    // outlives the call (each caller in this file borrows it for the call's duration).
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_mut(attr),
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// An attribute with all bits zero.
+fn empty_attr() -> bpf_attr {
+    // SAFETY: `bpf_attr` is a union of plain integers and arrays of them; all zeroes is what the kernel expects of
+    // unused fields.
+    unsafe { mem::zeroed() }
+}
+
+/// Takes ownership of a file descriptor that the kernel has just made.
+fn owned(fd: i64) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: the kernel returned this descriptor from the call before; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What `BPF_PROG_LOAD` needs.
+pub(crate) struct ProgramLoad<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) program_type: u32,
+    pub(crate) expected_attach_type: u32,
+    pub(crate) instructions: &'a [aya_obj::generated::bpf_insn],
+    pub(crate) license: &'a CStr,
+    pub(crate) btf: Option<BorrowedFd<'a>>,
+    pub(crate) func_info: &'a [u8],
+    pub(crate) func_info_size: usize,
+    pub(crate) line_info: &'a [u8],
+    pub(crate) line_info_size: usize,
+}
+
+/// `BPF_PROG_LOAD`; the verifier's log goes to `log`, if it is not empty.
+pub(crate) fn load_program(load: &ProgramLoad<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
+    let mut attr = empty_attr();
+    // SAFETY: writing to a union of plain integers; this is the member that the command reads.
+    let fields = unsafe { &mut attr.__bindgen_anon_3 };
+    fields.prog_type = load.program_type;
+    fields.expected_attach_type = load.expected_attach_type;
+    fields.insns = load.instructions.as_ptr() as u64;
+    fields.insn_cnt = load.instructions.len() as u32;
+    fields.license = load.license.as_ptr() as u64;
+    for (to, from) in fields.prog_name.iter_mut().take(15).zip(load.name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    if let Some(btf) = load.btf {
+        fields.prog_btf_fd = btf.as_raw_fd() as u32;
+        if load.func_info_size != 0 {
+            fields.func_info = load.func_info.as_ptr() as u64;
+            fields.func_info_cnt = (load.func_info.len() / load.func_info_size) as u32;
+            fields.func_info_rec_size = load.func_info_size as u32;
+        }
+        if load.line_info_size != 0 {
+            fields.line_info = load.line_info.as_ptr() as u64;
+            fields.line_info_cnt = (load.line_info.len() / load.line_info_size) as u32;
+            fields.line_info_rec_size = load.line_info_size as u32;
+        }
+    }
+    if !log.is_empty() {
+        fields.log_level = 1;
+        fields.log_buf = log.as_mut_ptr() as u64;
+        fields.log_size = log.len() as u32;
+    }
+    owned(bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr)?)
+}
+
+/// `BPF_BTF_LOAD`.
+pub(crate) fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
+    let mut attr = empty_attr();
+    // SAFETY: writing to a union of plain integers; this is the member that the command reads.
+    let fields = unsafe { &mut attr.__bindgen_anon_7 };
+    fields.btf = btf.as_ptr() as u64;
+    fields.btf_size = btf.len() as u32;
+    owned(bpf(bpf_cmd::BPF_BTF_LOAD, &mut attr)?)
+}
+
+/// `BPF_LINK_CREATE` for a uprobe-multi or uprobe-session program. `offsets` and `cookies` are of equal length;
+/// `pid` 0 means every process.
+pub(crate) fn link_uprobe_multi(
+    program: BorrowedFd<'_>,
+    attach_type: u32,
+    path: &CStr,
+    offsets: &[u64],
+    cookies: &[u64],
+    pid: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = empty_attr();
+    // SAFETY: writing to a union of plain integers; these are the members that the command reads.
+    unsafe {
+        let link = &mut attr.link_create;
+        link.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+        link.__bindgen_anon_2.target_fd = 0;
+        link.attach_type = attach_type;
+        let multi = &mut link.__bindgen_anon_3.uprobe_multi;
+        multi.path = path.as_ptr() as u64;
+        multi.offsets = offsets.as_ptr() as u64;
+        multi.cookies = if cookies.is_empty() {
+            0
+        } else {
+            cookies.as_ptr() as u64
+        };
+        multi.cnt = offsets.len() as u32;
+        multi.pid = pid;
+        multi.flags = flags;
+    }
+    owned(bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?)
+}
+
+/// `BPF_LINK_CREATE` for a program on a perf event.
+pub(crate) fn link_perf_event(
+    program: BorrowedFd<'_>,
+    event: BorrowedFd<'_>,
+    cookie: u64,
+) -> io::Result<OwnedFd> {
+    let mut attr = empty_attr();
+    // SAFETY: writing to a union of plain integers; these are the members that the command reads.
+    unsafe {
+        let link = &mut attr.link_create;
+        link.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+        link.__bindgen_anon_2.target_fd = event.as_raw_fd() as u32;
+        link.attach_type = BPF_PERF_EVENT;
+        link.__bindgen_anon_3.perf_event.bpf_cookie = cookie;
+    }
+    owned(bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?)
+}
+
+/// `BPF_RAW_TRACEPOINT_OPEN`.
+pub(crate) fn open_raw_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    let mut attr = empty_attr();
+    // SAFETY: writing to a union of plain integers; this is the member that the command reads.
+    unsafe {
+        attr.raw_tracepoint.name = name.as_ptr() as u64;
+        attr.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    }
+    owned(bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)?)
+}
+
+/// The verified instruction count of a program (`bpf_prog_info.verified_insns`, Linux 5.16).
+pub(crate) fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut attr = empty_attr();
+    // SAFETY: `bpf_prog_info` is plain integers; zero is right for unused fields.
+    let mut info: aya_obj::generated::bpf_prog_info = unsafe { mem::zeroed() };
+    // SAFETY: writing to a union of plain integers; this is the member that the command reads.
+    unsafe {
+        attr.info.bpf_fd = program.as_raw_fd() as u32;
+        attr.info.info = std::ptr::from_mut(&mut info) as u64;
+        attr.info.info_len = size_of_val(&info) as u32;
+    }
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info.verified_insns)
+}
+
+/// `struct perf_event_attr` up to `PERF_ATTR_SIZE_VER1` plus padding to version 5 (include/uapi/linux/perf_event.h): the
+/// fields that dynamic PMUs and tracepoints need.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PerfEventAttr {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup: u32,
+    bp_type: u32,
+    config1: u64,
+    config2: u64,
+    rest: [u64; 5],
+}
+
+const _: () = assert!(size_of::<PerfEventAttr>() == 112);
+
+/// `PERF_FLAG_FD_CLOEXEC`.
+const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
+/// `PERF_TYPE_TRACEPOINT`.
+const PERF_TYPE_TRACEPOINT: u32 = 2;
+
+/// perf_event_open(2) with these fields.
+fn perf_event_open(attr: &PerfEventAttr, pid: i32, cpu: i32) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` is a `perf_event_attr` whose `size` says how much of it there is; paths in it outlive the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            std::ptr::from_ref(attr),
+            pid,
+            cpu,
+            -1,
+            PERF_FLAG_FD_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    owned(fd)
+}
+
+/// Opens a uprobe as a perf event: of one process (`pid`), or of every process that maps the file. `kind` is the PMU's
+/// number (`/sys/bus/event_source/devices/uprobe/type`).
+pub(crate) fn open_uprobe(
+    kind: u32,
+    path: &CStr,
+    offset: u64,
+    returns: bool,
+    pid: Option<u32>,
+) -> io::Result<OwnedFd> {
+    let attr = PerfEventAttr {
+        kind,
+        size: size_of::<PerfEventAttr>() as u32,
+        // Bit 0 is `retprobe` (/sys/bus/event_source/devices/uprobe/format/retprobe).
+        config: u64::from(returns),
+        config1: path.as_ptr() as u64,
+        config2: offset,
+        ..PerfEventAttr::default()
+    };
+    match pid {
+        Some(pid) => perf_event_open(&attr, pid as i32, -1),
+        None => perf_event_open(&attr, -1, 0),
+    }
+}
+
+/// Opens a tracepoint as a perf event. BPF programs on it run for every process and CPU.
+pub(crate) fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
+    let attr = PerfEventAttr {
+        kind: PERF_TYPE_TRACEPOINT,
+        size: size_of::<PerfEventAttr>() as u32,
+        config: id,
+        ..PerfEventAttr::default()
+    };
+    perf_event_open(&attr, -1, 0)
+}
+
+/// Waits until one of the descriptors is readable, or the time is over. Tells which are.
+pub(crate) fn poll_readable(fds: &[BorrowedFd<'_>], timeout_ms: i32) -> io::Result<Vec<bool>> {
+    let mut polls: Vec<libc::pollfd> = fds
+        .iter()
+        .map(|fd| libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    // SAFETY: the array lives through the call and its length is its own.
+    let ready = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout_ms) };
+    if ready < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() == io::ErrorKind::Interrupted {
+            return Ok(vec![false; fds.len()]);
+        }
+        return Err(error);
+    }
+    Ok(polls
+        .iter()
+        .map(|poll| poll.revents & (libc::POLLIN | libc::POLLHUP) != 0)
+        .collect())
+}

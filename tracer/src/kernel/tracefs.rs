@@ -1,0 +1,116 @@
+//! Tracepoint ids, from wherever tracefs can be read. Where it is not mounted, a private instance is opened that no path
+//! leads to and that goes away with its descriptor: nothing on the machine changes.
+
+use std::{
+    ffi::{CStr, CString},
+    fs::File,
+    io::{self, Read as _},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    path::{Path, PathBuf},
+};
+
+use super::error::KernelError;
+
+/// Where tracefs is usually mounted.
+const MOUNT_POINTS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+/// `FSCONFIG_CMD_CREATE` (include/uapi/linux/mount.h).
+const FSCONFIG_CMD_CREATE: libc::c_ulong = 6;
+
+/// Access to tracefs.
+pub(crate) enum Tracefs {
+    /// Mounted at this path.
+    Mounted(PathBuf),
+    /// A detached mount.
+    Detached(OwnedFd),
+}
+
+impl Tracefs {
+    /// Finds or opens tracefs.
+    ///
+    /// # Errors
+    /// It is neither mounted nor can it be opened (it needs CAP_SYS_ADMIN).
+    pub(crate) fn open() -> Result<Self, KernelError> {
+        for point in MOUNT_POINTS {
+            if Path::new(point).join("events/syscalls").is_dir() {
+                return Ok(Self::Mounted(PathBuf::from(point)));
+            }
+        }
+        detached().map(Self::Detached).map_err(|error| KernelError::Tracefs {
+            reason: format!(
+                "it is not mounted at {} and cannot be opened detached: {error}",
+                MOUNT_POINTS.join(" or ")
+            ),
+        })
+    }
+
+    /// One line for people.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Mounted(path) => format!("mounted at {}", path.display()),
+            Self::Detached(_) => "not mounted; a private instance can be opened".to_owned(),
+        }
+    }
+
+    /// The number of a tracepoint, `category/name`.
+    ///
+    /// # Errors
+    /// There is no such tracepoint, or it cannot be read.
+    pub(crate) fn tracepoint_id(&self, event: &str) -> Result<u64, KernelError> {
+        let failed = |reason: String| KernelError::Tracefs { reason };
+        let relative = format!("events/{event}/id");
+        let mut text = String::new();
+        match self {
+            Self::Mounted(path) => File::open(path.join(&relative)),
+            Self::Detached(mount) => open_at(mount.as_raw_fd(), &relative),
+        }
+        .and_then(|mut file| file.read_to_string(&mut text))
+        .map_err(|error| failed(format!("{relative}: {error}")))?;
+        text.trim()
+            .parse()
+            .map_err(|_| failed(format!("{relative} holds {text:?}, not a number")))
+    }
+}
+
+/// openat(2), read-only.
+fn open_at(directory: RawFd, path: &str) -> io::Result<File> {
+    let path = CString::new(path)?;
+    // SAFETY: the path is a C string that outlives the call.
+    let fd = unsafe { libc::openat(directory, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and ours.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// fsopen, fsconfig, fsmount (Linux 5.2): a tracefs that is attached nowhere.
+fn detached() -> io::Result<OwnedFd> {
+    const TRACEFS: &CStr = c"tracefs";
+    let checked = |result: libc::c_long| -> io::Result<RawFd> {
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            RawFd::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))
+        }
+    };
+    // SAFETY: the name is a C string; the flag is FSOPEN_CLOEXEC (1).
+    let context = checked(unsafe { libc::syscall(libc::SYS_fsopen, TRACEFS.as_ptr(), 1) })?;
+    // SAFETY: the descriptor is new and ours.
+    let context = unsafe { OwnedFd::from_raw_fd(context) };
+    // SAFETY: the command takes no key and no value.
+    checked(unsafe {
+        libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            FSCONFIG_CMD_CREATE,
+            std::ptr::null::<u8>(),
+            std::ptr::null::<u8>(),
+            0,
+        )
+    })?;
+    // SAFETY: the flag is FSMOUNT_CLOEXEC (1); no mount attributes.
+    let mount = checked(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1, 0) })?;
+    // SAFETY: the descriptor is new and ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(mount) })
+}

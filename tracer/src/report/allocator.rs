@@ -1,0 +1,207 @@
+//! Which functions are the allocator itself, as opposed to its callers.
+//!
+//! Owns the names by which the leaf of every stack is folded away. Knows nothing of how allocators are found or probed.
+
+use std::borrow::Cow;
+
+/// The C entry points (ISO C 7.24.3, POSIX, `malloc.h` of glibc), and what glibc's `malloc/malloc.c` calls below
+/// them.
+const C_ENTRIES: [&str; 15] = [
+    "malloc",
+    "calloc",
+    "realloc",
+    "reallocarray",
+    "posix_memalign",
+    "aligned_alloc",
+    "memalign",
+    "valloc",
+    "pvalloc",
+    "_int_malloc",
+    "_int_realloc",
+    "_int_memalign",
+    "_mid_memalign",
+    "sysmalloc",
+    "cfree",
+];
+
+/// What implementations put before the C names: glibc's aliases, jemalloc, gperftools and mimalloc.
+const C_PREFIXES: [&str; 7] = [
+    "__GI___libc_",
+    "__GI___",
+    "__GI_",
+    "__libc_",
+    "je_",
+    "tc_",
+    "mi_",
+];
+
+/// Rust's allocator shims and the functions of `alloc::alloc` that lead to them.
+const RUST_ENTRIES: [&str; 18] = [
+    "__rust_alloc",
+    "__rust_alloc_zeroed",
+    "__rust_realloc",
+    "__rdl_alloc",
+    "__rdl_alloc_zeroed",
+    "__rdl_realloc",
+    "__rg_alloc",
+    "__rg_alloc_zeroed",
+    "__rg_realloc",
+    "alloc::alloc::alloc",
+    "alloc::alloc::alloc_zeroed",
+    "alloc::alloc::realloc",
+    "alloc::alloc::exchange_malloc",
+    "alloc::alloc::Global::alloc_impl",
+    "alloc::alloc::Global::alloc_impl_runtime",
+    "alloc::alloc::Global::grow_impl",
+    "alloc::alloc::Global::grow_impl_runtime",
+    "alloc::alloc::box_new_uninit",
+];
+
+/// The standard C++ allocators of libstdc++ and libc++, whose `allocate` only forwards to `operator new`.
+const CXX_ALLOCATORS: [&str; 6] = [
+    "std::allocator<",
+    "std::allocator_traits<std::allocator<",
+    "std::__new_allocator<",
+    "__gnu_cxx::new_allocator<",
+    "std::__1::allocator<",
+    "std::__1::allocator_traits<std::__1::allocator<",
+];
+
+/// The regular expression by which pprof drops the same frames (`Profile.drop_frames`, matched against the whole
+/// name without its parameters).
+pub(super) const DROP_FRAMES: &str = r"(?:__GI___libc_|__GI___|__GI_|__libc_|je_|tc_|mi_)?(?:malloc|calloc|realloc|reallocarray|posix_memalign|aligned_alloc|memalign|valloc|pvalloc)|_int_malloc|_int_realloc|_int_memalign|_mid_memalign|sysmalloc|operator new(?:\[\])?|_Zn[wa][jm].*|__(?:rust|rdl|rg)_(?:alloc|alloc_zeroed|realloc)|alloc::alloc::(?:alloc|alloc_zeroed|realloc|exchange_malloc|box_new_uninit|Global::.*)";
+
+/// The short name of an allocator's function; `None` for any other function.
+pub(super) fn entry_name(function: &str) -> Option<Cow<'_, str>> {
+    c_entry(function)
+        .map(Cow::Borrowed)
+        .or_else(|| cxx_entry(function).map(Cow::Borrowed))
+        .or_else(|| rust_entry(function))
+}
+
+fn c_entry(function: &str) -> Option<&str> {
+    // `malloc@@GLIBC_2.2.5`, `malloc@plt`, `realloc.part.0`.
+    let name = function
+        .split_once(['@', '.'])
+        .map_or(function, |(name, _)| name);
+    let name = C_PREFIXES
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
+        .unwrap_or(name);
+    C_ENTRIES.contains(&name).then_some(name)
+}
+
+fn cxx_entry(function: &str) -> Option<&'static str> {
+    if let Some(rest) = function.strip_prefix("operator new") {
+        return match rest.strip_prefix("[]") {
+            Some(rest) if rest.is_empty() || rest.starts_with('(') => Some("operator new[]"),
+            None if rest.is_empty() || rest.starts_with('(') => Some("operator new"),
+            _ => None,
+        };
+    }
+    // Itanium C++ ABI, 5.1.3: `nw` is operator new, `na` operator new[]; the parameter is unsigned int or long.
+    for (mangled, name) in [("_Znw", "operator new"), ("_Zna", "operator new[]")] {
+        if function
+            .strip_prefix(mangled)
+            .is_some_and(|rest| rest.starts_with(['j', 'm']))
+        {
+            return Some(name);
+        }
+    }
+    // Templates may be demangled with a return type in front.
+    let before_parameters = function
+        .split_once(">::allocate(")
+        .map(|(class, _)| class)
+        .or_else(|| function.strip_suffix(">::allocate"))?;
+    CXX_ALLOCATORS
+        .iter()
+        .any(|allocator| before_parameters.starts_with(allocator))
+        .then_some("std::allocator::allocate")
+}
+
+fn rust_entry(function: &str) -> Option<Cow<'_, str>> {
+    let name = strip_rust_hash(function);
+    if RUST_ENTRIES.contains(&name) {
+        return Some(Cow::Borrowed(name));
+    }
+    if let Some(method) = name
+        .strip_prefix("<alloc::alloc::Global as core::alloc::Allocator>::")
+        .or_else(|| name.strip_prefix("<std::alloc::System as core::alloc::global::GlobalAlloc>::"))
+    {
+        return Some(Cow::Borrowed(method));
+    }
+    let (_, method) = name.split_once("GlobalAlloc for std::alloc::System>::")?;
+    name.starts_with("std::sys::")
+        .then(|| format!("std::alloc::System::{method}").into())
+}
+
+/// Rust's legacy mangling ends in `::h` and 16 hexadecimal digits.
+fn strip_rust_hash(function: &str) -> &str {
+    match function.rsplit_once("::h") {
+        Some((name, hash))
+            if hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
+        {
+            name
+        }
+        _ => function,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::entry_name;
+
+    #[test]
+    fn allocators_are_known_by_all_their_names() {
+        for (function, name) in [
+            ("malloc", "malloc"),
+            ("__libc_malloc", "malloc"),
+            ("__GI___libc_malloc", "malloc"),
+            ("malloc@@GLIBC_2.2.5", "malloc"),
+            ("realloc.part.0", "realloc"),
+            ("je_calloc", "calloc"),
+            ("operator new(unsigned long)", "operator new"),
+            (
+                "operator new[](unsigned long, std::nothrow_t const&)",
+                "operator new[]",
+            ),
+            ("operator new", "operator new"),
+            ("_Znwm", "operator new"),
+            (
+                "std::allocator<std::pair<int const, char> >::allocate(unsigned long)",
+                "std::allocator::allocate",
+            ),
+            (
+                "std::__new_allocator<int>::allocate(unsigned long, void const*)",
+                "std::allocator::allocate",
+            ),
+            ("__rust_alloc", "__rust_alloc"),
+            (
+                "alloc::alloc::exchange_malloc::h0123456789abcdef",
+                "alloc::alloc::exchange_malloc",
+            ),
+            (
+                "std::sys::alloc::unix::<impl core::alloc::global::GlobalAlloc for std::alloc::System>::alloc",
+                "std::alloc::System::alloc",
+            ),
+        ] {
+            assert_eq!(entry_name(function).as_deref(), Some(name), "{function}");
+        }
+    }
+
+    #[test]
+    fn callers_are_not_allocators() {
+        for function in [
+            "",
+            "my_malloc_wrapper",
+            "xmalloc",
+            "operator newish()",
+            "Pool<int>::allocate(unsigned long)",
+            "std::vector<int, std::allocator<int> >::push_back(int const&)",
+            "strdup",
+            "main",
+        ] {
+            assert_eq!(entry_name(function), None, "{function}");
+        }
+    }
+}

@@ -1,0 +1,528 @@
+//! Reports made by hand, and arbitrary ones, for the tests of the views.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::{
+    Frame, FrameKind, Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict,
+};
+
+pub(super) const KIB: u64 = 1024;
+pub(super) const MIB: u64 = 1024 * KIB;
+
+const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
+const PROGRAM: &str = "/srv/app/bin/indexer";
+const LIBC_BASE: u64 = 0x7f10_2000_0000;
+const PROGRAM_BASE: u64 = 0x55d0_4000_0000;
+
+/// A frame in libc, which has symbols and no line tables.
+fn libc(function: &str, offset: u64) -> Arc<Frame> {
+    Arc::new(Frame {
+        function: Some(function.to_owned()),
+        function_offset: Some(0x1c),
+        module: Some(LIBC.to_owned()),
+        offset: Some(offset),
+        address: Some(LIBC_BASE + offset),
+        build_id: Some("c047672cae7964324658491e7dee26748ae5d2f8".to_owned()),
+        ..Frame::default()
+    })
+}
+
+/// A frame in the program, which has line tables.
+fn program(function: &str, offset: u64, file: &str, line: u32, inlined: bool) -> Arc<Frame> {
+    Arc::new(Frame {
+        function: Some(function.to_owned()),
+        function_offset: Some(0x10),
+        module: Some(PROGRAM.to_owned()),
+        offset: Some(offset),
+        file: Some(file.to_owned()),
+        line: Some(line),
+        inlined,
+        address: Some(PROGRAM_BASE + offset),
+        build_id: Some("0123456789abcdef0123456789abcdef01234567".to_owned()),
+        ..Frame::default()
+    })
+}
+
+/// A frame in a file without symbols.
+fn stripped(module: &str, offset: u64) -> Arc<Frame> {
+    Arc::new(Frame {
+        module: Some(module.to_owned()),
+        offset: Some(offset),
+        address: Some(0x7f22_0000_0000 + offset),
+        ..Frame::default()
+    })
+}
+
+fn named(function: &str, kind: FrameKind) -> Arc<Frame> {
+    Arc::new(Frame {
+        function: Some(function.to_owned()),
+        kind,
+        ..Frame::default()
+    })
+}
+
+fn end_of_main() -> [Arc<Frame>; 2] {
+    [
+        program("main", 0x1180, "src/main.cpp", 41, false),
+        libc("__libc_start_call_main", 0x27249),
+    ]
+}
+
+fn with_end(frames: Vec<Arc<Frame>>) -> Vec<Arc<Frame>> {
+    frames.into_iter().chain(end_of_main()).collect()
+}
+
+fn indexer() -> Process {
+    Process {
+        pid: 4321,
+        incarnation: 1,
+        comm: "indexer".to_owned(),
+        cgroup: "/system.slice/indexer.service".to_owned(),
+        allocators: vec![format!("glibc {LIBC}")],
+        rss_bytes: 87 * MIB,
+        rss_growth_bytes_per_s: 104_857.6,
+        frees_of_unknown_blocks: 17,
+        probes: [
+            ("malloc", 0x9_8f00, 24_345),
+            ("free", 0x9_9500, 22_000),
+            ("calloc", 0x9_9d00, 0),
+        ]
+        .map(|(name, site_offset, hits)| Probe {
+            name: name.to_owned(),
+            module: Some(LIBC.to_owned()),
+            site_offset,
+            hits,
+        })
+        .to_vec(),
+        ..Process::default()
+    }
+}
+
+fn exact(mut site: Site) -> Site {
+    site.weight = 1;
+    site.inuse_bytes_low = site.inuse_bytes;
+    site.inuse_bytes_high = site.inuse_bytes;
+    site.allocator = Some(format!("glibc {LIBC}"));
+    site
+}
+
+/// One process, traced exactly: a leak through an inlined function, a recursion, code without symbols, a stack that
+/// breaks off, one that was not stored, and one whose blocks are all freed.
+pub(super) fn exact_report() -> Report {
+    let leak = Site {
+        id: 3,
+        inuse_bytes: MIB,
+        inuse_objects: 1024,
+        alloc_bytes: 2 * MIB,
+        alloc_objects: 2048,
+        oldest_age_s: 9.53,
+        growth_bytes_per_s: 104_857.6,
+        verdict: Verdict::Leaking,
+        verdict_reason: "every one of 1,024 blocks born more than 5 s ago is alive".to_owned(),
+        stack_complete: true,
+        frames: with_end(vec![
+            libc("malloc", 0x98f00),
+            libc("operator new(unsigned long)", 0xae98c),
+            program(
+                "Index::entry(std::string_view)",
+                0x1444,
+                "src/index.hpp",
+                88,
+                true,
+            ),
+            program(
+                "Index::add(Document const&)",
+                0x1444,
+                "src/index.cpp",
+                132,
+                false,
+            ),
+        ]),
+        ..Site::default()
+    };
+    let recursion = Site {
+        id: 9,
+        inuse_bytes: 300 * KIB,
+        inuse_objects: 39,
+        alloc_bytes: 300 * KIB,
+        alloc_objects: 39,
+        oldest_age_s: 131.0,
+        verdict: Verdict::Plateau,
+        verdict_reason: "no growth for 2 min".to_owned(),
+        stack_complete: true,
+        frames: with_end(
+            std::iter::once(libc("calloc", 0x99d00))
+                .chain(std::iter::repeat_n(
+                    program(
+                        "Tree::grow(unsigned int)",
+                        0x1999,
+                        "src/tree.cpp",
+                        20,
+                        false,
+                    ),
+                    38,
+                ))
+                .collect(),
+        ),
+        ..Site::default()
+    };
+    let no_symbols = Site {
+        id: 12,
+        inuse_bytes: 4096,
+        inuse_objects: 1,
+        alloc_bytes: 8192,
+        alloc_objects: 2,
+        oldest_age_s: 0.25,
+        stack_complete: false,
+        stack_incomplete_reason: Some("frame-pointer chain broken".to_owned()),
+        frames: vec![
+            libc("realloc", 0x99a00),
+            stripped("/opt/vendor/libcodec.so.2", 0x1_2345),
+            stripped("/opt/vendor/libcodec.so.2", 0x1_0000),
+        ],
+        ..Site::default()
+    };
+    let unknown = Site {
+        inuse_bytes: 10,
+        inuse_objects: 1,
+        alloc_bytes: 10,
+        alloc_objects: 1,
+        oldest_age_s: 3.0,
+        ..Site::default()
+    };
+    let freed = Site {
+        id: 13,
+        alloc_bytes: 640,
+        alloc_objects: 10,
+        verdict: Verdict::Churn,
+        stack_complete: true,
+        frames: with_end(vec![libc("malloc", 0x98f00)]),
+        ..Site::default()
+    };
+    let sites = [unknown, freed, no_symbols, leak, recursion].map(|site| {
+        exact(Site {
+            pid: 4321,
+            incarnation: 1,
+            ..site
+        })
+    });
+    let mut parts = ReportParts {
+        captured_at: Timestamp::from_unix_ms(1_767_225_600_000),
+        duration_s: 10.02,
+        tier: Tier::Exact,
+        tier_reason: "asked for".to_owned(),
+        processes: vec![indexer()],
+        sites: sites.to_vec(),
+        losses: [
+            ("stack_table_full".to_owned(), 1),
+            ("call_never_returned".to_owned(), 2),
+        ]
+        .into(),
+        overhead: Overhead {
+            probe_hits: 46_345,
+            duty: 1.0,
+            target_cpu_fraction: 0.0042,
+            budget: 0.01,
+        },
+        ..ReportParts::default()
+    };
+    parts.add_up();
+    Report::new(parts)
+}
+
+/// Three processes, sampled, cut to the two largest sites: thinned blocks, intervals, Python and generated code.
+pub(super) fn sampled_report() -> Report {
+    let web = Process {
+        pid: 77,
+        incarnation: 2,
+        comm: "gunicorn: worker".to_owned(),
+        cgroup: "/kubepods/pod1/abc".to_owned(),
+        allocators: vec![
+            format!("glibc {LIBC}"),
+            "jemalloc /opt/lib/libjemalloc.so.2".to_owned(),
+        ],
+        rss_bytes: 2 * 1024 * MIB,
+        rss_growth_bytes_per_s: -12.0,
+        probes: vec![
+            Probe {
+                name: "malloc".to_owned(),
+                module: Some(LIBC.to_owned()),
+                site_offset: 0x98f00,
+                hits: 5_000_000,
+            },
+            Probe {
+                name: "malloc".to_owned(),
+                module: Some("/opt/lib/libjemalloc.so.2".to_owned()),
+                site_offset: 0x8000,
+                hits: 12,
+            },
+        ],
+        exited: true,
+        exit_note: Some("killed by signal 9 after 31 s".to_owned()),
+        ..Process::default()
+    };
+    let site = |id: u64, mib: u64, frames: Vec<Arc<Frame>>| Site {
+        pid: 77,
+        incarnation: 2,
+        id,
+        inuse_bytes: mib * MIB,
+        inuse_objects: mib * 2048,
+        alloc_bytes: mib * 10 * MIB,
+        alloc_objects: mib * 20_480,
+        inuse_bytes_low: mib * MIB * 3 / 4,
+        inuse_bytes_high: mib * MIB * 3 / 2,
+        oldest_age_s: 4000.0,
+        growth_bytes_per_s: 0.25,
+        verdict: Verdict::WarmingUp,
+        weight: 8,
+        stack_complete: true,
+        frames,
+        ..Site::default()
+    };
+    let mut parts = ReportParts {
+        captured_at: Timestamp::from_unix_ms(1_767_225_600_123),
+        duration_s: 7_300.0,
+        tier: Tier::Sampled,
+        tier_reason: "exact would take 9 % of the CPU time".to_owned(),
+        processes: vec![
+            Process {
+                pid: 1,
+                comm: "systemd".to_owned(),
+                cgroup: "/init.scope".to_owned(),
+                allocators: vec![format!("glibc {LIBC}")],
+                ..Process::default()
+            },
+            web,
+            Process {
+                pid: 90,
+                comm: "statically".to_owned(),
+                empty_reason: Some("no allocator was found in /srv/statically".to_owned()),
+                ..Process::default()
+            },
+        ],
+        sites: vec![
+            site(
+                1,
+                96,
+                vec![
+                    libc("malloc", 0x98f00),
+                    named("load_model", FrameKind::Python),
+                    named("handler~", FrameKind::Jit),
+                    named("entry_SYSCALL_64", FrameKind::Kernel),
+                ],
+            ),
+            site(2, 2, vec![libc("malloc", 0x98f00)]),
+            site(3, 1, vec![libc("malloc", 0x98f00), libc("strdup", 0x9abc0)]),
+        ],
+        overhead: Overhead {
+            probe_hits: 5_000_012,
+            duty: 0.083,
+            target_cpu_fraction: 0.0097,
+            budget: 0.01,
+        },
+        ..ReportParts::default()
+    };
+    parts.add_up();
+    parts.keep_top(2);
+    Report::new(parts)
+}
+
+/// Nothing found, and why.
+pub(super) fn empty_report() -> Report {
+    Report::new(ReportParts {
+        captured_at: Timestamp::from_unix_ms(1_767_225_600_000),
+        duration_s: 0.5,
+        tier_reason: "asked for".to_owned(),
+        processes: vec![
+            Process {
+                pid: 5,
+                comm: "idle".to_owned(),
+                allocators: vec![format!("glibc {LIBC}")],
+                probes: vec![Probe {
+                    name: "malloc".to_owned(),
+                    ..Probe::default()
+                }],
+                ..Process::default()
+            },
+            Process {
+                pid: 6,
+                comm: "<go>".to_owned(),
+                empty_reason: Some(
+                    "no allocator was found: the program is static & stripped".to_owned(),
+                ),
+                ..Process::default()
+            },
+        ],
+        ..ReportParts::default()
+    })
+}
+
+/// Names chosen to break a terminal or a file format.
+pub(super) fn hostile_report() -> Report {
+    let long = format!(
+        "std::map<{}>::insert()",
+        "std::pair<int, long>, ".repeat(20)
+    );
+    let mut parts = ReportParts {
+        tier_reason: "line\nbreak".to_owned(),
+        processes: vec![Process {
+            pid: 8,
+            comm: "# \x1b[2J;e\nvil".to_owned(),
+            cgroup: "/a b;c".to_owned(),
+            allocators: vec!["glibc /tmp/\x07bell".to_owned()],
+            ..Process::default()
+        }],
+        sites: vec![exact(Site {
+            pid: 8,
+            inuse_bytes: 5,
+            inuse_objects: 1,
+            alloc_bytes: 5,
+            alloc_objects: 1,
+            stack_complete: false,
+            frames: vec![
+                named("operator\"\" 12", FrameKind::Native),
+                named("<[u8; 4] as T<'a>>::f & co", FrameKind::Native),
+                named("", FrameKind::Native),
+                named(&long, FrameKind::Native),
+            ],
+            ..Site::default()
+        })],
+        ..ReportParts::default()
+    };
+    parts.add_up();
+    Report::new(parts)
+}
+
+/// Floats that JSON writes and reads back exactly.
+fn any_float() -> impl Strategy<Value = f64> {
+    (-1_000_000_i32..1_000_000).prop_map(|eighths| f64::from(eighths) / 8.0)
+}
+
+fn any_text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[a-z_:;<>&()\\[\\] 0-9.#\"]{0,12}",
+        any::<String>(),
+        Just("malloc".to_owned()),
+    ]
+}
+
+fn any_frame() -> impl Strategy<Value = Arc<Frame>> {
+    let place = (
+        proptest::option::of(any_text()),
+        proptest::option::of(any::<u64>()),
+        proptest::option::of(any::<u64>()),
+        proptest::option::of("[0-9a-f]{8}"),
+    );
+    let source = (
+        proptest::option::of(any_text()),
+        proptest::option::of(any::<u64>()),
+        proptest::option::of(any_text()),
+        proptest::option::of(any::<u32>()),
+    );
+    let kind = prop_oneof![
+        Just(FrameKind::Native),
+        Just(FrameKind::Jit),
+        Just(FrameKind::Kernel),
+        Just(FrameKind::Python),
+    ];
+    (place, source, any::<bool>(), kind).prop_map(|(place, source, inlined, kind)| {
+        let (module, offset, address, build_id) = place;
+        let (function, function_offset, file, line) = source;
+        Arc::new(Frame {
+            function,
+            function_offset,
+            module,
+            offset,
+            file,
+            line,
+            inlined,
+            kind,
+            address,
+            build_id,
+        })
+    })
+}
+
+/// Sites of the processes 1 to 3; what survives is part of what was allocated.
+fn any_site() -> impl Strategy<Value = Site> {
+    let verdict = prop_oneof![
+        Just(Verdict::Leaking),
+        Just(Verdict::Plateau),
+        Just(Verdict::Churn),
+        Just(Verdict::WarmingUp),
+        Just(Verdict::InsufficientData),
+    ];
+    let figures = (
+        0..1_u64 << 50,
+        0..1_u64 << 40,
+        0..1_u64 << 50,
+        0..1_u64 << 40,
+    );
+    let frames = proptest::collection::vec(any_frame(), 0..8);
+    (
+        1..4_u32,
+        any::<u64>(),
+        figures,
+        verdict,
+        (any_float(), any_float(), any_text()),
+        frames,
+        any::<bool>(),
+        proptest::option::of(any_text()),
+    )
+        .prop_map(
+            |(pid, id, figures, verdict, (age, growth, reason), frames, complete, why)| {
+                let (inuse_bytes, inuse_objects, freed_bytes, freed_objects) = figures;
+                Site {
+                    pid,
+                    id,
+                    inuse_bytes,
+                    inuse_objects,
+                    alloc_bytes: inuse_bytes + freed_bytes,
+                    alloc_objects: inuse_objects + freed_objects,
+                    inuse_bytes_low: inuse_bytes / 2,
+                    inuse_bytes_high: inuse_bytes * 2,
+                    oldest_age_s: age.abs(),
+                    growth_bytes_per_s: growth,
+                    verdict,
+                    verdict_reason: reason,
+                    weight: 1,
+                    stack_complete: complete,
+                    stack_incomplete_reason: why.filter(|_| !complete),
+                    frames,
+                    ..Site::default()
+                }
+            },
+        )
+}
+
+/// Any report of up to ten sites, perhaps cut to fewer.
+pub(super) fn any_report() -> impl Strategy<Value = Report> {
+    let sites = proptest::collection::vec(any_site(), 0..10);
+    let processes = [(); 3].map(|()| (any_text(), any_text(), any_float(), any::<bool>()));
+    (sites, processes, any_float(), 0..12_usize, any_text()).prop_map(
+        |(sites, processes, duration_s, top, tier_reason)| {
+            let mut parts = ReportParts {
+                duration_s: duration_s.abs(),
+                tier_reason,
+                processes: (1..)
+                    .zip(processes)
+                    .map(|(pid, (comm, cgroup, growth, exited))| Process {
+                        pid,
+                        comm,
+                        cgroup,
+                        rss_growth_bytes_per_s: growth,
+                        exited,
+                        ..Process::default()
+                    })
+                    .collect(),
+                sites,
+                ..ReportParts::default()
+            };
+            parts.add_up();
+            parts.keep_top(top);
+            Report::new(parts)
+        },
+    )
+}

@@ -1,0 +1,105 @@
+//! Folded stacks: `comm-pid;main;parse 1024`, root first, a line per distinct stack with its surviving bytes. What
+//! `flamegraph.pl`, inferno and speedscope read.
+//!
+//! Frames carry the annotations of `stackcollapse-perf`: `_[i]` inlined, `_[j]` generated code, `_[k]` kernel.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::io;
+
+use super::Format;
+use super::model::{Frame, FrameKind, Report, Site};
+use super::names::{UNKNOWN_STACK, clean, incomplete, omitted, unnamed};
+
+/// See the module.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Folded;
+
+impl Format for Folded {
+    fn name(&self) -> &'static str {
+        "folded"
+    }
+
+    fn media_type(&self) -> &'static str {
+        "text/plain; charset=utf-8"
+    }
+
+    fn write(&self, report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
+        for (stack, bytes) in stacks(report) {
+            writeln!(out, "{stack} {bytes}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Every distinct stack that holds memory, and how many bytes.
+pub(super) fn stacks(report: &Report) -> BTreeMap<String, u64> {
+    let mut stacks = BTreeMap::new();
+    let mut add = |stack: String, bytes: u64| {
+        let sum: &mut u64 = stacks.entry(stack).or_default();
+        *sum = sum.saturating_add(bytes);
+    };
+    for site in &report.sites {
+        if site.inuse_bytes > 0 {
+            add(stack(report, site), site.inuse_bytes);
+        }
+    }
+    if report.omitted.inuse_bytes > 0 {
+        add(omitted(report.omitted.sites), report.omitted.inuse_bytes);
+    }
+    stacks
+}
+
+fn stack(report: &Report, site: &Site) -> String {
+    let comm = report
+        .process_of(site)
+        .map(|process| process.comm.as_str())
+        .filter(|comm| !comm.is_empty())
+        .unwrap_or("pid");
+    // A line that begins with `#` is a comment.
+    let comm = comm.trim_start_matches('#');
+    let mut stack = format!("{}-{}", field(comm), site.pid);
+    if site.frames.is_empty() {
+        stack.push(';');
+        stack.push_str(UNKNOWN_STACK);
+        return stack;
+    }
+    if let Some(root) = incomplete(site) {
+        stack.push(';');
+        stack.push_str(&field(&root));
+    }
+    for frame in site.frames.iter().rev() {
+        stack.push(';');
+        push_frame(&mut stack, frame);
+    }
+    // A last word that is a number would be read as a second value.
+    if let Some((rest, word)) = stack.rsplit_once(' ')
+        && word
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
+        stack = format!("{rest}_{word}");
+    }
+    stack
+}
+
+fn push_frame(stack: &mut String, frame: &Frame) {
+    match frame.function.as_deref().map(field) {
+        Some(function) if !function.is_empty() => stack.push_str(&function),
+        _ => stack.push_str(&field(&unnamed(frame))),
+    }
+    match frame.kind {
+        FrameKind::Jit => stack.push_str("_[j]"),
+        FrameKind::Kernel => stack.push_str("_[k]"),
+        FrameKind::Native | FrameKind::Python if frame.inlined => stack.push_str("_[i]"),
+        FrameKind::Native | FrameKind::Python => {}
+    }
+}
+
+/// A name without the separator.
+fn field(name: &str) -> Cow<'_, str> {
+    match clean(name.trim()) {
+        name if name.contains(';') => Cow::Owned(name.replace(';', ":")),
+        name => name,
+    }
+}

@@ -1,0 +1,549 @@
+//! The report: what a trace found, as plain values.
+//!
+//! Owns the names and units of everything that leakscope tells the outside; their JSON is the contract with its users
+//! (`schema.json` beside this file): fields may be added, never renamed. Knows neither how the values were obtained
+//! nor how they will be shown.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use leakscope_common::Loss;
+use serde::{Deserialize, Serialize, Serializer};
+use thiserror::Error;
+
+use super::time::Timestamp;
+
+/// The version of the JSON contract that this program writes and reads.
+pub const SCHEMA: u32 = 1;
+
+/// A report that nobody changes any more. Its fields are read through [`ReportParts`].
+///
+/// Sites are sorted by surviving bytes, largest first, in an order that does not depend on how they came; every
+/// [`Loss`] has an entry; no floating-point value is infinite or not a number.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(from = "ReportParts")]
+pub struct Report {
+    parts: ReportParts,
+}
+
+/// The fields of a [`Report`], while it is put together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReportParts {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// When the values were read.
+    pub captured_at: Timestamp,
+    /// How long had been traced by then, seconds.
+    pub duration_s: f64,
+    /// How allocations were seen.
+    pub tier: Tier,
+    /// Why this tier was taken, for people.
+    pub tier_reason: String,
+    /// The processes that were traced, also those in which nothing was found; the most surviving bytes first.
+    pub processes: Vec<Process>,
+    /// Call stacks that allocated; the most surviving bytes first.
+    pub sites: Vec<Site>,
+    /// What `sites` leaves out.
+    #[serde(default)]
+    pub omitted: Omitted,
+    /// What could not be recorded, by cause ([`Loss::name`]); 0 where nothing was lost.
+    pub losses: BTreeMap<String, u64>,
+    /// What tracing cost.
+    pub overhead: Overhead,
+}
+
+/// How allocations were seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// Page faults and mappings only.
+    Growth,
+    /// Allocator calls in windows.
+    Sampled,
+    /// Every allocator call.
+    #[default]
+    Exact,
+}
+
+impl Tier {
+    /// The name in JSON and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Growth => "growth",
+            Self::Sampled => "sampled",
+            Self::Exact => "exact",
+        }
+    }
+}
+
+/// A traced process. Identified by `pid` and `incarnation` together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// Thread group id.
+    pub pid: u32,
+    /// Tells apart the programs that one `pid` executed one after the other.
+    #[serde(default)]
+    pub incarnation: u32,
+    /// The name in `/proc/PID/comm`.
+    pub comm: String,
+    /// The path below the cgroup hierarchy's root; empty when unknown.
+    pub cgroup: String,
+    /// The allocators that were found: family and file.
+    pub allocators: Vec<String>,
+    /// Resident memory, bytes.
+    pub rss_bytes: u64,
+    /// Its trend.
+    pub rss_growth_bytes_per_s: f64,
+    /// Bytes allocated while traced and not freed, over all of the process's sites, shown or not.
+    #[serde(default)]
+    pub inuse_bytes: u64,
+    /// Blocks allocated while traced and not freed.
+    #[serde(default)]
+    pub inuse_objects: u64,
+    /// Bytes allocated while traced.
+    #[serde(default)]
+    pub alloc_bytes: u64,
+    /// Blocks allocated while traced.
+    #[serde(default)]
+    pub alloc_objects: u64,
+    /// Frees of blocks that had been allocated before the trace began or that a filter left out.
+    #[serde(default)]
+    pub frees_of_unknown_blocks: u64,
+    /// The probed functions and how often each was called.
+    #[serde(default)]
+    pub probes: Vec<Probe>,
+    /// Whether the process, or this program in it, ended while it was traced.
+    #[serde(default)]
+    pub exited: bool,
+    /// How it ended, for people.
+    #[serde(default)]
+    pub exit_note: Option<String>,
+    /// Why there are no sites of this process, for people.
+    #[serde(default)]
+    pub empty_reason: Option<String>,
+}
+
+/// A probed function.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// The function's symbol.
+    pub name: String,
+    /// The file it is in.
+    #[serde(default)]
+    pub module: Option<String>,
+    /// Where in the file the probe sits, bytes from the file's beginning.
+    #[serde(default)]
+    pub site_offset: u64,
+    /// Calls seen.
+    pub hits: u64,
+}
+
+/// A call stack that allocated, and what became of its blocks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Site {
+    /// The process it belongs to.
+    pub pid: u32,
+    /// See [`Process::incarnation`].
+    #[serde(default)]
+    pub incarnation: u32,
+    /// The site's number within the trace.
+    #[serde(default)]
+    pub id: u64,
+    /// Bytes that survive, estimated when `weight` or the tier says so.
+    pub inuse_bytes: u64,
+    /// Blocks that survive.
+    pub inuse_objects: u64,
+    /// Bytes allocated since the start.
+    pub alloc_bytes: u64,
+    /// Blocks allocated since the start.
+    pub alloc_objects: u64,
+    /// Lower end of the 95 % interval of `inuse_bytes`; equal to it when exact.
+    pub inuse_bytes_low: u64,
+    /// Upper end.
+    pub inuse_bytes_high: u64,
+    /// Age of the oldest surviving block, seconds; 0 when none survives.
+    pub oldest_age_s: f64,
+    /// The trend of `inuse_bytes`.
+    pub growth_bytes_per_s: f64,
+    /// What to make of it.
+    pub verdict: Verdict,
+    /// The evidence, in a sentence; may be empty.
+    pub verdict_reason: String,
+    /// How many blocks each recorded block stands for; 1 when none were thinned out.
+    #[serde(default = "one")]
+    pub weight: u64,
+    /// The allocator that was called: family and file, as in [`Process::allocators`].
+    #[serde(default)]
+    pub allocator: Option<String>,
+    /// Whether the stack was walked to its true end.
+    pub stack_complete: bool,
+    /// Why not, for people.
+    #[serde(default)]
+    pub stack_incomplete_reason: Option<String>,
+    /// Leaf first; a function that was inlined stands before the one it was inlined into. Empty when the stack is unknown.
+    /// Shared, for most frames occur in many stacks.
+    pub frames: Vec<Arc<Frame>>,
+}
+
+fn one() -> u64 {
+    1
+}
+
+/// Whether a site is a leak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Its blocks are not freed and there are ever more.
+    Leaking,
+    /// It grew and has stopped.
+    Plateau,
+    /// Its blocks come and go.
+    Churn,
+    /// It grows, but ever more slowly, or too young to tell.
+    WarmingUp,
+    /// There is too little to judge by.
+    #[default]
+    InsufficientData,
+}
+
+impl Verdict {
+    /// The name in JSON, labels and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Leaking => "leaking",
+            Self::Plateau => "plateau",
+            Self::Churn => "churn",
+            Self::WarmingUp => "warming-up",
+            Self::InsufficientData => "insufficient-data",
+        }
+    }
+}
+
+/// A frame of a stack. What is not known is `None`, `null` in JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Frame {
+    /// The function, demangled.
+    pub function: Option<String>,
+    /// Bytes from the function's beginning.
+    #[serde(default)]
+    pub function_offset: Option<u64>,
+    /// The file that holds the code, as the process sees its path.
+    pub module: Option<String>,
+    /// Where in the module: the address less the module's load bias, as `addr2line` takes it.
+    pub offset: Option<u64>,
+    /// The source file.
+    pub file: Option<String>,
+    /// The line in it, from 1.
+    pub line: Option<u32>,
+    /// Whether the function was inlined into the one of the next frame.
+    pub inlined: bool,
+    /// What kind of code it is.
+    pub kind: FrameKind,
+    /// The address in the process: of the probed function for the leaf, else where the call returns to.
+    #[serde(default)]
+    pub address: Option<u64>,
+    /// The module's build-id, in hexadecimal.
+    #[serde(default)]
+    pub build_id: Option<String>,
+}
+
+/// What kind of code a frame is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrameKind {
+    /// Compiled code in a file.
+    #[default]
+    Native,
+    /// Code that the process generated.
+    Jit,
+    /// The kernel.
+    Kernel,
+    /// A Python function.
+    Python,
+}
+
+/// The sum of the sites that a report leaves out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Omitted {
+    /// How many sites.
+    pub sites: u64,
+    /// Their surviving bytes.
+    pub inuse_bytes: u64,
+    /// Their surviving blocks.
+    pub inuse_objects: u64,
+    /// Bytes allocated at them.
+    pub alloc_bytes: u64,
+    /// Blocks allocated at them.
+    pub alloc_objects: u64,
+}
+
+/// What tracing cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Overhead {
+    /// Times that a probe was hit.
+    pub probe_hits: u64,
+    /// The share of the time during which probes were attached, 0 to 1.
+    pub duty: f64,
+    /// The share of the targets' CPU time that the probes took, as estimated, 0 to 1.
+    pub target_cpu_fraction: f64,
+    /// The share that was allowed.
+    pub budget: f64,
+}
+
+/// A saved report that cannot be used.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// Not JSON, or not the JSON of a report.
+    #[error("not a report of leakscope: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A report of another version.
+    #[error(
+        "the report has schema {found}, this leakscope reads schema {SCHEMA}; read it with the version that wrote it"
+    )]
+    Schema {
+        /// The version in the file.
+        found: u64,
+    },
+}
+
+impl Default for ReportParts {
+    fn default() -> Self {
+        Self {
+            schema: SCHEMA,
+            captured_at: Timestamp::default(),
+            duration_s: 0.0,
+            tier: Tier::default(),
+            tier_reason: String::new(),
+            processes: Vec::new(),
+            sites: Vec::new(),
+            omitted: Omitted::default(),
+            losses: BTreeMap::new(),
+            overhead: Overhead::default(),
+        }
+    }
+}
+
+impl ReportParts {
+    /// Sorts the sites: surviving bytes, then allocated bytes, the largest first; then process and number. The processes
+    /// likewise.
+    pub fn sort(&mut self) {
+        self.processes.sort_by_key(|process| {
+            (
+                Reverse(process.inuse_bytes),
+                (process.pid, process.incarnation),
+            )
+        });
+        self.sites.sort_by_key(|site| {
+            (
+                Reverse((site.inuse_bytes, site.alloc_bytes, site.inuse_objects)),
+                (site.pid, site.incarnation, site.id),
+            )
+        });
+    }
+
+    /// Sets the sums of every process from the sites. To be called while all sites are there; those of processes that
+    /// are not listed count nowhere.
+    pub fn add_up(&mut self) {
+        let mut sums: BTreeMap<(u32, u32), Omitted> = BTreeMap::new();
+        for site in &self.sites {
+            sums.entry((site.pid, site.incarnation))
+                .or_default()
+                .add(site);
+        }
+        for process in &mut self.processes {
+            let sum = sums
+                .remove(&(process.pid, process.incarnation))
+                .unwrap_or_default();
+            process.inuse_bytes = sum.inuse_bytes;
+            process.inuse_objects = sum.inuse_objects;
+            process.alloc_bytes = sum.alloc_bytes;
+            process.alloc_objects = sum.alloc_objects;
+        }
+    }
+
+    /// Sorts, and keeps the `count` largest sites; the others' sum is added to `omitted`.
+    pub fn keep_top(&mut self, count: usize) {
+        self.sort();
+        for site in self.sites.drain(count.min(self.sites.len())..) {
+            self.omitted.add(&site);
+        }
+    }
+
+    /// Bytes and blocks over the sites and the omitted ones.
+    #[must_use]
+    pub fn total(&self) -> Omitted {
+        let mut total = self.omitted;
+        for site in &self.sites {
+            total.add(site);
+        }
+        total
+    }
+
+    /// The process that a site belongs to.
+    #[must_use]
+    pub fn process_of(&self, site: &Site) -> Option<&Process> {
+        self.processes
+            .iter()
+            .find(|process| (process.pid, process.incarnation) == (site.pid, site.incarnation))
+    }
+}
+
+impl Omitted {
+    fn add(&mut self, site: &Site) {
+        self.sites = self.sites.saturating_add(1);
+        self.inuse_bytes = self.inuse_bytes.saturating_add(site.inuse_bytes);
+        self.inuse_objects = self.inuse_objects.saturating_add(site.inuse_objects);
+        self.alloc_bytes = self.alloc_bytes.saturating_add(site.alloc_bytes);
+        self.alloc_objects = self.alloc_objects.saturating_add(site.alloc_objects);
+    }
+}
+
+impl Report {
+    /// Closes a report: sorts the sites, lists every cause of loss, and replaces what is not a finite number by 0.
+    #[must_use]
+    pub fn new(mut parts: ReportParts) -> Self {
+        parts.sort();
+        for loss in Loss::ALL {
+            parts.losses.entry(loss.name().to_owned()).or_default();
+        }
+        let overhead = &mut parts.overhead;
+        let floats = [
+            &mut parts.duration_s,
+            &mut overhead.duty,
+            &mut overhead.target_cpu_fraction,
+            &mut overhead.budget,
+        ]
+        .into_iter()
+        .chain(
+            parts
+                .processes
+                .iter_mut()
+                .map(|process| &mut process.rss_growth_bytes_per_s),
+        )
+        .chain(
+            parts
+                .sites
+                .iter_mut()
+                .flat_map(|site| [&mut site.oldest_age_s, &mut site.growth_bytes_per_s]),
+        );
+        for float in floats {
+            if !float.is_finite() {
+                *float = 0.0;
+            }
+        }
+        Self { parts }
+    }
+
+    /// Reads a report that was saved as JSON. Unknown fields are passed over.
+    ///
+    /// # Errors
+    /// When the text is not a report, or one of another schema.
+    pub fn from_json(json: &[u8]) -> Result<Self, ReadError> {
+        #[derive(Deserialize)]
+        struct Version {
+            schema: u64,
+        }
+        // The version first: a later one may lack what this one requires.
+        let version: Version = serde_json::from_slice(json)?;
+        if version.schema != u64::from(SCHEMA) {
+            return Err(ReadError::Schema {
+                found: version.schema,
+            });
+        }
+        Ok(serde_json::from_slice(json)?)
+    }
+
+    /// The parts, to make another report of them.
+    #[must_use]
+    pub fn into_parts(self) -> ReportParts {
+        self.parts
+    }
+
+    /// Where the report contradicts itself, a sentence each; empty when it does not.
+    #[must_use]
+    pub fn contradictions(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut larger = u64::MAX;
+        for (place, site) in self.sites.iter().enumerate() {
+            let name = format!("site {place} of process {}", site.pid);
+            if site.inuse_bytes > larger {
+                found.push(format!("{name} is larger than the one before it"));
+            }
+            larger = site.inuse_bytes;
+            if !(site.inuse_bytes_low..=site.inuse_bytes_high).contains(&site.inuse_bytes) {
+                found.push(format!("{name}: inuse_bytes is outside its interval"));
+            }
+            if site.inuse_bytes > site.alloc_bytes || site.inuse_objects > site.alloc_objects {
+                found.push(format!("{name}: more survives than was allocated"));
+            }
+            if site.weight == 0 {
+                found.push(format!("{name}: weight 0"));
+            }
+            if site.stack_complete && site.stack_incomplete_reason.is_some() {
+                found.push(format!("{name}: a complete stack with a reason"));
+            }
+            if self.process_of(site).is_none() {
+                found.push(format!("{name}: the process is not listed"));
+            }
+        }
+        let total = self.total();
+        let sum = |part: fn(&Process) -> u64| {
+            self.processes
+                .iter()
+                .fold(0_u64, |sum, process| sum.saturating_add(part(process)))
+        };
+        for (name, sites, processes) in [
+            (
+                "inuse_bytes",
+                total.inuse_bytes,
+                sum(|process| process.inuse_bytes),
+            ),
+            (
+                "inuse_objects",
+                total.inuse_objects,
+                sum(|process| process.inuse_objects),
+            ),
+            (
+                "alloc_bytes",
+                total.alloc_bytes,
+                sum(|process| process.alloc_bytes),
+            ),
+            (
+                "alloc_objects",
+                total.alloc_objects,
+                sum(|process| process.alloc_objects),
+            ),
+        ] {
+            if sites != processes {
+                found.push(format!(
+                    "{name}: {sites} over the sites, {processes} over the processes"
+                ));
+            }
+        }
+        found
+    }
+}
+
+impl From<ReportParts> for Report {
+    fn from(parts: ReportParts) -> Self {
+        Self::new(parts)
+    }
+}
+
+impl Deref for Report {
+    type Target = ReportParts;
+
+    fn deref(&self) -> &ReportParts {
+        &self.parts
+    }
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.parts.serialize(serializer)
+    }
+}

@@ -1,0 +1,119 @@
+//! Names as views show them: strings that others chose (command names, symbols, paths), and frames without a symbol.
+//!
+//! Owns the rule which characters are never passed on: a traced process must not be able to move the cursor of whoever
+//! reads the report, nor break a file format.
+
+use std::borrow::Cow;
+
+use super::model::{Frame, Process, Site};
+
+/// Whether a character is kept: no control characters, none that reorder the line (Unicode's bidirectional
+/// formatting characters, U+202A-U+202E and U+2066-U+2069), none that XML 1.0 excludes.
+fn fit(character: char) -> bool {
+    !character.is_control()
+        && !matches!(
+            character,
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fffe}' | '\u{ffff}'
+        )
+}
+
+/// The text with every unfit character replaced by U+FFFD.
+pub(super) fn clean(text: &str) -> Cow<'_, str> {
+    if text.chars().all(fit) {
+        return Cow::Borrowed(text);
+    }
+    text.chars()
+        .map(|character| {
+            if fit(character) {
+                character
+            } else {
+                char::REPLACEMENT_CHARACTER
+            }
+        })
+        .collect::<String>()
+        .into()
+}
+
+/// The file's name, without its directory.
+pub(super) fn base_name(path: &str) -> &str {
+    path.rsplit('/')
+        .find(|part| !part.is_empty())
+        .unwrap_or(path)
+}
+
+/// What stands for a frame's function where that is not known: `[module+0x1234]`, or less.
+pub(super) fn unnamed(frame: &Frame) -> String {
+    let module = frame
+        .module
+        .as_ref()
+        .map(|module| clean(base_name(module)).into_owned());
+    match (module, frame.offset, frame.address) {
+        (Some(module), Some(offset), _) => format!("[{module}+{offset:#x}]"),
+        (Some(module), None, Some(address)) => format!("[{module} {address:#x}]"),
+        (Some(module), None, None) => format!("[{module}]"),
+        (None, _, Some(address)) => format!("[{address:#x}]"),
+        (None, Some(offset), None) => format!("[+{offset:#x}]"),
+        (None, None, None) => "[unknown]".to_owned(),
+    }
+}
+
+/// The pseudo frame at the root of a stack that does not reach its true end; `None` when it does.
+pub(super) fn incomplete(site: &Site) -> Option<String> {
+    (!site.stack_complete && !site.frames.is_empty()).then(|| match &site.stack_incomplete_reason {
+        Some(reason) => format!("[stack incomplete: {}]", clean(reason)),
+        None => "[stack incomplete]".to_owned(),
+    })
+}
+
+/// The pseudo frame of a site without a stack.
+pub(super) const UNKNOWN_STACK: &str = "[unknown stack]";
+
+/// The pseudo frame that stands for all sites that a report leaves out.
+pub(super) fn omitted(sites: u64) -> String {
+    format!("[{sites} more sites]")
+}
+
+/// Why a report shows no surviving block: as its processes say, else as far as their figures tell.
+pub(super) fn why_empty(processes: &[Process]) -> Vec<String> {
+    if processes.is_empty() {
+        return vec!["no process was traced".to_owned()];
+    }
+    processes
+        .iter()
+        .map(|process| {
+            let why = match &process.empty_reason {
+                Some(reason) => clean(reason).into_owned(),
+                None if process.alloc_objects > 0 => {
+                    "everything that was allocated while tracing was freed again".to_owned()
+                }
+                None if process.allocators.is_empty() => "no allocator was found".to_owned(),
+                None if process.probes.iter().all(|probe| probe.hits == 0) => {
+                    "the allocator was not called while tracing".to_owned()
+                }
+                None => "nothing that was traced allocated memory".to_owned(),
+            };
+            format!("{} (pid {}): {why}", clean(&process.comm), process.pid)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{base_name, clean};
+
+    #[test]
+    fn terminal_commands_do_not_pass() {
+        assert_eq!(clean("plain näme"), "plain näme");
+        assert_eq!(
+            clean("a\x1b[2Jb\nc\u{202e}d"),
+            "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d"
+        );
+    }
+
+    #[test]
+    fn base_names() {
+        assert_eq!(base_name("/usr/lib/libc.so.6"), "libc.so.6");
+        assert_eq!(base_name("[vdso]"), "[vdso]");
+        assert_eq!(base_name("/"), "/");
+    }
+}

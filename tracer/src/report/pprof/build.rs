@@ -1,0 +1,317 @@
+//! From the report to the tables of a profile.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType};
+use crate::report::allocator::DROP_FRAMES;
+use crate::report::model::{Frame, FrameKind, Omitted, Report, Site};
+use crate::report::names::{UNKNOWN_STACK, base_name, incomplete, omitted, unnamed};
+
+/// Mappings end at the next page.
+const PAGE: u64 = 4096;
+
+/// A file mapped in some process. The same file at another place is another mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct MappingKey<'a> {
+    module: &'a str,
+    build_id: Option<&'a str>,
+    load_bias: u64,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct LocationKey {
+    mapping_id: u64,
+    address: u64,
+    lines: Vec<Line>,
+}
+
+/// The tables in the making; each with an index by what makes an entry distinct.
+struct Builder<'a> {
+    profile: Profile,
+    strings: HashMap<String, i64>,
+    functions: HashMap<(i64, i64), u64>,
+    mappings: HashMap<MappingKey<'a>, Mapping>,
+    locations: HashMap<LocationKey, u64>,
+}
+
+pub(super) fn build(report: &Report) -> Profile {
+    let mut builder = Builder {
+        profile: Profile::default(),
+        strings: HashMap::new(),
+        functions: HashMap::new(),
+        mappings: HashMap::new(),
+        locations: HashMap::new(),
+    };
+    builder.string("");
+    builder.header(report);
+    builder.mappings(report);
+    for site in &report.sites {
+        builder.site(report, site);
+    }
+    builder.omitted(report.omitted);
+    builder.profile
+}
+
+impl<'a> Builder<'a> {
+    fn header(&mut self, report: &Report) {
+        let space = self.value_type("inuse_space", "bytes");
+        let sample_type = vec![
+            space,
+            self.value_type("inuse_objects", "count"),
+            self.value_type("alloc_space", "bytes"),
+            self.value_type("alloc_objects", "count"),
+        ];
+        let mut comments = vec![format!(
+            "leakscope, tier {}: {}",
+            report.tier.name(),
+            report.tier_reason
+        )];
+        comments.extend(
+            report
+                .losses
+                .iter()
+                .filter(|&(_, &count)| count > 0)
+                .map(|(cause, count)| format!("lost: {cause} {count}")),
+        );
+        let comment = comments.iter().map(|text| self.string(text)).collect();
+        let period_type = Some(self.value_type("space", "bytes"));
+        let drop_frames = self.string(DROP_FRAMES);
+        let profile = &mut self.profile;
+        profile.sample_type = sample_type;
+        profile.default_sample_type = space.r#type;
+        profile.comment = comment;
+        profile.period_type = period_type;
+        profile.period = 1;
+        profile.drop_frames = drop_frames;
+        profile.time_nanos = signed(report.captured_at.unix_ms().saturating_mul(1_000_000));
+        profile.duration_nanos = (report.duration_s * 1e9) as i64;
+    }
+
+    /// All mappings first, for the first of them has to be the main program.
+    fn mappings(&mut self, report: &'a Report) {
+        let mut mappings: HashMap<MappingKey<'a>, Mapping> = HashMap::new();
+        for frame in report.sites.iter().flat_map(|site| &site.frames) {
+            let Some(key) = mapping_key(frame) else {
+                continue;
+            };
+            let mapping = mappings.entry(key).or_default();
+            mapping.memory_start = key.load_bias;
+            let end = address(frame).saturating_add(1);
+            mapping.memory_limit = mapping
+                .memory_limit
+                .max(end.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX));
+            mapping.has_functions |= frame.function.is_some();
+            mapping.has_filenames |= frame.file.is_some();
+            mapping.has_line_numbers |= frame.line.is_some();
+            mapping.has_inline_frames |= frame.inlined;
+        }
+        let mut mappings: Vec<_> = mappings.into_iter().collect();
+        mappings.sort_unstable_by_key(|(key, _)| (is_library(key.module), *key));
+        for (place, (key, mut mapping)) in mappings.into_iter().enumerate() {
+            mapping.id = place as u64 + 1;
+            mapping.filename = self.string(key.module);
+            mapping.build_id = self.string(key.build_id.unwrap_or_default());
+            self.profile.mapping.push(mapping);
+            self.mappings.insert(key, mapping);
+        }
+    }
+
+    fn site(&mut self, report: &'a Report, site: &'a Site) {
+        let mut location_id = Vec::with_capacity(site.frames.len());
+        // Inlined frames share the address of the frame that they were inlined into, which follows them.
+        for (place, frames) in site
+            .frames
+            .chunk_by(|inlined, holder| is_inlined_into(inlined, holder))
+            .enumerate()
+        {
+            location_id.push(self.location(frames, place > 0));
+        }
+        if site.frames.is_empty() {
+            location_id.push(self.pseudo(UNKNOWN_STACK));
+        }
+        if let Some(root) = incomplete(site) {
+            location_id.push(self.pseudo(&root));
+        }
+        let process = report.process_of(site);
+        let label = [
+            ("pid", site.pid.to_string().as_str()),
+            ("comm", process.map_or("", |process| &process.comm)),
+            ("cgroup", process.map_or("", |process| &process.cgroup)),
+            ("allocator", site.allocator.as_deref().unwrap_or_default()),
+            ("verdict", site.verdict.name()),
+        ]
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(key, value)| Label {
+            key: self.string(key),
+            str: self.string(value),
+            ..Label::default()
+        })
+        .collect();
+        self.profile.sample.push(Sample {
+            location_id,
+            value: values(
+                site.inuse_bytes,
+                site.inuse_objects,
+                site.alloc_bytes,
+                site.alloc_objects,
+            ),
+            label,
+        });
+    }
+
+    fn omitted(&mut self, sum: Omitted) {
+        if sum.sites == 0 {
+            return;
+        }
+        let location = self.pseudo(&omitted(sum.sites));
+        self.profile.sample.push(Sample {
+            location_id: vec![location],
+            value: values(
+                sum.inuse_bytes,
+                sum.inuse_objects,
+                sum.alloc_bytes,
+                sum.alloc_objects,
+            ),
+            label: Vec::new(),
+        });
+    }
+
+    /// The location of one address: the frames inlined there, and the one that holds them.
+    fn location(&mut self, frames: &[Arc<Frame>], is_caller: bool) -> u64 {
+        let Some(frame) = frames.last() else {
+            return self.pseudo(UNKNOWN_STACK);
+        };
+        let mapping = mapping_key(frame).and_then(|key| self.mappings.get(&key).copied());
+        // pprof names the addresses itself where a mapping has no names at all; among named ones it would show no
+        // more than the module.
+        let leave_to_pprof = mapping.is_some_and(|mapping| !mapping.has_functions);
+        let lines = if leave_to_pprof {
+            Vec::new()
+        } else {
+            frames.iter().map(|frame| self.line(frame)).collect()
+        };
+        // A return address may already belong to the next function; the call before it does not.
+        let back = u64::from(is_caller && frame.kind != FrameKind::Python);
+        let mapping_id = mapping.map_or(0, |mapping| mapping.id);
+        let start = mapping.map_or(0, |mapping| mapping.memory_start);
+        self.intern_location(LocationKey {
+            mapping_id,
+            address: address(frame).saturating_sub(back).max(start),
+            lines,
+        })
+    }
+
+    /// A location that is no code: a name in brackets.
+    fn pseudo(&mut self, name: &str) -> u64 {
+        let function_id = self.function(name, "");
+        self.intern_location(LocationKey {
+            mapping_id: 0,
+            address: 0,
+            lines: vec![Line {
+                function_id,
+                line: 0,
+            }],
+        })
+    }
+
+    fn intern_location(&mut self, key: LocationKey) -> u64 {
+        if let Some(&id) = self.locations.get(&key) {
+            return id;
+        }
+        let id = self.profile.location.len() as u64 + 1;
+        self.profile.location.push(Location {
+            id,
+            mapping_id: key.mapping_id,
+            address: key.address,
+            line: key.lines.clone(),
+        });
+        self.locations.insert(key, id);
+        id
+    }
+
+    fn line(&mut self, frame: &Frame) -> Line {
+        let file = frame.file.as_deref().unwrap_or_default();
+        let function_id = match &frame.function {
+            Some(function) => self.function(function, file),
+            None => self.function(&unnamed(frame), file),
+        };
+        Line {
+            function_id,
+            line: i64::from(frame.line.unwrap_or_default()),
+        }
+    }
+
+    fn function(&mut self, name: &str, file: &str) -> u64 {
+        let key = (self.string(name), self.string(file));
+        if let Some(&id) = self.functions.get(&key) {
+            return id;
+        }
+        let id = self.profile.function.len() as u64 + 1;
+        self.profile.function.push(Function {
+            id,
+            name: key.0,
+            system_name: key.0,
+            filename: key.1,
+            start_line: 0,
+        });
+        self.functions.insert(key, id);
+        id
+    }
+
+    fn value_type(&mut self, kind: &str, unit: &str) -> ValueType {
+        ValueType {
+            r#type: self.string(kind),
+            unit: self.string(unit),
+        }
+    }
+
+    fn string(&mut self, text: &str) -> i64 {
+        if let Some(&index) = self.strings.get(text) {
+            return index;
+        }
+        let index = signed(self.profile.string_table.len() as u64);
+        self.profile.string_table.push(text.to_owned());
+        self.strings.insert(text.to_owned(), index);
+        index
+    }
+}
+
+fn is_inlined_into(frame: &Frame, next: &Frame) -> bool {
+    let elsewhere =
+        frame.address.is_some() && next.address.is_some() && frame.address != next.address;
+    frame.inlined && !elsewhere
+}
+
+fn mapping_key(frame: &Frame) -> Option<MappingKey<'_>> {
+    let load_bias = match (frame.address, frame.offset) {
+        (Some(address), Some(offset)) => address.saturating_sub(offset),
+        _ => 0,
+    };
+    Some(MappingKey {
+        module: frame.module.as_deref()?,
+        build_id: frame.build_id.as_deref(),
+        load_bias,
+    })
+}
+
+fn address(frame: &Frame) -> u64 {
+    frame.address.or(frame.offset).unwrap_or_default()
+}
+
+fn is_library(module: &str) -> bool {
+    let name = base_name(module);
+    name.contains(".so") || name.starts_with('[')
+}
+
+fn values(inuse_bytes: u64, inuse_objects: u64, alloc_bytes: u64, alloc_objects: u64) -> Vec<i64> {
+    [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects]
+        .map(signed)
+        .to_vec()
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,83 @@
+//! The surviving bytes as an interactive flame graph: an SVG file that needs nothing else.
+
+use std::io;
+
+use inferno::flamegraph::{self, Options};
+
+use super::Format;
+use super::folded::stacks;
+use super::model::Report;
+use super::names::why_empty;
+
+/// See the module.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Svg;
+
+/// The sum of all stacks may not exceed this, for it is kept in 64 bits. No machine has so much memory.
+const LARGEST_SUM: u64 = u64::MAX / 2;
+
+impl Format for Svg {
+    fn name(&self) -> &'static str {
+        "svg"
+    }
+
+    fn media_type(&self) -> &'static str {
+        "image/svg+xml"
+    }
+
+    fn write(&self, report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
+        let stacks = stacks(report);
+        if stacks.is_empty() {
+            return write_empty(report, out);
+        }
+        let largest = LARGEST_SUM / stacks.len() as u64;
+        let lines: Vec<String> = stacks
+            .into_iter()
+            .map(|(stack, bytes)| format!("{stack} {}", bytes.min(largest)))
+            .collect();
+        let mut options = Options::default();
+        options.title = "Surviving memory".to_owned();
+        options.subtitle = Some(subtitle(report));
+        options.count_name = "bytes".to_owned();
+        options.deterministic = true;
+        flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)
+    }
+}
+
+fn subtitle(report: &Report) -> String {
+    format!(
+        "{} tier, traced for {:.1} s, {}",
+        report.tier.name(),
+        report.duration_s,
+        report.captured_at
+    )
+}
+
+/// A picture of nothing says why.
+fn write_empty(report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
+    const LINE_HEIGHT: usize = 20;
+    let mut lines = vec!["No surviving memory".to_owned(), subtitle(report)];
+    lines.extend(why_empty(&report.processes));
+    let height = LINE_HEIGHT * (lines.len() + 1);
+    writeln!(
+        out,
+        r##"<?xml version="1.0" standalone="no"?>
+<svg version="1.1" width="1200" height="{height}" viewBox="0 0 1200 {height}" xmlns="http://www.w3.org/2000/svg">
+<rect width="100%" height="100%" fill="#f8f8f8"/>"##
+    )?;
+    for (place, line) in lines.iter().enumerate() {
+        writeln!(
+            out,
+            r#"<text x="10" y="{}" font-family="monospace" font-size="12">{}</text>"#,
+            LINE_HEIGHT * (place + 1),
+            escape(line)
+        )?;
+    }
+    writeln!(out, "</svg>")
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}

@@ -1,0 +1,178 @@
+//! Numbers as people read them.
+
+/// The plural's `s`.
+pub(super) fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// `1,234,567`.
+pub(super) fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `1 block`, `1,024 blocks`.
+pub(super) fn blocks(value: u64) -> String {
+    format!("{} block{}", count(value), plural(value))
+}
+
+/// `512 B`, `1.50 KiB`, `12.3 MiB`, `123 GiB`: three significant digits.
+pub(super) fn bytes(value: u64) -> String {
+    if value < 1024 {
+        format!("{value} B")
+    } else {
+        scaled(value as f64)
+    }
+}
+
+/// Bytes that are not whole; the sign is the caller's.
+fn scaled(value: f64) -> String {
+    let mut value = value;
+    let mut unit = "B";
+    for next in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
+        // What would be printed as 1024 belongs to the next unit.
+        if value < 1023.5 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    let decimals = match value {
+        _ if unit == "B" => 0,
+        value if value < 9.995 => 2,
+        value if value < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$} {unit}")
+}
+
+/// `+1.20 MiB/s`, `-30 B/min`; `steady` for less than a byte an hour.
+pub(super) fn rate(bytes_per_s: f64) -> String {
+    let sign = if bytes_per_s < 0.0 { '-' } else { '+' };
+    for (seconds, unit) in [(1.0, "s"), (60.0, "min"), (3600.0, "h")] {
+        let value = bytes_per_s.abs() * seconds;
+        if value >= 1.0 {
+            return format!("{sign}{}/{unit}", scaled(value));
+        }
+    }
+    "steady".to_owned()
+}
+
+/// `350 ms`, `12.3 s`, `5 min 20 s`, `3 h 12 min`, `2 d 4 h`.
+pub(super) fn duration(seconds: f64) -> String {
+    if seconds < 0.9995 {
+        return format!("{:.0} ms", seconds.max(0.0) * 1000.0);
+    }
+    if seconds < 99.95 {
+        return format!("{seconds:.1} s");
+    }
+    let whole = seconds.round() as u64;
+    let (minutes, hours, days) = (whole / 60, whole / 3600, whole / 86_400);
+    if hours == 0 {
+        format!("{minutes} min {} s", whole % 60)
+    } else if days == 0 {
+        format!("{hours} h {} min", minutes % 60)
+    } else {
+        format!("{} d {} h", count(days), hours % 24)
+    }
+}
+
+/// `12.3 %` of a fraction between 0 and 1; what is there and smaller than can be shown is `<0.1 %`.
+pub(super) fn percent(fraction: f64) -> String {
+    let percent = fraction * 100.0;
+    if percent > 0.0 && percent < 0.05 {
+        "<0.1 %".to_owned()
+    } else {
+        format!("{percent:.1} %")
+    }
+}
+
+/// A share of a whole; nothing of nothing is 0 %.
+pub(super) fn share(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        percent(0.0)
+    } else {
+        percent(part as f64 / whole as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bytes, count, duration, percent, rate};
+
+    #[test]
+    fn sizes() {
+        for (value, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (10_239, "10.0 KiB"),
+            (102_390, "100 KiB"),
+            (1_048_063, "1023 KiB"),
+            (1_048_064, "1.00 MiB"),
+            (1_048_576, "1.00 MiB"),
+            (13_000_000, "12.4 MiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes(value), text, "{value}");
+        }
+    }
+
+    #[test]
+    fn counts() {
+        for (value, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_234_567, "1,234,567"),
+            (123_456, "123,456"),
+        ] {
+            assert_eq!(count(value), text);
+        }
+    }
+
+    #[test]
+    fn rates() {
+        for (value, text) in [
+            (0.0, "steady"),
+            (1e-5, "steady"),
+            (0.5, "+30 B/min"),
+            (-0.01, "-36 B/h"),
+            (1_258_291.2, "+1.20 MiB/s"),
+            (-2048.0, "-2.00 KiB/s"),
+        ] {
+            assert_eq!(rate(value), text, "{value}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        for (value, text) in [
+            (0.0, "0 ms"),
+            (0.35, "350 ms"),
+            (0.9996, "1.0 s"),
+            (99.9, "99.9 s"),
+            (99.97, "1 min 40 s"),
+            (3599.4, "59 min 59 s"),
+            (3599.6, "1 h 0 min"),
+            (90_061.0, "1 d 1 h"),
+        ] {
+            assert_eq!(duration(value), text, "{value}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        assert_eq!(percent(0.0), "0.0 %");
+        assert_eq!(percent(0.0001), "<0.1 %");
+        assert_eq!(percent(0.0005), "0.1 %");
+        assert_eq!(percent(1.0), "100.0 %");
+    }
+}

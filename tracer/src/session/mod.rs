@@ -1,0 +1,415 @@
+//! A running trace: which processes are followed, what is attached to them, and the events between. It ties the rooms
+//! together, kernel to ledger to symbol to `Report`; each subcommand that traces drives one of these. It knows neither
+//! arguments nor views.
+
+mod process;
+mod report;
+mod tables;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use leakscope_common::Loss;
+
+pub use process::{ProbeSite, TraceError};
+pub use tables::{Tables, Unwinding};
+
+use crate::{
+    kernel::{KernelError, Probe, ProbeEvent, ProbeOptions},
+    ledger::{Ledger, SiteId},
+    report::Report,
+    symbol::{Modules, Resolver},
+    target::discover::Files,
+    unwind::BuildOptions,
+};
+use process::Traced;
+
+/// Where the kernel shows its processes.
+const PROC: &str = "/proc";
+
+/// How long one wait for events lasts at most: how soon a stop request and a full table are noticed.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How often the sites' totals are looked at.
+const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+
+/// How to trace.
+#[derive(Clone, Debug, Default)]
+pub struct SessionOptions {
+    /// How to load the probe.
+    pub probe: ProbeOptions,
+    /// Which rows of unwind tables to keep.
+    pub unwind: BuildOptions,
+    /// Only blocks at least this old are reported.
+    pub min_age: Duration,
+    /// The share of the targets' CPU time that tracing may take.
+    pub budget: f64,
+}
+
+/// A stack as the probe handed it over.
+struct Stack {
+    incarnation: u32,
+    frames: Vec<u64>,
+    flags: u16,
+    hit_slot: u8,
+    /// The first slot that held the same stack.
+    canonical: SiteId,
+}
+
+/// What is shown while a trace runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Processes that are still running.
+    pub running: usize,
+    /// Distinct stacks seen.
+    pub stacks: usize,
+    /// Bytes in use by the totals, at the last look.
+    pub inuse_bytes: i64,
+    /// Blocks allocated, at the last look.
+    pub alloc_objects: u64,
+    /// Events lost whose loss concerns bytes.
+    pub lost: u64,
+}
+
+/// A running trace.
+pub struct Session {
+    options: SessionOptions,
+    probe: Probe,
+    proc_root: PathBuf,
+    tables: Tables,
+    modules: Modules,
+    files: Files,
+    resolver: Resolver,
+    ledger: Ledger,
+    processes: BTreeMap<u32, Traced>,
+    stacks: HashMap<SiteId, Stack>,
+    canonical: HashMap<(u32, Vec<u64>), SiteId>,
+    started: Instant,
+    last_look: Instant,
+    progress: Progress,
+    warnings: Vec<String>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Session")
+            .field("processes", &self.processes.keys())
+            .field("stacks", &self.stacks.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Loads the probe and attaches to process events; no process is followed yet.
+    ///
+    /// # Errors
+    /// The kernel refused something; the error says what to do.
+    pub fn new(options: SessionOptions) -> Result<Self, KernelError> {
+        let mut probe = Probe::load(&options.probe)?;
+        probe.attach_lifecycle()?;
+        let tables = Tables::new(&probe, options.unwind);
+        let now = Instant::now();
+        Ok(Self {
+            options,
+            probe,
+            proc_root: PathBuf::from(PROC),
+            tables,
+            modules: Modules::default(),
+            files: Files::default(),
+            resolver: Resolver::default(),
+            ledger: Ledger::default(),
+            processes: BTreeMap::new(),
+            stacks: HashMap::new(),
+            canonical: HashMap::new(),
+            started: now,
+            last_look: now,
+            progress: Progress::default(),
+            warnings: Vec::new(),
+        })
+    }
+
+    /// Begins to trace a running process.
+    ///
+    /// # Errors
+    /// There is no such process, it cannot be read, or has no allocator that is known.
+    pub fn follow(&mut self, pid: u32) -> Result<(), TraceError> {
+        let mut traced = Traced::open(&self.proc_root, pid)?;
+        traced
+            .space
+            .refresh(&self.proc_root, pid, &mut self.modules)
+            .map_err(TraceError::from)?;
+        self.attach(&mut traced)?;
+        if traced.sites.is_empty() {
+            return Err(TraceError::NoAllocator {
+                pid,
+                comm: traced.comm,
+                notes: traced.notes,
+            });
+        }
+        // Probes first, then the filter: recording begins for all functions at the same instant.
+        traced.incarnation = self.probe.follow(pid, false)?;
+        self.install_tables(&mut traced)?;
+        self.processes.insert(pid, traced);
+        Ok(())
+    }
+
+    /// Begins to trace a child that has not called exec yet.
+    ///
+    /// # Errors
+    /// The child is gone.
+    pub fn follow_command(&mut self, pid: u32) -> Result<(), TraceError> {
+        let mut traced = Traced::open(&self.proc_root, pid)?;
+        traced.before_exec = true;
+        traced.incarnation = self.probe.follow(pid, true)?;
+        self.processes.insert(pid, traced);
+        Ok(())
+    }
+
+    /// Waits for what happens next, at most for a tenth of a second, and deals with it.
+    ///
+    /// # Errors
+    /// Waiting failed.
+    pub fn step(&mut self, at_most: Duration) -> Result<(), KernelError> {
+        let running: Vec<(u32, _)> = self
+            .processes
+            .iter()
+            .filter(|(_, traced)| traced.ended.is_none())
+            .map(|(pid, traced)| (*pid, traced.pidfd.as_fd()))
+            .collect();
+        let fds: Vec<_> = running.iter().map(|(_, fd)| *fd).collect();
+        let ready = self.probe.wait(&fds, at_most.min(TICK))?;
+        let ended: Vec<u32> = running
+            .iter()
+            .zip(ready)
+            .filter(|(_, ready)| *ready)
+            .map(|((pid, _), _)| *pid)
+            .collect();
+        self.drain()?;
+        for pid in ended {
+            if let Some(traced) = self.processes.get_mut(&pid) {
+                traced.ended = Some(Instant::now());
+                traced.links.clear();
+            }
+            self.probe.forget(pid);
+        }
+        if self.last_look.elapsed() >= OBSERVE_EVERY {
+            self.look();
+        }
+        if self.probe.is_crowded() {
+            self.probe.thin();
+        }
+        Ok(())
+    }
+
+    /// Deals with everything that the probe has said so far.
+    fn drain(&mut self) -> Result<(), KernelError> {
+        while let Some(event) = self.probe.next_event() {
+            match event {
+                ProbeEvent::Stack {
+                    pid,
+                    incarnation,
+                    site,
+                    flags,
+                    hit_slot,
+                    frames,
+                } => self.note_stack(pid, incarnation, site, flags, hit_slot, frames),
+                ProbeEvent::Exec {
+                    pid,
+                    incarnation,
+                    ended,
+                } => self.note_exec(pid, incarnation, ended)?,
+                ProbeEvent::MappedCode { pid, .. } => self.note_mapping(pid)?,
+                ProbeEvent::UnknownMapping { pid, .. } => self.note_mapping(pid)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn note_stack(
+        &mut self,
+        pid: u32,
+        incarnation: u32,
+        site: SiteId,
+        flags: u16,
+        hit_slot: u8,
+        frames: Vec<u64>,
+    ) {
+        if let Some(traced) = self.processes.get_mut(&pid) {
+            if self.probe.holds(pid) {
+                // The program allocates: its start-up is over.
+                self.probe.end_hold(pid);
+            }
+            // While the process lives: a library that was loaded without an event (before the attach to it) is found now.
+            if traced.incarnation == incarnation
+                && frames.iter().any(|address| traced.space.find(*address).is_none())
+                && traced.may_refresh()
+            {
+                // A process that is gone keeps what was known.
+                let _ = traced
+                    .space
+                    .refresh(&self.proc_root, pid, &mut self.modules);
+            }
+        }
+        let canonical = *self
+            .canonical
+            .entry((incarnation, frames.clone()))
+            .or_insert(site);
+        self.stacks.insert(
+            site,
+            Stack {
+                incarnation,
+                frames,
+                flags,
+                hit_slot,
+                canonical,
+            },
+        );
+        self.progress.stacks = self.canonical.len();
+    }
+
+    /// A followed process runs another program now.
+    fn note_exec(&mut self, pid: u32, incarnation: u32, ended: u32) -> Result<(), KernelError> {
+        let Some(mut traced) = self.processes.remove(&pid) else {
+            return Ok(());
+        };
+        if ended != incarnation {
+            self.probe.drop_blocks(ended);
+            self.tables.remove(&mut self.probe, ended);
+            traced.execs += 1;
+        }
+        traced.begin_program(&self.proc_root, incarnation);
+        self.processes.insert(pid, traced);
+        self.note_mapping(pid)
+    }
+
+    /// A followed process may have mapped new code: look for allocators, unwind tables and names in it.
+    fn note_mapping(&mut self, pid: u32) -> Result<(), KernelError> {
+        let Some(mut traced) = self.processes.remove(&pid) else {
+            return Ok(());
+        };
+        let held = self.probe.holds(pid);
+        if held {
+            traced.wait_until_stopped(&self.proc_root);
+        }
+        // A process that is gone by now has nothing more to be found.
+        if traced
+            .space
+            .refresh(&self.proc_root, pid, &mut self.modules)
+            .is_ok()
+        {
+            match self.attach(&mut traced) {
+                Ok(()) => {}
+                Err(TraceError::Kernel(error)) => traced.notes.push(error.to_string()),
+                Err(error) => traced.notes.push(error.to_string()),
+            }
+            self.install_tables(&mut traced)?;
+        }
+        self.processes.insert(pid, traced);
+        if held {
+            // It may have been killed meanwhile.
+            let _ = self.probe.resume(pid);
+        }
+        Ok(())
+    }
+
+    /// Attaches to what discovery finds in a process and is not attached yet.
+    fn attach(&mut self, traced: &mut Traced) -> Result<(), TraceError> {
+        traced.attach(&self.probe, &self.files, &self.proc_root)
+    }
+
+    fn install_tables(&mut self, traced: &mut Traced) -> Result<(), KernelError> {
+        if self.options.probe.frame_pointers_only {
+            return Ok(());
+        }
+        let problems = self
+            .tables
+            .install(&mut self.probe, traced.incarnation, &traced.space)?;
+        for problem in problems {
+            if !traced.notes.contains(&problem) {
+                traced.notes.push(problem);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the sites' totals.
+    fn look(&mut self) {
+        self.last_look = Instant::now();
+        let at_s = self.started.elapsed().as_secs_f64();
+        let mut inuse = 0_i64;
+        let mut allocated = 0;
+        for (site, (_, totals)) in self.joined_sites() {
+            self.ledger.observe(at_s, site, &totals);
+            inuse = inuse.wrapping_add(totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64);
+            allocated += totals.alloc_objects;
+        }
+        self.progress.inuse_bytes = inuse;
+        self.progress.alloc_objects = allocated;
+        self.progress.running = self.running();
+        self.progress.lost = self
+            .probe
+            .losses()
+            .into_iter()
+            .filter(|(loss, _)| loss.affects_bytes())
+            .map(|(_, count)| count)
+            .sum();
+    }
+
+    /// How many followed processes have not ended.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.processes
+            .values()
+            .filter(|traced| traced.ended.is_none())
+            .count()
+    }
+
+    /// What to show while the trace runs, as of the last look.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// What people should know of the trace itself, once each.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// When the trace began.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The probe, for `doctor`.
+    #[must_use]
+    pub fn probe(&self) -> &Probe {
+        &self.probe
+    }
+
+    /// The result so far.
+    ///
+    /// # Errors
+    /// The probe's last words could not be read.
+    pub fn report(&mut self, top: usize) -> Result<Report, KernelError> {
+        self.drain()?;
+        self.look();
+        Ok(report::make(self, top))
+    }
+
+    /// The root of the proc file system in use.
+    pub(crate) fn proc_root(&self) -> &Path {
+        &self.proc_root
+    }
+
+    /// Losses, for the report.
+    pub(crate) fn losses(&self) -> Vec<(Loss, u64)> {
+        self.probe.losses()
+    }
+}

@@ -1,0 +1,246 @@
+//! A followed process: its program, its mappings, what is attached to it.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use leakscope_common::{ProbeCookie, UNKNOWN_FREE_SLOT};
+
+use crate::{
+    kernel::{Attachment, KernelError, Link, Probe, open_pidfd},
+    symbol::AddressSpace,
+    target::{
+        discover::{Files, discover},
+        process::{ProcessError, read_memory, read_process},
+    },
+};
+
+/// How often a process's mappings are read for a stack that they do not explain.
+const REFRESH_EVERY: Duration = Duration::from_millis(200);
+
+/// How long to wait for a held process to stop; the signal is pending already, so that this takes microseconds.
+const STOP_WITHIN: Duration = Duration::from_millis(500);
+
+/// Why a process cannot be traced.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// It runs no program.
+    #[error("process {pid} ({comm}) is a kernel thread: it has no user memory to trace; name a process of a program")]
+    KernelThread {
+        /// Its id.
+        pid: u32,
+        /// Its name.
+        comm: String,
+    },
+    /// It has ended.
+    #[error("process {pid} ({comm}) has ended and waits to be reaped by its parent; name a running process")]
+    Zombie {
+        /// Its id.
+        pid: u32,
+        /// Its name.
+        comm: String,
+    },
+    /// It cannot be watched.
+    #[error("cannot watch process {pid}: {source}")]
+    Watch {
+        /// Its id.
+        pid: u32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// No allocator was found in it.
+    #[error(
+        "no known allocator in process {pid} ({comm}): none of the files that it maps defines malloc or operator new under a name that leakscope knows{}; `leakscope doctor -p {pid}` lists the files that were looked at",
+        notes_of(.notes)
+    )]
+    NoAllocator {
+        /// Its id.
+        pid: u32,
+        /// Its name.
+        comm: String,
+        /// What was found on the way.
+        notes: Vec<String>,
+    },
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+fn notes_of(notes: &[String]) -> String {
+    notes.iter().map(|note| format!("; {note}")).collect()
+}
+
+/// An attached probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeSite {
+    /// The function's symbol.
+    pub name: String,
+    /// The file.
+    pub module: PathBuf,
+    /// Family and file of the allocator.
+    pub allocator: String,
+    /// Where in the file, bytes.
+    pub offset: u64,
+    /// The hit counter.
+    pub hit_slot: u8,
+}
+
+/// A followed process.
+pub(super) struct Traced {
+    pub(super) pid: u32,
+    pub(super) comm: String,
+    pub(super) cgroup: String,
+    pub(super) incarnation: u32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) space: AddressSpace,
+    /// Links by the device and inode of the file.
+    pub(super) links: HashMap<(u64, u64), Link>,
+    pub(super) sites: Vec<ProbeSite>,
+    pub(super) before_exec: bool,
+    pub(super) execs: u32,
+    pub(super) ended: Option<Instant>,
+    /// Lines for people: what could not be done for this process.
+    pub(super) notes: Vec<String>,
+    /// Resident memory when the trace began, and when.
+    pub(super) rss_first: Option<(Instant, u64)>,
+    pub(super) rss_last: Option<(Instant, u64)>,
+    refreshed: Option<Instant>,
+}
+
+impl Traced {
+    /// Looks at a process and opens a descriptor that tells when it ends.
+    pub(super) fn open(proc_root: &Path, pid: u32) -> Result<Self, TraceError> {
+        let process = read_process(proc_root, pid)?;
+        if process.is_kernel_thread {
+            return Err(TraceError::KernelThread {
+                pid,
+                comm: process.comm,
+            });
+        }
+        if process.is_zombie {
+            return Err(TraceError::Zombie {
+                pid,
+                comm: process.comm,
+            });
+        }
+        let pidfd = open_pidfd(pid).map_err(|source| TraceError::Watch { pid, source })?;
+        let mut traced = Self {
+            pid,
+            comm: process.comm,
+            cgroup: process.cgroup,
+            incarnation: 0,
+            pidfd,
+            space: AddressSpace::default(),
+            links: HashMap::new(),
+            sites: Vec::new(),
+            before_exec: false,
+            execs: 0,
+            ended: None,
+            notes: Vec::new(),
+            rss_first: None,
+            rss_last: None,
+            refreshed: None,
+        };
+        traced.measure_memory(proc_root);
+        Ok(traced)
+    }
+
+    /// The process runs another program now; probes in files that it still maps stay attached.
+    pub(super) fn begin_program(&mut self, proc_root: &Path, incarnation: u32) {
+        self.incarnation = incarnation;
+        self.before_exec = false;
+        self.space = AddressSpace::default();
+        self.rss_first = None;
+        if let Ok(process) = read_process(proc_root, self.pid) {
+            self.comm = process.comm;
+            self.cgroup = process.cgroup;
+        }
+        self.measure_memory(proc_root);
+    }
+
+    /// Reads how much memory the process has.
+    pub(super) fn measure_memory(&mut self, proc_root: &Path) {
+        if let Ok(memory) = read_memory(proc_root, self.pid) {
+            let now = (Instant::now(), memory.resident_bytes);
+            self.rss_first.get_or_insert(now);
+            self.rss_last = Some(now);
+        }
+    }
+
+    /// Whether the mappings may be read again now.
+    pub(super) fn may_refresh(&mut self) -> bool {
+        let may = self
+            .refreshed
+            .is_none_or(|last| last.elapsed() >= REFRESH_EVERY);
+        if may {
+            self.refreshed = Some(Instant::now());
+        }
+        may
+    }
+
+    /// Waits until the held process has stopped, so that the mapping it was making is there.
+    pub(super) fn wait_until_stopped(&self, proc_root: &Path) {
+        let begun = Instant::now();
+        while begun.elapsed() < STOP_WITHIN {
+            match crate::target::process::is_stopped(proc_root, self.pid) {
+                Ok(false) => std::thread::sleep(Duration::from_micros(50)),
+                Ok(true) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Attaches to the allocators that the process maps now. Probes of files that it maps no more are taken away.
+    pub(super) fn attach(
+        &mut self,
+        probe: &Probe,
+        files: &Files,
+        proc_root: &Path,
+    ) -> Result<(), TraceError> {
+        let discovery = discover(files, proc_root, self.pid)?;
+        for problem in discovery.problems {
+            if !self.notes.contains(&problem) {
+                self.notes.push(problem);
+            }
+        }
+        let mapped: Vec<(u64, u64)> = discovery.allocators.iter().map(|found| found.file).collect();
+        self.links.retain(|file, _| mapped.contains(file));
+        for found in discovery.allocators {
+            if self.links.contains_key(&found.file) {
+                continue;
+            }
+            let mut attachments = Vec::new();
+            let mut sites = Vec::new();
+            for function in &found.functions {
+                let hit_slot = u8::try_from((self.sites.len() + sites.len()).min(UNKNOWN_FREE_SLOT - 1))
+                    .unwrap_or(0);
+                attachments.push(Attachment {
+                    offset: function.offset,
+                    cookie: ProbeCookie {
+                        function: function.function as u8,
+                        hit_slot,
+                        stack_moved: function.stack_moved,
+                    },
+                    wants_return: function.wants_return,
+                });
+                sites.push(ProbeSite {
+                    name: function.name.clone(),
+                    module: found.path.clone(),
+                    allocator: found.label.clone(),
+                    offset: function.offset,
+                    hit_slot,
+                });
+            }
+            let link = probe.attach(&found.open_path, Some(self.pid), &attachments)?;
+            self.links.insert(found.file, link);
+            self.sites.extend(sites);
+        }
+        Ok(())
+    }
+}

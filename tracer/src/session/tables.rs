@@ -1,0 +1,439 @@
+//! The probe's unwind tables: which file's rows and which process's mappings stand where in the shared arrays.
+//!
+//! A process's mappings are replaced as a whole: the new slice is written to free room, then the one word that names it is
+//! changed, and the old room is used again only after every walk that may still read it has ended.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use leakscope_common::{
+    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, Mapping, UnwindPage, UnwindRow,
+};
+
+use crate::{
+    kernel::{KernelError, Probe},
+    symbol::{AddressSpace, Module},
+    target::elf::Segment,
+    unwind::{BuildOptions, Cache, Key, Table, UnwindError},
+};
+
+/// How long room that was given up is left alone. A walk takes microseconds; a preempted one some milliseconds.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Hands out ranges of an array, first fit.
+#[derive(Debug)]
+struct Room {
+    /// Free ranges by start.
+    free: BTreeMap<usize, usize>,
+    /// Given up, free from this time on.
+    retired: Vec<(Instant, usize, usize)>,
+}
+
+impl Room {
+    fn new(len: usize) -> Self {
+        Self {
+            free: BTreeMap::from([(0, len)]),
+            retired: Vec::new(),
+        }
+    }
+
+    /// Takes a range.
+    fn take(&mut self, len: usize) -> Option<usize> {
+        self.collect();
+        let (start, room) = self
+            .free
+            .iter()
+            .find(|(_, room)| **room >= len)
+            .map(|(start, room)| (*start, *room))?;
+        self.free.remove(&start);
+        if room > len {
+            self.free.insert(start + len, room - len);
+        }
+        Some(start)
+    }
+
+    /// Gives a range up.
+    fn retire(&mut self, start: usize, len: usize) {
+        if len > 0 {
+            self.retired.push((Instant::now() + GRACE, start, len));
+        }
+    }
+
+    /// Frees what was retired long enough ago, and joins neighbours.
+    fn collect(&mut self) {
+        let now = Instant::now();
+        let (over, waiting): (Vec<_>, Vec<_>) =
+            self.retired.drain(..).partition(|(free_at, ..)| *free_at <= now);
+        self.retired = waiting;
+        for (_, mut start, mut len) in over {
+            if let Some((before, room)) = self.free.range(..start).next_back()
+                && before + room == start
+            {
+                let (before, room) = (*before, *room);
+                self.free.remove(&before);
+                start = before;
+                len += room;
+            }
+            if let Some(room) = self.free.remove(&(start + len)) {
+                len += room;
+            }
+            self.free.insert(start, len);
+        }
+    }
+}
+
+/// A file's table in the shared arrays.
+#[derive(Debug)]
+struct Installed {
+    rows: (usize, usize),
+    pages: (usize, usize),
+    /// See [`Mapping::first_page`].
+    first_page: u32,
+    users: HashSet<u32>,
+}
+
+/// What is known of how a file can be unwound; for `doctor` and for reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unwinding {
+    /// By its table.
+    Table {
+        /// Rows kept.
+        rows: usize,
+        /// Rows in full.
+        rows_full: usize,
+        /// Bytes of rows and index.
+        bytes: usize,
+        /// Executable bytes of the file.
+        text_bytes: u64,
+    },
+    /// By frame pointers, which its compiler always keeps.
+    FramePointers {
+        /// Why they can be relied on.
+        reason: &'static str,
+    },
+    /// Not at all.
+    Impossible {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Everything that is installed.
+pub struct Tables {
+    rows: Room,
+    pages: Room,
+    mappings: Room,
+    files: HashMap<u64, Installed>,
+    slices: HashMap<u32, (usize, usize)>,
+    cache: Cache,
+}
+
+impl Tables {
+    /// Nothing installed yet.
+    #[must_use]
+    pub fn new(probe: &Probe, options: BuildOptions) -> Self {
+        let (rows, pages, mappings) = probe.unwind_capacity();
+        Self {
+            rows: Room::new(rows),
+            pages: Room::new(pages),
+            mappings: Room::new(mappings),
+            files: HashMap::new(),
+            slices: HashMap::new(),
+            cache: Cache::new(options),
+        }
+    }
+
+    /// Installs the tables of everything that a process has mapped, and its mappings. Returns what went wrong, a line for each
+    /// file.
+    ///
+    /// # Errors
+    /// The probe's table of processes is full.
+    pub fn install(
+        &mut self,
+        probe: &mut Probe,
+        incarnation: u32,
+        space: &AddressSpace,
+    ) -> Result<Vec<String>, KernelError> {
+        let mut problems = Vec::new();
+        let modules: BTreeMap<u64, &Arc<Module>> = space
+            .ranges()
+            .iter()
+            .filter_map(|range| range.module.as_ref())
+            .map(|module| (module.number, module))
+            .collect();
+        self.build(modules.values().copied());
+        let mut mappings = Vec::new();
+        for range in space.ranges() {
+            let mut mapping = Mapping {
+                start: range.start,
+                end: range.end,
+                flags: MAPPING_NO_TABLE,
+                ..Mapping::default()
+            };
+            if let Some(module) = &range.module {
+                mapping.bias = range.start.wrapping_sub(module.virtual_address(range.offset));
+                if keeps_frame_pointers(module).is_some() {
+                    mapping.flags = MAPPING_FRAME_POINTERS;
+                } else {
+                    match self.file(probe, incarnation, module) {
+                        Ok(first_page) => {
+                            mapping.first_page = first_page;
+                            mapping.flags = 0;
+                        }
+                        Err(problem) => problems.push(problem),
+                    }
+                }
+            }
+            mappings.push(mapping);
+        }
+        let Some(first) = self.mappings.take(mappings.len().max(1)) else {
+            problems.push(format!(
+                "no room for the {} mappings of incarnation {incarnation}: its stacks end early",
+                mappings.len()
+            ));
+            return Ok(problems);
+        };
+        for (place, mapping) in (first..).zip(&mappings) {
+            probe.write_mapping(place, *mapping);
+        }
+        probe.set_slice(incarnation, first as u32, mappings.len() as u32)?;
+        if let Some((old, len)) = self.slices.insert(incarnation, (first, mappings.len().max(1))) {
+            self.mappings.retire(old, len);
+        }
+        Ok(problems)
+    }
+
+    /// Gives back what an incarnation that has ended used.
+    pub fn remove(&mut self, probe: &mut Probe, incarnation: u32) {
+        probe.clear_slice(incarnation);
+        if let Some((first, len)) = self.slices.remove(&incarnation) {
+            self.mappings.retire(first, len);
+        }
+        let (rows, pages) = (&mut self.rows, &mut self.pages);
+        self.files.retain(|_, file| {
+            file.users.remove(&incarnation);
+            let used = !file.users.is_empty();
+            if !used {
+                rows.retire(file.rows.0, file.rows.1);
+                pages.retire(file.pages.0, file.pages.1);
+            }
+            used
+        });
+    }
+
+    /// Builds the missing tables, several at a time.
+    fn build<'a>(&self, modules: impl Iterator<Item = &'a Arc<Module>>) {
+        let requests: Vec<(Key, &Arc<Module>)> = modules
+            .filter(|module| {
+                !self.files.contains_key(&module.number) && keeps_frame_pointers(module).is_none()
+            })
+            .map(|module| (key(module), module))
+            .filter(|(key, _)| self.cache.get(key).is_none())
+            .collect();
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        // Each file's outcome is asked for again when it is installed.
+        let _ = self
+            .cache
+            .build_many(&requests, |module| read(module), threads);
+    }
+
+    /// The table of a file: built, or remembered.
+    fn table(&self, module: &Module) -> Result<Arc<Table>, TableError> {
+        self.cache.get_or_build(&key(module), || read(module))
+    }
+
+    /// How a file can be unwound.
+    #[must_use]
+    pub fn describe(&self, module: &Module) -> Unwinding {
+        if let Some(reason) = keeps_frame_pointers(module) {
+            return Unwinding::FramePointers { reason };
+        }
+        match self.table(module) {
+            Ok(table) => Unwinding::Table {
+                rows: table.rows.len(),
+                rows_full: table.stats.rows_full as usize,
+                bytes: table.bytes(),
+                text_bytes: table.stats.text_bytes,
+            },
+            Err(error) => Unwinding::Impossible {
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    /// Installs a file's table, if it is not there; returns its place in the page index.
+    fn file(
+        &mut self,
+        probe: &mut Probe,
+        incarnation: u32,
+        module: &Module,
+    ) -> Result<u32, String> {
+        if let Some(installed) = self.files.get_mut(&module.number) {
+            installed.users.insert(incarnation);
+            return Ok(installed.first_page);
+        }
+        let name = module.path.display();
+        let table = self
+            .table(module)
+            .map_err(|error| format!("{name} cannot be unwound: {error}"))?;
+        let (first, last) = page_span(module, &table);
+        let page_count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
+        // One row more, before the first: for addresses before it.
+        let row_count = table.rows.len() + 1;
+        let full = || format!("{name}: no room for its unwind table; stacks end there");
+        let rows = self.rows.take(row_count).ok_or_else(full)?;
+        let Some(pages) = self.pages.take(page_count) else {
+            self.rows.retire(rows, row_count);
+            return Err(full());
+        };
+        probe.write_unwind_row(
+            rows,
+            UnwindRow {
+                cfa: CfaRule::None as u8,
+                ..UnwindRow::default()
+            },
+        );
+        for (place, row) in (rows + 1..).zip(&table.rows) {
+            probe.write_unwind_row(place, *row);
+        }
+        let base = rows as u32 + 1;
+        for (place, page) in (pages..).zip(first..=last) {
+            let starts = |page: u64| -> u32 {
+                page.checked_sub(table.first_page)
+                    .and_then(|index| usize::try_from(index).ok())
+                    .map_or(0, |index| {
+                        table
+                            .page_starts
+                            .get(index)
+                            .copied()
+                            .unwrap_or(table.rows.len() as u32)
+                    })
+            };
+            probe.write_unwind_page(
+                place,
+                UnwindPage {
+                    first: base + starts(page),
+                    end: base + starts(page + 1),
+                },
+            );
+        }
+        let first_page = (pages as u32).wrapping_sub(first as u32);
+        self.files.insert(
+            module.number,
+            Installed {
+                rows: (rows, row_count),
+                pages: (pages, page_count),
+                first_page,
+                users: HashSet::from([incarnation]),
+            },
+        );
+        Ok(first_page)
+    }
+}
+
+/// The 64 KiB pages that addresses in the file's executable segments, or rows of its table, can have.
+fn page_span(module: &Module, table: &Table) -> (u64, u64) {
+    let mut first = table.first_page;
+    let mut last = table.first_page + (table.page_starts.len().saturating_sub(2)) as u64;
+    let segments = module.elf.as_ref().map_or(&[][..], |elf| &elf.segments);
+    for Segment {
+        vaddr, memory_size, executable, ..
+    } in segments
+    {
+        if *executable {
+            // A mapping begins and ends at page boundaries of the machine, which lie in the same 64 KiB page or a neighbour.
+            first = first.min(vaddr.saturating_sub(4096) >> 16);
+            last = last.max(vaddr.saturating_add(*memory_size).saturating_add(4096) >> 16);
+        }
+    }
+    (first, last.min(first + (1 << 20)))
+}
+
+/// Whether the code in a file is known to keep frame pointers throughout, and why.
+fn keeps_frame_pointers(module: &Module) -> Option<&'static str> {
+    let elf = module.elf.as_ref()?;
+    // Go keeps frame pointers on amd64 since 1.7 and writes no .eh_frame.
+    (elf.section(".gopclntab").is_some() && elf.section(".eh_frame").is_none()).then_some("Go")
+}
+
+/// The identity of a file's contents.
+fn key(module: &Module) -> Key {
+    match module.elf.as_ref().and_then(|elf| elf.build_id.as_deref()) {
+        Some(id) if id.len() >= 8 => Key::BuildId(id.into()),
+        _ => {
+            let (device, inode, size, modified) = module.identity;
+            Key::File {
+                device,
+                inode,
+                size,
+                modified,
+            }
+        }
+    }
+}
+
+/// Why a file has no table.
+#[derive(Clone, Debug, thiserror::Error)]
+enum TableError {
+    /// It cannot be read.
+    #[error("it cannot be read: {0}")]
+    Read(String),
+    /// What is in it.
+    #[error(transparent)]
+    Unwind(#[from] UnwindError),
+}
+
+/// The largest file that is read for its unwind table, bytes.
+const MAX_FILE: u64 = 4 << 30;
+
+/// A file's bytes.
+fn read(module: &Module) -> Result<Vec<u8>, TableError> {
+    use std::os::unix::fs::FileExt as _;
+    let failed = |error: std::io::Error| TableError::Read(error.to_string());
+    let size = module.file.metadata().map_err(failed)?.len();
+    if size > MAX_FILE {
+        return Err(TableError::Read(format!("it has {size} bytes")));
+    }
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+    module.file.read_exact_at(&mut bytes, 0).map_err(failed)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Room;
+    use std::time::{Duration, Instant};
+
+    fn age(room: &mut Room) {
+        for (free_at, ..) in &mut room.retired {
+            *free_at = Instant::now() - Duration::from_millis(1);
+        }
+    }
+
+    #[test]
+    fn room_that_was_given_up_is_not_used_at_once() {
+        let mut room = Room::new(10);
+        assert_eq!(room.take(6), Some(0));
+        room.retire(0, 6);
+        assert_eq!(room.take(6), None);
+        age(&mut room);
+        assert_eq!(room.take(6), Some(0));
+    }
+
+    #[test]
+    fn neighbours_are_joined() {
+        let mut room = Room::new(10);
+        let places: Vec<_> = (0..5).filter_map(|_| room.take(2)).collect();
+        assert_eq!(places, [0, 2, 4, 6, 8]);
+        for place in [4, 0, 8, 2, 6] {
+            room.retire(place, 2);
+        }
+        age(&mut room);
+        assert_eq!(room.take(10), Some(0));
+        assert_eq!(room.take(1), None);
+    }
+}

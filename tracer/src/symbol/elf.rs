@@ -1,0 +1,108 @@
+//! The backend for ELF files: blazesym.
+
+use blazesym::symbolize::{Input, Symbolized, Symbolizer, source};
+
+use super::{DebugFiles, space::Module};
+
+/// A function at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its name, demangled.
+    pub function: String,
+    /// Its first ELF virtual address; unknown for inlined functions.
+    pub start: Option<u64>,
+    /// The source file.
+    pub file: Option<String>,
+    /// The line in it.
+    pub line: Option<u32>,
+    /// Whether it was inlined into the function that follows.
+    pub inlined: bool,
+}
+
+/// Names addresses of a module.
+pub trait Symbols {
+    /// The functions at an ELF virtual address: inlined ones first, innermost first; the last is the one that was
+    /// called. Empty when there is no name.
+    fn name(&mut self, module: &Module, virtual_address: u64) -> Vec<Named>;
+}
+
+/// ELF symbols and DWARF.
+pub struct ElfSymbols {
+    symbolizer: Symbolizer,
+    debug: DebugFiles,
+}
+
+impl Default for ElfSymbols {
+    fn default() -> Self {
+        Self {
+            // Separate debug files are looked for by `DebugFiles`, by build-id; the files are named by descriptors, of
+            // which blazesym could not find the folder.
+            symbolizer: Symbolizer::builder()
+                .set_debug_dirs(Some(std::iter::empty::<&str>()))
+                .enable_auto_reload(false)
+                .build(),
+            debug: DebugFiles::default(),
+        }
+    }
+}
+
+impl ElfSymbols {
+    fn look_up(&self, path: std::path::PathBuf, virtual_address: u64) -> Vec<Named> {
+        let source = source::Source::Elf(source::Elf::new(path));
+        match self
+            .symbolizer
+            .symbolize_single(&source, Input::VirtOffset(virtual_address))
+        {
+            Ok(Symbolized::Sym(symbol)) => named(&symbol),
+            // No name is an answer, not an error.
+            Ok(Symbolized::Unknown(_)) | Err(_) => Vec::new(),
+        }
+    }
+}
+
+impl Symbols for ElfSymbols {
+    fn name(&mut self, module: &Module, virtual_address: u64) -> Vec<Named> {
+        if module.elf.is_none() {
+            return Vec::new();
+        }
+        let own = module.open_path();
+        let best = self.debug.path_for(module);
+        let names = self.look_up(best.clone(), virtual_address);
+        if names.is_empty() && best != own {
+            // A debug file may lack what the module's own dynamic symbols have.
+            return self.look_up(own, virtual_address);
+        }
+        names
+    }
+}
+
+/// blazesym gives the outer function first and the inlined ones in the order of their nesting.
+fn named(symbol: &blazesym::symbolize::Sym<'_>) -> Vec<Named> {
+    let place = |info: Option<&blazesym::symbolize::CodeInfo<'_>>| {
+        (
+            info.map(|info| info.to_path().to_string_lossy().into_owned()),
+            info.and_then(|info| info.line),
+        )
+    };
+    // The outer function's own place stands in the symbol; what it is called for is in the first inlined one.
+    let (file, line) = place(symbol.code_info.as_deref());
+    let mut names = vec![Named {
+        function: symbol.name.to_string(),
+        start: Some(symbol.addr),
+        file,
+        line,
+        inlined: false,
+    }];
+    for inlined in &symbol.inlined {
+        let (file, line) = place(inlined.code_info.as_ref());
+        names.push(Named {
+            function: inlined.name.to_string(),
+            start: None,
+            file,
+            line,
+            inlined: true,
+        });
+    }
+    names.reverse();
+    names
+}

@@ -1,0 +1,266 @@
+//! Address spaces that outlive their processes: what was mapped where, with every mapped file held open, so that a
+//! process that has exited, or a file that was replaced, still gets its names.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    os::{fd::AsRawFd, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::target::{
+    elf::ElfFile,
+    process::{MemoryMap, ProcessError, open_mapped, read_maps},
+};
+
+/// A file that a process has mapped, held open.
+#[derive(Debug)]
+pub struct Module {
+    /// Tells modules apart for as long as the tracer runs.
+    pub number: u64,
+    /// The path as the process sees it.
+    pub path: PathBuf,
+    /// The root of the process that mapped it first, for debug files inside a container.
+    pub root: PathBuf,
+    /// The file.
+    pub file: File,
+    /// What its headers say; `None` where they cannot be read.
+    pub elf: Option<ElfFile>,
+    /// Its build-id in hexadecimal.
+    pub build_id: Option<String>,
+    /// `st_dev`, `st_ino`, size in bytes and modification time in nanoseconds: the identity of the contents.
+    pub identity: (u64, u64, u64, i64),
+}
+
+impl Module {
+    /// A path that opens this very file for as long as it is held open.
+    #[must_use]
+    pub fn open_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+
+    /// The ELF virtual address of a file offset; the offset itself where the headers do not say.
+    #[must_use]
+    pub fn virtual_address(&self, file_offset: u64) -> u64 {
+        self.elf
+            .as_ref()
+            .and_then(|elf| elf.vaddr_of(file_offset))
+            .unwrap_or(file_offset)
+    }
+}
+
+/// A mapped range of addresses.
+#[derive(Clone, Debug)]
+pub struct Range {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Where in the file it begins, bytes.
+    pub offset: u64,
+    /// Whether code in it can be executed.
+    pub executable: bool,
+    /// The file; `None` for memory without one.
+    pub module: Option<Arc<Module>>,
+    /// The kernel's name for memory without a file, such as `[vdso]`, or the path of a file that could not be opened.
+    pub label: Option<String>,
+}
+
+/// Mapped files by identity, shared between processes.
+#[derive(Debug, Default)]
+pub struct Modules {
+    known: HashMap<(u64, u64, u64, i64), Arc<Module>>,
+    next: u64,
+}
+
+impl Modules {
+    /// Opens the file behind a mapping, or finds it among those that are open.
+    fn open(&mut self, proc_root: &Path, pid: u32, map: &MemoryMap) -> Option<Arc<Module>> {
+        let file = open_mapped(proc_root, pid, map).ok()?;
+        let metadata = file.metadata().ok()?;
+        let identity = (
+            metadata.dev(),
+            metadata.ino(),
+            metadata.len(),
+            metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
+        );
+        if let Some(module) = self.known.get(&identity) {
+            return Some(Arc::clone(module));
+        }
+        let elf = ElfFile::parse(&file).ok();
+        let build_id = elf.as_ref().and_then(|elf| elf.build_id.as_deref()).map(hex);
+        self.next += 1;
+        let module = Arc::new(Module {
+            number: self.next,
+            path: map.path.clone(),
+            root: proc_root.join(pid.to_string()).join("root"),
+            file,
+            elf,
+            build_id,
+            identity,
+        });
+        self.known.insert(identity, Arc::clone(&module));
+        Some(module)
+    }
+}
+
+/// Hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// What a process has had mapped. Later mappings replace earlier ones where they overlap; what was unmapped stays
+/// known, for stacks that were taken before.
+#[derive(Clone, Debug, Default)]
+pub struct AddressSpace {
+    /// Sorted by start, disjoint.
+    ranges: Vec<Range>,
+}
+
+impl AddressSpace {
+    /// Reads the process's mappings now. Returns whether anything executable is new.
+    ///
+    /// # Errors
+    /// The process is gone or may not be read; what was known stays known.
+    pub fn refresh(
+        &mut self,
+        proc_root: &Path,
+        pid: u32,
+        modules: &mut Modules,
+    ) -> Result<bool, ProcessError> {
+        let mut new_code = false;
+        for map in read_maps(proc_root, pid)? {
+            // Data is never a frame.
+            if !map.executable {
+                continue;
+            }
+            let same = self.find(map.start).is_some_and(|range| {
+                range.start == map.start
+                    && range.end == map.end
+                    && range.offset == map.offset
+                    && match &range.module {
+                        Some(module) => module.path == map.path && module.identity.1 == map.inode,
+                        None => !map.is_file(),
+                    }
+            });
+            if same {
+                continue;
+            }
+            let module = map
+                .is_file()
+                .then(|| modules.open(proc_root, pid, &map))
+                .flatten();
+            let label = (module.is_none() && !map.path.as_os_str().is_empty())
+                .then(|| map.path.to_string_lossy().into_owned());
+            new_code = true;
+            self.insert(Range {
+                start: map.start,
+                end: map.end,
+                offset: map.offset,
+                executable: map.executable,
+                module,
+                label,
+            });
+        }
+        Ok(new_code)
+    }
+
+    /// Adds a range and cuts those that it covers.
+    pub fn insert(&mut self, new: Range) {
+        let mut kept = Vec::with_capacity(self.ranges.len() + 2);
+        for range in self.ranges.drain(..) {
+            if range.end <= new.start || range.start >= new.end {
+                kept.push(range);
+                continue;
+            }
+            if range.start < new.start {
+                kept.push(Range {
+                    end: new.start,
+                    ..range.clone()
+                });
+            }
+            if range.end > new.end {
+                kept.push(Range {
+                    start: new.end,
+                    offset: range.offset + (new.end - range.start),
+                    ..range
+                });
+            }
+        }
+        kept.push(new);
+        kept.sort_by_key(|range| range.start);
+        self.ranges = kept;
+    }
+
+    /// The range that holds an address.
+    #[must_use]
+    pub fn find(&self, address: u64) -> Option<&Range> {
+        let behind = self.ranges.partition_point(|range| range.start <= address);
+        self.ranges
+            .get(behind.checked_sub(1)?)
+            .filter(|range| address < range.end)
+    }
+
+    /// All ranges in order.
+    #[must_use]
+    pub fn ranges(&self) -> &[Range] {
+        &self.ranges
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AddressSpace, Range};
+
+    fn range(start: u64, end: u64, offset: u64) -> Range {
+        Range {
+            start,
+            end,
+            offset,
+            executable: true,
+            module: None,
+            label: Some(format!("{start:x}")),
+        }
+    }
+
+    fn shape(space: &AddressSpace) -> Vec<(u64, u64, u64)> {
+        space
+            .ranges()
+            .iter()
+            .map(|range| (range.start, range.end, range.offset))
+            .collect()
+    }
+
+    #[test]
+    fn a_later_mapping_cuts_what_it_covers() {
+        let mut space = AddressSpace::default();
+        space.insert(range(0x1000, 0x9000, 0));
+        space.insert(range(0x3000, 0x5000, 0x700));
+        assert_eq!(
+            shape(&space),
+            [(0x1000, 0x3000, 0), (0x3000, 0x5000, 0x700), (0x5000, 0x9000, 0x4000)]
+        );
+        space.insert(range(0x0, 0x4000, 0));
+        assert_eq!(
+            shape(&space),
+            [(0, 0x4000, 0), (0x4000, 0x5000, 0x1700), (0x5000, 0x9000, 0x4000)]
+        );
+    }
+
+    #[test]
+    fn addresses_between_ranges_belong_to_none() {
+        let mut space = AddressSpace::default();
+        space.insert(range(0x1000, 0x2000, 0));
+        space.insert(range(0x3000, 0x4000, 0));
+        assert!(space.find(0xfff).is_none());
+        assert_eq!(space.find(0x1fff).map(|range| range.start), Some(0x1000));
+        assert!(space.find(0x2000).is_none());
+        assert!(space.find(0x4000).is_none());
+    }
+}

@@ -1,0 +1,500 @@
+//! ELF files: what the tracer needs of them, read piece by piece.
+//!
+//! Owns the ELF-64 format as the System V gABI and the x86-64 psABI lay it down: headers, notes, the dynamic section, symbol tables,
+//! relocations. Every offset and size in a file is checked against the file's length before anything is allocated, and
+//! large tables are streamed, so that a hostile or a huge file costs an error or some time, never memory. Must not know
+//! what an allocator is.
+
+mod dynamic;
+mod source;
+mod symbols;
+
+pub use source::ReadAt;
+pub use symbols::{Symbol, SymbolKind};
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use object::elf;
+use object::endian::LittleEndian as LE;
+use object::pod::{self, Pod};
+use thiserror::Error;
+
+use dynamic::Dynamic;
+use symbols::SymbolTable;
+
+/// `EM_X86_64` of the psABI: the machine whose code this build can read.
+pub const MACHINE_X86_64: u16 = 62;
+
+/// Longest note segment, interpreter and string that is read, bytes. Real ones are shorter than a hundredth of it.
+const SMALL: u64 = 64 * 1024;
+/// Most section headers that are read. The largest real files have some thousands.
+const MOST_SECTIONS: u64 = 262_144;
+
+/// Why an ELF file could not be used.
+#[derive(Debug, Error)]
+pub enum ElfError {
+    /// The file cannot be read.
+    #[error("cannot be read: {0}")]
+    Read(#[from] io::Error),
+    /// It does not begin like an ELF file.
+    #[error("is not an ELF file")]
+    NotElf,
+    /// It is an ELF file of a kind that this build does not read.
+    #[error("is {0}, which leakscope does not read; it reads 64-bit little-endian files")]
+    Unsupported(&'static str),
+    /// A header points outside of the file, or contradicts another.
+    #[error("is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+/// The file's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElfKind {
+    /// ET_EXEC: a program at fixed addresses.
+    Executable,
+    /// ET_DYN with DF_1_PIE or an interpreter: a program at any address.
+    PositionIndependentExecutable,
+    /// Any other ET_DYN.
+    SharedObject,
+}
+
+/// A PT_LOAD segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Address before relocation.
+    pub vaddr: u64,
+    /// Bytes in memory.
+    pub memory_size: u64,
+    /// Offset in the file.
+    pub file_offset: u64,
+    /// Bytes in the file.
+    pub file_size: u64,
+    /// PF_X.
+    pub executable: bool,
+    /// PF_W.
+    pub writable: bool,
+}
+
+/// Where a section lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Its name.
+    pub name: String,
+    /// Address before relocation; 0 where it is not loaded.
+    pub vaddr: u64,
+    /// Offset in the file.
+    pub file_offset: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// `.gnu_debuglink`: the file that holds the debug information.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DebugLink {
+    /// The file's name, without a folder.
+    pub name: PathBuf,
+    /// CRC-32 of the whole file.
+    pub crc: u32,
+}
+
+/// What the headers of an ELF file say. The bytes stay where they are: methods that need more take the source again.
+#[derive(Clone, Debug)]
+pub struct ElfFile {
+    /// `e_machine`.
+    pub machine: u16,
+    /// Its type.
+    pub kind: ElfKind,
+    /// Address of the first instruction of a program.
+    pub entry: u64,
+    /// The dynamic loader that a program asks for.
+    pub interpreter: Option<PathBuf>,
+    /// The GNU build-id.
+    pub build_id: Option<Vec<u8>>,
+    /// `DT_SONAME`.
+    pub soname: Option<String>,
+    /// `DT_NEEDED`: the libraries that it asks for.
+    pub needed: Vec<String>,
+    /// The separate debug file.
+    pub debug_link: Option<DebugLink>,
+    /// PT_LOAD segments, as in the file.
+    pub segments: Vec<Segment>,
+    /// The sections; empty where their headers were stripped.
+    pub sections: Vec<Section>,
+    dynamic: Option<Dynamic>,
+    dynamic_symbols: Option<SymbolTable>,
+    static_symbols: Option<SymbolTable>,
+}
+
+impl ElfFile {
+    /// Reads the headers, the notes and the dynamic section.
+    ///
+    /// # Errors
+    /// See [`ElfError`].
+    pub fn parse(source: &(impl ReadAt + ?Sized)) -> Result<Self, ElfError> {
+        let mut magic = [0_u8; 6];
+        match source.read_at(0, &mut magic) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(ElfError::NotElf);
+            }
+            read => read?,
+        }
+        let [0x7f, b'E', b'L', b'F', class, data] = magic else {
+            return Err(ElfError::NotElf);
+        };
+        if class != 2 {
+            return Err(ElfError::Unsupported("a 32-bit ELF file"));
+        }
+        if data != 1 {
+            return Err(ElfError::Unsupported("a big-endian ELF file"));
+        }
+        let header: elf::FileHeader64<LE> = read_pod(source, 0, "the file ends in its header")?;
+        let kind = header.e_type.get(LE).0;
+        if kind != elf::ET_EXEC.0 && kind != elf::ET_DYN.0 {
+            return Err(ElfError::Unsupported("neither a program nor a library"));
+        }
+
+        let programs = program_headers(source, &header)?;
+        let segments: Vec<Segment> = programs
+            .iter()
+            .filter(|program| program.p_type.get(LE) == elf::PT_LOAD)
+            .map(|program| Segment {
+                vaddr: program.p_vaddr.get(LE),
+                memory_size: program.p_memsz.get(LE),
+                file_offset: program.p_offset.get(LE),
+                file_size: program.p_filesz.get(LE),
+                executable: program.p_flags.get(LE).0 & elf::PF_X.0 != 0,
+                writable: program.p_flags.get(LE).0 & elf::PF_W.0 != 0,
+            })
+            .collect();
+        let of_type = |kind| {
+            programs
+                .iter()
+                .filter(move |program| program.p_type.get(LE) == kind)
+        };
+
+        let interpreter = match of_type(elf::PT_INTERP).next() {
+            None => None,
+            Some(program) => {
+                let mut name = read_program(source, program, "its interpreter lies outside of it")?;
+                name.truncate(
+                    name.iter()
+                        .position(|&byte| byte == 0)
+                        .unwrap_or(name.len()),
+                );
+                Some(PathBuf::from(OsString::from_vec(name)))
+            }
+        };
+        let mut build_id = None;
+        for program in of_type(elf::PT_NOTE) {
+            // A damaged note is no reason to give up the file.
+            if let Ok(notes) = read_program(source, program, "a note lies outside of it") {
+                build_id = build_id.or_else(|| find_build_id(&notes, program.p_align.get(LE)));
+            }
+        }
+        let dynamic = match of_type(elf::PT_DYNAMIC).next() {
+            None => None,
+            Some(program) => Some(Dynamic::parse(source, &segments, program)?),
+        };
+
+        // Sections are not needed to run a file, so damaged ones are like stripped ones.
+        let headers = section_headers(source, &header).unwrap_or_default();
+        let sections = name_sections(source, &header, &headers);
+        let static_symbols = SymbolTable::of_section(&headers, elf::SHT_SYMTAB);
+        let dynamic_symbols = SymbolTable::of_section(&headers, elf::SHT_DYNSYM).or_else(|| {
+            SymbolTable::of_dynamic(source, dynamic.as_ref()?)
+                .ok()
+                .flatten()
+        });
+        let debug_link = sections
+            .iter()
+            .find(|section| section.name == ".gnu_debuglink")
+            .and_then(|section| read_debug_link(source, section));
+
+        let is_program =
+            interpreter.is_some() || dynamic.as_ref().is_some_and(|dynamic| dynamic.is_program);
+        Ok(Self {
+            machine: header.e_machine.get(LE).0,
+            kind: if kind == elf::ET_EXEC.0 {
+                ElfKind::Executable
+            } else if is_program {
+                ElfKind::PositionIndependentExecutable
+            } else {
+                ElfKind::SharedObject
+            },
+            entry: header.e_entry.get(LE),
+            interpreter,
+            build_id,
+            soname: dynamic.as_ref().and_then(|dynamic| dynamic.soname.clone()),
+            needed: dynamic
+                .as_ref()
+                .map(|dynamic| dynamic.needed.clone())
+                .unwrap_or_default(),
+            debug_link,
+            segments,
+            sections,
+            dynamic,
+            dynamic_symbols,
+            static_symbols,
+        })
+    }
+
+    /// Whether it is a program that needs no dynamic loader.
+    #[must_use]
+    pub fn is_static(&self) -> bool {
+        self.kind != ElfKind::SharedObject && self.interpreter.is_none()
+    }
+
+    /// Whether the full symbol table (`.symtab`) is there, with local functions in it.
+    #[must_use]
+    pub fn has_static_symbols(&self) -> bool {
+        self.static_symbols.is_some()
+    }
+
+    /// Whether it has dynamic symbols.
+    #[must_use]
+    pub fn has_dynamic_symbols(&self) -> bool {
+        self.dynamic_symbols.is_some()
+    }
+
+    /// Where the byte at an address lies in the file; none for addresses that no segment maps from it (`.bss`).
+    #[must_use]
+    pub fn file_offset_of(&self, vaddr: u64) -> Option<u64> {
+        file_offset_of(&self.segments, vaddr)
+    }
+
+    /// The address at which a byte of the file is loaded, before relocation.
+    #[must_use]
+    pub fn vaddr_of(&self, file_offset: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let distance = file_offset.checked_sub(segment.file_offset)?;
+            (distance < segment.file_size).then(|| segment.vaddr.checked_add(distance))?
+        })
+    }
+
+    /// Whether an address lies in an executable segment.
+    #[must_use]
+    pub fn is_code(&self, vaddr: u64) -> bool {
+        self.segments.iter().any(|segment| {
+            segment.executable
+                && vaddr
+                    .checked_sub(segment.vaddr)
+                    .is_some_and(|distance| distance < segment.file_size)
+        })
+    }
+
+    /// A section by its name.
+    #[must_use]
+    pub fn section(&self, name: &str) -> Option<&Section> {
+        self.sections.iter().find(|section| section.name == name)
+    }
+
+    /// The bytes of the executable segment from `vaddr` on: `size` of them, fewer where the segment ends.
+    ///
+    /// # Errors
+    /// No executable segment holds the address, or the file cannot be read.
+    pub fn code_at(
+        &self,
+        source: &(impl ReadAt + ?Sized),
+        vaddr: u64,
+        size: u64,
+    ) -> Result<Vec<u8>, ElfError> {
+        let outside = ElfError::Damaged("an address of code lies in no executable segment");
+        let Some((segment, distance)) = self
+            .segments
+            .iter()
+            .filter(|segment| segment.executable)
+            .find_map(|segment| {
+                let distance = vaddr.checked_sub(segment.vaddr)?;
+                (distance < segment.file_size).then_some((segment, distance))
+            })
+        else {
+            return Err(outside);
+        };
+        let size = size.min(segment.file_size - distance);
+        let offset = segment.file_offset.checked_add(distance).ok_or(outside)?;
+        read_bytes(source, offset, size, "a segment lies outside of it")
+    }
+}
+
+fn file_offset_of(segments: &[Segment], vaddr: u64) -> Option<u64> {
+    segments.iter().find_map(|segment| {
+        let distance = vaddr.checked_sub(segment.vaddr)?;
+        (distance < segment.file_size).then(|| segment.file_offset.checked_add(distance))?
+    })
+}
+
+/// Reads `size` bytes, after a check that the file holds them.
+fn read_bytes(
+    source: &(impl ReadAt + ?Sized),
+    offset: u64,
+    size: u64,
+    otherwise: &'static str,
+) -> Result<Vec<u8>, ElfError> {
+    let end = offset
+        .checked_add(size)
+        .ok_or(ElfError::Damaged(otherwise))?;
+    if end > source.size()? {
+        return Err(ElfError::Damaged(otherwise));
+    }
+    let size = usize::try_from(size).map_err(|_| ElfError::Damaged(otherwise))?;
+    let mut bytes = vec![0; size];
+    source.read_at(offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_pod<T: Pod + Copy>(
+    source: &(impl ReadAt + ?Sized),
+    offset: u64,
+    otherwise: &'static str,
+) -> Result<T, ElfError> {
+    let bytes = read_bytes(source, offset, size_of::<T>() as u64, otherwise)?;
+    let (value, _) = pod::from_bytes::<T>(&bytes).map_err(|()| ElfError::Damaged(otherwise))?;
+    Ok(*value)
+}
+
+fn read_pods<T: Pod + Copy>(
+    source: &(impl ReadAt + ?Sized),
+    offset: u64,
+    count: u64,
+    otherwise: &'static str,
+) -> Result<Vec<T>, ElfError> {
+    let size = count
+        .checked_mul(size_of::<T>() as u64)
+        .ok_or(ElfError::Damaged(otherwise))?;
+    let bytes = read_bytes(source, offset, size, otherwise)?;
+    let values =
+        pod::slice_from_all_bytes::<T>(&bytes).map_err(|()| ElfError::Damaged(otherwise))?;
+    Ok(values.to_vec())
+}
+
+fn program_headers(
+    source: &(impl ReadAt + ?Sized),
+    header: &elf::FileHeader64<LE>,
+) -> Result<Vec<elf::ProgramHeader64<LE>>, ElfError> {
+    let count = u64::from(header.e_phnum.get(LE));
+    if count > 0 && usize::from(header.e_phentsize.get(LE)) != size_of::<elf::ProgramHeader64<LE>>()
+    {
+        return Err(ElfError::Damaged(
+            "its program headers have an unknown size",
+        ));
+    }
+    read_pods(
+        source,
+        header.e_phoff.get(LE),
+        count,
+        "its program headers lie outside of it",
+    )
+}
+
+fn section_headers(
+    source: &(impl ReadAt + ?Sized),
+    header: &elf::FileHeader64<LE>,
+) -> Result<Vec<elf::SectionHeader64<LE>>, ElfError> {
+    let offset = header.e_shoff.get(LE);
+    if offset == 0
+        || usize::from(header.e_shentsize.get(LE)) != size_of::<elf::SectionHeader64<LE>>()
+    {
+        return Ok(Vec::new());
+    }
+    let outside = "its section headers lie outside of it";
+    let count = match header.e_shnum.get(LE) {
+        // 65,280 sections and more: the number stands in the first header.
+        0 => read_pod::<elf::SectionHeader64<LE>>(source, offset, outside)?
+            .sh_size
+            .get(LE),
+        count => count.into(),
+    };
+    if count > MOST_SECTIONS {
+        return Err(ElfError::Damaged("it claims an absurd number of sections"));
+    }
+    read_pods(source, offset, count, outside)
+}
+
+fn name_sections(
+    source: &(impl ReadAt + ?Sized),
+    header: &elf::FileHeader64<LE>,
+    headers: &[elf::SectionHeader64<LE>],
+) -> Vec<Section> {
+    let index = match header.e_shstrndx.get(LE).0 {
+        // SHN_XINDEX: the index stands in the first header.
+        0xffff => headers.first().map_or(0, |first| first.sh_link.get(LE)),
+        index => index.into(),
+    };
+    let names = headers
+        .get(index as usize)
+        .and_then(|section| {
+            let size = section.sh_size.get(LE).min(MOST_SECTIONS * 16);
+            read_bytes(source, section.sh_offset.get(LE), size, "").ok()
+        })
+        .unwrap_or_default();
+    headers
+        .iter()
+        .map(|section| {
+            let name = names
+                .get(section.sh_name.get(LE) as usize..)
+                .unwrap_or_default();
+            let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+            Section {
+                // A hostile file could point a hundred thousand sections at one long string.
+                name: String::from_utf8_lossy(name.get(..name.len().min(64)).unwrap_or_default())
+                    .into_owned(),
+                vaddr: section.sh_addr.get(LE),
+                file_offset: section.sh_offset.get(LE),
+                size: section.sh_size.get(LE),
+            }
+        })
+        .collect()
+}
+
+fn read_program(
+    source: &(impl ReadAt + ?Sized),
+    program: &elf::ProgramHeader64<LE>,
+    otherwise: &'static str,
+) -> Result<Vec<u8>, ElfError> {
+    read_bytes(
+        source,
+        program.p_offset.get(LE),
+        program.p_filesz.get(LE).min(SMALL),
+        otherwise,
+    )
+}
+
+/// Finds `NT_GNU_BUILD_ID` among notes: three words (name size, descriptor size, type), name, descriptor, each padded.
+fn find_build_id(mut notes: &[u8], align: u64) -> Option<Vec<u8>> {
+    let align = if align == 8 { 8 } else { 4 };
+    loop {
+        let (header, _) = pod::from_bytes::<elf::NoteHeader64<LE>>(notes).ok()?;
+        let name_size = header.n_namesz.get(LE) as usize;
+        let size = header.n_descsz.get(LE) as usize;
+        let name_end = size_of::<elf::NoteHeader64<LE>>().checked_add(name_size)?;
+        let name = notes.get(size_of::<elf::NoteHeader64<LE>>()..name_end)?;
+        let start = name_end.checked_next_multiple_of(align)?;
+        let end = start.checked_add(size)?;
+        if header.n_type.get(LE) == elf::NT_GNU_BUILD_ID && name == b"GNU\0" {
+            return Some(notes.get(start..end)?.to_vec()).filter(|id| !id.is_empty());
+        }
+        notes = notes.get(end.checked_next_multiple_of(align)?..)?;
+    }
+}
+
+/// The file's name, padding to four bytes, and its CRC.
+fn read_debug_link(source: &(impl ReadAt + ?Sized), section: &Section) -> Option<DebugLink> {
+    let bytes = read_bytes(source, section.file_offset, section.size.min(SMALL), "").ok()?;
+    let end = bytes.iter().position(|&byte| byte == 0)?;
+    let crc = (end + 1).next_multiple_of(4);
+    let crc: [u8; 4] = bytes.get(crc..crc + 4)?.try_into().ok()?;
+    let name = bytes.get(..end)?;
+    if name.is_empty() || name.contains(&b'/') {
+        return None;
+    }
+    Some(DebugLink {
+        name: PathBuf::from(OsString::from_vec(name.to_vec())),
+        crc: u32::from_le_bytes(crc),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! Tables by file identity: in memory, shared, and optionally in a directory that is passed in. Knows no processes; the only
+//! I/O of this room, and all of it in that directory.
+
+use std::fmt::Write as _;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use hashbrown::HashMap;
+use object::elf;
+use object::read::elf::{FileHeader, ProgramHeader};
+
+use super::build::{BuildOptions, UnwindError, build};
+use super::disk;
+use super::elf::header;
+use super::table::Table;
+
+/// The longest build-id that is taken for one, in bytes. Linkers write 8 to 20; 64 would be a SHA-512.
+const MAX_BUILD_ID: usize = 64;
+
+/// What identifies a file's contents.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// The descriptor of its `NT_GNU_BUILD_ID` note; see [`build_id`].
+    BuildId(Box<[u8]>),
+    /// A file without build-id, as `stat(2)` tells it. Not kept on disk: another boot may give the numbers to another file.
+    File {
+        /// `st_dev`.
+        device: u64,
+        /// `st_ino`.
+        inode: u64,
+        /// `st_size` in bytes.
+        size: u64,
+        /// `st_mtim` in nanoseconds since the epoch.
+        modified: i64,
+    },
+}
+
+/// The build-id of a 64-bit x86_64 ELF file: the descriptor of the first `NT_GNU_BUILD_ID` note in its `PT_NOTE` segments.
+/// `None` if it has none, or one that is empty or longer than 64 bytes.
+#[must_use]
+pub fn build_id(file: &[u8]) -> Option<&[u8]> {
+    let (header, endian) = header(file).ok()?;
+    let programs = header.program_headers(endian, file).ok()?;
+    programs.iter().find_map(|program| {
+        let mut notes = program.notes(endian, file).ok()??;
+        while let Ok(Some(note)) = notes.next() {
+            if note.name() == elf::ELF_NOTE_GNU && note.n_type(endian) == elf::NT_GNU_BUILD_ID {
+                let id = note.desc();
+                return (1..=MAX_BUILD_ID).contains(&id.len()).then_some(id);
+            }
+        }
+        None
+    })
+}
+
+/// What is known of a file: its table, or why it has none.
+type Outcome = Result<Arc<Table>, UnwindError>;
+
+/// Unwind tables, shared by key.
+///
+/// A file that cannot be unwound is remembered as well, so that it is read once. Tables stay until
+/// [`Cache::release_unused`] is called.
+#[derive(Debug)]
+pub struct Cache {
+    options: BuildOptions,
+    directory: Option<PathBuf>,
+    tables: Mutex<HashMap<Key, Outcome>>,
+}
+
+impl Cache {
+    /// An empty cache in memory only.
+    #[must_use]
+    pub fn new(options: BuildOptions) -> Self {
+        Self {
+            options,
+            directory: None,
+            tables: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Also keeps tables of files with a build-id in `directory`, which must exist. Files in it are believed if they are well
+    /// formed: it must not be writable by others. A file that cannot be read, is corrupt or of another version is ignored and
+    /// replaced; one that cannot be written is not there, nothing more.
+    #[must_use]
+    pub fn with_directory(mut self, directory: PathBuf) -> Self {
+        self.directory = Some(directory);
+        self
+    }
+
+    /// What is in memory for a key.
+    #[must_use]
+    pub fn get(&self, key: &Key) -> Option<Result<Arc<Table>, UnwindError>> {
+        self.tables().get(key).cloned()
+    }
+
+    /// The table for a key: from memory, from the directory, or built from the file's bytes. `load` is called only if the file is needed.
+    ///
+    /// Two threads that ask for the same new key at once may both build it; both get the same table.
+    ///
+    /// # Errors
+    /// What `load` says, or the reason why the file has no table ([`UnwindError`]); the latter is remembered.
+    pub fn get_or_build<B, E>(
+        &self,
+        key: &Key,
+        load: impl FnOnce() -> Result<B, E>,
+    ) -> Result<Arc<Table>, E>
+    where
+        B: AsRef<[u8]>,
+        E: From<UnwindError>,
+    {
+        self.get_or_build_with(key, load, self.options)
+    }
+
+    fn get_or_build_with<B, E>(
+        &self,
+        key: &Key,
+        load: impl FnOnce() -> Result<B, E>,
+        options: BuildOptions,
+    ) -> Result<Arc<Table>, E>
+    where
+        B: AsRef<[u8]>,
+        E: From<UnwindError>,
+    {
+        if let Some(known) = self.get(key) {
+            return known.map_err(E::from);
+        }
+        let path = self.path(key);
+        let stored = path
+            .as_deref()
+            .and_then(|path| disk::read(path, key, options.full));
+        let outcome = match stored {
+            Some(table) => Ok(Arc::new(table)),
+            None => {
+                let built = build(load()?.as_ref(), &options).map(Arc::new);
+                if let (Ok(table), Some(path)) = (&built, &path) {
+                    // A full or read-only disk costs the next start some time, nothing more.
+                    let _ = disk::write(path, key, table);
+                }
+                built
+            }
+        };
+        self.tables()
+            .entry(key.clone())
+            .or_insert(outcome)
+            .clone()
+            .map_err(E::from)
+    }
+
+    /// [`Cache::get_or_build`] for many files at once, on at most `threads` threads; the results are in the order of `requests`.
+    /// At most `threads` files are held in memory at a time.
+    pub fn build_many<R, B, E>(
+        &self,
+        requests: &[(Key, R)],
+        load: impl Fn(&R) -> Result<B, E> + Sync,
+        threads: NonZeroUsize,
+    ) -> Vec<Result<Arc<Table>, E>>
+    where
+        R: Sync,
+        B: AsRef<[u8]>,
+        E: From<UnwindError> + Send,
+    {
+        let threads = threads.get().min(requests.len());
+        // The processors are shared between the files; only the last few large ones could use more.
+        let options = BuildOptions {
+            threads: match self.options.threads {
+                None if threads > 1 => Some(NonZeroUsize::MIN),
+                chosen => chosen,
+            },
+            ..self.options
+        };
+        let next = AtomicUsize::new(0);
+        let done: Mutex<Vec<(usize, Result<Arc<Table>, E>)>> =
+            Mutex::new(Vec::with_capacity(requests.len()));
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some((key, request)) = requests.get(index) else {
+                    return;
+                };
+                let result = self.get_or_build_with(key, || load(request), options);
+                done.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push((index, result));
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                // Where no thread can be started, this one does the work.
+                let _ = thread::Builder::new()
+                    .name("unwind-tables".to_owned())
+                    .spawn_scoped(scope, work);
+            }
+            work();
+        });
+        let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        done.sort_unstable_by_key(|(index, _)| *index);
+        done.into_iter().map(|(_, result)| result).collect()
+    }
+
+    /// Forgets the tables that nobody else holds, and the files that have none. Returns how many tables were forgotten.
+    pub fn release_unused(&self) -> usize {
+        let mut released = 0;
+        self.tables().retain(|_, outcome| match outcome {
+            Ok(table) => {
+                let used = Arc::strong_count(table) > 1;
+                released += usize::from(!used);
+                used
+            }
+            Err(_) => false,
+        });
+        released
+    }
+
+    /// Number and bytes of the tables in memory.
+    #[must_use]
+    pub fn usage(&self) -> (usize, usize) {
+        let tables = self.tables();
+        let built = tables.values().flatten();
+        built.fold((0, 0), |(count, bytes), table| {
+            (count + 1, bytes + table.bytes())
+        })
+    }
+
+    fn tables(&self) -> MutexGuard<'_, HashMap<Key, Outcome>> {
+        // The map is whole between any two statements of ours.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a key's table is kept: pruned and full ones in different files.
+    fn path(&self, key: &Key) -> Option<PathBuf> {
+        let directory: &Path = self.directory.as_deref()?;
+        let Key::BuildId(id) = key else {
+            return None;
+        };
+        let mut name = String::with_capacity(2 * id.len() + 8);
+        for byte in id.iter().take(MAX_BUILD_ID) {
+            // Writing to a String cannot fail.
+            let _ = write!(name, "{byte:02x}");
+        }
+        name.push_str(if self.options.full { ".full" } else { ".calls" });
+        Some(directory.join(name))
+    }
+}

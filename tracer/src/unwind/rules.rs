@@ -1,0 +1,457 @@
+//! Call frame instructions (DWARF 5, 6.4.2) to the rules of a row: only the columns that a walk needs, which are the CFA, rbp
+//! and the return address. Knows neither files nor tables.
+
+use gimli::{CallFrameInstruction, CallFrameInstructionIter, EndianSlice, LittleEndian, Register};
+use leakscope_common::{BpRule, CfaRule, UnwindRow};
+
+/// How this room reads sections.
+pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
+
+/// psABI x86_64, figure 3.36: DWARF register numbers.
+const RBP: Register = Register(6);
+const RSP: Register = Register(7);
+const RIP: Register = Register(16);
+
+/// `DW_CFA_remember_state` may nest this deep; compilers nest once.
+const MAX_REMEMBERED: usize = 64;
+/// The longest expression that is looked at, in bytes. All forms that rows can express are shorter.
+const MAX_EXPRESSION: usize = 32;
+
+/// An FDE or CIE whose instructions cannot be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Corrupt;
+
+/// The canonical frame address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cfa {
+    /// No rule yet.
+    Unset,
+    /// Register plus bytes.
+    Offset(Register, i64),
+    /// `*(register + a) + b`, in bytes.
+    Deref(Register, i64, i64),
+    /// The linker's stub: sp + `base`, 8 more from `threshold` on, an address modulo 16.
+    Plt { base: i64, threshold: u8 },
+    /// Another expression.
+    Other,
+}
+
+/// Where the caller's value of a register is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saved {
+    /// No rule: for rbp, which callees preserve, the same as `Same`.
+    Default,
+    Same,
+    Undefined,
+    /// At CFA plus bytes.
+    AtCfa(i64),
+    /// At register plus bytes.
+    At(Register, i64),
+    Other,
+}
+
+/// The columns of one row while instructions are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Columns {
+    cfa: Cfa,
+    bp: Saved,
+    return_address: Saved,
+}
+
+impl Columns {
+    /// Before the first instruction of a CIE.
+    pub(super) const EMPTY: Self = Self {
+        cfa: Cfa::Unset,
+        bp: Saved::Default,
+        return_address: Saved::Default,
+    };
+
+    fn register(&mut self, register: Register) -> Option<&mut Saved> {
+        match register {
+            RBP => Some(&mut self.bp),
+            RIP => Some(&mut self.return_address),
+            _ => None,
+        }
+    }
+
+    /// The row that says the same; its address is left at 0.
+    pub(super) fn row(&self) -> UnwindRow {
+        match self.return_address {
+            Saved::Undefined => return plain(CfaRule::End),
+            Saved::AtCfa(-8) => {}
+            _ => return plain(CfaRule::Unsupported),
+        }
+        let (rule, offset, add) = match self.cfa {
+            Cfa::Offset(RSP, offset) => (CfaRule::Sp, slots(offset), Some(0)),
+            Cfa::Offset(RBP, offset) => (CfaRule::Bp, slots(offset), Some(0)),
+            Cfa::Deref(RSP, a, b) => (CfaRule::DerefSp, slots(a), slots(b)),
+            Cfa::Deref(RBP, a, b) => (CfaRule::DerefBp, slots(a), slots(b)),
+            Cfa::Plt { base, threshold } => {
+                (CfaRule::Plt, slots(base), i8::try_from(threshold).ok())
+            }
+            _ => return plain(CfaRule::Unsupported),
+        };
+        let (Some(cfa_offset), Some(add)) = (offset, add) else {
+            return plain(CfaRule::Unsupported);
+        };
+        let (bp, bp_offset) = self.bp_rule();
+        UnwindRow {
+            address_low: 0,
+            cfa: rule as u8,
+            bp: bp as u8,
+            cfa_offset,
+            packed: UnwindRow::pack(bp_offset, add),
+        }
+    }
+
+    fn bp_rule(&self) -> (BpRule, i8) {
+        let (rule, offset) = match (self.bp, self.cfa) {
+            (Saved::Default | Saved::Same, _) => return (BpRule::Same, 0),
+            (Saved::AtCfa(offset), _) => (BpRule::AtCfa, offset),
+            (Saved::At(RBP, offset), _) => (BpRule::AtBp, offset),
+            // The same slot, said from sp, which lies `cfa` below the CFA.
+            (Saved::At(RSP, offset), Cfa::Offset(RSP, cfa)) => {
+                (BpRule::AtCfa, offset.wrapping_sub(cfa))
+            }
+            _ => return (BpRule::Unknown, 0),
+        };
+        match slots(offset) {
+            Some(offset) => (rule, offset),
+            None => (BpRule::Unknown, 0),
+        }
+    }
+}
+
+/// A row without operands.
+pub(super) fn plain(rule: CfaRule) -> UnwindRow {
+    UnwindRow {
+        cfa: rule as u8,
+        ..UnwindRow::default()
+    }
+}
+
+/// Bytes to 8-byte units, if they are whole and fit.
+fn slots<T: TryFrom<i64>>(bytes: i64) -> Option<T> {
+    if bytes % 8 != 0 {
+        return None;
+    }
+    T::try_from(bytes / 8).ok()
+}
+
+/// Follows call frame instructions from one address on.
+pub(super) struct Machine<'s> {
+    /// The section's bytes, for expressions.
+    pub(super) section: &'s [u8],
+    /// From the CIE.
+    pub(super) code_alignment: u64,
+    /// From the CIE.
+    pub(super) data_alignment: i64,
+    /// What the CIE's own instructions left; `None` while they are followed.
+    pub(super) initial: Option<Columns>,
+}
+
+impl Machine<'_> {
+    /// Calls `emit(address, columns)` wherever a row begins, with ascending addresses. Addresses that are not
+    /// below `end` belong to no row; a row of no length is given all the same.
+    pub(super) fn run<'i>(
+        &self,
+        instructions: &mut CallFrameInstructionIter<'i, Slice<'i>>,
+        start: u64,
+        end: u64,
+        mut emit: impl FnMut(u64, &Columns),
+    ) -> Result<Columns, Corrupt> {
+        use CallFrameInstruction as I;
+
+        let mut now = self.initial.unwrap_or(Columns::EMPTY);
+        let mut remembered: Vec<Columns> = Vec::new();
+        let mut address = start;
+        while let Some(instruction) = instructions.next().map_err(|_| Corrupt)? {
+            match instruction {
+                I::AdvanceLoc { delta } => {
+                    emit(address, &now);
+                    address = u64::from(delta)
+                        .checked_mul(self.code_alignment)
+                        .and_then(|delta| address.checked_add(delta))
+                        .ok_or(Corrupt)?;
+                    if address >= end {
+                        return Ok(now);
+                    }
+                }
+                I::SetLoc { address: to } => {
+                    if to < address {
+                        return Err(Corrupt);
+                    }
+                    emit(address, &now);
+                    address = to;
+                    if address >= end {
+                        return Ok(now);
+                    }
+                }
+                I::DefCfa { register, offset } => now.cfa = Cfa::Offset(register, offset as i64),
+                I::DefCfaSf {
+                    register,
+                    factored_offset,
+                } => now.cfa = Cfa::Offset(register, self.data(factored_offset)),
+                I::DefCfaRegister { register } => match &mut now.cfa {
+                    Cfa::Offset(current, _) => *current = register,
+                    _ => return Err(Corrupt),
+                },
+                I::DefCfaOffset { offset } => match &mut now.cfa {
+                    Cfa::Offset(_, current) => *current = offset as i64,
+                    _ => return Err(Corrupt),
+                },
+                I::DefCfaOffsetSf { factored_offset } => match &mut now.cfa {
+                    Cfa::Offset(_, current) => *current = self.data(factored_offset),
+                    _ => return Err(Corrupt),
+                },
+                I::DefCfaExpression { expression } => {
+                    now.cfa = cfa_expression(self.expression(&expression)?);
+                }
+                I::Undefined { register } => set(&mut now, register, Saved::Undefined),
+                I::SameValue { register } => set(&mut now, register, Saved::Same),
+                I::Offset {
+                    register,
+                    factored_offset,
+                } => set(
+                    &mut now,
+                    register,
+                    Saved::AtCfa(self.data(factored_offset as i64)),
+                ),
+                I::OffsetExtendedSf {
+                    register,
+                    factored_offset,
+                } => set(&mut now, register, Saved::AtCfa(self.data(factored_offset))),
+                I::Expression {
+                    register,
+                    expression,
+                } => {
+                    let saved = register_expression(self.expression(&expression)?);
+                    set(&mut now, register, saved);
+                }
+                I::ValOffset { register, .. }
+                | I::ValOffsetSf { register, .. }
+                | I::ValExpression { register, .. }
+                | I::Register {
+                    dest_register: register,
+                    ..
+                } => set(&mut now, register, Saved::Other),
+                I::Restore { register } => {
+                    let mut initial = self.initial.ok_or(Corrupt)?;
+                    if let Some(saved) = initial.register(register) {
+                        set(&mut now, register, *saved);
+                    }
+                }
+                I::RememberState => {
+                    if remembered.len() == MAX_REMEMBERED {
+                        return Err(Corrupt);
+                    }
+                    remembered.push(now);
+                }
+                I::RestoreState => now = remembered.pop().ok_or(Corrupt)?,
+                I::Nop | I::ArgsSize { .. } => {}
+                // Of another architecture.
+                I::NegateRaState => return Err(Corrupt),
+            }
+        }
+        emit(address, &now);
+        Ok(now)
+    }
+
+    fn data(&self, factored: i64) -> i64 {
+        factored.wrapping_mul(self.data_alignment)
+    }
+
+    fn expression(&self, expression: &gimli::UnwindExpression<usize>) -> Result<&[u8], Corrupt> {
+        self.section
+            .get(expression.offset..)
+            .and_then(|rest| rest.get(..expression.length))
+            .ok_or(Corrupt)
+    }
+}
+
+fn set(columns: &mut Columns, register: Register, saved: Saved) {
+    if let Some(column) = columns.register(register) {
+        *column = saved;
+    }
+}
+
+/// One operation of an expression, of those that are understood (DWARF 5, 2.5 and 7.7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Register(Register, i64),
+    Literal(u8),
+    Deref,
+    And,
+    Plus,
+    PlusConstant(u64),
+    Shl,
+    Ge,
+}
+
+/// Reads an expression; `None` if it is long or has an operation that is not understood.
+fn operations(bytes: &[u8]) -> Option<Vec<Operation>> {
+    use gimli::Reader;
+    use gimli::constants as c;
+
+    if bytes.len() > MAX_EXPRESSION {
+        return None;
+    }
+    let mut input = Slice::new(bytes, LittleEndian);
+    let mut operations = Vec::new();
+    while !input.is_empty() {
+        operations.push(match gimli::DwOp(input.read_u8().ok()?) {
+            op @ gimli::DwOp(breg0..=breg31) => Operation::Register(
+                Register(u16::from(op.0 - breg0)),
+                input.read_sleb128().ok()?,
+            ),
+            gimli::DwOp(literal @ lit0..=lit31) => Operation::Literal(literal - lit0),
+            c::DW_OP_deref => Operation::Deref,
+            c::DW_OP_and => Operation::And,
+            c::DW_OP_plus => Operation::Plus,
+            c::DW_OP_plus_uconst => Operation::PlusConstant(input.read_uleb128().ok()?),
+            c::DW_OP_shl => Operation::Shl,
+            c::DW_OP_ge => Operation::Ge,
+            _ => return None,
+        });
+    }
+    Some(operations)
+}
+
+#[expect(non_upper_case_globals, reason = "the names of DWARF 5, 7.7.1")]
+const breg0: u8 = gimli::constants::DW_OP_breg0.0;
+#[expect(non_upper_case_globals, reason = "the names of DWARF 5, 7.7.1")]
+const breg31: u8 = gimli::constants::DW_OP_breg31.0;
+#[expect(non_upper_case_globals, reason = "the names of DWARF 5, 7.7.1")]
+const lit0: u8 = gimli::constants::DW_OP_lit0.0;
+#[expect(non_upper_case_globals, reason = "the names of DWARF 5, 7.7.1")]
+const lit31: u8 = gimli::constants::DW_OP_lit31.0;
+
+/// The forms of a CFA expression that occur: what compilers emit for functions that realign their stack
+/// (`*(rbp - 8)`), what hand-written assembly says of a saved stack pointer (`*(rsp + a) + b`), and the linker's for its stubs.
+fn cfa_expression(bytes: &[u8]) -> Cfa {
+    use Operation::{And, Deref, Ge, Literal, Plus, PlusConstant, Register, Shl};
+
+    match operations(bytes).as_deref() {
+        Some(&[Register(register, offset)]) => Cfa::Offset(register, offset),
+        Some(&[Register(register, a), Deref]) => Cfa::Deref(register, a, 0),
+        Some(&[Register(register, a), Deref, PlusConstant(b)]) => {
+            i64::try_from(b).map_or(Cfa::Other, |b| Cfa::Deref(register, a, b))
+        }
+        // The entries have 16 bytes; from `threshold` on, the stub has pushed 8 bytes (GNU ld's and lld's
+        // `.eh_frame` for `.plt`).
+        Some(
+            &[
+                Register(RSP, base),
+                Register(RIP, 0),
+                Literal(15),
+                And,
+                Literal(threshold @ 0..=15),
+                Ge,
+                Literal(3),
+                Shl,
+                Plus,
+            ],
+        ) => Cfa::Plt { base, threshold },
+        _ => Cfa::Other,
+    }
+}
+
+/// An expression that gives the address where a register is saved.
+fn register_expression(bytes: &[u8]) -> Saved {
+    match operations(bytes).as_deref() {
+        Some(&[Operation::Register(register, offset)]) => Saved::At(register, offset),
+        _ => Saved::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn columns(cfa: Cfa, bp: Saved) -> Columns {
+        Columns {
+            cfa,
+            bp,
+            return_address: Saved::AtCfa(-8),
+        }
+    }
+
+    #[test]
+    fn expressions_of_compilers_assemblers_and_linkers_are_understood() {
+        // *(rbp - 8)
+        assert_eq!(cfa_expression(&[0x76, 0x78, 0x06]), Cfa::Deref(RBP, -8, 0));
+        // *(rsp + 176) + 8
+        assert_eq!(
+            cfa_expression(&[0x77, 0xB0, 0x01, 0x06, 0x23, 0x08]),
+            Cfa::Deref(RSP, 176, 8)
+        );
+        // The lazy stub, and the one that begins with endbr64.
+        for (literal, threshold) in [(0x3B, 11), (0x39, 9)] {
+            assert_eq!(
+                cfa_expression(&[
+                    0x77, 0x08, 0x80, 0x00, 0x3F, 0x1A, literal, 0x2A, 0x33, 0x24, 0x22
+                ]),
+                Cfa::Plt { base: 8, threshold }
+            );
+        }
+        // An unknown operation, one that is cut off, and none.
+        assert_eq!(cfa_expression(&[0x77, 0x08, 0x96]), Cfa::Other);
+        assert_eq!(cfa_expression(&[0x77]), Cfa::Other);
+        assert_eq!(cfa_expression(&[]), Cfa::Other);
+    }
+
+    #[test]
+    fn what_does_not_fit_a_row_is_said_to() {
+        let unsupported = plain(CfaRule::Unsupported);
+        let cases = [
+            (Cfa::Offset(RSP, 12), unsupported),
+            (Cfa::Offset(RSP, 8 * 32_768), unsupported),
+            (Cfa::Offset(Register(10), 0), unsupported),
+            (Cfa::Deref(RBP, -8, 8 * 128), unsupported),
+            (Cfa::Other, unsupported),
+            (Cfa::Unset, unsupported),
+        ];
+        for (cfa, expected) in cases {
+            assert_eq!(columns(cfa, Saved::Same).row(), expected, "{cfa:?}");
+        }
+        let largest = columns(Cfa::Offset(RSP, 8 * 32_767), Saved::Same).row();
+        assert_eq!(
+            (largest.cfa, largest.cfa_offset),
+            (CfaRule::Sp as u8, 32_767)
+        );
+        // A saved rbp that is out of reach costs rbp, not the frame.
+        for bp in [
+            Saved::AtCfa(-8 * 129),
+            Saved::AtCfa(-12),
+            Saved::Undefined,
+            Saved::Other,
+            Saved::At(Register(10), 0),
+        ] {
+            let row = columns(Cfa::Offset(RSP, 16), bp).row();
+            assert_eq!(
+                (row.cfa, row.bp),
+                (CfaRule::Sp as u8, BpRule::Unknown as u8),
+                "{bp:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_slot_said_from_sp_is_one_said_from_the_cfa() {
+        let row = columns(Cfa::Offset(RSP, 64), Saved::At(RSP, 40)).row();
+        assert_eq!((row.bp, row.operands().0), (BpRule::AtCfa as u8, -3));
+        let row = columns(Cfa::Offset(RBP, 16), Saved::At(RBP, 0)).row();
+        assert_eq!((row.bp, row.operands().0), (BpRule::AtBp as u8, 0));
+    }
+
+    #[test]
+    fn only_a_return_address_below_the_cfa_is_walked() {
+        let mut odd = columns(Cfa::Offset(RSP, 16), Saved::Same);
+        for saved in [Saved::Default, Saved::Same, Saved::AtCfa(-16), Saved::Other] {
+            odd.return_address = saved;
+            assert_eq!(odd.row(), plain(CfaRule::Unsupported), "{saved:?}");
+        }
+        odd.return_address = Saved::Undefined;
+        assert_eq!(odd.row(), plain(CfaRule::End));
+    }
+}
