@@ -6,7 +6,8 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread::sleep;
+use std::sync::mpsc::channel;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use leakscope_tests::{
@@ -81,6 +82,29 @@ fn a_kernel_thread() {
         return;
     };
     assert_refused(&trace(pid), &[&pid.to_string(), "kernel thread"]);
+}
+
+#[test]
+fn a_thread_that_is_no_process() {
+    let _alone = require_kernel!();
+    let (send_id, id) = channel();
+    let (finish, wait) = channel::<()>();
+    let thread = thread::spawn(move || {
+        let path = fs::read_link("/proc/thread-self").unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        send_id.send(name.parse::<u32>().unwrap()).unwrap();
+        // Ends with an error when the other side is dropped.
+        let _ = wait.recv();
+    });
+    let id = id.recv().unwrap();
+    let finished = trace(id);
+    drop(finish);
+    thread.join().unwrap();
+    // The message names the process to which the thread belongs: this one.
+    assert_refused(
+        &finished,
+        &[&id.to_string(), &std::process::id().to_string()],
+    );
 }
 
 #[test]

@@ -233,6 +233,33 @@ fn signal_handlers() {
 }
 
 #[test]
+fn calls_that_never_return() {
+    let _alone = require_kernel!();
+    let mut running = start(&require_victim!("longjmp"));
+    let pid = running.pid();
+    let tracer = Tracer::attach(&running, &[]).expect("attached");
+    let truths = running.go().expect("the victim's truth");
+    let report = tracer.stop().expect("the report");
+    assert!(running.quit().expect("the victim ends").success());
+    assert!(
+        truths.iter().any(|truth| truth.objects > 0),
+        "the timer never hit: {truths:?}"
+    );
+    assert!(
+        report
+            .losses
+            .get("call_never_returned")
+            .is_some_and(|count| *count > 0)
+    );
+    let mut differences = report.differences(&truths, |report, truth| {
+        report.called_by(pid, &truth.function)
+    });
+    differences.retain(|line| !line.starts_with("lost: call_never_returned"));
+    let only_sites = differences.iter().all(|line| line.starts_with("site of"));
+    assert!(only_sites, "{}", differences.join("\n"));
+}
+
+#[test]
 fn two_processes_at_once() {
     let _alone = require_kernel!();
     let mut first = start(&require_victim!("basic"));

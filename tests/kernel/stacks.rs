@@ -127,7 +127,7 @@ fn shape(site: &Site) -> (Vec<String>, usize) {
 
 /// Every stack of the report against what backtrace() said inside the victim: names, number of frames, bytes.
 #[track_caller]
-fn assert_as_backtrace(path: &Path) {
+fn assert_as_backtrace(path: &Path, walks: u64) {
     let (report, truths, pid) = trace(Victim::start(path).expect("started"));
     let mut expected: BTreeMap<(Vec<String>, usize), (u64, u64)> = BTreeMap::new();
     for truth in truths {
@@ -137,6 +137,8 @@ fn assert_as_backtrace(path: &Path) {
         figures.0 += truth.bytes;
         figures.1 += truth.objects;
     }
+    let total: u64 = expected.values().map(|(_, objects)| objects).sum();
+    assert_eq!(total, walks);
     assert!(expected.len() > 500, "{} stacks", expected.len());
     let mut found: BTreeMap<(Vec<String>, usize), (u64, u64)> = BTreeMap::new();
     for site in report
@@ -171,11 +173,17 @@ fn assert_as_backtrace(path: &Path) {
 #[test]
 fn the_same_stacks_as_glibc_sees_with_frame_pointers() {
     let _alone = require_kernel!();
-    assert_as_backtrace(&require_victim!("backtrace"));
+    assert_as_backtrace(&require_victim!("backtrace"), 3000);
 }
 
 #[test]
 fn the_same_stacks_as_glibc_sees_without_frame_pointers() {
     let _alone = require_kernel!();
-    assert_as_backtrace(&require_victim!("backtrace-omit"));
+    assert_as_backtrace(&require_victim!("backtrace-omit"), 3000);
+}
+
+#[test]
+fn the_same_hundred_thousand_stacks_as_glibc_sees() {
+    let _alone = require_kernel!();
+    assert_as_backtrace(&require_victim!("backtrace-many"), 100_000);
 }

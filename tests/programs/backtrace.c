@@ -1,6 +1,6 @@
 /* Allocates under many different stacks and says, by glibc's own backtrace(), what each stack was.
  *
- * True leaks: one block of 48 bytes for each of 3,000 walks, all in `leaf`. A line for each distinct stack: the names
+ * True leaks: one block of 48 bytes for each of WALKS walks, all in `leaf`. A line for each distinct stack: the names
  * of the program's own functions from `leaf` up to `main`, the number of frames up to the end, and what leaked there.
  * To be linked with -rdynamic, for the names.
  */
@@ -11,8 +11,13 @@
 #include <execinfo.h>
 #include <stdint.h>
 
+#ifndef WALKS
 #define WALKS 3000
-#define STACKS 4096
+#endif
+#ifndef DEEPEST
+#define DEEPEST 12
+#endif
+#define STACKS 16384
 #define DEPTH 64
 
 struct stack {
@@ -34,8 +39,11 @@ OWN_FRAME static void record(void)
 {
     void *frames[DEPTH];
     int depth = backtrace(frames, DEPTH) - 1;
-    for (int i = 0; i < STACKS; i++) {
-        struct stack *stack = &stacks[i];
+    uint64_t hash = 0;
+    for (int i = 2; i <= depth; i++)
+        hash = (hash ^ (uint64_t)(uintptr_t)frames[i]) * 0x9e3779b97f4a7c15u;
+    for (unsigned i = 0; i < STACKS; i++) {
+        struct stack *stack = &stacks[((hash >> 40) + i) % STACKS];
         if (stack->count && stack->depth == depth &&
             memcmp(stack->frames + 1, frames + 2, sizeof(void *) * (size_t)(depth - 1)) == 0) {
             stack->count++;
@@ -143,9 +151,10 @@ int main(int argc, char **argv)
     backtrace(warm, 4); /* Loads libgcc_s, once. */
     victim_ready(argc, argv);
     for (int i = 0; i < WALKS; i++)
-        descend((int)(next_random() % 12));
-    for (int i = 0; i < STACKS && stacks[i].count; i++)
-        print_stack(&stacks[i]);
+        descend((int)(next_random() % DEEPEST));
+    for (int i = 0; i < STACKS; i++)
+        if (stacks[i].count)
+            print_stack(&stacks[i]);
     victim_done();
     return 0;
 }

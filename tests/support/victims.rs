@@ -113,6 +113,7 @@ const PROGRAMS: &[Program] = &[
     c("library", "library.c", POINTERS),
     c("library-omit", "library.c", TABLES),
     c("signal", "signal.c", POINTERS),
+    c("longjmp", "longjmp.c", POINTERS),
     c("endless", "endless.c", POINTERS),
     c(
         "backtrace",
@@ -123,6 +124,18 @@ const PROGRAMS: &[Program] = &[
         "backtrace-omit",
         "backtrace.c",
         &["-g", "-O2", "-fomit-frame-pointer", "-rdynamic"],
+    ),
+    c(
+        "backtrace-many",
+        "backtrace.c",
+        &[
+            "-g",
+            "-O2",
+            "-fomit-frame-pointer",
+            "-rdynamic",
+            "-DWALKS=100000",
+            "-DDEEPEST=7",
+        ],
     ),
     c(
         "libplugin.so",
