@@ -48,7 +48,8 @@ fn tell(kind: EventKind, tgid: u32, incarnation: u32, value: u32) {
 /// and is taken before the process runs another instruction of its own.
 #[inline(always)]
 fn hold(tgid: u32) {
-    if HOLDS.get_ptr(&tgid).is_some() {
+    // SAFETY: the entry is one word, read once.
+    if unsafe { HOLDS.get(&tgid) }.copied() == Some(1) {
         // SAFETY: the helper checks its argument.
         unsafe { bpf_send_signal(SIGSTOP) };
     }
@@ -74,6 +75,10 @@ pub(crate) fn exec(ctx: &RawTracePointContext) -> i32 {
             forget(old_thread);
             forget(thread);
             (*process).incarnation = fresh;
+        }
+        if let Some(held) = HOLDS.get_ptr_mut(&tgid) {
+            // A new program: its libraries are mapped before its first allocation.
+            *held = 1;
         }
         hold(tgid);
         tell(EventKind::Exec, tgid, (*process).incarnation, ended);

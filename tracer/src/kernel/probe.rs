@@ -163,6 +163,8 @@ const MAX_THIN_SHIFT: u32 = 10;
 
 /// `BPF_ANY` (include/uapi/linux/bpf.h).
 const ANY: u64 = 0;
+/// `BPF_EXIST`: only where there is an entry.
+const EXIST: u64 = 2;
 
 impl Probe {
     /// Loads the probe; nothing is attached yet.
@@ -296,17 +298,25 @@ impl Probe {
         Ok(())
     }
 
-    /// Begins to follow a process and gives it an incarnation. With `before_exec` it is a child that has not called exec
-    /// yet: what it does until then is not recorded, and it is held whenever it maps code.
+    /// A number for a process incarnation that has not been used yet.
+    #[must_use]
+    pub fn new_incarnation(&self) -> u32 {
+        self.incarnations
+            .word(0, 0)
+            .map_or(1, |next| next.fetch_add(1, Ordering::SeqCst)) as u32
+    }
+
+    /// Begins to record a process. With `before_exec` it is a child that has not called exec yet: what it does until then is
+    /// not recorded, and it is held whenever it maps code.
     ///
     /// # Errors
     /// The process table is full.
-    pub fn follow(&mut self, pid: u32, before_exec: bool) -> Result<u32, KernelError> {
-        let failed = |error: &MapError| map_error("PROCESSES", error);
-        let incarnation = self
-            .incarnations
-            .word(0, 0)
-            .map_or(1, |next| next.fetch_add(1, Ordering::SeqCst)) as u32;
+    pub fn follow(
+        &mut self,
+        pid: u32,
+        incarnation: u32,
+        before_exec: bool,
+    ) -> Result<(), KernelError> {
         if before_exec {
             self.holds
                 .insert(pid, 1, ANY)
@@ -318,8 +328,7 @@ impl Probe {
         };
         self.processes
             .insert(pid, Value(record), ANY)
-            .map_err(|error| failed(&error))?;
-        Ok(incarnation)
+            .map_err(|error| map_error("PROCESSES", &error))
     }
 
     /// Stops following a process.
@@ -335,15 +344,16 @@ impl Probe {
         self.processes.get(&pid, 0).ok().map(|record| record.0.incarnation)
     }
 
-    /// No longer holds a process when it maps code.
+    /// No longer holds a process when it maps code, until its next exec.
     pub fn end_hold(&mut self, pid: u32) {
-        let _ = self.holds.remove(&pid);
+        // An entry that is gone already is what is wanted.
+        let _ = self.holds.insert(pid, 0, EXIST);
     }
 
     /// Whether a process is held when it maps code.
     #[must_use]
     pub fn holds(&self, pid: u32) -> bool {
-        self.holds.get(&pid, 0).is_ok()
+        self.holds.get(&pid, 0).is_ok_and(|held| held == 1)
     }
 
     /// Lets a held process run on.

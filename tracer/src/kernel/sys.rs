@@ -162,11 +162,8 @@ pub(crate) fn link_perf_event(
 /// `BPF_RAW_TRACEPOINT_OPEN`.
 pub(crate) fn open_raw_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
     let mut attr = empty_attr();
-    // SAFETY: writing to a union of plain integers; this is the member that the command reads.
-    unsafe {
-        attr.raw_tracepoint.name = name.as_ptr() as u64;
-        attr.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
-    }
+    attr.raw_tracepoint.name = name.as_ptr() as u64;
+    attr.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
     owned(bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)?)
 }
 
@@ -175,12 +172,9 @@ pub(crate) fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> 
     let mut attr = empty_attr();
     // SAFETY: `bpf_prog_info` is plain integers; zero is right for unused fields.
     let mut info: aya_obj::generated::bpf_prog_info = unsafe { mem::zeroed() };
-    // SAFETY: writing to a union of plain integers; this is the member that the command reads.
-    unsafe {
-        attr.info.bpf_fd = program.as_raw_fd() as u32;
-        attr.info.info = std::ptr::from_mut(&mut info) as u64;
-        attr.info.info_len = size_of_val(&info) as u32;
-    }
+    attr.info.bpf_fd = program.as_raw_fd() as u32;
+    attr.info.info = std::ptr::from_mut(&mut info) as u64;
+    attr.info.info_len = size_of_val(&info) as u32;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info.verified_insns)
 }

@@ -154,9 +154,10 @@ impl Session {
                 notes: traced.notes,
             });
         }
-        // Probes first, then the filter: recording begins for all functions at the same instant.
-        traced.incarnation = self.probe.follow(pid, false)?;
+        // Probes and tables first, then the filter: recording begins for all functions at the same instant.
+        traced.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut traced)?;
+        self.probe.follow(pid, traced.incarnation, false)?;
         self.processes.insert(pid, traced);
         Ok(())
     }
@@ -168,7 +169,8 @@ impl Session {
     pub fn follow_command(&mut self, pid: u32) -> Result<(), TraceError> {
         let mut traced = Traced::open(&self.proc_root, pid)?;
         traced.before_exec = true;
-        traced.incarnation = self.probe.follow(pid, true)?;
+        traced.incarnation = self.probe.new_incarnation();
+        self.probe.follow(pid, traced.incarnation, true)?;
         self.processes.insert(pid, traced);
         Ok(())
     }
