@@ -30,12 +30,14 @@ const SYSCALL_FIELDS: usize = 16;
 
 /// Hands a process event to user space.
 #[inline(always)]
-fn tell(kind: EventKind, tgid: u32, incarnation: u32, value: u32) {
+fn tell(kind: EventKind, tgid: u32, incarnation: u32, value: u32, held: bool) {
     let event = Event {
         kind: kind as u32,
         tgid,
         incarnation,
         value,
+        held: held as u32,
+        reserved: 0,
         // SAFETY: the helper takes nothing.
         at_ns: unsafe { bpf_ktime_get_ns() },
     };
@@ -47,12 +49,14 @@ fn tell(kind: EventKind, tgid: u32, incarnation: u32, value: u32) {
 /// Stops a command of ours until user space has looked at what it mapped. The signal is pending before the event is sent,
 /// and is taken before the process runs another instruction of its own.
 #[inline(always)]
-fn hold(tgid: u32) {
+fn hold(tgid: u32, incarnation: u32) -> bool {
     // SAFETY: the entry is one word, read once.
-    if unsafe { HOLDS.get(&tgid) }.copied() == Some(1) {
-        // SAFETY: the helper checks its argument.
-        unsafe { bpf_send_signal(SIGSTOP) };
+    match unsafe { HOLDS.get(&tgid) } {
+        Some(started) if *started != incarnation => {}
+        _ => return false,
     }
+    // SAFETY: the helper checks its argument.
+    unsafe { bpf_send_signal(SIGSTOP) == 0 }
 }
 
 /// `sched_process_exec`: arguments are the task, its old thread id, the binary (include/trace/events/sched.h).
@@ -76,12 +80,8 @@ pub(crate) fn exec(ctx: &RawTracePointContext) -> i32 {
             forget(thread);
             (*process).incarnation = fresh;
         }
-        if let Some(held) = HOLDS.get_ptr_mut(&tgid) {
-            // A new program: its libraries are mapped before its first allocation.
-            *held = 1;
-        }
-        hold(tgid);
-        tell(EventKind::Exec, tgid, (*process).incarnation, ended);
+        let held = hold(tgid, (*process).incarnation);
+        tell(EventKind::Exec, tgid, (*process).incarnation, ended, held);
     }
     0
 }
@@ -155,8 +155,8 @@ pub(crate) fn mmap_return(ctx: &TracePointContext) -> u32 {
         }
         (*thread).mapping_code = 0;
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        hold(tgid);
-        tell(EventKind::MappedCode, tgid, (*thread).incarnation, 0);
+        let held = hold(tgid, (*thread).incarnation);
+        tell(EventKind::MappedCode, tgid, (*thread).incarnation, 0, held);
     }
     0
 }

@@ -34,8 +34,9 @@ pub(crate) static INCARNATIONS: Array<u64> = Array::with_max_entries(1, MMAPABLE
 pub(crate) static PROCESSES: HashMap<u32, ProcessRecord> =
     HashMap::with_max_entries(65_536, NO_PREALLOC);
 
-/// Commands that leakscope itself started, by thread group id. 1: stopped (SIGSTOP) whenever they exec or map a file for
-/// execution, until user space has looked at it. User space sets it to 0 with the first allocation, an exec to 1 again. 64 entries: one is usual.
+/// Commands that leakscope itself started, by thread group id: stopped (SIGSTOP) whenever they exec or map a file for
+/// execution, until user space has looked at it. The value is the incarnation that user space has seen allocate: its
+/// start-up is over and it is held no more. 64 entries: one is usual.
 #[map]
 pub(crate) static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(64, NO_PREALLOC);
 

@@ -177,6 +177,10 @@ pub struct Event {
     pub incarnation: u32,
     /// See [`EventKind`].
     pub value: u32,
+    /// 1 if the process was stopped and waits to be continued.
+    pub held: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// When, CLOCK_MONOTONIC nanoseconds.
     pub at_ns: u64,
 }
@@ -187,7 +191,7 @@ layout! {
     HitCounts = 8 * HIT_SLOTS;
     Inflight = 8 * 3 + 4 * 4 + core::mem::size_of::<Block>();
     ThreadRecord = 4 * 2 + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
-    Event = 4 * 4 + 8;
+    Event = 4 * 6 + 8;
 }
 
 #[cfg(test)]

@@ -90,6 +90,8 @@ pub enum ProbeEvent {
         incarnation: u32,
         /// The incarnation that ended; the same when the exec began the trace.
         ended: u32,
+        /// Whether it was stopped and waits for [`Probe::resume`].
+        held: bool,
     },
     /// A process mapped a file for execution.
     MappedCode {
@@ -97,6 +99,8 @@ pub enum ProbeEvent {
         pid: u32,
         /// The process incarnation.
         incarnation: u32,
+        /// Whether it was stopped and waits for [`Probe::resume`].
+        held: bool,
     },
     /// The walk met an address in no known mapping.
     UnknownMapping {
@@ -319,7 +323,7 @@ impl Probe {
     ) -> Result<(), KernelError> {
         if before_exec {
             self.holds
-                .insert(pid, 1, ANY)
+                .insert(pid, 0, ANY)
                 .map_err(|error| map_error("HOLDS", &error))?;
         }
         let record = ProcessRecord {
@@ -344,16 +348,10 @@ impl Probe {
         self.processes.get(&pid, 0).ok().map(|record| record.0.incarnation)
     }
 
-    /// No longer holds a process when it maps code, until its next exec.
-    pub fn end_hold(&mut self, pid: u32) {
-        // An entry that is gone already is what is wanted.
-        let _ = self.holds.insert(pid, 0, EXIST);
-    }
-
-    /// Whether a process is held when it maps code.
-    #[must_use]
-    pub fn holds(&self, pid: u32) -> bool {
-        self.holds.get(&pid, 0).is_ok_and(|held| held == 1)
+    /// No longer holds a process when it maps code, until it runs another program than that of this incarnation.
+    pub fn end_hold(&mut self, pid: u32, incarnation: u32) {
+        // A process that is not held has no entry.
+        let _ = self.holds.insert(pid, incarnation, EXIST);
     }
 
     /// Lets a held process run on.
@@ -671,14 +669,20 @@ fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
     }
     let pid = word(offset_of!(Event, tgid))?;
     let incarnation = word(offset_of!(Event, incarnation))?;
+    let held = word(offset_of!(Event, held))? != 0;
     if kind == EventKind::Exec as u32 {
         Some(ProbeEvent::Exec {
             pid,
             incarnation,
             ended: word(offset_of!(Event, value))?,
+            held,
         })
     } else if kind == EventKind::MappedCode as u32 {
-        Some(ProbeEvent::MappedCode { pid, incarnation })
+        Some(ProbeEvent::MappedCode {
+            pid,
+            incarnation,
+            held,
+        })
     } else if kind == EventKind::UnknownMapping as u32 {
         Some(ProbeEvent::UnknownMapping { pid, incarnation })
     } else {

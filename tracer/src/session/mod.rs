@@ -168,7 +168,7 @@ impl Session {
     /// The child is gone.
     pub fn follow_command(&mut self, pid: u32) -> Result<(), TraceError> {
         let mut traced = Traced::open(&self.proc_root, pid)?;
-        traced.before_exec = true;
+        traced.is_command = true;
         traced.incarnation = self.probe.new_incarnation();
         self.probe.follow(pid, traced.incarnation, true)?;
         self.processes.insert(pid, traced);
@@ -227,9 +227,10 @@ impl Session {
                     pid,
                     incarnation,
                     ended,
-                } => self.note_exec(pid, incarnation, ended)?,
-                ProbeEvent::MappedCode { pid, .. } => self.note_mapping(pid)?,
-                ProbeEvent::UnknownMapping { pid, .. } => self.note_mapping(pid)?,
+                    held,
+                } => self.note_exec(pid, incarnation, ended, held)?,
+                ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
+                ProbeEvent::UnknownMapping { pid, .. } => self.note_mapping(pid, false)?,
             }
         }
         Ok(())
@@ -245,9 +246,10 @@ impl Session {
         frames: Vec<u64>,
     ) {
         if let Some(traced) = self.processes.get_mut(&pid) {
-            if self.probe.holds(pid) {
+            if traced.is_command && traced.allocates_since != incarnation {
                 // The program allocates: its start-up is over.
-                self.probe.end_hold(pid);
+                traced.allocates_since = incarnation;
+                self.probe.end_hold(pid, incarnation);
             }
             // While the process lives: a library that was loaded without an event (before the attach to it) is found now.
             if traced.incarnation == incarnation
@@ -278,7 +280,13 @@ impl Session {
     }
 
     /// A followed process runs another program now.
-    fn note_exec(&mut self, pid: u32, incarnation: u32, ended: u32) -> Result<(), KernelError> {
+    fn note_exec(
+        &mut self,
+        pid: u32,
+        incarnation: u32,
+        ended: u32,
+        held: bool,
+    ) -> Result<(), KernelError> {
         let Some(mut traced) = self.processes.remove(&pid) else {
             return Ok(());
         };
@@ -289,15 +297,14 @@ impl Session {
         }
         traced.begin_program(&self.proc_root, incarnation);
         self.processes.insert(pid, traced);
-        self.note_mapping(pid)
+        self.note_mapping(pid, held)
     }
 
     /// A followed process may have mapped new code: look for allocators, unwind tables and names in it.
-    fn note_mapping(&mut self, pid: u32) -> Result<(), KernelError> {
+    fn note_mapping(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
         let Some(mut traced) = self.processes.remove(&pid) else {
             return Ok(());
         };
-        let held = self.probe.holds(pid);
         if held {
             traced.wait_until_stopped(&self.proc_root);
         }

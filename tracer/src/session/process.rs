@@ -103,7 +103,10 @@ pub(super) struct Traced {
     /// Links by the device and inode of the file.
     pub(super) links: HashMap<(u64, u64), Link>,
     pub(super) sites: Vec<ProbeSite>,
-    pub(super) before_exec: bool,
+    /// A command of ours, held while it starts up.
+    pub(super) is_command: bool,
+    /// The incarnation that has been seen to allocate.
+    pub(super) allocates_since: u32,
     pub(super) execs: u32,
     pub(super) ended: Option<Instant>,
     /// Lines for people: what could not be done for this process.
@@ -154,7 +157,8 @@ impl Traced {
             space: AddressSpace::default(),
             links: HashMap::new(),
             sites: Vec::new(),
-            before_exec: false,
+            is_command: false,
+            allocates_since: 0,
             execs: 0,
             ended: None,
             notes: Vec::new(),
@@ -169,7 +173,6 @@ impl Traced {
     /// The process runs another program now; probes in files that it still maps stay attached.
     pub(super) fn begin_program(&mut self, proc_root: &Path, incarnation: u32) {
         self.incarnation = incarnation;
-        self.before_exec = false;
         self.space = AddressSpace::default();
         self.rss_first = None;
         if let Ok(process) = read_process(proc_root, self.pid) {
@@ -210,7 +213,8 @@ impl Traced {
         }
     }
 
-    /// Attaches to the allocators that the process maps now. Probes of files that it maps no more are taken away.
+    /// Attaches to the allocators that the process maps now. Probes in files that it maps no more stay: they cost nothing, and
+    /// hold when another program of the same process maps the file.
     pub(super) fn attach(
         &mut self,
         probe: &Probe,
@@ -223,8 +227,6 @@ impl Traced {
                 self.notes.push(problem);
             }
         }
-        let mapped: Vec<(u64, u64)> = discovery.allocators.iter().map(|found| found.file).collect();
-        self.links.retain(|file, _| mapped.contains(file));
         for found in discovery.allocators {
             if self.links.contains_key(&found.file) {
                 continue;
