@@ -4,7 +4,7 @@ use super::boot::{End, Machine, boot};
 use super::tree::Tree;
 use super::victims;
 use crate::shell::{self, Executable, cargo, command, root};
-use crate::test::{BINARY, REQUIRE_KERNEL, SKIPPED};
+use crate::test::{BINARY, REQUIRE_KERNEL, SKIPPED, required};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,12 @@ pub(super) fn prepare(arguments: &[String]) -> Result<Guest> {
         let name = victim.file_name().unwrap_or_default().to_string_lossy();
         tree.program(victim, &format!("{HOME}/victims/{name}"))?;
     }
+    if victims
+        .iter()
+        .any(|victim| victim.ends_with(victims::EXTENSION))
+    {
+        victims::add_python(&mut tree)?;
+    }
     // Tests run where cargo would run them.
     let package = root().join("tests");
     tree.directory(&package.to_string_lossy());
@@ -87,6 +93,18 @@ pub(super) fn run(guest: &Guest, machine: &Machine, timeout: Duration) -> Result
         }
     })?;
     let mut complaints = results.complaints(&guest.tests, &end, timeout);
+    if !results.skipped.is_empty() {
+        println!(
+            "--- {} SKIPPED, so nothing is known of them:",
+            results.skipped.len()
+        );
+        for reason in &results.skipped {
+            println!("    {reason}");
+        }
+        if required() {
+            complaints.push(format!("{REQUIRE_KERNEL}=1, and tests were skipped"));
+        }
+    }
     let console = String::from_utf8_lossy(&shell::read(&machine.console)?).into_owned();
     let trouble: Vec<&str> = console
         .lines()
@@ -161,8 +179,8 @@ fn init(tests: &[String], arguments: &[String], package: &Path) -> String {
     let arguments: Vec<String> = arguments.iter().map(|word| quote(word)).collect();
     let mut script = format!(
         "#!/usr/bin/busybox sh\n\
-         export PATH=/usr/bin:/usr/sbin HOME=/root TERM=dumb RUST_BACKTRACE=1\n\
-         export {REQUIRE_KERNEL}=1 {BINARY}={HOME}/leakscope {}={HOME}/victims\n\
+         export PATH=/usr/bin:/usr/sbin HOME=/root TERM=dumb RUST_BACKTRACE=0\n\
+         export {REQUIRE_KERNEL}={} {BINARY}={HOME}/leakscope {}={HOME}/victims\n\
          mount -t proc proc /proc\n\
          mount -t sysfs sysfs /sys\n\
          mount -t devtmpfs devtmpfs /dev\n\
@@ -176,6 +194,7 @@ fn init(tests: &[String], arguments: &[String], package: &Path) -> String {
          exec </dev/null >/dev/ttyS1 2>&1\n\
          cd {}\n\
          echo; echo \"{MARK} kernel $(uname -r)\"\n",
+        u8::from(required()),
         victims::VARIABLE,
         quote(&package.to_string_lossy()),
     );
@@ -253,11 +272,6 @@ impl Results {
             .iter()
             .map(|name| format!("test program {name} failed"))
             .collect();
-        complaints.extend(
-            self.skipped
-                .iter()
-                .map(|reason| format!("skipped a test: {reason}")),
-        );
         if self.done {
             // Whatever is missing then, the guest's script is at fault.
             let run = self.passed.len() + self.failed.len();
@@ -290,10 +304,11 @@ fn kernel_tests() -> Result<Vec<Executable>> {
         "--tests",
     ]);
     let room = root().join("tests/kernel");
-    let tests: Vec<Executable> = shell::build(&mut build)?
+    let mut tests: Vec<Executable> = shell::build(&mut build)?
         .into_iter()
         .filter(|test| test.source.starts_with(&room))
         .collect();
+    tests.sort_by(|one, other| one.name.cmp(&other.name));
     if tests.is_empty() {
         bail!("there are no test targets below {}", shell::relative(&room));
     }
@@ -347,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_skips_and_early_ends_are_complaints() {
+    fn failures_and_early_ends_are_complaints() {
         let failed = [
             "##leakscope kernel 6.1",
             "##leakscope begin a",
@@ -365,17 +380,23 @@ mod tests {
             complaints(&[], &End::Off),
             ["the machine went off before its first program ran"]
         );
-        let skipped = [
+        let incomplete = [
             "##leakscope kernel 6.1",
             "##leakscope begin a",
-            "SKIPPED: no root",
             "##leakscope end a 0",
             "##leakscope done",
         ];
         assert_eq!(
-            complaints(&skipped, &End::Off),
-            ["skipped a test: no root", "1 of 2 test programs ran"]
+            complaints(&incomplete, &End::Off),
+            ["1 of 2 test programs ran"]
         );
+    }
+
+    #[test]
+    fn what_was_skipped_is_collected() {
+        let mut results = Results::default();
+        results.heed("test a ... SKIPPED: no musl-gcc");
+        assert_eq!(results.skipped, ["no musl-gcc"]);
     }
 
     #[test]

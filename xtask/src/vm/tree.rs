@@ -84,6 +84,24 @@ impl Tree {
         self.libraries(file)
     }
 
+    /// Adds a directory of this machine with the files below it, without directories of the given names, and without what
+    /// its programs need.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn own_directory(&mut self, dir: &Path, without: &[&str]) -> Result<()> {
+        let failed = || format!("cannot read the directory {}", dir.display());
+        for entry in fs::read_dir(dir).with_context(failed)? {
+            let path = entry.with_context(failed)?.path();
+            if path.is_file() {
+                self.mirror(&path)?;
+            } else if path.is_dir() && !without.iter().any(|name| path.ends_with(name)) {
+                self.own_directory(&path, without)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the archive.
     ///
     /// # Errors
