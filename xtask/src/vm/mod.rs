@@ -1,0 +1,125 @@
+//! `test vm`: the kernel tests on other kernels, in QEMU.
+//!
+//! Per kernel: unpack Debian's package, pack an initramfs with leakscope, the kernel tests and the programs they trace, boot
+//! it, and show what comes over the serial line as ordinary test results. Nothing is installed, nothing needs root.
+
+mod archive;
+mod boot;
+mod guest;
+mod kernel;
+mod tree;
+mod victims;
+
+use crate::shell;
+use anyhow::{Context as _, Result, bail};
+use boot::{Accelerator, Machine};
+use clap::{Args, ValueEnum};
+use kernel::Kernel;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// What `test vm` is given.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// A line of Debian's cloud kernels (6.1, 6.12), or a vmlinuz, a .deb, or a directory one was unpacked to; may be repeated
+    #[arg(long, default_values_t = ["6.1".to_owned(), "6.12".to_owned()])]
+    kernel: Vec<String>,
+    /// Seconds that each kernel may take
+    #[arg(long, default_value_t = 600)]
+    timeout: u64,
+    /// How the processor is emulated
+    #[arg(long, value_enum, default_value_t = Choice::Tcg)]
+    accel: Choice,
+    /// Arguments for the test binaries, such as a filter
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// How the processor is emulated.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Choice {
+    /// In software: slower, works everywhere
+    Tcg,
+    /// KVM if a trial boot with it succeeds within seconds, else software
+    Auto,
+}
+
+/// How long a trial boot with KVM may take; where KVM works it takes a second.
+const TRIAL: Duration = Duration::from_secs(15);
+
+/// Runs the kernel tests on each kernel.
+///
+/// # Errors
+/// When something is missing or cannot be built, a test fails, or a kernel does not finish in time.
+pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
+    let qemu = shell::find_program("qemu-system-x86_64")
+        .context("no qemu-system-x86_64 (Debian: apt-get install qemu-system-x86)")?;
+    let kernels = arguments
+        .kernel
+        .iter()
+        .map(|wish| Kernel::find(wish))
+        .collect::<Result<Vec<_>>>()?;
+    let timeout = Duration::from_secs(arguments.timeout);
+    let guest = guest::prepare(&arguments.rest)?;
+    let mut failures = Vec::new();
+    for kernel in &kernels {
+        let started = Instant::now();
+        let machine = Machine {
+            qemu: qemu.clone(),
+            kernel: kernel.image.clone(),
+            console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
+            accelerator: accelerator(arguments.accel, &qemu, kernel)?,
+        };
+        println!(
+            "\n=== {} in QEMU ({}), at most {} s",
+            kernel.name,
+            machine.accelerator.name(),
+            arguments.timeout
+        );
+        let complaints = guest::run(&guest, &machine, timeout)?;
+        println!(
+            "=== {}: {} in {} s; the kernel's own log: {}",
+            kernel.name,
+            if complaints.is_empty() {
+                "passed"
+            } else {
+                "FAILED"
+            },
+            started.elapsed().as_secs(),
+            shell::relative(&machine.console)
+        );
+        failures.extend(
+            complaints
+                .into_iter()
+                .map(|complaint| format!("{}: {complaint}", kernel.name)),
+        );
+    }
+    if !failures.is_empty() {
+        bail!("test vm:\n  {}", failures.join("\n  "));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// KVM only where it was seen to work: some machines have /dev/kvm and hang with it.
+fn accelerator(choice: Choice, qemu: &std::path::Path, kernel: &Kernel) -> Result<Accelerator> {
+    if choice == Choice::Tcg || !PathBuf::from("/dev/kvm").exists() {
+        return Ok(Accelerator::Tcg);
+    }
+    let machine = Machine {
+        qemu: qemu.to_owned(),
+        kernel: kernel.image.clone(),
+        console: shell::target_dir().join("vm/trial.console.log"),
+        accelerator: Accelerator::Kvm,
+    };
+    Ok(if guest::boots(&machine, TRIAL)? {
+        Accelerator::Kvm
+    } else {
+        println!(
+            "KVM does not boot {} within {} s: software emulation",
+            kernel.name,
+            TRIAL.as_secs()
+        );
+        Accelerator::Tcg
+    })
+}
