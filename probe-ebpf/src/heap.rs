@@ -13,14 +13,14 @@ use aya_ebpf::{
     },
 };
 use leakscope_common::{
-    Block, Function, Inflight, Loss, ProbeCookie, Settings, ThreadRecord, UNKNOWN_FREE_SLOT, live_key,
+    Block, Function, Loss, ProbeCookie, Settings, ThreadRecord, UNKNOWN_FREE_SLOT, live_key,
     thin_keeps,
 };
 
 use crate::{
     filter, live,
     maps::{lose, settings},
-    stack,
+    stack, unwind,
 };
 
 /// Ends a session program at entry: no return trap for this call.
@@ -65,13 +65,13 @@ fn count(thread: *mut ThreadRecord, slot: usize) {
 }
 
 /// Whether a call at the same stack pointer as the one in flight is what that one ended in: a jump to another allocating
-/// function (glibc's `realloc(NULL, n)` jumps to `malloc`). The return address is then the return probe's own; a new call, after
-/// one that never returned, has pushed its own again.
+/// function (glibc's `realloc(NULL, n)` jumps to `malloc`). The return address on the stack is then the return probe's, in the
+/// kernel's page for uprobes; a new call, after one that never returned, has pushed one of the program's own.
 #[inline(always)]
-fn is_tail_call(inflight: &Inflight, stack_pointer: u64) -> bool {
+fn is_tail_call(incarnation: u32, stack_pointer: u64) -> bool {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_user(stack_pointer as *const u64) }
-        .is_ok_and(|address| address != inflight.return_address)
+        .is_ok_and(|address| !unwind::is_own_code(incarnation, address))
 }
 
 /// Entry of an allocating function. `session`: the value returned says whether the return is trapped.
@@ -97,7 +97,9 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
         if stack_pointer < inflight.stack_pointer {
             return NO_RETURN;
         }
-        if stack_pointer == inflight.stack_pointer && is_tail_call(inflight, stack_pointer) {
+        // SAFETY: as above.
+        let incarnation = unsafe { (*thread).incarnation };
+        if stack_pointer == inflight.stack_pointer && is_tail_call(incarnation, stack_pointer) {
             inflight.chained += !session as u32;
             return NO_RETURN;
         }
@@ -139,13 +141,10 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
     inflight.argument = argument;
     inflight.function = function as u32;
     inflight.rejected = rejected as u32;
-    inflight.return_address = 0;
     inflight.chained = 0;
     inflight.returns_to_skip = 0;
     if !rejected {
         inflight.site = stack::capture(regs, settings, thread, cookie);
-        // SAFETY: as above; the walk has just recorded it.
-        inflight.return_address = unsafe { (*thread).stack.frames[1] };
     }
     GO_ON
 }

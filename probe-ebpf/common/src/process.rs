@@ -133,8 +133,6 @@ pub struct Inflight {
     pub old_taken: u32,
     /// See `old_taken`.
     pub old: Block,
-    /// Where the call returns to; 0: not looked at. A return probe replaces it on the stack by its own.
-    pub return_address: u64,
     /// Calls that this one ended in (`jmp` instead of `call`) and whose return probes fire with its own.
     pub chained: u32,
     /// Returns of such calls that are still to come after this one's.
@@ -195,7 +193,7 @@ layout! {
     Settings = 8 * 2 + 4 * 8;
     ProcessRecord = 4 * 2;
     HitCounts = 8 * HIT_SLOTS;
-    Inflight = 8 * 4 + 4 * 6 + core::mem::size_of::<Block>();
+    Inflight = 8 * 3 + 4 * 6 + core::mem::size_of::<Block>();
     ThreadRecord = 4 * 2 + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
     Event = 4 * 6 + 8;
 }
