@@ -146,14 +146,16 @@ fn deep_stacks_with_frame_pointers() {
             .iter()
             .filter(|site| site.caller().is_some_and(|frame| frame.is(function)))
             .collect();
-        assert_eq!(sites.len(), 1, "{function}");
-        let site = sites.first().unwrap();
-        let recursions = site
-            .frames
-            .iter()
-            .filter(|frame| frame.is("recurse"))
-            .count();
-        assert_eq!(recursions, depth, "{:?}", site.names());
+        // The compiler may have unrolled the loop: a site for each call.
+        assert!(!sites.is_empty(), "{function}");
+        for site in sites {
+            let recursions = site
+                .frames
+                .iter()
+                .filter(|frame| frame.is("recurse"))
+                .count();
+            assert_eq!(recursions, depth, "{:?}", site.names());
+        }
     }
     // More than the probe records: the stack is cut, and says so.
     let cut = report

@@ -85,10 +85,10 @@ pub(super) struct TraceArguments {
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "pid", help_heading = "Target")]
     pub(super) command: Vec<OsString>,
     /// How long to trace, such as 30s or 5m; until Ctrl-C if it is not given.
-    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) duration: Option<Duration>,
     /// Also show the result so far, every so often.
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) every: Option<Duration>,
     /// How allocations are seen.
     #[arg(long, value_enum, default_value = "auto")]
@@ -97,7 +97,7 @@ pub(super) struct TraceArguments {
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(super) top: usize,
     /// Only count blocks at least this old.
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) min_age: Option<Duration>,
     /// Only record allocations of at least so many bytes, such as 64KiB.
     #[arg(long, value_name = "SIZE", value_parser = size)]

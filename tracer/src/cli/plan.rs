@@ -78,7 +78,7 @@ fn target(mut pids: Vec<u32>, command: Vec<OsString>) -> Target {
         return Target::Command(program, words.collect());
     }
     if pids.is_empty() {
-        usage("name what to trace: -p PID or -- COMMAND");
+        usage("name what to trace: -p/--pid PID or -- COMMAND");
     }
     pids.sort_unstable();
     pids.dedup();
@@ -88,7 +88,12 @@ fn target(mut pids: Vec<u32>, command: Vec<OsString>) -> Target {
 /// Ends with a usage error, as clap does.
 fn usage(message: &str) -> ! {
     use clap::CommandFactory as _;
-    super::args::Arguments::command()
+    let mut command = super::args::Arguments::command();
+    command.build();
+    command
+        .find_subcommand_mut("trace")
+        .cloned()
+        .unwrap_or(command)
         .error(clap::error::ErrorKind::MissingRequiredArgument, message)
         .exit()
 }
