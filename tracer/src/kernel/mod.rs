@@ -14,7 +14,7 @@ mod sys;
 mod tracefs;
 
 pub use attach::{Attachment, Link, LinkMode};
-pub use command::{HeldCommand, monotonic_ns};
+pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
 pub use features::{Capability, Check, Verdict, checks, effective_capabilities, require_capabilities};
 pub use load::MapMemory;

@@ -342,6 +342,21 @@ impl Probe {
         let _ = self.holds.remove(&pid);
     }
 
+    /// Drops the records of a process's threads. Only once nothing is attached to it any more: a record that a program is
+    /// using must not be given to another thread.
+    pub fn forget_threads(&mut self, pid: u32) {
+        let threads: Vec<u64> = self
+            .threads
+            .keys()
+            .flatten()
+            .filter(|thread| thread >> 32 == u64::from(pid))
+            .collect();
+        for thread in threads {
+            // The thread may have ended by itself.
+            let _ = self.threads.remove(&thread);
+        }
+    }
+
     /// The incarnation of a followed process.
     #[must_use]
     pub fn incarnation(&self, pid: u32) -> Option<u32> {
@@ -415,6 +430,13 @@ impl Probe {
             .into_iter()
             .map(|loss| (loss, self.losses.read(loss as usize).unwrap_or(0)))
             .collect()
+    }
+
+    /// Begins to count losses anew.
+    pub fn reset_losses(&mut self) {
+        for index in 0..self.losses.len() {
+            self.losses.write(index, 0);
+        }
     }
 
     /// Every site that has been used, with its counts.

@@ -2,6 +2,7 @@
 //! together, kernel to ledger to symbol to `Report`; each subcommand that traces drives one of these. It knows neither
 //! arguments nor views.
 
+mod calibration;
 mod inspect;
 mod process;
 mod report;
@@ -95,6 +96,8 @@ pub struct Session {
     last_look: Instant,
     progress: Progress,
     warnings: Vec<String>,
+    /// What a probe hit takes of its process's time, measured on our own.
+    cost_of_a_hit: Duration,
 }
 
 impl fmt::Debug for Session {
@@ -117,7 +120,7 @@ impl Session {
         probe.attach_lifecycle()?;
         let tables = Tables::new(&probe, options.unwind);
         let now = Instant::now();
-        Ok(Self {
+        let mut session = Self {
             options,
             probe,
             proc_root: PathBuf::from(PROC),
@@ -133,7 +136,11 @@ impl Session {
             last_look: now,
             progress: Progress::default(),
             warnings: Vec::new(),
-        })
+            cost_of_a_hit: Duration::ZERO,
+        };
+        session.cost_of_a_hit = session.calibrate()?;
+        session.started = Instant::now();
+        Ok(session)
     }
 
     /// Begins to trace a running process.
@@ -353,6 +360,11 @@ impl Session {
     fn look(&mut self) {
         self.last_look = Instant::now();
         let at_s = self.started.elapsed().as_secs_f64();
+        for traced in self.processes.values_mut() {
+            if traced.ended.is_none() {
+                traced.measure(&self.proc_root);
+            }
+        }
         let mut inuse = 0_i64;
         let mut allocated = 0;
         for (site, (_, totals)) in self.joined_sites() {

@@ -15,7 +15,7 @@ use crate::{
     symbol::AddressSpace,
     target::{
         discover::{Files, discover},
-        process::{Process, ProcessError, read_memory, read_process},
+        process::{Process, ProcessError, cpu_time, read_memory, read_process},
     },
 };
 
@@ -114,6 +114,9 @@ pub(super) struct Traced {
     /// Resident memory when the trace began, and when.
     pub(super) rss_first: Option<(Instant, u64)>,
     pub(super) rss_last: Option<(Instant, u64)>,
+    /// Processor time when the trace began, and at the last look.
+    pub(super) cpu_first: Option<Duration>,
+    pub(super) cpu_last: Option<Duration>,
     refreshed: Option<Instant>,
 }
 
@@ -164,9 +167,11 @@ impl Traced {
             notes: Vec::new(),
             rss_first: None,
             rss_last: None,
+            cpu_first: None,
+            cpu_last: None,
             refreshed: None,
         };
-        traced.measure_memory(proc_root);
+        traced.measure(proc_root);
         Ok(traced)
     }
 
@@ -179,11 +184,16 @@ impl Traced {
             self.comm = process.comm;
             self.cgroup = process.cgroup;
         }
-        self.measure_memory(proc_root);
+        self.measure(proc_root);
     }
 
-    /// Reads how much memory the process has.
-    pub(super) fn measure_memory(&mut self, proc_root: &Path) {
+    /// Reads how much memory the process has and how much processor time it has used. Of a process that is gone, the last
+    /// values stay.
+    pub(super) fn measure(&mut self, proc_root: &Path) {
+        if let Ok(cpu) = cpu_time(proc_root, self.pid) {
+            self.cpu_first.get_or_insert(cpu);
+            self.cpu_last = Some(cpu);
+        }
         if let Ok(memory) = read_memory(proc_root, self.pid) {
             let now = (Instant::now(), memory.resident_bytes);
             self.rss_first.get_or_insert(now);

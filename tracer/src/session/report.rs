@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use leakscope_common::{
@@ -105,6 +105,7 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         sites.push(site(session, survey, UNKNOWN_SITE, *pid, *incarnation, &totals, now_ns));
     }
     let mut hits_total = 0;
+    let mut cpu = Duration::ZERO;
     let proc_root = session.proc_root().to_owned();
     let mut processes = Vec::new();
     let pids: Vec<u32> = session.processes.keys().copied().collect();
@@ -113,12 +114,18 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
             continue;
         };
         if traced.ended.is_none() {
-            traced.measure_memory(&proc_root);
+            traced.measure(&proc_root);
         }
         let hits = session.probe.hits(traced.incarnation);
         hits_total += hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>();
+        if let (Some(before), Some(after)) = (traced.cpu_first, traced.cpu_last) {
+            cpu += after.saturating_sub(before);
+        }
         processes.push(process(traced, &hits));
     }
+    let cost = session.cost_of_a_hit.as_secs_f64() * hits_total as f64;
+    // The processor time is counted in ticks and, of a process that has ended, up to the last look.
+    let cpu_s = cpu.as_secs_f64().max(cost);
     let mut parts = ReportParts {
         captured_at: Timestamp::from(SystemTime::now()),
         duration_s,
@@ -134,6 +141,7 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         overhead: Overhead {
             probe_hits: hits_total,
             duty: 1.0,
+            target_cpu_fraction: if cpu_s > 0.0 { cost / cpu_s } else { 0.0 },
             budget: session.options.budget,
             ..Overhead::default()
         },
