@@ -226,7 +226,8 @@ pub(crate) fn release(regs: *mut pt_regs) -> u32 {
     };
     let cookie = arrive(regs, thread);
     // SAFETY: the kernel passes its registers as the context.
-    let (address, stack_pointer) = unsafe { ((*regs).rdi, (*regs).rsp + cookie.stack_moved as u64) };
+    let (address, stack_pointer) =
+        unsafe { ((*regs).rdi, (*regs).rsp + cookie.stack_moved as u64) };
     if address == 0 {
         return GO_ON;
     }

@@ -8,9 +8,7 @@ use aya_ebpf::{
     },
     programs::{RawTracePointContext, TracePointContext},
 };
-use leakscope_common::{
-    Event, EventKind, HIT_SLOTS, HitCounts, Loss, PROCESS_EXEC_PENDING,
-};
+use leakscope_common::{Event, EventKind, HIT_SLOTS, HitCounts, Loss, PROCESS_EXEC_PENDING};
 
 use crate::{
     atomic, filter,

@@ -12,9 +12,9 @@ use aya_ebpf::{
     helpers::{bpf_probe_read_user, generated::bpf_loop},
 };
 use leakscope_common::{
-    BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, Mapping, STACK_COMPLETE,
-    STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, ThreadRecord,
-    UnwindRow,
+    BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES,
+    Mapping, STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING,
+    Settings, ThreadRecord, UnwindRow,
 };
 
 use crate::maps::{MAPPINGS, SLICES, UNWIND_PAGES, UNWIND_ROWS, lose};
@@ -250,7 +250,8 @@ fn apply(state: &mut State, row: UnwindRow) -> i64 {
         }
     } else {
         if row.bp == BP_AT_CFA || row.bp == BP_AT_BP {
-            let slot = if row.bp == BP_AT_CFA { cfa } else { state.bp }.wrapping_add(bp_offset as u64);
+            let slot =
+                if row.bp == BP_AT_CFA { cfa } else { state.bp }.wrapping_add(bp_offset as u64);
             // SAFETY: the helper checks the address.
             match unsafe { bpf_probe_read_user(slot as *const u64) } {
                 Ok(bp) => {

@@ -82,7 +82,12 @@ pub(super) struct TraceArguments {
     #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..), help_heading = "Target")]
     pub(super) pid: Vec<u32>,
     /// A command to run and trace.
-    #[arg(last = true, value_name = "COMMAND", conflicts_with = "pid", help_heading = "Target")]
+    #[arg(
+        last = true,
+        value_name = "COMMAND",
+        conflicts_with = "pid",
+        help_heading = "Target"
+    )]
     pub(super) command: Vec<OsString>,
     /// How long to trace, such as 30s or 5m; until Ctrl-C if it is not given.
     #[arg(long = "for", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
@@ -154,9 +159,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// Parses `64KiB`, `1MB`, `4096`.
 fn size(text: &str) -> Result<u64, String> {
-    text.parse::<bytesize::ByteSize>()
-        .map(|size| size.as_u64())
-        .map_err(|error| error.clone())
+    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
 }
 
 #[cfg(test)]

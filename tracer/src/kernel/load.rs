@@ -100,11 +100,22 @@ impl LoadedObject {
             definitions.push((name.clone(), data.fd().as_fd().as_raw_fd(), map));
             maps.insert(name, data);
         }
-        memory.sort_by(|left, right| right.bytes.cmp(&left.bytes).then(left.name.cmp(&right.name)));
-        let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        memory.sort_by(|left, right| {
+            right
+                .bytes
+                .cmp(&left.bytes)
+                .then(left.name.cmp(&right.name))
+        });
+        let text: HashSet<usize> = object
+            .functions
+            .keys()
+            .map(|(section, _)| *section)
+            .collect();
         object
             .relocate_maps(
-                definitions.iter().map(|(name, fd, map)| (name.as_str(), *fd, map)),
+                definitions
+                    .iter()
+                    .map(|(name, fd, map)| (name.as_str(), *fd, map)),
                 &text,
             )
             .map_err(|error| unreadable(error.to_string()))?;

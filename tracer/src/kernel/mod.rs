@@ -16,7 +16,9 @@ mod tracefs;
 pub use attach::{Attachment, Link, LinkMode};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
-pub use features::{Capability, Check, Verdict, checks, effective_capabilities, require_capabilities};
+pub use features::{
+    Capability, Check, Verdict, checks, effective_capabilities, require_capabilities,
+};
 pub use load::MapMemory;
 pub use object::{Provenance, provenance};
 pub use probe::{LiveBlock, Probe, ProbeEvent, ProbeOptions, SiteCount, open_pidfd};

@@ -14,8 +14,8 @@ use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
     Block, Bucket, Event, EventKind, HIT_SLOTS, HitCounts, LIVE_CLAIMED, Loss, Mapping,
-    PROCESS_EXEC_PENDING, Plain, ProcessRecord, Settings, SiteKey, SiteTotals, StackRecord,
-    STACK_HEADER_BYTES, ThreadRecord, TOTALS_STRIPES, UnwindPage, UnwindRow, live_key, thin_keeps,
+    PROCESS_EXEC_PENDING, Plain, ProcessRecord, STACK_HEADER_BYTES, Settings, SiteKey, SiteTotals,
+    StackRecord, TOTALS_STRIPES, ThreadRecord, UnwindPage, UnwindRow, live_key, thin_keeps,
 };
 
 use super::{
@@ -177,7 +177,11 @@ impl Probe {
     /// The kernel refused a map or a program: the error says which and what to do.
     pub fn load(options: &ProbeOptions) -> Result<Self, KernelError> {
         let buckets = live_buckets(options.live_blocks);
-        let slots = options.stacks.saturating_mul(2).clamp(64, 1 << 24).next_power_of_two();
+        let slots = options
+            .stacks
+            .saturating_mul(2)
+            .clamp(64, 1 << 24)
+            .next_power_of_two();
         let stripes = TOTALS_STRIPES.min(cpus().next_power_of_two());
         let capacities = HashMap::from([
             ("LIVE", buckets),
@@ -262,7 +266,11 @@ impl Probe {
         self.programs
             .programs()
             .into_iter()
-            .chain(self.lifecycle_programs.iter().map(|(name, fd)| (*name, fd.as_fd())))
+            .chain(
+                self.lifecycle_programs
+                    .iter()
+                    .map(|(name, fd)| (*name, fd.as_fd())),
+            )
             .map(|(name, fd)| {
                 sys::verified_instructions(fd)
                     .map(|count| (name, count))
@@ -360,7 +368,10 @@ impl Probe {
     /// The incarnation of a followed process.
     #[must_use]
     pub fn incarnation(&self, pid: u32) -> Option<u32> {
-        self.processes.get(&pid, 0).ok().map(|record| record.0.incarnation)
+        self.processes
+            .get(&pid, 0)
+            .ok()
+            .map(|record| record.0.incarnation)
     }
 
     /// No longer holds a process when it maps code, until it runs another program than that of this incarnation.
@@ -388,7 +399,8 @@ impl Probe {
         pid: Option<u32>,
         probes: &[Attachment],
     ) -> Result<Link, KernelError> {
-        self.programs.attach(&attach::kernel_path(file)?, pid, probes)
+        self.programs
+            .attach(&attach::kernel_path(file)?, pid, probes)
     }
 
     /// Waits for events or for one of the descriptors (such as pidfds) to become readable. Tells which of the descriptors
@@ -502,7 +514,9 @@ impl Probe {
     /// How thin the live table is: one of `2^shift` blocks is kept.
     #[must_use]
     pub fn thin_shift(&self) -> u32 {
-        self.settings.read(0).map_or(0, |settings| settings.thin_shift)
+        self.settings
+            .read(0)
+            .map_or(0, |settings| settings.thin_shift)
     }
 
     /// Whether the live table holds more blocks than it was asked to, estimated from one bucket in 64 (standard error
@@ -588,7 +602,12 @@ impl Probe {
     ///
     /// # Errors
     /// The table is full.
-    pub fn set_slice(&mut self, incarnation: u32, first: u32, count: u32) -> Result<(), KernelError> {
+    pub fn set_slice(
+        &mut self,
+        incarnation: u32,
+        first: u32,
+        count: u32,
+    ) -> Result<(), KernelError> {
         self.slices
             .insert(incarnation, u64::from(first) << 32 | u64::from(count), ANY)
             .map_err(|error| map_error("SLICES", &error))
@@ -617,7 +636,11 @@ impl Probe {
     /// Capacities of the unwind tables: rows, pages, mappings.
     #[must_use]
     pub fn unwind_capacity(&self) -> (usize, usize, usize) {
-        (self.unwind_rows.len(), self.unwind_pages.len(), self.mappings.len())
+        (
+            self.unwind_rows.len(),
+            self.unwind_pages.len(),
+            self.mappings.len(),
+        )
     }
 }
 

@@ -54,7 +54,9 @@ impl Session {
 fn time_pairs() -> Duration {
     let begun = Instant::now();
     for size in 0..PAIRS {
-        drop(black_box(Vec::<u8>::with_capacity(64 + (size & 31) as usize)));
+        drop(black_box(Vec::<u8>::with_capacity(
+            64 + (size & 31) as usize,
+        )));
     }
     begun.elapsed()
 }

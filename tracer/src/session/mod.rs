@@ -260,7 +260,9 @@ impl Session {
             }
             // While the process lives: a library that was loaded without an event (before the attach to it) is found now.
             if traced.incarnation == incarnation
-                && frames.iter().any(|address| traced.space.find(*address).is_none())
+                && frames
+                    .iter()
+                    .any(|address| traced.space.find(*address).is_none())
                 && traced.may_refresh()
             {
                 // A process that is gone keeps what was known.

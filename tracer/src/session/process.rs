@@ -32,7 +32,9 @@ pub enum TraceError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// It runs no program.
-    #[error("process {pid} ({comm}) is a kernel thread: it has no user memory to trace; name a process of a program")]
+    #[error(
+        "process {pid} ({comm}) is a kernel thread: it has no user memory to trace; name a process of a program"
+    )]
     KernelThread {
         /// Its id.
         pid: u32,
@@ -40,7 +42,9 @@ pub enum TraceError {
         comm: String,
     },
     /// It has ended.
-    #[error("process {pid} ({comm}) has ended and waits to be reaped by its parent; name a running process")]
+    #[error(
+        "process {pid} ({comm}) has ended and waits to be reaped by its parent; name a running process"
+    )]
     Zombie {
         /// Its id.
         pid: u32,
@@ -244,8 +248,9 @@ impl Traced {
             let mut attachments = Vec::new();
             let mut sites = Vec::new();
             for function in &found.functions {
-                let hit_slot = u8::try_from((self.sites.len() + sites.len()).min(UNKNOWN_FREE_SLOT - 1))
-                    .unwrap_or(0);
+                let hit_slot =
+                    u8::try_from((self.sites.len() + sites.len()).min(UNKNOWN_FREE_SLOT - 1))
+                        .unwrap_or(0);
                 attachments.push(Attachment {
                     offset: function.offset,
                     cookie: ProbeCookie {

@@ -89,7 +89,15 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         if filtered && survey.site(id).kept_objects == 0 {
             continue;
         }
-        sites.push(site(session, &survey, id, *pid, incarnation, &totals, now_ns));
+        sites.push(site(
+            session,
+            &survey,
+            id,
+            *pid,
+            incarnation,
+            &totals,
+            now_ns,
+        ));
     }
     for (incarnation, survey) in &unknown {
         let Some(pid) = by_incarnation.get(incarnation) else {
@@ -102,7 +110,15 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
             alloc_bytes: bytes,
             ..SiteTotals::default()
         };
-        sites.push(site(session, survey, UNKNOWN_SITE, *pid, *incarnation, &totals, now_ns));
+        sites.push(site(
+            session,
+            survey,
+            UNKNOWN_SITE,
+            *pid,
+            *incarnation,
+            &totals,
+            now_ns,
+        ));
     }
     let mut hits_total = 0;
     let mut cpu = Duration::ZERO;
@@ -143,7 +159,6 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
             duty: 1.0,
             target_cpu_fraction: if cpu_s > 0.0 { cost / cpu_s } else { 0.0 },
             budget: session.options.budget,
-            ..Overhead::default()
         },
         ..ReportParts::default()
     };
@@ -292,7 +307,11 @@ fn exit_note(traced: &Traced) -> Option<String> {
     if traced.execs > 0 {
         notes.push(format!(
             "it replaced its program {} while it was traced; what is shown is of the last one",
-            if traced.execs == 1 { "once".to_owned() } else { format!("{} times", traced.execs) }
+            if traced.execs == 1 {
+                "once".to_owned()
+            } else {
+                format!("{} times", traced.execs)
+            }
         ));
     }
     if traced.ended.is_some() {

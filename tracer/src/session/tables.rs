@@ -11,7 +11,8 @@ use std::{
 };
 
 use leakscope_common::{
-    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, Mapping, UnwindPage, UnwindRow,
+    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, Mapping, UnwindPage,
+    UnwindRow,
 };
 
 use crate::{
@@ -69,8 +70,10 @@ impl Room {
     /// Frees what was retired long enough ago, and joins neighbours.
     fn collect(&mut self) {
         let now = Instant::now();
-        let (over, waiting): (Vec<_>, Vec<_>) =
-            self.retired.drain(..).partition(|(free_at, ..)| *free_at <= now);
+        let (over, waiting): (Vec<_>, Vec<_>) = self
+            .retired
+            .drain(..)
+            .partition(|(free_at, ..)| *free_at <= now);
         self.retired = waiting;
         for (_, mut start, mut len) in over {
             if let Some((before, room)) = self.free.range(..start).next_back()
@@ -244,7 +247,9 @@ impl Tables {
                 mapping.flags |= MAPPING_UPROBES;
             }
             if let Some(module) = &range.module {
-                mapping.bias = range.start.wrapping_sub(module.virtual_address(range.offset));
+                mapping.bias = range
+                    .start
+                    .wrapping_sub(module.virtual_address(range.offset));
                 if keeps_frame_pointers(module).is_some() {
                     mapping.flags = MAPPING_FRAME_POINTERS;
                 } else {
@@ -270,7 +275,10 @@ impl Tables {
             probe.write_mapping(place, *mapping);
         }
         probe.set_slice(incarnation, first as u32, mappings.len() as u32)?;
-        if let Some((old, len)) = self.slices.insert(incarnation, (first, mappings.len().max(1))) {
+        if let Some((old, len)) = self
+            .slices
+            .insert(incarnation, (first, mappings.len().max(1)))
+        {
             self.mappings.retire(old, len);
         }
         Ok(problems)
@@ -371,7 +379,10 @@ fn page_span(module: &Module, table: &Table) -> (u64, u64) {
     let mut last = table.first_page + (table.page_starts.len().saturating_sub(2)) as u64;
     let segments = module.elf.as_ref().map_or(&[][..], |elf| &elf.segments);
     for Segment {
-        vaddr, memory_size, executable, ..
+        vaddr,
+        memory_size,
+        executable,
+        ..
     } in segments
     {
         if *executable {

@@ -83,13 +83,19 @@ impl Modules {
             metadata.dev(),
             metadata.ino(),
             metadata.len(),
-            metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
+            metadata
+                .mtime()
+                .saturating_mul(1_000_000_000)
+                .saturating_add(metadata.mtime_nsec()),
         );
         if let Some(module) = self.known.get(&identity) {
             return Some(Arc::clone(module));
         }
         let elf = ElfFile::parse(&file).ok();
-        let build_id = elf.as_ref().and_then(|elf| elf.build_id.as_deref()).map(hex);
+        let build_id = elf
+            .as_ref()
+            .and_then(|elf| elf.build_id.as_deref())
+            .map(hex);
         self.next += 1;
         let module = Arc::new(Module {
             number: self.next,
@@ -244,12 +250,20 @@ mod tests {
         space.insert(range(0x3000, 0x5000, 0x700));
         assert_eq!(
             shape(&space),
-            [(0x1000, 0x3000, 0), (0x3000, 0x5000, 0x700), (0x5000, 0x9000, 0x4000)]
+            [
+                (0x1000, 0x3000, 0),
+                (0x3000, 0x5000, 0x700),
+                (0x5000, 0x9000, 0x4000)
+            ]
         );
         space.insert(range(0x0, 0x4000, 0));
         assert_eq!(
             shape(&space),
-            [(0, 0x4000, 0), (0x4000, 0x5000, 0x1700), (0x5000, 0x9000, 0x4000)]
+            [
+                (0, 0x4000, 0),
+                (0x4000, 0x5000, 0x1700),
+                (0x5000, 0x9000, 0x4000)
+            ]
         );
     }
 
