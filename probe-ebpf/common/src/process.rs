@@ -133,10 +133,9 @@ pub struct Inflight {
     pub old_taken: u32,
     /// See `old_taken`.
     pub old: Block,
-    /// Calls that this one ended in (`jmp` instead of `call`) and whose return probes fire with its own.
-    pub chained: u32,
-    /// Returns of such calls that are still to come after this one's.
-    pub returns_to_skip: u32,
+    /// The stack pointer behind the last return that was dealt with: of one return, several probes may tell. A call that ends in
+    /// another allocating function (`jmp` instead of `call`) has two, and a return probe that is a perf event runs in every process.
+    pub returned_stack_pointer: u64,
 }
 
 /// What the probe knows of a thread, in the `THREADS` map by `pid_tgid`. Only the thread itself writes to it.
@@ -193,7 +192,7 @@ layout! {
     Settings = 8 * 2 + 4 * 8;
     ProcessRecord = 4 * 2;
     HitCounts = 8 * HIT_SLOTS;
-    Inflight = 8 * 3 + 4 * 6 + core::mem::size_of::<Block>();
+    Inflight = 8 * 4 + 4 * 4 + core::mem::size_of::<Block>();
     ThreadRecord = 4 * 2 + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
     Event = 4 * 6 + 8;
 }
