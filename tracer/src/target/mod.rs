@@ -7,5 +7,6 @@ pub mod allocator;
 pub mod elf;
 mod flow;
 pub mod process;
+pub mod site;
 #[cfg(test)]
 mod testing;
