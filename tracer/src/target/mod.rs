@@ -8,5 +8,6 @@ pub mod discover;
 pub mod elf;
 mod flow;
 pub mod process;
+pub mod site;
 #[cfg(test)]
 mod testing;
