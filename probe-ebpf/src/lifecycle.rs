@@ -8,7 +8,7 @@ use aya_ebpf::{
     },
     programs::{RawTracePointContext, TracePointContext},
 };
-use leakscope_common::{Event, EventKind, HIT_SLOTS, HitCounts, Loss, PROCESS_EXEC_PENDING};
+use leakscope_common::{Event, EventKind, HIT_SLOTS, HitCounts, Loss, PROCESS_EXEC_PENDING, ThreadRecord};
 
 use crate::{
     atomic, filter,
@@ -55,6 +55,31 @@ fn hold(tgid: u32, incarnation: u32) -> bool {
     }
     // SAFETY: the helper checks its argument.
     unsafe { bpf_send_signal(SIGSTOP) == 0 }
+}
+
+/// How often a thread asks for its process's mappings at most.
+const ASK_EVERY_NS: u64 = 100_000_000;
+
+/// Asks user space to look at the mappings of the current process: the walk met an address in none that is known. At most ten
+/// times a second for each thread.
+#[inline(never)]
+pub(crate) fn ask_for_mappings(thread: *mut ThreadRecord) {
+    // SAFETY: `thread` points to the current thread's map value, which only it writes; the helper takes nothing.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        if now.wrapping_sub((*thread).asked_ns) < ASK_EVERY_NS {
+            return;
+        }
+        (*thread).asked_ns = now;
+        let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        tell(
+            EventKind::UnknownMapping,
+            tgid,
+            (*thread).incarnation,
+            0,
+            false,
+        );
+    }
 }
 
 /// `sched_process_exec`: arguments are the task, its old thread id, the binary (include/trace/events/sched.h).

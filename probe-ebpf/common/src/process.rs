@@ -146,6 +146,8 @@ pub struct ThreadRecord {
     pub incarnation: u32,
     /// Set while the thread is inside an executable `mmap` call.
     pub mapping_code: u32,
+    /// When the thread last asked user space to look at the process's mappings, CLOCK_MONOTONIC nanoseconds.
+    pub asked_ns: u64,
     /// The call in flight.
     pub inflight: Inflight,
     /// Calls seen.
@@ -193,7 +195,9 @@ layout! {
     ProcessRecord = 4 * 2;
     HitCounts = 8 * HIT_SLOTS;
     Inflight = 8 * 4 + 4 * 4 + core::mem::size_of::<Block>();
-    ThreadRecord = 4 * 2 + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
+    ThreadRecord = 4 * 2
+        + 8
+        + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
     Event = 4 * 6 + 8;
 }
 

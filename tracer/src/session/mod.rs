@@ -237,7 +237,15 @@ impl Session {
                     held,
                 } => self.note_exec(pid, incarnation, ended, held)?,
                 ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
-                ProbeEvent::UnknownMapping { pid, .. } => self.note_mapping(pid, false)?,
+                ProbeEvent::UnknownMapping { pid, .. } => {
+                    let due = self
+                        .processes
+                        .get_mut(&pid)
+                        .is_some_and(Traced::may_refresh);
+                    if due {
+                        self.note_mapping(pid, false)?;
+                    }
+                }
             }
         }
         Ok(())

@@ -244,6 +244,10 @@ fn incomplete_reason(known: bool, flags: u16, id: SiteId) -> Option<String> {
 
 /// Names the frames of the sites that are shown.
 fn name(session: &mut Session, sites: &mut [Site]) {
+    let proc_root = session.proc_root().to_owned();
+    for traced in session.processes.values_mut() {
+        traced.space.read_perf_map(&proc_root, traced.pid);
+    }
     let nothing = AddressSpace::default();
     for site in sites {
         let Ok(id) = SiteId::try_from(site.id) else {

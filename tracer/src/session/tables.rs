@@ -245,6 +245,8 @@ impl Tables {
             };
             if range.label.as_deref() == Some(UPROBES) {
                 mapping.flags |= MAPPING_UPROBES;
+            } else if range.module.is_none() && range.label.is_none() && space.has_perf_map() {
+                mapping.flags = MAPPING_FRAME_POINTERS;
             }
             if let Some(module) = &range.module {
                 mapping.bias = range

@@ -3,10 +3,12 @@
 
 mod debug;
 mod elf;
+mod perf_map;
 mod space;
 
 pub use debug::DebugFiles;
 pub use elf::{ElfSymbols, Named, Symbols};
+pub use perf_map::PerfMap;
 pub use space::{AddressSpace, Module, Modules, Range};
 
 use std::{collections::HashMap, path::Path, sync::Arc};
@@ -63,7 +65,10 @@ impl Resolver {
             return;
         };
         let Some(module) = &range.module else {
+            let generated = space.generated(looked_up);
             frames.push(Arc::new(Frame {
+                function: generated.map(|(name, _)| name.to_owned()),
+                function_offset: generated.map(|(_, start)| address.saturating_sub(start)),
                 module: range.label.clone(),
                 kind: if range.label.is_none() {
                     FrameKind::Jit

@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use super::perf_map::PerfMap;
 use crate::target::{
     elf::ElfFile,
     process::{MemoryMap, ProcessError, open_mapped, read_maps},
@@ -127,6 +128,10 @@ fn hex(bytes: &[u8]) -> String {
 pub struct AddressSpace {
     /// Sorted by start, disjoint.
     ranges: Vec<Range>,
+    /// Whether the process writes a perf map.
+    has_perf_map: bool,
+    /// Its contents, when they were last read.
+    perf_map: PerfMap,
 }
 
 impl AddressSpace {
@@ -141,6 +146,7 @@ impl AddressSpace {
         modules: &mut Modules,
     ) -> Result<bool, ProcessError> {
         let mut new_code = false;
+        self.has_perf_map |= PerfMap::exists(proc_root, pid);
         for map in read_maps(proc_root, pid)? {
             // Data is never a frame.
             if !map.executable {
@@ -175,6 +181,29 @@ impl AddressSpace {
             });
         }
         Ok(new_code)
+    }
+
+    /// Whether the process names the code that it generates in a perf map; such code keeps frame pointers, or profilers could
+    /// not use the names.
+    #[must_use]
+    pub fn has_perf_map(&self) -> bool {
+        self.has_perf_map
+    }
+
+    /// Reads the perf map, if there is one. What was known stays known where it cannot be read.
+    pub fn read_perf_map(&mut self, proc_root: &Path, pid: u32) {
+        if self.has_perf_map {
+            let read = PerfMap::of_process(proc_root, pid);
+            if read != PerfMap::default() {
+                self.perf_map = read;
+            }
+        }
+    }
+
+    /// The generated function at an address: its name and start.
+    #[must_use]
+    pub fn generated(&self, address: u64) -> Option<(&str, u64)> {
+        self.perf_map.find(address)
     }
 
     /// Adds a range and cuts those that it covers.
