@@ -79,6 +79,13 @@ fn glibc_has_its_ten_functions() {
         assert_eq!(probed.get(name), Some(&function), "{name}");
     }
     assert!(covered.is_empty(), "{covered:?}");
+    assert!(
+        allocator
+            .functions
+            .iter()
+            .all(|function| !function.name.starts_with("__")),
+        "the plain names come first"
+    );
     assert_eq!(allocator.functions[0].name, "malloc");
     assert_eq!(allocator.functions[1].name, "free");
     assert!(allocator.functions.iter().all(|function| function.size > 0));
