@@ -158,7 +158,9 @@ impl Session {
             return Err(TraceError::NoAllocator {
                 pid,
                 comm: traced.comm,
-                notes: traced.notes,
+                why: traced
+                    .why_empty
+                    .unwrap_or_else(|| "nothing could be attached".to_owned()),
             });
         }
         // Probes and tables first, then the filter: recording begins for all functions at the same instant.
@@ -333,8 +335,7 @@ impl Session {
         {
             match self.attach(&mut traced) {
                 Ok(()) => {}
-                Err(TraceError::Kernel(error)) => traced.notes.push(error.to_string()),
-                Err(error) => traced.notes.push(error.to_string()),
+                Err(error) => traced.note(error.to_string()),
             }
             self.install_tables(&mut traced)?;
         }
@@ -359,9 +360,7 @@ impl Session {
             .tables
             .install(&mut self.probe, traced.incarnation, &traced.space)?;
         for problem in problems {
-            if !traced.notes.contains(&problem) {
-                traced.notes.push(problem);
-            }
+            traced.note(problem);
         }
         Ok(())
     }
