@@ -16,7 +16,7 @@ pub use layout::Plain;
 pub use loss::Loss;
 pub use process::{
     Event, EventKind, Function, HIT_SLOTS, HitCounts, Inflight, PROCESS_EXEC_PENDING, ProbeCookie,
-    ProcessRecord, Settings, ThreadRecord, UNKNOWN_FREE_SLOT,
+    ProcessRecord, Settings, ThreadRecord, UNKNOWN_FREE_SLOT, WalkState,
 };
 pub use site::{
     BUCKET_SLOTS, Block, Bucket, FRAME_SLOTS, INTERN_PROBES, LIVE_CLAIMED, MAX_FRAMES,

@@ -138,6 +138,44 @@ pub struct Inflight {
     pub returned_stack_pointer: u64,
 }
 
+/// Where the walk of a thread's stack stands.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct WalkState {
+    /// The current frame's return address: it lies in the function that is to be left next.
+    pub ip: u64,
+    /// The stack pointer behind that return address.
+    pub sp: u64,
+    /// The frame pointer there.
+    pub bp: u64,
+    /// Running hash of (incarnation, frames).
+    pub tag: u64,
+    /// Second hash.
+    pub check: u64,
+    /// First address of the last step's mapping: callers often lie in the same file.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Its [`crate::Mapping::bias`].
+    pub bias: u64,
+    /// Its [`crate::Mapping::first_page`].
+    pub first_page: u32,
+    /// Its flags.
+    pub mapping_flags: u32,
+    /// First of the process's slice of mappings.
+    pub first: u32,
+    /// Length of the slice.
+    pub count: u32,
+    /// Frames so far.
+    pub depth: u32,
+    /// `STACK_*` flags.
+    pub flags: u32,
+    /// Walk by frame pointers only.
+    pub frame_pointers_only: u32,
+    /// The frame pointer was not restored by the last frames: its value is not the caller's.
+    pub bp_lost: u32,
+}
+
 /// What the probe knows of a thread, in the `THREADS` map by `pid_tgid`. Only the thread itself writes to it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +190,8 @@ pub struct ThreadRecord {
     pub inflight: Inflight,
     /// Calls seen.
     pub hits: HitCounts,
+    /// Where the walk stands.
+    pub walk: WalkState,
     /// Room for the stack that is being walked.
     pub stack: StackRecord,
 }
@@ -197,7 +237,9 @@ layout! {
     Inflight = 8 * 4 + 4 * 4 + core::mem::size_of::<Block>();
     ThreadRecord = 4 * 2
         + 8
+        + core::mem::size_of::<WalkState>()
         + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
+    WalkState = 8 * 8 + 4 * 8;
     Event = 4 * 6 + 8;
 }
 
