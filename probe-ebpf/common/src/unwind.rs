@@ -116,6 +116,8 @@ pub const MAPPING_FRAME_POINTERS: u32 = 1;
 pub const MAPPING_NO_TABLE: u32 = 2;
 /// The kernel's page of the process for uprobes (`[uprobes]`), where hijacked return addresses point.
 pub const MAPPING_UPROBES: u32 = 4;
+/// Code in this mapping that no row covers is known to keep frame pointers (the builtins that V8 links in).
+pub const MAPPING_GAPS_KEEP_FRAME_POINTERS: u32 = 8;
 
 layout! {
     UnwindRow = 2 + 1 + 1 + 2 + 2;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use leakscope_common::{
-    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, Mapping, UnwindPage,
+    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, Mapping, UnwindPage,
     UnwindRow,
 };
 
@@ -192,6 +192,8 @@ pub struct Tables {
     pages: Room,
     mappings: Room,
     files: HashMap<u64, Installed>,
+    /// By module: see [`Tables::gap_flags`].
+    gap_flags: HashMap<u64, u32>,
     slices: HashMap<u32, (usize, usize)>,
     builder: Builder,
 }
@@ -206,6 +208,7 @@ impl Tables {
             pages: Room::new(pages),
             mappings: Room::new(mappings),
             files: HashMap::new(),
+            gap_flags: HashMap::new(),
             slices: HashMap::new(),
             builder: Builder::new(options),
         }
@@ -235,6 +238,9 @@ impl Tables {
                 .copied()
                 .filter(|module| !self.files.contains_key(&module.number)),
         );
+        // V8's generated code keeps frame pointers like its builtins; other runtimes' only where they write perf maps.
+        let generated_keeps_frame_pointers = space.has_perf_map()
+            || modules.values().any(|module| self.gap_flags(module) != 0);
         let mut mappings = Vec::new();
         for range in space.ranges() {
             let mut mapping = Mapping {
@@ -245,7 +251,10 @@ impl Tables {
             };
             if range.label.as_deref() == Some(UPROBES) {
                 mapping.flags |= MAPPING_UPROBES;
-            } else if range.module.is_none() && range.label.is_none() && space.has_perf_map() {
+            } else if range.module.is_none()
+                && range.label.is_none()
+                && generated_keeps_frame_pointers
+            {
                 mapping.flags = MAPPING_FRAME_POINTERS;
             }
             if let Some(module) = &range.module {
@@ -258,7 +267,7 @@ impl Tables {
                     match self.file(probe, incarnation, module) {
                         Ok(first_page) => {
                             mapping.first_page = first_page;
-                            mapping.flags = 0;
+                            mapping.flags = self.gap_flags(module);
                         }
                         Err(problem) => problems.push(problem),
                     }
@@ -302,6 +311,17 @@ impl Tables {
             }
             used
         });
+    }
+
+    /// What to do where a file's table has no rule.
+    fn gap_flags(&mut self, module: &Module) -> u32 {
+        *self.gap_flags.entry(module.number).or_insert_with(|| {
+            if holds_v8_builtins(module) {
+                MAPPING_GAPS_KEEP_FRAME_POINTERS
+            } else {
+                0
+            }
+        })
     }
 
     /// Installs a file's table, if it is not there; returns its place in the page index.
@@ -401,6 +421,15 @@ fn keeps_frame_pointers(module: &Module) -> Option<&'static str> {
     let elf = module.elf.as_ref()?;
     // Go keeps frame pointers on amd64 since 1.7 and writes no .eh_frame.
     (elf.section(".gopclntab").is_some() && elf.section(".eh_frame").is_none()).then_some("Go")
+}
+
+/// Whether V8's builtins are linked into a file: assembler without call frame information that keeps frame pointers, as all
+/// code that V8 generates.
+fn holds_v8_builtins(module: &Module) -> bool {
+    module.elf.as_ref().is_some_and(|elf| {
+        elf.symbols(&module.file, |name| name == b"Builtins_CallApiCallback")
+            .is_ok_and(|found| !found.is_empty())
+    })
 }
 
 /// The identity of a file's contents.
