@@ -350,7 +350,8 @@ fn look_into(
     if facts.allocators.is_empty() {
         return;
     }
-    if first.deleted {
+    // A file that only ever was in memory (memfd_create(2)) is marked alike.
+    if first.deleted && !path.as_os_str().as_bytes().starts_with(b"/memfd:") {
         let what = "has been removed or replaced on disk since it was mapped; the mapped file itself is traced";
         discovery.problem(path, what.to_owned());
     }
