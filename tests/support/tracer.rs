@@ -20,7 +20,7 @@ use crate::text::wait_for_breakpoints;
 pub const ALL_SITES: &str = "1000000";
 
 /// The variable that names the kind of kernel links to trace with: `session`, `multi` or `perf`.
-pub const LINKS: &str = "LEAKSCOPE_LINKS";
+const LINKS: &str = "LEAKSCOPE_LINKS";
 
 /// A leakscope that ended.
 #[derive(Clone, Debug)]
@@ -61,7 +61,11 @@ impl Tracer {
             .args(["trace", "--top", ALL_SITES, "--format", "json", "-o"])
             .arg(folder.path().join("report.json"))
             // Forces what older kernels have, on a kernel that has more.
-            .args(std::env::var(LINKS).ok().map(|kind| format!("--links={kind}")))
+            .args(
+                std::env::var(LINKS)
+                    .ok()
+                    .map(|kind| format!("--links={kind}")),
+            )
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

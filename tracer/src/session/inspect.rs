@@ -68,7 +68,12 @@ pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
         ..Inspection::default()
     };
     for found in &discovery.allocators {
-        let allocator = format!("{} {} ({})", found.kind, found.file.path.display(), found.placement);
+        let allocator = format!(
+            "{} {} ({})",
+            found.kind,
+            found.file.path.display(),
+            found.placement
+        );
         for function in &found.functions {
             inspection.probes.push(PlannedProbe {
                 name: function.name.clone(),

@@ -250,7 +250,11 @@ impl Traced {
             }
         }
         for found in &discovery.allocators {
-            let file = (found.file.device.major, found.file.device.minor, found.file.inode);
+            let file = (
+                found.file.device.major,
+                found.file.device.minor,
+                found.file.inode,
+            );
             if self.links.contains_key(&file) {
                 continue;
             }

@@ -11,8 +11,8 @@ use std::{
 };
 
 use leakscope_common::{
-    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, Mapping, UnwindPage,
-    UnwindRow,
+    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE,
+    MAPPING_UPROBES, Mapping, UnwindPage, UnwindRow,
 };
 
 use crate::{
@@ -239,8 +239,8 @@ impl Tables {
                 .filter(|module| !self.files.contains_key(&module.number)),
         );
         // V8's generated code keeps frame pointers like its builtins; other runtimes' only where they write perf maps.
-        let generated_keeps_frame_pointers = space.has_perf_map()
-            || modules.values().any(|module| self.gap_flags(module) != 0);
+        let generated_keeps_frame_pointers =
+            space.has_perf_map() || modules.values().any(|module| self.gap_flags(module) != 0);
         let mut mappings = Vec::new();
         for range in space.ranges() {
             let mut mapping = Mapping {
