@@ -99,7 +99,7 @@ impl Resolver {
             ..Frame::default()
         };
         let made: Vec<Arc<Frame>> = if named.is_empty() {
-            vec![Arc::new(place.clone())]
+            vec![Arc::new(place)]
         } else {
             named
                 .into_iter()
