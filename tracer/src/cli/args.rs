@@ -125,6 +125,12 @@ pub(super) struct TraceArguments {
     /// Walk stacks by frame pointers only.
     #[arg(long, help_heading = "Limits")]
     pub(super) frame_pointers: bool,
+    /// Keep every row of the unwind tables, not only those that a return address can be in.
+    #[arg(long, help_heading = "Limits")]
+    pub(super) full_unwind_tables: bool,
+    /// Keep unwind tables in this folder between runs; nobody else may be able to write to it.
+    #[arg(long, value_name = "DIR", help_heading = "Limits")]
+    pub(super) unwind_cache: Option<PathBuf>,
     /// The kind of kernel link to use; the best that the kernel has if it is not given.
     #[arg(long, value_enum, value_name = "KIND", help_heading = "Limits")]
     pub(super) links: Option<LinkChoice>,

@@ -7,7 +7,11 @@ use super::args::{FormatChoice, LinkChoice, TierChoice, TraceArguments};
 use crate::{
     kernel::{LinkMode, ProbeOptions},
     session::SessionOptions,
+    unwind::BuildOptions,
 };
+
+/// Room for rows of full unwind tables, which are some fifteen times the usual ones: 128 MiB.
+const FULL_UNWIND_ROWS: u32 = 1 << 24;
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +61,11 @@ impl TracePlan {
                     stacks: raw.max_stacks,
                     sizes,
                     frame_pointers_only: raw.frame_pointers,
+                    unwind_rows: if raw.full_unwind_tables {
+                        FULL_UNWIND_ROWS
+                    } else {
+                        ProbeOptions::default().unwind_rows
+                    },
                     links: raw.links.map(|choice| match choice {
                         LinkChoice::Session => LinkMode::Session,
                         LinkChoice::Multi => LinkMode::Multi,
@@ -64,6 +73,11 @@ impl TracePlan {
                     }),
                     ..ProbeOptions::default()
                 },
+                unwind: BuildOptions {
+                    full: raw.full_unwind_tables,
+                    ..BuildOptions::default()
+                },
+                unwind_cache: raw.unwind_cache,
                 min_age: raw.min_age.unwrap_or_default(),
                 ..SessionOptions::default()
             },

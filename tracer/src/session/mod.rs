@@ -42,16 +42,33 @@ const TICK: Duration = Duration::from_millis(100);
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 
 /// How to trace.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// How to load the probe.
     pub probe: ProbeOptions,
     /// Which rows of unwind tables to keep.
     pub unwind: BuildOptions,
+    /// Where to keep unwind tables between runs.
+    pub unwind_cache: Option<PathBuf>,
     /// Only blocks at least this old are reported.
     pub min_age: Duration,
     /// The share of the targets' CPU time that tracing may take.
     pub budget: f64,
+}
+
+/// The share of the targets' CPU time that tracing may take, unless something else is asked for.
+const DEFAULT_BUDGET: f64 = 0.01;
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            probe: ProbeOptions::default(),
+            unwind: BuildOptions::default(),
+            unwind_cache: None,
+            min_age: Duration::ZERO,
+            budget: DEFAULT_BUDGET,
+        }
+    }
 }
 
 /// A stack as the probe handed it over.
@@ -118,7 +135,7 @@ impl Session {
     pub fn new(options: SessionOptions) -> Result<Self, KernelError> {
         let mut probe = Probe::load(&options.probe)?;
         probe.attach_lifecycle()?;
-        let tables = Tables::new(&probe, options.unwind);
+        let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
         let now = Instant::now();
         let mut session = Self {
             options,
@@ -208,6 +225,8 @@ impl Session {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.ended = Some(Instant::now());
                 traced.links.clear();
+                // The names of its mappings are kept; what the walk needed is not.
+                self.tables.remove(&mut self.probe, traced.incarnation);
             }
             self.probe.forget(pid);
         }

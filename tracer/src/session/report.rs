@@ -357,7 +357,7 @@ fn tier_reason(session: &Session) -> String {
         )
     };
     format!(
-        "every allocator call was seen, through {} links{thinned}",
+        "every allocator call was seen, through {} links; the windows that would keep the budget are not there yet{thinned}",
         session.probe.link_mode().name()
     )
 }

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     num::NonZeroUsize,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -136,14 +137,18 @@ pub(super) struct Builder {
 
 impl Default for Builder {
     fn default() -> Self {
-        Self::new(BuildOptions::default())
+        Self::new(BuildOptions::default(), None)
     }
 }
 
 impl Builder {
-    fn new(options: BuildOptions) -> Self {
+    fn new(options: BuildOptions, directory: Option<&Path>) -> Self {
+        let cache = Cache::new(options);
         Self {
-            cache: Cache::new(options),
+            cache: match directory {
+                Some(directory) => cache.with_directory(directory.to_owned()),
+                None => cache,
+            },
         }
     }
 
@@ -199,9 +204,9 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Nothing installed yet.
+    /// Nothing installed yet. Tables are also kept in `directory`, if there is one.
     #[must_use]
-    pub fn new(probe: &Probe, options: BuildOptions) -> Self {
+    pub fn new(probe: &Probe, options: BuildOptions, directory: Option<&Path>) -> Self {
         let (rows, pages, mappings) = probe.unwind_capacity();
         Self {
             rows: Room::new(rows),
@@ -210,7 +215,7 @@ impl Tables {
             files: HashMap::new(),
             gap_flags: HashMap::new(),
             slices: HashMap::new(),
-            builder: Builder::new(options),
+            builder: Builder::new(options, directory),
         }
     }
 
