@@ -70,6 +70,7 @@ const PROGRAMS: &[Program] = &[
     c("deep", "deep.c", POINTERS),
     c("deep-omit", "deep.c", TABLES),
     c("churn", "churn.c", POINTERS),
+    c("many", "many.c", POINTERS),
     c("short", "short.c", POINTERS),
     c("exec", "exec.c", POINTERS),
     c("fork", "fork.c", POINTERS),

@@ -181,8 +181,22 @@ fn site(
     totals: &SiteTotals,
     now_ns: u64,
 ) -> Site {
-    let (inuse_objects, inuse_bytes) = survey.inuse(id);
-    let (low, high) = survey.interval(id);
+    // The totals are of one moment; the live table is walked for some milliseconds, in which a busy process goes on. They
+    // know neither ages nor, once frees of thinned blocks cannot be told, what survives.
+    let from_totals = survey.weight() == 1 && session.options.min_age.is_zero() && id != UNKNOWN_SITE;
+    let (inuse_objects, inuse_bytes) = if from_totals {
+        (
+            balance(totals.alloc_objects, totals.free_objects),
+            balance(totals.alloc_bytes, totals.free_bytes),
+        )
+    } else {
+        survey.inuse(id)
+    };
+    let (low, high) = if from_totals {
+        (inuse_bytes, inuse_bytes)
+    } else {
+        survey.interval(id)
+    };
     let stack = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE);
     let flags = stack.map_or(0, |stack| stack.flags);
     let allocator = stack.and_then(|stack| {
@@ -218,6 +232,12 @@ fn site(
         stack_incomplete_reason: incomplete_reason(stack.is_some(), flags, id),
         frames: Vec::new(),
     }
+}
+
+/// What was allocated less what was freed; a free may be counted between the two looks.
+fn balance(allocated: u64, freed: u64) -> u64 {
+    let difference = allocated.wrapping_sub(freed);
+    if difference > u64::MAX / 2 { 0 } else { difference }
 }
 
 /// Why a stack was not walked to its end.
