@@ -3,9 +3,9 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use super::args::{FormatChoice, LinkChoice, TierChoice, TraceArguments};
+use super::args::{FormatChoice, TierChoice, TraceArguments};
 use crate::{
-    kernel::{LinkMode, ProbeOptions},
+    kernel::ProbeOptions,
     session::SessionOptions,
 };
 
@@ -57,11 +57,7 @@ impl TracePlan {
                     stacks: raw.max_stacks,
                     sizes,
                     frame_pointers_only: raw.frame_pointers,
-                    links: raw.links.map(|choice| match choice {
-                        LinkChoice::Session => LinkMode::Session,
-                        LinkChoice::Multi => LinkMode::Multi,
-                        LinkChoice::Perf => LinkMode::Perf,
-                    }),
+                    links: raw.links.map(Into::into),
                     ..ProbeOptions::default()
                 },
                 min_age: raw.min_age.unwrap_or_default(),
