@@ -20,7 +20,7 @@ use leakscope_common::{
 use crate::{
     filter, live,
     maps::{lose, settings},
-    stack,
+    stack, unwind,
 };
 
 /// Ends a session program at entry: no return trap for this call.
@@ -64,9 +64,19 @@ fn count(thread: *mut ThreadRecord, slot: usize) {
     unsafe { (*thread).hits.slots[slot & (leakscope_common::HIT_SLOTS - 1)] += 1 };
 }
 
-/// Entry of an allocating function.
+/// Whether a call at the same stack pointer as the one in flight is what that one ended in: a jump to another allocating
+/// function (glibc's `realloc(NULL, n)` jumps to `malloc`). The return address on the stack is then the return probe's, in the
+/// kernel's page for uprobes; a new call, after one that never returned, has pushed one of the program's own.
 #[inline(always)]
-pub(crate) fn enter(regs: *mut pt_regs) -> u32 {
+fn is_tail_call(incarnation: u32, stack_pointer: u64) -> bool {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(stack_pointer as *const u64) }
+        .is_ok_and(|address| !unwind::is_own_code(incarnation, address))
+}
+
+/// Entry of an allocating function. `session`: the value returned says whether the return is trapped.
+#[inline(always)]
+pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
     let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
         return NO_RETURN;
     };
@@ -85,6 +95,12 @@ pub(crate) fn enter(regs: *mut pt_regs) -> u32 {
     let inflight = unsafe { &mut (*thread).inflight };
     if inflight.stack_pointer != 0 {
         if stack_pointer < inflight.stack_pointer {
+            return NO_RETURN;
+        }
+        // SAFETY: as above.
+        let incarnation = unsafe { (*thread).incarnation };
+        if stack_pointer == inflight.stack_pointer && is_tail_call(incarnation, stack_pointer) {
+            inflight.chained += !session as u32;
             return NO_RETURN;
         }
         lose(Loss::CallNeverReturned);
@@ -125,6 +141,8 @@ pub(crate) fn enter(regs: *mut pt_regs) -> u32 {
     inflight.argument = argument;
     inflight.function = function as u32;
     inflight.rejected = rejected as u32;
+    inflight.chained = 0;
+    inflight.returns_to_skip = 0;
     if !rejected {
         inflight.site = stack::capture(regs, settings, thread, cookie);
     }
@@ -142,6 +160,10 @@ pub(crate) fn leave(regs: *mut pt_regs) -> u32 {
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
     let inflight = unsafe { &mut (*thread).inflight };
     let expected = inflight.stack_pointer + RETURN_ADDRESS;
+    if inflight.stack_pointer == 0 && inflight.returns_to_skip > 0 {
+        inflight.returns_to_skip -= 1;
+        return GO_ON;
+    }
     if inflight.stack_pointer == 0 || stack_pointer > expected {
         lose(Loss::ReturnWithoutCall);
         return GO_ON;
@@ -151,6 +173,7 @@ pub(crate) fn leave(regs: *mut pt_regs) -> u32 {
         return GO_ON;
     }
     inflight.stack_pointer = 0;
+    inflight.returns_to_skip = inflight.chained;
     let function = inflight.function as u8;
     let address = if function == POSIX_MEMALIGN {
         if result as u32 != 0 {
@@ -210,7 +233,7 @@ pub(crate) fn release(regs: *mut pt_regs) -> u32 {
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
     let inflight = unsafe { &(*thread).inflight };
     if inflight.stack_pointer != 0
-        && stack_pointer < inflight.stack_pointer
+        && stack_pointer <= inflight.stack_pointer
         && inflight.argument == address
         && inflight.function != POSIX_MEMALIGN as u32
     {

@@ -18,6 +18,7 @@ mod stack;
 mod unwind;
 
 use aya_ebpf::{
+    bindings::pt_regs,
     macros::{raw_tracepoint, tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
 };
@@ -25,7 +26,7 @@ use aya_ebpf::{
 /// Entry of an allocating function.
 #[uprobe]
 pub fn allocate_enter(ctx: ProbeContext) -> u32 {
-    heap::enter(ctx.regs)
+    heap::enter(ctx.regs, false)
 }
 
 /// Return of an allocating function.
@@ -34,13 +35,15 @@ pub fn allocate_return(ctx: RetProbeContext) -> u32 {
     heap::leave(ctx.regs)
 }
 
-/// Entry and return of an allocating function under one session link.
-#[uprobe]
-pub fn allocate_session(ctx: ProbeContext) -> u32 {
-    if heap::is_return(ctx.regs) {
-        heap::leave(ctx.regs)
+/// Entry and return of an allocating function under one session link. Written out, for the `uprobe` attribute makes a
+/// program that always returns 0, and here the value says whether the return is trapped.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn allocate_session(regs: *mut pt_regs) -> u32 {
+    if heap::is_return(regs) {
+        heap::leave(regs)
     } else {
-        heap::enter(ctx.regs)
+        heap::enter(regs, true)
     }
 }
 

@@ -12,7 +12,7 @@ use aya_ebpf::{
     helpers::{bpf_probe_read_user, generated::bpf_loop},
 };
 use leakscope_common::{
-    BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAX_FRAMES, STACK_COMPLETE,
+    BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, Mapping, STACK_COMPLETE,
     STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, ThreadRecord,
     UnwindRow,
 };
@@ -318,35 +318,52 @@ fn next(state: &mut State, caller: u64) -> i64 {
     }
 }
 
-/// Finds the mapping of an address in the process's sorted slice.
+/// Finds the mapping of an address in the process's sorted slice and remembers it.
 #[inline(always)]
 fn find_mapping(state: &mut State, address: u64) -> bool {
+    let Some(mapping) = search_mappings(state.first, state.count, address) else {
+        return false;
+    };
+    state.start = mapping.start;
+    state.end = mapping.end;
+    state.bias = mapping.bias;
+    state.first_page = mapping.first_page;
+    state.mapping_flags = mapping.flags;
+    true
+}
+
+/// Finds the mapping of an address in a sorted slice of `MAPPINGS`.
+#[inline(always)]
+fn search_mappings(first: u32, count: u32, address: u64) -> Option<&'static Mapping> {
     let mut low = 0;
-    let mut high = state.count;
+    let mut high = count;
     let mut step = 0;
     while step < MAPPING_SEARCH_STEPS {
         step += 1;
         if low >= high {
-            return false;
+            return None;
         }
         let middle = (low + high) >> 1;
-        let Some(mapping) = MAPPINGS.get(state.first.wrapping_add(middle)) else {
-            return false;
-        };
+        let mapping = MAPPINGS.get(first.wrapping_add(middle))?;
         if address < mapping.start {
             high = middle;
         } else if address >= mapping.end {
             low = middle + 1;
         } else {
-            state.start = mapping.start;
-            state.end = mapping.end;
-            state.bias = mapping.bias;
-            state.first_page = mapping.first_page;
-            state.mapping_flags = mapping.flags;
-            return true;
+            return Some(mapping);
         }
     }
-    false
+    None
+}
+
+/// Whether an address lies in code of the process's own: in a known mapping that is not the kernel's place for return
+/// probes.
+#[inline(always)]
+pub(crate) fn is_own_code(incarnation: u32, address: u64) -> bool {
+    // SAFETY: the entry is one word, read once.
+    let slice = unsafe { SLICES.get(&incarnation) }.copied().unwrap_or(0);
+    search_mappings((slice >> 32) as u32, slice as u32, address)
+        .is_some_and(|mapping| mapping.flags & MAPPING_UPROBES == 0)
 }
 
 /// Finds the row that covers an ELF virtual address: the last one at or before it.

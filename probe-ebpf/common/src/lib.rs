@@ -25,5 +25,6 @@ pub use site::{
     live_bucket_pair, live_key, mix, thin_keeps,
 };
 pub use unwind::{
-    BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, Mapping, UnwindPage, UnwindRow,
+    BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, Mapping,
+    UnwindPage, UnwindRow,
 };

@@ -133,6 +133,10 @@ pub struct Inflight {
     pub old_taken: u32,
     /// See `old_taken`.
     pub old: Block,
+    /// Calls that this one ended in (`jmp` instead of `call`) and whose return probes fire with its own.
+    pub chained: u32,
+    /// Returns of such calls that are still to come after this one's.
+    pub returns_to_skip: u32,
 }
 
 /// What the probe knows of a thread, in the `THREADS` map by `pid_tgid`. Only the thread itself writes to it.
@@ -189,7 +193,7 @@ layout! {
     Settings = 8 * 2 + 4 * 8;
     ProcessRecord = 4 * 2;
     HitCounts = 8 * HIT_SLOTS;
-    Inflight = 8 * 3 + 4 * 4 + core::mem::size_of::<Block>();
+    Inflight = 8 * 3 + 4 * 6 + core::mem::size_of::<Block>();
     ThreadRecord = 4 * 2 + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
     Event = 4 * 6 + 8;
 }

@@ -114,6 +114,8 @@ pub struct Mapping {
 pub const MAPPING_FRAME_POINTERS: u32 = 1;
 /// The mapping is known and has no table.
 pub const MAPPING_NO_TABLE: u32 = 2;
+/// The kernel's page of the process for uprobes (`[uprobes]`), where hijacked return addresses point.
+pub const MAPPING_UPROBES: u32 = 4;
 
 layout! {
     UnwindRow = 2 + 1 + 1 + 2 + 2;

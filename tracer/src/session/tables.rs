@@ -11,7 +11,7 @@ use std::{
 };
 
 use leakscope_common::{
-    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, Mapping, UnwindPage, UnwindRow,
+    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, Mapping, UnwindPage, UnwindRow,
 };
 
 use crate::{
@@ -20,6 +20,9 @@ use crate::{
     target::elf::Segment,
     unwind::{BuildOptions, Cache, Key, Table, UnwindError},
 };
+
+/// The kernel's name for its page of a process that has uprobes (`xol_add_vma`, kernel/events/uprobes.c).
+const UPROBES: &str = "[uprobes]";
 
 /// How long room that was given up is left alone. A walk takes microseconds; a preempted one some milliseconds.
 const GRACE: Duration = Duration::from_secs(1);
@@ -237,6 +240,9 @@ impl Tables {
                 flags: MAPPING_NO_TABLE,
                 ..Mapping::default()
             };
+            if range.label.as_deref() == Some(UPROBES) {
+                mapping.flags |= MAPPING_UPROBES;
+            }
             if let Some(module) = &range.module {
                 mapping.bias = range.start.wrapping_sub(module.virtual_address(range.offset));
                 if keeps_frame_pointers(module).is_some() {
