@@ -3,7 +3,9 @@
  *   program           benchmark
  *   ready PID     ->
  *                 <-  ?             how far it has come
- *   OPERATIONS WALL_NS CPU_NS GAP_NS ->
+ *   OPERATIONS WALL_NS CPU_NS ->
+ *                 <-  gap           the longest time between two operations of a worker since this was last asked
+ *   NS            ->                (0 where the program does not measure it)
  *                 <-  active N      only the first N workers go on
  *   active N      ->
  *                 <-  fill          each active worker renews all that it holds
@@ -11,8 +13,7 @@
  *                 <-  (end of file) it ends
  *
  * Operations are those of all workers since the start; WALL_NS is CLOCK_MONOTONIC, CPU_NS the CPU time of the whole
- * process, GAP_NS the longest time between two operations of a worker since the last question, where the program
- * measures it. The main thread only answers and never allocates.
+ * process. The main thread only answers and never allocates.
  */
 #ifndef BENCH_H
 #define BENCH_H
@@ -100,16 +101,20 @@ static int bench_run(int count, void *(*work)(void *))
     victim_print("ready %d\n", (int)getpid());
     while (read_line(line, sizeof line)) {
         if (strcmp(line, "?") == 0) {
-            uint64_t operations = 0, gap = 0;
-            for (int i = 0; i < count; i++) {
+            uint64_t operations = 0;
+            for (int i = 0; i < count; i++)
                 operations += workers[i].operations;
+            victim_print("%llu %llu %llu\n", (unsigned long long)operations,
+                         (unsigned long long)clock_ns(CLOCK_MONOTONIC),
+                         (unsigned long long)clock_ns(CLOCK_PROCESS_CPUTIME_ID));
+        } else if (strcmp(line, "gap") == 0) {
+            uint64_t gap = 0;
+            for (int i = 0; i < count; i++) {
                 if (workers[i].gap_ns > gap)
                     gap = workers[i].gap_ns;
                 workers[i].gap_ns = 0;
             }
-            victim_print("%llu %llu %llu %llu\n", (unsigned long long)operations,
-                         (unsigned long long)clock_ns(CLOCK_MONOTONIC),
-                         (unsigned long long)clock_ns(CLOCK_PROCESS_CPUTIME_ID), (unsigned long long)gap);
+            victim_print("%llu\n", (unsigned long long)gap);
         } else if (strncmp(line, "active ", 7) == 0) {
             active_workers = atoi(line + 7);
             victim_print("active %d\n", active_workers);

@@ -1,6 +1,6 @@
 //! `leakscope floor`: the same probes with programs that do nothing. Not for users: `cargo xtask bench` measures with it
-//! what the kernel's part of a probe costs, and how long attaching and detaching take. It says on stdout where it stands,
-//! a word a line: `attaching`, `attached`, `detaching`, `detached`.
+//! what the kernel's part of a probe costs, and how long attaching and detaching take. It says on stdout where it stands
+//! and when that was (CLOCK_MONOTONIC, nanoseconds): `attaching NS`, `attached NS`, `detaching NS`, `detached NS`.
 
 use std::{
     io::{self, Write as _},
@@ -10,7 +10,7 @@ use std::{
 
 use super::{args::FloorArguments, stop::Stop};
 use crate::{
-    kernel::{ProbeOptions, require_capabilities},
+    kernel::{ProbeOptions, monotonic_ns, require_capabilities},
     session::{Session, SessionOptions, check_target},
 };
 
@@ -39,9 +39,9 @@ pub(super) fn run(raw: &FloorArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A word, at once.
+/// A word and the time, at once.
 fn say(word: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{word}")?;
+    writeln!(out, "{word} {}", monotonic_ns())?;
     out.flush()
 }

@@ -32,8 +32,9 @@ struct Sample {
     detach: f64,
 }
 
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
+/// Milliseconds from one time in nanoseconds to another.
+fn ms(from: u64, to: u64) -> f64 {
+    to.saturating_sub(from) as f64 / 1e6
 }
 
 /// Measures each kind of link that the kernel has.
@@ -82,33 +83,58 @@ pub(super) fn measure(bench: &mut Bench) -> Result<Vec<AttachFigures>> {
         .collect())
 }
 
-/// Waits for a word of the tracer's.
-fn word(tracer: &Running, expected: &str) -> Result<Instant> {
-    let (at, line) = tracer.line(PATIENCE)?;
-    if line != expected {
-        bail!("leakscope said {line:?} where {expected:?} was due");
+/// Waits for a word of the tracer's; when it was said (CLOCK_MONOTONIC, nanoseconds), the target's own clock.
+fn word(tracer: &Running, expected: &str, within: Duration) -> Result<Option<u64>> {
+    let Some((_, line)) = tracer.line_if_any(within)? else {
+        return Ok(None);
+    };
+    match line.split_once(' ') {
+        Some((word, at)) if word == expected => Ok(Some(at.parse()?)),
+        _ => bail!("leakscope said {line:?} where {expected:?} was due"),
     }
-    Ok(at)
 }
 
-/// Asks the target until its operations are slow, or fast again; when that began.
-fn wait_until(victim: &mut Victim, slow: bool, untraced: f64) -> Result<Instant> {
+/// The same, which must come.
+fn await_word(tracer: &Running, expected: &str) -> Result<u64> {
+    word(tracer, expected, PATIENCE)?
+        .with_context(|| format!("leakscope has not said {expected:?} within {PATIENCE:?}"))
+}
+
+/// Asks the target again and again until the tracer says the word and then until its operations are slow (or not). Gives
+/// the time of the word, and the beginning of the first slow interval or the end of the last one.
+fn watch(
+    victim: &mut Victim,
+    tracer: &Running,
+    expected: &str,
+    until_slow: bool,
+    untraced: f64,
+) -> Result<(u64, u64)> {
     let begun = Instant::now();
+    let mut said = None;
+    let mut slow_from = None;
+    let mut slow_until = 0;
     let mut before = victim.progress()?;
     loop {
-        let at = Instant::now();
         thread::sleep(LOOK_EVERY);
         let now = victim.progress()?;
         let is_slow = (now - before).cpu_ns_per_operation() > SLOWED * untraced;
-        if is_slow == slow {
-            return Ok(at);
+        if is_slow {
+            slow_from.get_or_insert(before.wall_ns);
+            slow_until = now.wall_ns;
+        }
+        if said.is_none() {
+            said = word(tracer, expected, Duration::ZERO)?;
+        }
+        match (said, slow_from) {
+            (Some(said), Some(from)) if until_slow => return Ok((said, from)),
+            (Some(said), _) if !until_slow && !is_slow && now.wall_ns > said => {
+                return Ok((said, slow_until));
+            }
+            _ => {}
         }
         before = now;
         if begun.elapsed() > PATIENCE {
-            bail!(
-                "the program is not {} after {PATIENCE:?}",
-                if slow { "slowed" } else { "as fast as before" }
-            );
+            bail!("nothing happened within {PATIENCE:?} where {expected:?} was due");
         }
     }
 }
@@ -120,25 +146,23 @@ fn sample(bench: &Bench, victim: &mut Victim, links: &str) -> Result<Sample> {
     let mut command = Command::new(&bench.leakscope);
     command.args(["floor", "--links", links, "-p", &victim.pid().to_string()]);
     let mut tracer = Running::start(&mut command, &bench.folder().join("tracer.log"))?;
-    let begun = word(&tracer, "attaching").with_context(|| bench.log("tracer.log"))?;
-    victim.progress()?;
-    let first = wait_until(victim, true, untraced)?;
-    let attached = word(&tracer, "attached").with_context(|| bench.log("tracer.log"))?;
-    let attach_gap = victim.progress()?.gap_ns;
+    let begun = await_word(&tracer, "attaching").with_context(|| bench.log("tracer.log"))?;
+    let (attached, first) = watch(victim, &tracer, "attached", true, untraced)
+        .with_context(|| bench.log("tracer.log"))?;
+    let attach_gap = victim.gap()?;
     thread::sleep(STAY);
-    victim.progress()?;
+    victim.gap()?;
     tracer.interrupt()?;
-    let detaching = word(&tracer, "detaching")?;
-    let fast = wait_until(victim, false, untraced)?;
-    let detached = word(&tracer, "detached")?;
-    let detach_gap = victim.progress()?.gap_ns;
+    let (detaching, last) = watch(victim, &tracer, "detaching", false, untraced)?;
+    let detached = await_word(&tracer, "detached")?;
+    let detach_gap = victim.gap()?;
     tracer.end(PATIENCE)?;
     Ok(Sample {
-        follow: ms(attached - begun),
-        arm: ms(attached.saturating_duration_since(first)),
+        follow: ms(begun, attached),
+        arm: ms(first, attached),
         attach_gap: attach_gap as f64 / 1e6,
-        disarm: ms(fast.saturating_duration_since(detaching)),
+        disarm: ms(detaching, last),
         detach_gap: detach_gap as f64 / 1e6,
-        detach: ms(detached - detaching),
+        detach: ms(detaching, detached),
     })
 }

@@ -70,11 +70,18 @@ impl Running {
     /// # Errors
     /// When none comes in time or its output ended.
     pub(super) fn line(&self, within: Duration) -> Result<(Instant, String)> {
+        self.line_if_any(within)?
+            .with_context(|| format!("{} said nothing for {within:?}", self.name))
+    }
+
+    /// The next line, if one comes in time.
+    ///
+    /// # Errors
+    /// When its output ended.
+    pub(super) fn line_if_any(&self, within: Duration) -> Result<Option<(Instant, String)>> {
         match self.lines.recv_timeout(within) {
-            Ok(line) => Ok(line),
-            Err(RecvTimeoutError::Timeout) => {
-                bail!("{} said nothing for {within:?}", self.name)
-            }
+            Ok(line) => Ok(Some(line)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => bail!("the output of {} ended", self.name),
         }
     }

@@ -45,8 +45,6 @@ pub(super) struct Progress {
     pub(super) wall_ns: u64,
     /// CPU time of the whole process.
     pub(super) cpu_ns: u64,
-    /// The longest operation since the last question; 0 where it is not measured.
-    pub(super) gap_ns: u64,
 }
 
 impl Sub for Progress {
@@ -57,7 +55,6 @@ impl Sub for Progress {
             operations: self.operations.saturating_sub(earlier.operations),
             wall_ns: self.wall_ns.saturating_sub(earlier.wall_ns),
             cpu_ns: self.cpu_ns.saturating_sub(earlier.cpu_ns),
-            gap_ns: self.gap_ns,
         }
     }
 }
@@ -79,7 +76,6 @@ impl Progress {
             operations: next()?,
             wall_ns: next()?,
             cpu_ns: next()?,
-            gap_ns: next()?,
         })
     }
 }
@@ -137,6 +133,16 @@ impl Victim {
         Progress::parse(&line).with_context(|| format!("the program answered {line:?}"))
     }
 
+    /// Its longest operation since this was last asked, nanoseconds.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(super) fn gap(&mut self) -> Result<u64> {
+        let line = self.ask("gap", ANSWER_WITHIN)?;
+        line.parse()
+            .with_context(|| format!("the program answered {line:?}"))
+    }
+
     /// How far it comes in this time.
     ///
     /// # Errors
@@ -189,14 +195,13 @@ mod tests {
 
     #[test]
     fn answers_are_read_and_subtracted() {
-        let early = Progress::parse("10 1000 900 7").unwrap();
-        let late = Progress::parse("30 3000 2000 9").unwrap();
+        let early = Progress::parse("10 1000 900").unwrap();
+        let late = Progress::parse("30 3000 2000").unwrap();
         let between = late - early;
         assert_eq!(between.operations, 20);
         assert!((between.cpu_ns_per_operation() - 55.0).abs() < 1e-9);
         assert!((between.operations_per_second() - 1e7).abs() < 1e-3);
-        assert_eq!(between.gap_ns, 9);
-        assert_eq!(Progress::parse("10 1000 900"), None);
+        assert_eq!(Progress::parse("10 1000"), None);
         assert_eq!(Progress::parse("filled"), None);
     }
 }
