@@ -1,5 +1,6 @@
 //! Processes that the benchmark starts: lines from them with a time limit, and an end on every path.
 
+use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -18,12 +19,29 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Starts it with its input and output held by us and its complaints in a file.
+    /// Starts it with its input and output held by us and its complaints in a file. It is killed when we are, where
+    /// there is setpriv(1).
     ///
     /// # Errors
     /// When it cannot be started.
     pub(super) fn start(command: &mut Command, complaints: &Path) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
+        let mut bound;
+        let command = if let Some(setpriv) = shell::find_program("setpriv") {
+            bound = Command::new(setpriv);
+            bound
+                .args(["--pdeathsig", "KILL", "--"])
+                .arg(command.get_program())
+                .args(command.get_args());
+            for (name, value) in command.get_envs() {
+                if let Some(value) = value {
+                    bound.env(name, value);
+                }
+            }
+            &mut bound
+        } else {
+            command
+        };
         let log = File::create(complaints)
             .with_context(|| format!("cannot write {}", complaints.display()))?;
         let mut child = command

@@ -132,17 +132,27 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
         ..Figures::default()
     };
     let mut failed = false;
+    if !arguments.json {
+        println!("{figures}");
+    }
     for name in wanted {
-        if let Err(error) = run(&mut bench, name, &subjects, &mut figures) {
-            bench.note(format!("{name}: {error:#}"));
-            failed = true;
+        match run(&mut bench, name, &subjects, &mut figures) {
+            // At once: a benchmark takes minutes and may be ended before its last case.
+            Ok(text) if !arguments.json => println!("\n{text}"),
+            Ok(_) => {}
+            Err(error) => {
+                bench.note(format!("{name}: {error:#}"));
+                failed = true;
+            }
         }
     }
     figures.problems = std::mem::take(&mut bench.problems);
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
-        print!("{figures}");
+        for problem in &figures.problems {
+            println!("\nnot measured: {problem}");
+        }
     }
     Ok(if failed {
         ExitCode::FAILURE
@@ -178,30 +188,39 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
         .collect())
 }
 
-/// Runs one case.
+/// Runs one case; its figures as text.
 fn run(
     bench: &mut Bench,
     name: &'static str,
     subjects: &[Subject],
     figures: &mut Figures,
-) -> Result<()> {
-    match name {
-        ATTACH => figures.attach = attach::measure(bench)?,
-        REPORT => figures.report = Some(asked::measure(bench)?),
-        PROFILE => figures.profile = profile::measure(bench)?,
+) -> Result<String> {
+    Ok(match name {
+        ATTACH => {
+            figures.attach = attach::measure(bench)?;
+            table::Attach(&figures.attach).to_string()
+        }
+        REPORT => figures.report.insert(asked::measure(bench)?).to_string(),
+        PROFILE => {
+            figures.profile = profile::measure(bench)?;
+            table::Profile(&figures.profile).to_string()
+        }
         _ => {
             let case = CASES
                 .iter()
                 .find(|case| case.name == name)
                 .with_context(|| format!("there is no case {name}"))?;
             if name == SCALING {
-                figures.scaling = Some(rounds::scale(bench, case, &Subject::own())?);
+                let scaling = rounds::scale(bench, case, &Subject::own())?;
+                figures.scaling.insert(scaling).to_string()
             } else {
-                figures.cases.push(rounds::measure(bench, case, subjects)?);
+                let measured = rounds::measure(bench, case, subjects)?;
+                let text = measured.to_string();
+                figures.cases.push(measured);
+                text
             }
         }
-    }
-    Ok(())
+    })
 }
 
 fn one_line(path: &str) -> String {

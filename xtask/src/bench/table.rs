@@ -7,32 +7,14 @@ use super::figures::{
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 
+/// The machine and how it was measured; each case is printed by itself.
 impl Display for Figures {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(
+        write!(
             out,
             "Linux {}, {} processors, {}; medians of {} runs, interleaved",
             self.kernel, self.processors, self.processor, self.runs
-        )?;
-        for case in &self.cases {
-            writeln!(out, "\n{case}")?;
-        }
-        if let Some(scaling) = &self.scaling {
-            writeln!(out, "\n{scaling}")?;
-        }
-        if !self.attach.is_empty() {
-            attach(out, &self.attach)?;
-        }
-        if let Some(report) = &self.report {
-            writeln!(out, "\n{report}")?;
-        }
-        if !self.profile.is_empty() {
-            profile(out, &self.profile)?;
-        }
-        for problem in &self.problems {
-            writeln!(out, "\nnot measured: {problem}")?;
-        }
-        Ok(())
+        )
     }
 }
 
@@ -141,30 +123,38 @@ impl Display for Scaling {
     }
 }
 
-fn attach(out: &mut Formatter<'_>, kinds: &[AttachFigures]) -> fmt::Result {
-    writeln!(
-        out,
-        "\nattach: every function of the C library; milliseconds"
-    )?;
-    writeln!(
-        out,
-        "  {:<8} {:>13} {:>12} {:>12} {:>12} {:>12} {:>12}",
-        "links", "follow (all)", "first-last", "longest op", "disarmed", "longest op", "detached"
-    )?;
-    for kind in kinds {
-        writeln!(
+/// The kinds of link, one a line.
+pub(super) struct Attach<'a>(pub(super) &'a [AttachFigures]);
+
+impl Display for Attach<'_> {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(out, "attach: every function of the C library; milliseconds")?;
+        write!(
             out,
-            "  {:<8} {:>13.1} {:>12.1} {:>12.1} {:>12.1} {:>12.1} {:>12.1}",
-            kind.links,
-            kind.follow_ms,
-            kind.arm_ms,
-            kind.attach_gap_ms,
-            kind.disarm_ms,
-            kind.detach_gap_ms,
-            kind.detach_ms
+            "  {:<8} {:>13} {:>12} {:>12} {:>12} {:>12} {:>12}",
+            "links",
+            "follow (all)",
+            "first-last",
+            "longest op",
+            "disarmed",
+            "longest op",
+            "detached"
         )?;
+        for kind in self.0 {
+            write!(
+                out,
+                "\n  {:<8} {:>13.1} {:>12.1} {:>12.1} {:>12.1} {:>12.1} {:>12.1}",
+                kind.links,
+                kind.follow_ms,
+                kind.arm_ms,
+                kind.attach_gap_ms,
+                kind.disarm_ms,
+                kind.detach_gap_ms,
+                kind.detach_ms
+            )?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 impl Display for ReportFigures {
@@ -184,36 +174,37 @@ impl Display for ReportFigures {
     }
 }
 
-fn profile(out: &mut Formatter<'_>, variants: &[ProfileFigures]) -> fmt::Result {
-    writeln!(
-        out,
-        "\nprofile: nanoseconds inside the programs, for an operation (the counting itself included)"
-    )?;
-    for variant in variants {
-        let inside: f64 = variant
-            .programs
-            .iter()
-            .map(|program| program.ns_per_operation)
-            .sum();
-        writeln!(
+/// The profiled variants and their programs.
+pub(super) struct Profile<'a>(pub(super) &'a [ProfileFigures]);
+
+impl Display for Profile<'_> {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        write!(
             out,
-            "  {:<9} {:<36} {:>7.0} in all, {:>6.0} inside",
-            variant.case, variant.variant, variant.cpu_ns, inside
+            "profile: nanoseconds inside the programs, for an operation (the counting itself included)"
         )?;
-        for program in &variant.programs {
-            writeln!(
+        for variant in self.0 {
+            let inside: f64 = variant
+                .programs
+                .iter()
+                .map(|program| program.ns_per_operation)
+                .sum();
+            write!(
                 out,
-                "            {:<18} {:>5.2} runs of {:>6.0} ns{}",
-                program.name,
-                program.runs_per_operation,
-                program.ns_per_run,
-                if program.missed > 0 {
-                    format!(", {} missed", program.missed)
-                } else {
-                    String::new()
-                }
+                "\n  {:<9} {:<36} {:>7.0} in all, {:>6.0} inside",
+                variant.case, variant.variant, variant.cpu_ns, inside
             )?;
+            for program in &variant.programs {
+                write!(
+                    out,
+                    "\n            {:<18} {:>5.2} runs of {:>6.0} ns",
+                    program.name, program.runs_per_operation, program.ns_per_run
+                )?;
+                if program.missed > 0 {
+                    write!(out, ", {} missed", program.missed)?;
+                }
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
