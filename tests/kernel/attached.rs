@@ -350,7 +350,11 @@ fn a_full_live_table_is_thinned_and_says_so() {
     let report = tracer.stop().expect("the report");
     assert!(running.quit().expect("the victim ends").success());
     assert_eq!(report.byte_losses(), [], "nothing is lost");
-    assert!(report.tier_reason.contains("estimates"), "{}", report.tier_reason);
+    assert!(
+        report.tier_reason.contains("estimates"),
+        "{}",
+        report.tier_reason
+    );
     let truth = truths
         .iter()
         .find(|truth| truth.function == "leak_many")

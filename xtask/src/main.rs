@@ -1,4 +1,4 @@
-//! The project's own chores: `cargo xtask bpf build|check`, `run`, `test [vm]`, `lint`.
+//! The project's own chores: `cargo xtask bpf build|check`, `run`, `test [vm]`, `bench`, `lint`.
 //!
 //! This crate owns how things are built, started and checked. It must not know what the tracer computes: it only runs
 //! the tracer's binary and the tests.
@@ -9,6 +9,7 @@
     reason = "a command line tool for developers: its output is text on a terminal"
 )]
 
+mod bench;
 mod bpf;
 mod lint;
 mod run;
@@ -39,6 +40,8 @@ enum Chore {
     Run(run::Arguments),
     /// Run every test that this machine allows
     Test(test::Arguments),
+    /// Measure what tracing costs, beside empty probes and other tools
+    Bench(bench::Arguments),
     /// rustfmt, clippy with warnings denied, and the rules of the house
     Lint,
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Chore::Bpf { action } => bpf::perform(&action),
         Chore::Run(arguments) => run::perform(&arguments),
         Chore::Test(arguments) => test::perform(&arguments),
+        Chore::Bench(arguments) => bench::perform(&arguments),
         Chore::Lint => lint::perform(),
     };
     match outcome {

@@ -5,6 +5,8 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::kernel::LinkMode;
+
 /// What `--version` prints: the version and where the BPF object came from.
 const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
@@ -30,6 +32,9 @@ pub(super) enum Command {
     Trace(TraceArguments),
     /// Say what this machine, this user and a process allow; exit with 1 if tracing cannot work.
     Doctor(DoctorArguments),
+    /// Attach programs that do nothing where `trace` would attach its own: the least that a uprobe tracer costs.
+    #[command(hide = true)]
+    Floor(FloorArguments),
 }
 
 /// How allocations are seen.
@@ -147,11 +152,32 @@ pub(super) enum LinkChoice {
     Perf,
 }
 
+impl From<LinkChoice> for LinkMode {
+    fn from(choice: LinkChoice) -> Self {
+        match choice {
+            LinkChoice::Session => Self::Session,
+            LinkChoice::Multi => Self::Multi,
+            LinkChoice::Perf => Self::Perf,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct DoctorArguments {
     /// Also look at a process: its allocators, probe sites and unwind tables.
     #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) pid: Option<u32>,
+}
+
+/// For `cargo xtask bench`.
+#[derive(Debug, Args)]
+pub(super) struct FloorArguments {
+    /// The process.
+    #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) pid: u32,
+    /// The kind of kernel link to use; the best that the kernel has if it is not given.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) links: Option<LinkChoice>,
 }
 
 /// Parses `30s`, `5m`, `1h 30m`.

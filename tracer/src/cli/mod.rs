@@ -3,6 +3,7 @@
 
 mod args;
 mod doctor;
+mod floor;
 mod output;
 mod plan;
 mod progress;
@@ -22,6 +23,7 @@ pub fn run() -> ExitCode {
     let result = match arguments.command {
         Command::Trace(raw) => plan::TracePlan::new(raw).and_then(|plan| trace::run(&plan)),
         Command::Doctor(raw) => doctor::run(&raw),
+        Command::Floor(raw) => floor::run(&raw),
     };
     match result {
         Ok(code) => code,

@@ -3,12 +3,8 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use super::args::{FormatChoice, LinkChoice, TierChoice, TraceArguments};
-use crate::{
-    kernel::{LinkMode, ProbeOptions},
-    session::SessionOptions,
-    unwind::BuildOptions,
-};
+use super::args::{FormatChoice, TierChoice, TraceArguments};
+use crate::{kernel::ProbeOptions, session::SessionOptions, unwind::BuildOptions};
 
 /// Room for rows of full unwind tables, which are some fifteen times the usual ones: 128 MiB.
 const FULL_UNWIND_ROWS: u32 = 1 << 24;
@@ -66,11 +62,7 @@ impl TracePlan {
                     } else {
                         ProbeOptions::default().unwind_rows
                     },
-                    links: raw.links.map(|choice| match choice {
-                        LinkChoice::Session => LinkMode::Session,
-                        LinkChoice::Multi => LinkMode::Multi,
-                        LinkChoice::Perf => LinkMode::Perf,
-                    }),
+                    links: raw.links.map(Into::into),
                     ..ProbeOptions::default()
                 },
                 unwind: BuildOptions {

@@ -68,29 +68,38 @@ pub(crate) struct HeapPrograms {
 const KPROBE: bpf_prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE;
 
 impl HeapPrograms {
-    /// Loads the programs of a mode.
+    /// Loads the programs of a mode; with `empty`, the program that does nothing in the place of each.
     ///
     /// # Errors
     /// The kernel refused one.
-    pub(crate) fn load(object: &LoadedObject, mode: LinkMode) -> Result<Self, KernelError> {
+    pub(crate) fn load(
+        object: &LoadedObject,
+        mode: LinkMode,
+        empty: bool,
+    ) -> Result<Self, KernelError> {
+        // It returns 0, which in a session asks for the return trap: every trap of the real programs is taken.
+        let program = |name, attach_type| {
+            let name = if empty { "nothing" } else { name };
+            object.program(name, KPROBE, attach_type)
+        };
         let (enter, leave, entry_type) = match mode {
             LinkMode::Session => (
-                object.program("allocate_session", KPROBE, sys::BPF_TRACE_UPROBE_SESSION)?,
+                program("allocate_session", sys::BPF_TRACE_UPROBE_SESSION)?,
                 None,
                 sys::BPF_TRACE_UPROBE_MULTI,
             ),
             LinkMode::Multi => (
-                object.program("allocate_enter", KPROBE, sys::BPF_TRACE_UPROBE_MULTI)?,
-                Some(object.program("allocate_return", KPROBE, sys::BPF_TRACE_UPROBE_MULTI)?),
+                program("allocate_enter", sys::BPF_TRACE_UPROBE_MULTI)?,
+                Some(program("allocate_return", sys::BPF_TRACE_UPROBE_MULTI)?),
                 sys::BPF_TRACE_UPROBE_MULTI,
             ),
             LinkMode::Perf => (
-                object.program("allocate_enter", KPROBE, 0)?,
-                Some(object.program("allocate_return", KPROBE, 0)?),
+                program("allocate_enter", 0)?,
+                Some(program("allocate_return", 0)?),
                 0,
             ),
         };
-        let release = object.program("release", KPROBE, entry_type)?;
+        let release = program("release", entry_type)?;
         Ok(Self {
             mode,
             enter,

@@ -47,6 +47,9 @@ pub struct ProbeOptions {
     pub frame_pointers_only: bool,
     /// Kind of link; the best that the kernel has when `None`.
     pub links: Option<LinkMode>,
+    /// Attach programs that do nothing in the place of the real ones: what is left is the cost of the probes
+    /// themselves, the floor of any tracer that uses them. Nothing is recorded.
+    pub empty: bool,
 }
 
 impl Default for ProbeOptions {
@@ -60,6 +63,7 @@ impl Default for ProbeOptions {
             sizes: (0, u64::MAX),
             frame_pointers_only: false,
             links: None,
+            empty: false,
         }
     }
 }
@@ -193,7 +197,7 @@ impl Probe {
         ]);
         let mut object = LoadedObject::new(&capacities)?;
         let mode = options.links.unwrap_or_else(attach::best_link_mode);
-        let programs = HeapPrograms::load(&object, mode)?;
+        let programs = HeapPrograms::load(&object, mode, options.empty)?;
         let raw = bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT;
         let tracepoint = bpf_prog_type::BPF_PROG_TYPE_TRACEPOINT;
         let mut lifecycle_programs = Vec::new();

@@ -201,6 +201,13 @@ impl Session {
         Ok(())
     }
 
+    /// Takes the probes off a process, for the benchmark; nothing more is recorded of it.
+    pub fn detach(&mut self, pid: u32) {
+        if let Some(traced) = self.processes.get_mut(&pid) {
+            traced.links.clear();
+        }
+    }
+
     /// Waits for what happens next, at most for a tenth of a second, and deals with it.
     ///
     /// # Errors

@@ -183,7 +183,8 @@ fn site(
 ) -> Site {
     // The totals are of one moment; the live table is walked for some milliseconds, in which a busy process goes on. They
     // know neither ages nor, once frees of thinned blocks cannot be told, what survives.
-    let from_totals = survey.weight() == 1 && session.options.min_age.is_zero() && id != UNKNOWN_SITE;
+    let from_totals =
+        survey.weight() == 1 && session.options.min_age.is_zero() && id != UNKNOWN_SITE;
     let (inuse_objects, inuse_bytes) = if from_totals {
         (
             balance(totals.alloc_objects, totals.free_objects),
@@ -237,7 +238,11 @@ fn site(
 /// What was allocated less what was freed; a free may be counted between the two looks.
 fn balance(allocated: u64, freed: u64) -> u64 {
     let difference = allocated.wrapping_sub(freed);
-    if difference > u64::MAX / 2 { 0 } else { difference }
+    if difference > u64::MAX / 2 {
+        0
+    } else {
+        difference
+    }
 }
 
 /// Why a stack was not walked to its end.

@@ -1,0 +1,198 @@
+//! What was measured, as it is printed and as `--json` writes it.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Everything.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Figures {
+    pub(super) kernel: String,
+    pub(super) processor: String,
+    pub(super) processors: usize,
+    pub(super) runs: u32,
+    pub(super) cases: Vec<CaseFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) scaling: Option<Scaling>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) attach: Vec<AttachFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) report: Option<ReportFigures>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) profile: Vec<ProfileFigures>,
+    /// What could not be measured, and why.
+    pub(super) problems: Vec<String>,
+}
+
+/// One case under all its subjects.
+#[derive(Debug, Serialize)]
+pub(super) struct CaseFigures {
+    pub(super) name: String,
+    pub(super) what: String,
+    /// Return addresses in the stack of the site that allocated most, as leakscope reports it.
+    pub(super) frames: Option<u64>,
+    pub(super) subjects: Vec<SubjectFigures>,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// One subject; every figure is the median over the runs.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct SubjectFigures {
+    pub(super) name: String,
+    /// CPU nanoseconds of the target for an operation.
+    pub(super) cpu_ns: f64,
+    pub(super) cpu_ns_of_each_run: Vec<f64>,
+    pub(super) operations_per_second: f64,
+    pub(super) times_nothing: Option<f64>,
+    pub(super) times_floor: Option<f64>,
+    pub(super) target_resident_bytes: u64,
+    pub(super) tracer_resident_bytes: u64,
+    pub(super) map_bytes: u64,
+    /// By cause, the most of any run; only leakscope says it.
+    pub(super) lost: Option<BTreeMap<String, u64>>,
+    /// How many blocks each one in the report stands for.
+    pub(super) weight: Option<u64>,
+}
+
+/// What was promised and what was measured.
+#[derive(Debug, Serialize)]
+pub(super) struct BarFigures {
+    pub(super) what: String,
+    pub(super) measured: f64,
+    pub(super) limit: f64,
+    pub(super) met: bool,
+}
+
+/// Operations a second with one and with two threads.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Scaling {
+    pub(super) subjects: Vec<ScalingSubject>,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// One subject of [`Scaling`].
+#[derive(Debug, Serialize)]
+pub(super) struct ScalingSubject {
+    pub(super) name: String,
+    pub(super) one_per_second: f64,
+    pub(super) two_per_second: f64,
+    /// The median of each run's ratio of the two.
+    pub(super) ratio: f64,
+    pub(super) ratios: Vec<f64>,
+    /// The same from the CPU time of an operation: what other processes take does not count, waiting for each other does
+    /// as far as it costs CPU time.
+    pub(super) cpu_ratio: f64,
+}
+
+/// One kind of link; milliseconds, medians.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct AttachFigures {
+    pub(super) links: String,
+    /// From before the process is looked at until all is in place: discovery, tables and links.
+    pub(super) follow_ms: f64,
+    /// From the first probe that the target feels to the last link.
+    pub(super) arm_ms: f64,
+    /// The longest operation of the target in that time.
+    pub(super) attach_gap_ms: f64,
+    /// From the beginning of detaching until the target runs as before.
+    pub(super) disarm_ms: f64,
+    /// The longest operation in that time.
+    pub(super) detach_gap_ms: f64,
+    /// From the beginning to the end of detaching, as the tracer feels it.
+    pub(super) detach_ms: f64,
+}
+
+/// A report over many blocks and sites; milliseconds, medians.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ReportFigures {
+    pub(super) blocks: u64,
+    pub(super) sites: u64,
+    /// From Ctrl-C until the report's last byte was read.
+    pub(super) written_ms: f64,
+    pub(super) written_ms_of_each_run: Vec<f64>,
+    /// Until leakscope had ended.
+    pub(super) ended_ms: f64,
+    pub(super) lost: BTreeMap<String, u64>,
+    pub(super) tracer_resident_bytes: u64,
+    pub(super) map_bytes: u64,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// Where the time goes in one case with one kind of link.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ProfileFigures {
+    pub(super) case: String,
+    pub(super) variant: String,
+    /// CPU nanoseconds of the target for an operation while the kernel counts.
+    pub(super) cpu_ns: f64,
+    pub(super) programs: Vec<ProgramFigures>,
+}
+
+/// One program, as the kernel's own statistics have it (`kernel.bpf_stats_enabled`).
+#[derive(Debug, Serialize)]
+pub(super) struct ProgramFigures {
+    pub(super) name: String,
+    pub(super) runs_per_operation: f64,
+    pub(super) ns_per_run: f64,
+    pub(super) ns_per_operation: f64,
+    pub(super) missed: u64,
+}
+
+/// The middle value; the mean of the two middle ones of an even number; 0 of none.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(0.0);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 || sorted.is_empty() {
+        at(middle)
+    } else {
+        f64::midpoint(at(middle - 1), at(middle))
+    }
+}
+
+/// The same for whole numbers.
+pub(super) fn median_of_bytes(values: impl Iterator<Item = u64>) -> u64 {
+    median(&values.map(|value| value as f64).collect::<Vec<_>>()) as u64
+}
+
+impl BarFigures {
+    /// No more than the limit.
+    pub(super) fn at_most(what: String, measured: f64, limit: f64) -> Self {
+        Self {
+            what,
+            measured,
+            limit,
+            met: measured <= limit,
+        }
+    }
+
+    /// No less than the limit.
+    pub(super) fn at_least(what: String, measured: f64, limit: f64) -> Self {
+        Self {
+            what,
+            measured,
+            limit,
+            met: measured >= limit,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BarFigures, median};
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert!(median(&[]).abs() < 1e-9);
+        assert!((median(&[5.0, 1.0, 100.0]) - 5.0).abs() < 1e-9);
+        assert!((median(&[4.0, 1.0, 2.0, 100.0]) - 3.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn bars_have_a_direction() {
+        assert!(BarFigures::at_most(String::new(), 1.25, 1.25).met);
+        assert!(!BarFigures::at_most(String::new(), 1.26, 1.25).met);
+        assert!(BarFigures::at_least(String::new(), 1.9, 1.8).met);
+        assert!(!BarFigures::at_least(String::new(), 1.7, 1.8).met);
+    }
+}

@@ -1,0 +1,210 @@
+//! The figures as text.
+
+use super::figures::{
+    AttachFigures, BarFigures, CaseFigures, Figures, ProfileFigures, ReportFigures, Scaling,
+    SubjectFigures,
+};
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+
+/// The machine and how it was measured; each case is printed by itself.
+impl Display for Figures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "Linux {}, {} processors, {}; medians of {} runs, interleaved",
+            self.kernel, self.processors, self.processor, self.runs
+        )
+    }
+}
+
+impl Display for CaseFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        write!(out, "{}: {}", self.name, self.what)?;
+        if let Some(frames) = self.frames {
+            write!(out, " (stack: {frames} return addresses)")?;
+        }
+        writeln!(out)?;
+        writeln!(
+            out,
+            "  {:<11} {:>9} {:>9} {:>8} {:>11} {:>10} {:>10} {:>10}  lost",
+            "", "ns/op", "x nothing", "x floor", "op/s", "target", "tracer", "maps"
+        )?;
+        for subject in &self.subjects {
+            writeln!(out, "  {subject}")?;
+        }
+        bars(out, &self.bars)
+    }
+}
+
+impl Display for SubjectFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let times = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
+        let bytes = |value: u64| {
+            if value == 0 {
+                String::new()
+            } else {
+                format!("{:.1} MiB", value as f64 / f64::from(1 << 20))
+            }
+        };
+        write!(
+            out,
+            "{:<11} {:>9.1} {:>9} {:>8} {:>11.0} {:>10} {:>10} {:>10}",
+            self.name,
+            self.cpu_ns,
+            times(self.times_nothing),
+            times(self.times_floor),
+            self.operations_per_second,
+            bytes(self.target_resident_bytes),
+            bytes(self.tracer_resident_bytes),
+            bytes(self.map_bytes)
+        )?;
+        if let Some(lost) = &self.lost {
+            write!(out, "  {}", losses(lost))?;
+        }
+        if let Some(weight) = self.weight.filter(|weight| *weight > 1) {
+            write!(out, "; one of {weight} blocks kept")?;
+        }
+        Ok(())
+    }
+}
+
+fn losses(lost: &BTreeMap<String, u64>) -> String {
+    if lost.is_empty() {
+        return "0".into();
+    }
+    let parts: Vec<String> = lost
+        .iter()
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    parts.join(", ")
+}
+
+fn bars(out: &mut Formatter<'_>, bars: &[BarFigures]) -> fmt::Result {
+    for (index, bar) in bars.iter().enumerate() {
+        if index > 0 {
+            writeln!(out)?;
+        }
+        write!(
+            out,
+            "  bar: {} = {:.2}, limit {:.2}: {}",
+            bar.what,
+            bar.measured,
+            bar.limit,
+            if bar.met { "met" } else { "MISSED" }
+        )?;
+    }
+    Ok(())
+}
+
+impl Display for Scaling {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "scaling: malloc and free of 64 bytes, one thread against two"
+        )?;
+        writeln!(
+            out,
+            "  {:<11} {:>12} {:>12} {:>6} {:>12}",
+            "", "1: op/s", "2: op/s", "ratio", "by CPU time"
+        )?;
+        for subject in &self.subjects {
+            writeln!(
+                out,
+                "  {:<11} {:>12.0} {:>12.0} {:>6.2} {:>12.2}",
+                subject.name,
+                subject.one_per_second,
+                subject.two_per_second,
+                subject.ratio,
+                subject.cpu_ratio
+            )?;
+        }
+        bars(out, &self.bars)
+    }
+}
+
+/// The kinds of link, one a line.
+pub(super) struct Attach<'a>(pub(super) &'a [AttachFigures]);
+
+impl Display for Attach<'_> {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(out, "attach: every function of the C library; milliseconds")?;
+        write!(
+            out,
+            "  {:<8} {:>13} {:>12} {:>12} {:>12} {:>12} {:>12}",
+            "links",
+            "follow (all)",
+            "first-last",
+            "longest op",
+            "disarmed",
+            "longest op",
+            "detached"
+        )?;
+        for kind in self.0 {
+            write!(
+                out,
+                "\n  {:<8} {:>13.1} {:>12.1} {:>12.1} {:>12.1} {:>12.1} {:>12.1}",
+                kind.links,
+                kind.follow_ms,
+                kind.arm_ms,
+                kind.attach_gap_ms,
+                kind.disarm_ms,
+                kind.detach_gap_ms,
+                kind.detach_ms
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for ReportFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "report: {} blocks at {} sites: written {:.0} ms after Ctrl-C, ended after {:.0} ms; lost {}; tracer {:.0} MiB, maps {:.0} MiB",
+            self.blocks,
+            self.sites,
+            self.written_ms,
+            self.ended_ms,
+            losses(&self.lost),
+            self.tracer_resident_bytes as f64 / f64::from(1 << 20),
+            self.map_bytes as f64 / f64::from(1 << 20)
+        )?;
+        bars(out, &self.bars)
+    }
+}
+
+/// The profiled variants and their programs.
+pub(super) struct Profile<'a>(pub(super) &'a [ProfileFigures]);
+
+impl Display for Profile<'_> {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "profile: nanoseconds inside the programs, for an operation (the counting itself included)"
+        )?;
+        for variant in self.0 {
+            let inside: f64 = variant
+                .programs
+                .iter()
+                .map(|program| program.ns_per_operation)
+                .sum();
+            write!(
+                out,
+                "\n  {:<9} {:<36} {:>7.0} in all, {:>6.0} inside",
+                variant.case, variant.variant, variant.cpu_ns, inside
+            )?;
+            for program in &variant.programs {
+                write!(
+                    out,
+                    "\n            {:<18} {:>5.2} runs of {:>6.0} ns",
+                    program.name, program.runs_per_operation, program.ns_per_run
+                )?;
+                if program.missed > 0 {
+                    write!(out, ", {} missed", program.missed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
