@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, ProcessRecord, Settings, SiteKey, SiteTotals, ThreadRecord,
+    Bucket, HitCounts, Loss, Mapping, ProcessRecord, SLICE_SLOTS, Settings, SiteKey, Slice, SiteTotals, ThreadRecord,
     UnwindPage, UnwindRow,
 };
 
@@ -72,10 +72,10 @@ pub(crate) static TOTALS: Array<SiteTotals> = Array::with_max_entries(131_072 * 
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
-/// By incarnation: where the process's mappings stand in `MAPPINGS`: first entry in the upper, count in the lower 32 bits,
-/// one word so that it is never read torn. As many as processes.
+/// Where each process's mappings stand in `MAPPINGS`, by incarnation modulo the number of slots. An array, for it is looked up at
+/// every allocation. 65,536: as many as processes; 1 MiB.
 #[map]
-pub(crate) static SLICES: HashMap<u32, u64> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+pub(crate) static SLICES: Array<Slice> = Array::with_max_entries(SLICE_SLOTS, MMAPABLE);
 
 /// Executable mappings, a sorted slice for each process. Set at load. 65,536: 32 mappings each for 2,000 processes, 2.5 MiB.
 #[map]

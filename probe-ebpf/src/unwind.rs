@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use leakscope_common::{
     BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES,
-    Mapping, STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING,
+    Mapping, SLICE_SLOTS, STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING,
     Settings, StackRecord, ThreadRecord, UnwindRow, WalkState,
 };
 
@@ -87,8 +87,7 @@ pub(crate) fn walk(regs: *mut pt_regs, settings: &Settings, thread: *mut ThreadR
     let (ip, sp, bp) = unsafe { ((*regs).rip, (*regs).rsp, (*regs).rbp) };
     // SAFETY: `thread` points to the current thread's map value.
     let incarnation = unsafe { (*thread).incarnation };
-    // SAFETY: the entry is one word, read once.
-    let slice = unsafe { SLICES.get(&incarnation) }.copied().unwrap_or(0);
+    let slice = slice_of(incarnation);
     // SAFETY: `thread` points to the current thread's map value, which only it writes; its fields do not overlap.
     let (state, stack) = unsafe { (&mut (*thread).walk, &mut (*thread).stack) };
     *state = WalkState {
@@ -309,6 +308,15 @@ fn next(state: &mut WalkState, stack: &mut StackRecord, caller: u64) -> i64 {
     }
 }
 
+/// The slice of a process incarnation: first entry in the upper, count in the lower 32 bits; empty where there is none.
+#[inline(always)]
+fn slice_of(incarnation: u32) -> u64 {
+    match SLICES.get(incarnation & (SLICE_SLOTS - 1)) {
+        Some(slice) if slice.incarnation == incarnation => slice.range,
+        _ => 0,
+    }
+}
+
 /// Finds the mapping of an address in the process's sorted slice and remembers it.
 #[inline(always)]
 fn find_mapping(state: &mut WalkState, address: u64) -> bool {
@@ -351,8 +359,7 @@ fn search_mappings(first: u32, count: u32, address: u64) -> Option<&'static Mapp
 /// probes.
 #[inline(always)]
 pub(crate) fn is_own_code(incarnation: u32, address: u64) -> bool {
-    // SAFETY: the entry is one word, read once.
-    let slice = unsafe { SLICES.get(&incarnation) }.copied().unwrap_or(0);
+    let slice = slice_of(incarnation);
     search_mappings((slice >> 32) as u32, slice as u32, address)
         .is_some_and(|mapping| mapping.flags & MAPPING_UPROBES == 0)
 }

@@ -14,7 +14,7 @@ use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
     Block, Bucket, Event, EventKind, HIT_SLOTS, HitCounts, LIVE_CLAIMED, Loss, Mapping,
-    PROCESS_EXEC_PENDING, Plain, ProcessRecord, STACK_HEADER_BYTES, Settings, SiteKey, SiteTotals,
+    PROCESS_EXEC_PENDING, Plain, ProcessRecord, STACK_HEADER_BYTES, SLICE_SLOTS, Settings, SiteKey, SiteTotals, Slice,
     StackRecord, TOTALS_STRIPES, ThreadRecord, UnwindPage, UnwindRow, live_key, thin_keeps,
 };
 
@@ -161,7 +161,7 @@ pub struct Probe {
     holds: BpfHashMap<MapData, u32, u32>,
     hits: BpfHashMap<MapData, u32, Value<HitCounts>>,
     threads: BpfHashMap<MapData, u64, Value<ThreadRecord>>,
-    slices: BpfHashMap<MapData, u32, u64>,
+    slices: SharedArray<Slice>,
     events: RingBuf<MapData>,
     lifecycle_programs: Vec<(&'static str, OwnedFd)>,
 }
@@ -225,7 +225,7 @@ impl Probe {
             holds: hash(object.take_map("HOLDS")?)?,
             hits: hash(object.take_map("HITS")?)?,
             threads: hash(object.take_map("THREADS")?)?,
-            slices: hash(object.take_map("SLICES")?)?,
+            slices: shared(&object, "SLICES", SLICE_SLOTS)?,
             events: RingBuf::try_from(Map::RingBuf(object.take_map("EVENTS")?))
                 .map_err(|error| map_error("EVENTS", &error))?,
             memory: std::mem::take(&mut object.memory),
@@ -603,23 +603,38 @@ impl Probe {
     }
 
     /// Tells the probe where a process's mappings stand.
-    ///
-    /// # Errors
-    /// The table is full.
-    pub fn set_slice(
-        &mut self,
-        incarnation: u32,
-        first: u32,
-        count: u32,
-    ) -> Result<(), KernelError> {
-        self.slices
-            .insert(incarnation, u64::from(first) << 32 | u64::from(count), ANY)
-            .map_err(|error| map_error("SLICES", &error))
+    pub fn set_slice(&mut self, incarnation: u32, first: u32, count: u32) {
+        let index = slice_index(incarnation);
+        let range = u64::from(first) << 32 | u64::from(count);
+        let Some(there) = self.slices.read(index) else {
+            return;
+        };
+        if there.incarnation != incarnation {
+            self.slices.write(index, Slice::default());
+        }
+        if let Some(word) = self.slices.word(index, offset_of!(Slice, range)) {
+            word.store(range, Ordering::SeqCst);
+        }
+        self.slices.write(
+            index,
+            Slice {
+                range,
+                incarnation,
+                reserved: 0,
+            },
+        );
     }
 
     /// The process's mappings are not to be used any more.
     pub fn clear_slice(&mut self, incarnation: u32) {
-        let _ = self.slices.remove(&incarnation);
+        let index = slice_index(incarnation);
+        if self
+            .slices
+            .read(index)
+            .is_some_and(|slice| slice.incarnation == incarnation)
+        {
+            self.slices.write(index, Slice::default());
+        }
     }
 
     /// Writes an entry of the mappings table; `false` beyond its end.
@@ -646,6 +661,11 @@ impl Probe {
             self.mappings.len(),
         )
     }
+}
+
+/// The slot of an incarnation's slice.
+fn slice_index(incarnation: u32) -> usize {
+    (incarnation & (SLICE_SLOTS - 1)) as usize
 }
 
 /// Buckets of the live table for this many blocks: twice as many slots, a power of two.

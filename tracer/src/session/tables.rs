@@ -290,7 +290,7 @@ impl Tables {
         for (place, mapping) in (first..).zip(&mappings) {
             probe.write_mapping(place, *mapping);
         }
-        probe.set_slice(incarnation, first as u32, mappings.len() as u32)?;
+        probe.set_slice(incarnation, first as u32, mappings.len() as u32);
         if let Some((old, len)) = self
             .slices
             .insert(incarnation, (first, mappings.len().max(1)))
