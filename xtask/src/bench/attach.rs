@@ -3,6 +3,7 @@
 use super::Bench;
 use super::child::Running;
 use super::figures::{AttachFigures, median};
+use super::subject::slowed_from;
 use super::victim::{Victim, compile};
 use anyhow::{Context as _, Result, bail};
 use std::process::Command;
@@ -16,8 +17,8 @@ const LINKS: [&str; 3] = ["session", "multi", "perf"];
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often the target is asked: the resolution of what it feels.
 const LOOK_EVERY: Duration = Duration::from_micros(300);
-/// An operation that takes so many times its untraced time is slowed.
-const SLOWED: f64 = 3.0;
+/// CPU time that a judgement rests on: an answer takes some 10 µs, and the target may not run at all for a while.
+const LOOK_CPU_NS: u64 = 150_000;
 /// How long the probes stay.
 const STAY: Duration = Duration::from_millis(300);
 
@@ -115,9 +116,15 @@ fn watch(
     let mut slow_until = 0;
     let mut before = victim.progress()?;
     loop {
+        if begun.elapsed() > PATIENCE {
+            bail!("nothing happened within {PATIENCE:?} where {expected:?} was due");
+        }
         thread::sleep(LOOK_EVERY);
         let now = victim.progress()?;
-        let is_slow = (now - before).cpu_ns_per_operation() > SLOWED * untraced;
+        if (now - before).cpu_ns < LOOK_CPU_NS {
+            continue;
+        }
+        let is_slow = (now - before).cpu_ns_per_operation() > slowed_from(untraced);
         if is_slow {
             slow_from.get_or_insert(before.wall_ns);
             slow_until = now.wall_ns;
@@ -133,9 +140,6 @@ fn watch(
             _ => {}
         }
         before = now;
-        if begun.elapsed() > PATIENCE {
-            bail!("nothing happened within {PATIENCE:?} where {expected:?} was due");
-        }
     }
 }
 

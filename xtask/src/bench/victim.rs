@@ -8,10 +8,13 @@ use std::ops::Sub;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// How often it is asked for its pace, and the CPU time that a pace rests on: an answer takes some 10 µs.
+const PACE_EVERY: Duration = Duration::from_millis(20);
+const PACE_CPU_NS: u64 = 5_000_000;
 /// How long renewing a live set of millions may take under the slowest tracer.
 const FILL_WITHIN: Duration = Duration::from_secs(120);
 /// How long it may take to start under Valgrind, with its live set.
@@ -151,6 +154,26 @@ impl Victim {
         let before = self.progress()?;
         thread::sleep(time);
         Ok(self.progress()? - before)
+    }
+
+    /// Its pace just now. On a busy machine a program may not run at all for a while: it is watched until it has had
+    /// some CPU time, so that its operations can be told from its answers.
+    ///
+    /// # Errors
+    /// When it does not answer, or gets no CPU time.
+    pub(super) fn pace(&mut self) -> Result<Progress> {
+        let before = self.progress()?;
+        let begun = Instant::now();
+        loop {
+            thread::sleep(PACE_EVERY);
+            let pace = self.progress()? - before;
+            if pace.cpu_ns >= PACE_CPU_NS {
+                return Ok(pace);
+            }
+            if begun.elapsed() > ANSWER_WITHIN {
+                bail!("the program had no CPU time for {ANSWER_WITHIN:?}");
+            }
+        }
     }
 
     /// Lets only so many of its threads go on.
