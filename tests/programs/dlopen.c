@@ -8,6 +8,11 @@
 #include <dlfcn.h>
 #include <limits.h>
 
+/* The library's file, in this program's folder. */
+#ifndef PLUGIN
+#define PLUGIN "libplugin.so"
+#endif
+
 OWN_FRAME static void leak_host(void)
 {
     for (int i = 0; i < 2; i++)
@@ -21,7 +26,7 @@ int main(int argc, char **argv)
     if (length <= 0)
         _exit(110);
     path[length] = 0;
-    strcpy(strrchr(path, '/'), "/libplugin.so");
+    strcpy(strrchr(path, '/'), "/" PLUGIN);
     victim_ready(argc, argv);
     void *library = dlopen(path, RTLD_NOW);
     if (!library)
