@@ -119,16 +119,23 @@ fn threads_that_the_program_cloned_itself() {
         .iter()
         .find(|site| site.contains("leak_cloned"))
         .unwrap();
-    assert!(site.contains("worker") && !site.contains("main"), "{site:?}");
+    assert!(
+        site.contains("worker") && !site.contains("main"),
+        "{site:?}"
+    );
 }
 
 #[test]
 fn handlers_of_exceptions_in_cold_code() {
     let _alone = require_kernel!();
-    let report = assert_complete(&require_victim!("cold-omit"), &["main"], |report, pid, truth| {
-        // The exception itself is allocated below throw_on.
-        report.called_by(pid, &truth.function)
-    });
+    let report = assert_complete(
+        &require_victim!("cold-omit"),
+        &["main"],
+        |report, pid, truth| {
+            // The exception itself is allocated below throw_on.
+            report.called_by(pid, &truth.function)
+        },
+    );
     // Called from the landing pad of the function that is unwound.
     let site = report
         .sites
@@ -156,7 +163,10 @@ fn rust_with_debug_information() {
         .iter()
         .find(|frame| frame.is("rust::leak_box"))
         .unwrap();
-    assert!(frame.file.as_deref().unwrap().ends_with("rust.rs"), "{frame:?}");
+    assert!(
+        frame.file.as_deref().unwrap().ends_with("rust.rs"),
+        "{frame:?}"
+    );
     assert!(frame.line.is_some(), "{frame:?}");
 }
 
