@@ -316,7 +316,7 @@ fn a_process_that_ended_before_the_report() {
 #[test]
 fn a_command_that_ended_before_the_report() {
     let _alone = require_kernel!();
-    for name in ["dlopen-omit", "cold-omit", "cpp-omit-stripped"] {
+    for name in ["clone-omit", "cold-omit", "cpp-omit-stripped"] {
         let path = require_victim!(name);
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("report.json");

@@ -16,8 +16,18 @@ use leakscope_tests::{
 /// Of a thousand allocations this many must have a complete stack.
 const PER_MILLE: u64 = 999;
 
+/// The same for a short program that loads libraries as it runs: the calls of a library's own constructors are over before
+/// its mapping is known. Those stacks are counted as such, and all others are held to the bar.
+const LATER_PER_MILLE: u64 = 980;
+
+/// When a program loads its libraries.
+enum Libraries {
+    AtStart,
+    Later,
+}
+
 #[track_caller]
-fn assert_share(what: &str, command: &[&str], least: u64) {
+fn assert_share(what: &str, command: &[&str], least: u64, libraries: &Libraries) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report.json");
     let mut arguments = vec![
@@ -64,8 +74,18 @@ fn assert_share(what: &str, command: &[&str], least: u64) {
         report.sites.len(),
     );
     assert!(all >= least, "{what}: only {all} allocations");
+    let early = report
+        .losses
+        .get("unwind_unknown_mapping")
+        .copied()
+        .unwrap_or(0);
+    let (least_share, cut) = match libraries {
+        Libraries::AtStart => (PER_MILLE, all - complete),
+        Libraries::Later => (LATER_PER_MILLE, (all - complete).saturating_sub(early)),
+    };
+    // What is not explained by a library that is not known yet is held to the bar.
     assert!(
-        complete * 1000 >= all * PER_MILLE,
+        complete * 1000 >= all * least_share && cut * 1000 <= all * (1000 - PER_MILLE),
         "{what}: {complete} of {all} stacks complete; {losses:?}; ends: {ends:#?}"
     );
 }
@@ -89,7 +109,7 @@ def compare(a, b):
     bytes(2000 + a[0])
     return a[0] - b[0]
 libc = ctypes.CDLL(None)
-for turn in range(60):
+for turn in range(30):
     data = {str(i): [i * 0.5, 'x' * (i * 13 % 1500), {'deep': [None] * (i % 300)}] for i in range(200)}
     text = json.dumps(data)
     assert json.loads(text) == data
@@ -120,7 +140,12 @@ fn python_with_its_own_tests() {
         leave_out("there is no python3");
         return;
     };
-    assert_share("python3, a workload", &[&python, "-c", PYTHON_WORK], 10_000);
+    assert_share(
+        "python3, a workload",
+        &[&python, "-c", PYTHON_WORK],
+        10_000,
+        &Libraries::Later,
+    );
     let modules = ["test_list", "test_dict", "test_json"];
     let mut check = std::process::Command::new(&python);
     check.args([
@@ -130,7 +155,7 @@ fn python_with_its_own_tests() {
     if run_command(check).is_ok_and(|finished| finished.code() == 0) {
         let mut command = vec![python.as_str(), "-m", "test"];
         command.extend(modules);
-        assert_share("python3 -m test", &command, 10_000);
+        assert_share("python3 -m test", &command, 10_000, &Libraries::Later);
     } else {
         leave_out("python's own test suite is not installed (Debian: libpython3.11-testsuite)");
     }
@@ -140,7 +165,12 @@ fn python_with_its_own_tests() {
 fn containers_of_cpp_without_frame_pointers() {
     let _alone = require_kernel!();
     let path = require_victim!("containers-omit");
-    assert_share("C++ containers", &[path.to_str().unwrap()], 50_000);
+    assert_share(
+        "C++ containers",
+        &[path.to_str().unwrap()],
+        50_000,
+        &Libraries::AtStart,
+    );
 }
 
 #[test]
@@ -154,5 +184,6 @@ fn gdb() {
         "gdb",
         &["gdb", "-nx", "-batch", "-ex", "info functions", "/bin/true"],
         10_000,
+        &Libraries::AtStart,
     );
 }
