@@ -142,13 +142,7 @@ const PROGRAMS: &[Program] = &[
     c(
         "basic-omit-static-pie",
         "basic.c",
-        &[
-            "-g",
-            "-O2",
-            "-fomit-frame-pointer",
-            "-static-pie",
-            "-fPIE",
-        ],
+        &["-g", "-O2", "-fomit-frame-pointer", "-static-pie", "-fPIE"],
     ),
     musl("basic-omit-musl", TABLES),
     musl(
@@ -202,10 +196,7 @@ const PROGRAMS: &[Program] = &[
         )
     },
     rust("rust", &["-g", "-O"]),
-    rust(
-        "rust-v0-no-debug",
-        &["-O", "-Csymbol-mangling-version=v0"],
-    ),
+    rust("rust-v0-no-debug", &["-O", "-Csymbol-mangling-version=v0"]),
     Program {
         name: "cgo",
         compiler: "go",

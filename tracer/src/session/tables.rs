@@ -263,9 +263,7 @@ impl Tables {
                 mapping.flags = MAPPING_FRAME_POINTERS;
             }
             if let Some(module) = &range.module {
-                mapping.bias = range
-                    .start
-                    .wrapping_sub(module.virtual_address(range.offset));
+                mapping.bias = range.start.wrapping_sub(module.mapped_at(range));
                 if keeps_frame_pointers(module).is_some() {
                     mapping.flags = MAPPING_FRAME_POINTERS;
                 } else {

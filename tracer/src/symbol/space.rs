@@ -49,6 +49,16 @@ impl Module {
             .and_then(|elf| elf.vaddr_of(file_offset))
             .unwrap_or(file_offset)
     }
+
+    /// The ELF virtual address at which one of the file's mappings begins; the file offset itself where the headers do
+    /// not say.
+    #[must_use]
+    pub fn mapped_at(&self, range: &Range) -> u64 {
+        self.elf
+            .as_ref()
+            .and_then(|elf| elf.vaddr_of_mapping(range.offset, range.executable))
+            .unwrap_or(range.offset)
+    }
 }
 
 /// A mapped range of addresses.
