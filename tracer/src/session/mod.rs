@@ -170,8 +170,14 @@ impl Session {
             .space
             .refresh(&self.proc_root, pid, &mut self.modules)
             .map_err(TraceError::from)?;
-        self.attach(&mut traced)?;
-        if traced.sites.is_empty() {
+        // Tables, probes, filter, in this order: a target is trapped for nothing as briefly as can be, and recording begins
+        // for all functions at the same instant.
+        traced.incarnation = self.probe.new_incarnation();
+        self.install_tables(&mut traced)?;
+        let attached = self.attach(&mut traced);
+        if attached.is_err() || traced.sites.is_empty() {
+            self.tables.remove(&mut self.probe, traced.incarnation);
+            attached?;
             return Err(TraceError::NoAllocator {
                 pid,
                 comm: traced.comm,
@@ -180,9 +186,6 @@ impl Session {
                     .unwrap_or_else(|| "nothing could be attached".to_owned()),
             });
         }
-        // Probes and tables first, then the filter: recording begins for all functions at the same instant.
-        traced.incarnation = self.probe.new_incarnation();
-        self.install_tables(&mut traced)?;
         self.probe.follow(pid, traced.incarnation, false)?;
         self.processes.insert(pid, traced);
         Ok(())
@@ -359,11 +362,10 @@ impl Session {
             .refresh(&self.proc_root, pid, &mut self.modules)
             .is_ok()
         {
-            match self.attach(&mut traced) {
-                Ok(()) => {}
-                Err(error) => traced.note(error.to_string()),
-            }
             self.install_tables(&mut traced)?;
+            if let Err(error) = self.attach(&mut traced) {
+                traced.note(error.to_string());
+            }
         }
         self.processes.insert(pid, traced);
         if held {
