@@ -198,6 +198,16 @@ fn site(
     } else {
         survey.interval(id)
     };
+    // No more can survive than was allocated, which is counted exactly however thin the live table is. Where it is not thinned, a
+    // block may have been stored between the two looks.
+    let (alloc_objects, alloc_bytes) = if survey.weight() == 1 {
+        (
+            totals.alloc_objects.max(inuse_objects),
+            totals.alloc_bytes.max(inuse_bytes),
+        )
+    } else {
+        (totals.alloc_objects, totals.alloc_bytes)
+    };
     let stack = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE);
     let flags = stack.map_or(0, |stack| stack.flags);
     let allocator = stack.and_then(|stack| {
@@ -213,13 +223,12 @@ fn site(
         pid,
         incarnation,
         id: u64::from(id),
-        inuse_bytes,
-        inuse_objects,
-        // A block may have been stored between the two looks.
-        alloc_bytes: totals.alloc_bytes.max(inuse_bytes),
-        alloc_objects: totals.alloc_objects.max(inuse_objects),
-        inuse_bytes_low: low,
-        inuse_bytes_high: high,
+        inuse_bytes: inuse_bytes.min(alloc_bytes),
+        inuse_objects: inuse_objects.min(alloc_objects),
+        alloc_bytes,
+        alloc_objects,
+        inuse_bytes_low: low.min(alloc_bytes),
+        inuse_bytes_high: high.min(alloc_bytes),
         oldest_age_s: survey
             .site(id)
             .oldest_born_ns
