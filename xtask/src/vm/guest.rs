@@ -111,12 +111,17 @@ pub(super) fn run(
         }
     }
     let console = String::from_utf8_lossy(&shell::read(&machine.console)?).into_owned();
-    complaints.extend(
-        console
-            .lines()
-            .filter(|line| TROUBLE.iter().any(|word| line.contains(word)))
-            .map(|line| format!("the kernel complains: {}", line.trim_end())),
-    );
+    let trouble: Vec<&str> = console
+        .lines()
+        .filter(|line| TROUBLE.iter().any(|word| line.contains(word)))
+        .collect();
+    if let Some(first) = trouble.first() {
+        complaints.push(format!(
+            "the kernel complains in {} lines, first: {}",
+            trouble.len(),
+            first.trim_end()
+        ));
+    }
     if !complaints.is_empty() {
         show("--- the end of the kernel's log");
         let lines: Vec<&str> = console.lines().collect();
