@@ -2,7 +2,7 @@
 
 use super::Bench;
 use super::child::Running;
-use super::figures::{BarFigures, ReportFigures, median};
+use super::figures::{BarFigures, ReportFigures, Times};
 use super::proc;
 use super::report_file::ReportFile;
 use super::rounds::most_lost;
@@ -68,18 +68,17 @@ pub(super) fn measure(bench: &mut Bench) -> Result<ReportFigures> {
     }
     figures.blocks = BLOCKS;
     figures.sites = SITES;
-    figures.written_ms = median(&written);
-    figures.ended_ms = median(&ended);
+    figures.written = Times::of(&written);
+    figures.ended = Times::of(&ended);
     figures.lost = most_lost(reports.iter());
     figures.bars = vec![
-        BarFigures::at_most("report, ms".into(), figures.written_ms, LIMIT_MS),
+        BarFigures::at_most("report, ms".into(), figures.written.median_ms, LIMIT_MS),
         BarFigures::at_most(
             "events lost".into(),
             figures.lost.values().sum::<u64>() as f64,
             0.0,
         ),
     ];
-    figures.written_ms_of_each_run = written;
     Ok(figures)
 }
 

@@ -2,7 +2,7 @@
 
 use super::Bench;
 use super::child::Running;
-use super::figures::{AttachFigures, median};
+use super::figures::{AttachFigures, Times};
 use super::subject::slowed_from;
 use super::victim::{Victim, compile};
 use anyhow::{Context as _, Result, bail};
@@ -69,16 +69,17 @@ pub(super) fn measure(bench: &mut Bench) -> Result<Vec<AttachFigures>> {
         .iter()
         .filter(|(_, list)| !list.is_empty())
         .map(|(links, list)| {
-            let of =
-                |figure: fn(&Sample) -> f64| median(&list.iter().map(figure).collect::<Vec<_>>());
+            let of = |figure: fn(&Sample) -> f64| {
+                Times::of(&list.iter().map(figure).collect::<Vec<_>>())
+            };
             AttachFigures {
                 links: (*links).to_owned(),
-                follow_ms: of(|sample| sample.follow),
-                arm_ms: of(|sample| sample.arm),
-                attach_gap_ms: of(|sample| sample.attach_gap),
-                disarm_ms: of(|sample| sample.disarm),
-                detach_gap_ms: of(|sample| sample.detach_gap),
-                detach_ms: of(|sample| sample.detach),
+                follow: of(|sample| sample.follow),
+                arm: of(|sample| sample.arm),
+                attach_gap: of(|sample| sample.attach_gap),
+                disarm: of(|sample| sample.disarm),
+                detach_gap: of(|sample| sample.detach_gap),
+                detach: of(|sample| sample.detach),
             }
         })
         .collect())

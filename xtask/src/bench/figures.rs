@@ -19,7 +19,7 @@ pub(super) struct Figures {
     pub(super) report: Option<ReportFigures>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) profile: Vec<ProfileFigures>,
-    /// What could not be measured, and why.
+    /// What could not be measured, and why; reports that show losses.
     pub(super) problems: Vec<String>,
 }
 
@@ -83,34 +83,49 @@ pub(super) struct ScalingSubject {
     pub(super) cpu_ratio: f64,
 }
 
-/// One kind of link; milliseconds, medians.
+/// Several measurements of one time, milliseconds. The least is what remains when nothing else runs on the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Times {
+    pub(super) median_ms: f64,
+    pub(super) least_ms: f64,
+}
+
+impl Times {
+    pub(super) fn of(values: &[f64]) -> Self {
+        Self {
+            median_ms: median(values),
+            least_ms: values.iter().copied().reduce(f64::min).unwrap_or(0.0),
+        }
+    }
+}
+
+/// One kind of link.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct AttachFigures {
     pub(super) links: String,
     /// From before the process is looked at until all is in place: discovery, tables and links.
-    pub(super) follow_ms: f64,
+    pub(super) follow: Times,
     /// From the first probe that the target feels to the last link.
-    pub(super) arm_ms: f64,
+    pub(super) arm: Times,
     /// The longest operation of the target in that time.
-    pub(super) attach_gap_ms: f64,
+    pub(super) attach_gap: Times,
     /// From the beginning of detaching until the target runs as before.
-    pub(super) disarm_ms: f64,
+    pub(super) disarm: Times,
     /// The longest operation in that time.
-    pub(super) detach_gap_ms: f64,
+    pub(super) detach_gap: Times,
     /// From the beginning to the end of detaching, as the tracer feels it.
-    pub(super) detach_ms: f64,
+    pub(super) detach: Times,
 }
 
-/// A report over many blocks and sites; milliseconds, medians.
+/// A report over many blocks and sites.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct ReportFigures {
     pub(super) blocks: u64,
     pub(super) sites: u64,
     /// From Ctrl-C until the report's last byte was read.
-    pub(super) written_ms: f64,
-    pub(super) written_ms_of_each_run: Vec<f64>,
+    pub(super) written: Times,
     /// Until leakscope had ended.
-    pub(super) ended_ms: f64,
+    pub(super) ended: Times,
     pub(super) lost: BTreeMap<String, u64>,
     pub(super) tracer_resident_bytes: u64,
     pub(super) map_bytes: u64,

@@ -88,10 +88,22 @@ impl Bench {
         eprintln!("{line}");
     }
 
-    /// Something could not be measured.
+    /// Something could not be measured, or is to be looked at.
     fn note(&mut self, problem: String) {
         eprintln!("{problem}");
         self.problems.push(problem);
+    }
+
+    /// Keeps leakscope's last report for a look at what was lost.
+    fn keep_report(&mut self, case: &str, run: u32) -> Result<()> {
+        let kept = shell::target_dir().join(format!("bench/lost-{case}-{run}.json"));
+        fs::copy(self.folder().join("report.json"), &kept)
+            .with_context(|| format!("cannot write {}", kept.display()))?;
+        self.note(format!(
+            "{case}: events were lost in run {run}; its report is {}",
+            shell::relative(&kept)
+        ));
+        Ok(())
     }
 
     /// What a process wrote to stderr.
@@ -151,7 +163,7 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
         for problem in &figures.problems {
-            println!("\nnot measured: {problem}");
+            println!("\n{problem}");
         }
     }
     Ok(if failed {

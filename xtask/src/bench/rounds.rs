@@ -51,6 +51,13 @@ pub(super) fn measure(bench: &mut Bench, case: &Case, subjects: &[Subject]) -> R
             ));
             match sample(bench, case, &program, &subject, &mut victim, untraced) {
                 Ok(sample) => {
+                    if sample
+                        .report
+                        .as_ref()
+                        .is_some_and(|report| !report.lost().is_empty())
+                    {
+                        bench.keep_report(case.name, run)?;
+                    }
                     if let Some((_, list)) = samples.iter_mut().find(|(own, _)| *own == subject) {
                         list.push(sample);
                     }
@@ -305,8 +312,8 @@ pub(super) fn scale(bench: &mut Bench, case: &Case, subjects: &[Subject]) -> Res
         });
         if *subject == Subject::Exact {
             scaling.bars.push(BarFigures::at_least(
-                "leakscope: two threads / one".into(),
-                median_of(&rate),
+                "leakscope: rate of two threads / one, by CPU time".into(),
+                median_of(&cpu),
                 SCALING_BAR,
             ));
         }

@@ -2,7 +2,7 @@
 
 use super::figures::{
     AttachFigures, BarFigures, CaseFigures, Figures, ProfileFigures, ReportFigures, Scaling,
-    SubjectFigures,
+    SubjectFigures, Times,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -101,7 +101,7 @@ impl Display for Scaling {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             out,
-            "scaling: malloc and free of 64 bytes, one thread against two"
+            "scaling: malloc and free of 64 bytes, one thread against two (waiting for a processor does not count by CPU time)"
         )?;
         writeln!(
             out,
@@ -123,15 +123,25 @@ impl Display for Scaling {
     }
 }
 
+/// The median, and the least in parentheses.
+impl Display for Times {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        write!(out, "{:.1} ({:.1})", self.median_ms, self.least_ms)
+    }
+}
+
 /// The kinds of link, one a line.
 pub(super) struct Attach<'a>(pub(super) &'a [AttachFigures]);
 
 impl Display for Attach<'_> {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(out, "attach: every function of the C library; milliseconds")?;
+        writeln!(
+            out,
+            "attach: every function of the C library; milliseconds, medians (and the least)"
+        )?;
         write!(
             out,
-            "  {:<8} {:>13} {:>12} {:>12} {:>12} {:>12} {:>12}",
+            "  {:<8} {:>15} {:>15} {:>15} {:>15} {:>15} {:>17}",
             "links",
             "follow (all)",
             "first-last",
@@ -143,14 +153,14 @@ impl Display for Attach<'_> {
         for kind in self.0 {
             write!(
                 out,
-                "\n  {:<8} {:>13.1} {:>12.1} {:>12.1} {:>12.1} {:>12.1} {:>12.1}",
+                "\n  {:<8} {:>15} {:>15} {:>15} {:>15} {:>15} {:>17}",
                 kind.links,
-                kind.follow_ms,
-                kind.arm_ms,
-                kind.attach_gap_ms,
-                kind.disarm_ms,
-                kind.detach_gap_ms,
-                kind.detach_ms
+                kind.follow.to_string(),
+                kind.arm.to_string(),
+                kind.attach_gap.to_string(),
+                kind.disarm.to_string(),
+                kind.detach_gap.to_string(),
+                kind.detach.to_string()
             )?;
         }
         Ok(())
@@ -161,11 +171,11 @@ impl Display for ReportFigures {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             out,
-            "report: {} blocks at {} sites: written {:.0} ms after Ctrl-C, ended after {:.0} ms; lost {}; tracer {:.0} MiB, maps {:.0} MiB",
+            "report: {} blocks at {} sites: written {} ms after Ctrl-C, ended after {} ms; lost {}; tracer {:.0} MiB, maps {:.0} MiB",
             self.blocks,
             self.sites,
-            self.written_ms,
-            self.ended_ms,
+            self.written,
+            self.ended,
             losses(&self.lost),
             self.tracer_resident_bytes as f64 / f64::from(1 << 20),
             self.map_bytes as f64 / f64::from(1 << 20)
