@@ -8,7 +8,9 @@ use aya_ebpf::{
     },
     programs::{RawTracePointContext, TracePointContext},
 };
-use leakscope_common::{Event, EventKind, HIT_SLOTS, HitCounts, Loss, PROCESS_EXEC_PENDING, ThreadRecord};
+use leakscope_common::{
+    Event, EventKind, HIT_SLOTS, HitCounts, Loss, PROCESS_EXEC_PENDING, ThreadRecord,
+};
 
 use crate::{
     atomic, filter,
@@ -47,11 +49,9 @@ fn tell(kind: EventKind, tgid: u32, incarnation: u32, value: u32, held: bool) {
 /// Stops a command of ours until user space has looked at what it mapped. The signal is pending before the event is sent,
 /// and is taken before the process runs another instruction of its own.
 #[inline(always)]
-fn hold(tgid: u32, incarnation: u32) -> bool {
-    // SAFETY: the entry is one word, read once.
-    match unsafe { HOLDS.get(&tgid) } {
-        Some(started) if *started != incarnation => {}
-        _ => return false,
+fn hold(tgid: u32) -> bool {
+    if HOLDS.get_ptr(&tgid).is_none() {
+        return false;
     }
     // SAFETY: the helper checks its argument.
     unsafe { bpf_send_signal(SIGSTOP) == 0 }
@@ -103,7 +103,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) -> i32 {
             forget(thread);
             (*process).incarnation = fresh;
         }
-        let held = hold(tgid, (*process).incarnation);
+        let held = hold(tgid);
         tell(EventKind::Exec, tgid, (*process).incarnation, ended, held);
     }
     0
@@ -178,7 +178,7 @@ pub(crate) fn mmap_return(ctx: &TracePointContext) -> u32 {
         }
         (*thread).mapping_code = 0;
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        let held = hold(tgid, (*thread).incarnation);
+        let held = hold(tgid);
         tell(EventKind::MappedCode, tgid, (*thread).incarnation, 0, held);
     }
     0

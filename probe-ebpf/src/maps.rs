@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, ProcessRecord, SLICE_SLOTS, Settings, SiteKey, Slice, SiteTotals, ThreadRecord,
-    UnwindPage, UnwindRow,
+    Bucket, HitCounts, Loss, Mapping, ProcessRecord, SLICE_SLOTS, Settings, SiteKey, SiteTotals,
+    Slice, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space maps the array into its memory.
@@ -35,8 +35,8 @@ pub(crate) static PROCESSES: HashMap<u32, ProcessRecord> =
     HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Commands that leakscope itself started, by thread group id: stopped (SIGSTOP) whenever they exec or map a file for
-/// execution, until user space has looked at it. The value is the incarnation that user space has seen allocate: its
-/// start-up is over and it is held no more. 64 entries: one is usual.
+/// execution, until user space has looked at it, so that neither an allocation nor a frame of a new library is missed. 64
+/// entries: one is usual.
 #[map]
 pub(crate) static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(64, NO_PREALLOC);
 

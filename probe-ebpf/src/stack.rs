@@ -6,8 +6,7 @@ use aya_ebpf::{
 };
 use leakscope_common::{
     Block, EventKind, INTERN_PROBES, Loss, MAX_FRAMES, ProbeCookie, STACK_HEADER_BYTES,
-    STACK_UNKNOWN_MAPPING, Settings,
-    SiteTotals, ThreadRecord, UNKNOWN_SITE,
+    STACK_UNKNOWN_MAPPING, Settings, SiteTotals, ThreadRecord, UNKNOWN_SITE,
 };
 
 use crate::{

@@ -15,9 +15,10 @@ use aya_ebpf::{
     helpers::{bpf_probe_read_user, generated::bpf_loop},
 };
 use leakscope_common::{
-    BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES,
-    Mapping, SLICE_SLOTS, STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING,
-    Settings, StackRecord, ThreadRecord, UnwindRow, WalkState,
+    BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS,
+    MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, Mapping, SLICE_SLOTS, STACK_COMPLETE,
+    STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, StackRecord,
+    ThreadRecord, UnwindRow, WalkState,
 };
 
 use crate::maps::{MAPPINGS, SLICES, UNWIND_PAGES, UNWIND_ROWS, lose};
@@ -167,8 +168,7 @@ unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
     let Some(row) = find_row(state.first_page, address) else {
         return cut(state, STACK_NO_RULE, Loss::UnwindNoRule);
     };
-    if row.cfa == CfaRule::None as u8
-        && state.mapping_flags & MAPPING_GAPS_KEEP_FRAME_POINTERS != 0
+    if row.cfa == CfaRule::None as u8 && state.mapping_flags & MAPPING_GAPS_KEEP_FRAME_POINTERS != 0
     {
         return step_by_frame_pointer(state, stack);
     }

@@ -191,7 +191,7 @@ fn rust_with_debug_information() {
     let report = assert_complete(
         &require_victim!("rust"),
         &["main", "rust::leak_in_thread"],
-        |report, pid, truth| by_any_rust_frame(report, pid, truth),
+        by_any_rust_frame,
     );
     let site = report
         .sites
@@ -216,7 +216,7 @@ fn rust_with_symbols_of_the_second_mangling_alone() {
     assert_complete(
         &require_victim!("rust-v0-no-debug"),
         &["main", "rust::leak_in_thread"],
-        |report, pid, truth| by_any_rust_frame(report, pid, truth),
+        by_any_rust_frame,
     );
 }
 

@@ -28,10 +28,7 @@ fn c_that_go_calls() {
         .iter()
         .filter(|site| site.contains("leak_in_c"))
     {
-        let above = site
-            .names()
-            .iter()
-            .any(|name| *name == "runtime.asmcgocall");
+        let above = site.names().contains(&"runtime.asmcgocall");
         assert!(above, "{:?}", site.names());
     }
 }

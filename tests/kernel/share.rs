@@ -16,18 +16,8 @@ use leakscope_tests::{
 /// Of a thousand allocations this many must have a complete stack.
 const PER_MILLE: u64 = 999;
 
-/// The same for a short program that loads libraries as it runs: the calls of a library's own constructors are over before
-/// its mapping is known. Those stacks are counted as such, and all others are held to the bar.
-const LATER_PER_MILLE: u64 = 980;
-
-/// When a program loads its libraries.
-enum Libraries {
-    AtStart,
-    Later,
-}
-
 #[track_caller]
-fn assert_share(what: &str, command: &[&str], least: u64, libraries: &Libraries) {
+fn assert_share(what: &str, command: &[&str], least: u64) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report.json");
     let mut arguments = vec![
@@ -74,18 +64,8 @@ fn assert_share(what: &str, command: &[&str], least: u64, libraries: &Libraries)
         report.sites.len(),
     );
     assert!(all >= least, "{what}: only {all} allocations");
-    let early = report
-        .losses
-        .get("unwind_unknown_mapping")
-        .copied()
-        .unwrap_or(0);
-    let (least_share, cut) = match libraries {
-        Libraries::AtStart => (PER_MILLE, all - complete),
-        Libraries::Later => (LATER_PER_MILLE, (all - complete).saturating_sub(early)),
-    };
-    // What is not explained by a library that is not known yet is held to the bar.
     assert!(
-        complete * 1000 >= all * least_share && cut * 1000 <= all * (1000 - PER_MILLE),
+        complete * 1000 >= all * PER_MILLE,
         "{what}: {complete} of {all} stacks complete; {losses:?}; ends: {ends:#?}"
     );
 }
@@ -140,12 +120,7 @@ fn python_with_its_own_tests() {
         leave_out("there is no python3");
         return;
     };
-    assert_share(
-        "python3, a workload",
-        &[&python, "-c", PYTHON_WORK],
-        10_000,
-        &Libraries::Later,
-    );
+    assert_share("python3, a workload", &[&python, "-c", PYTHON_WORK], 10_000);
     let modules = ["test_list", "test_dict", "test_json"];
     let mut check = std::process::Command::new(&python);
     check.args([
@@ -155,7 +130,7 @@ fn python_with_its_own_tests() {
     if run_command(check).is_ok_and(|finished| finished.code() == 0) {
         let mut command = vec![python.as_str(), "-m", "test"];
         command.extend(modules);
-        assert_share("python3 -m test", &command, 10_000, &Libraries::Later);
+        assert_share("python3 -m test", &command, 10_000);
     } else {
         leave_out("python's own test suite is not installed (Debian: libpython3.11-testsuite)");
     }
@@ -165,12 +140,7 @@ fn python_with_its_own_tests() {
 fn containers_of_cpp_without_frame_pointers() {
     let _alone = require_kernel!();
     let path = require_victim!("containers-omit");
-    assert_share(
-        "C++ containers",
-        &[path.to_str().unwrap()],
-        50_000,
-        &Libraries::AtStart,
-    );
+    assert_share("C++ containers", &[path.to_str().unwrap()], 50_000);
 }
 
 #[test]
@@ -184,6 +154,5 @@ fn gdb() {
         "gdb",
         &["gdb", "-nx", "-batch", "-ex", "info functions", "/bin/true"],
         10_000,
-        &Libraries::AtStart,
     );
 }

@@ -1,7 +1,7 @@
-// A program in Rust that leaks through the standard library's own types, in the protocol of victim.h.
-//
-// True leaks (bytes / blocks): rust::leak_box 1920 / 6, rust::leak_vec 8192 / 2, rust::Holder::leak_string 300 / 3,
-// rust::leak_generic 144 / 1, rust::leak_in_thread 770 / 7. Nothing survives of rust::balanced.
+//! A program in Rust that leaks through the standard library's own types, in the protocol of victim.h.
+//!
+//! True leaks (bytes / blocks): rust::leak_box 1920 / 6, rust::leak_vec 8192 / 2, rust::Holder::leak_string 300 / 3,
+//! rust::leak_generic 144 / 1, rust::leak_in_thread 770 / 7. Nothing survives of rust::balanced.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;

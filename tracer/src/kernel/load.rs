@@ -167,10 +167,10 @@ impl LoadedObject {
             line_info: &line_info,
             line_info_size: function.line_info_rec_size,
         };
-        sys::load_program(&load, &mut []).map_err(|source| {
+        patiently(|| sys::load_program(&load, &mut [])).map_err(|source| {
             // Once more, for the reason.
             let mut log = vec![0_u8; LOG_BYTES];
-            let source = match sys::load_program(&load, &mut log) {
+            let source = match patiently(|| sys::load_program(&load, &mut log)) {
                 Err(again) => again,
                 Ok(_) => source,
             };
@@ -200,6 +200,19 @@ impl LoadedObject {
             reason: format!("it has no map {name}"),
         })
     }
+}
+
+/// Tries again while the verifier says EAGAIN: it gives up when a signal is pending (kernel/bpf/verifier.c, `do_check`), be it
+/// only a timer's.
+fn patiently<T>(mut load: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    const TRIES: u32 = 10;
+    for _ in 1..TRIES {
+        match load() {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => return result,
+        }
+    }
+    load()
 }
 
 /// Line records with strictly rising instruction offsets, as the kernel asks for (`check_btf_line`): an assembler statement

@@ -197,7 +197,6 @@ impl Session {
     /// The child is gone.
     pub fn follow_command(&mut self, pid: u32) -> Result<(), TraceError> {
         let mut traced = Traced::open(&self.proc_root, pid)?;
-        traced.is_command = true;
         traced.incarnation = self.probe.new_incarnation();
         self.probe.follow(pid, traced.incarnation, true)?;
         self.processes.insert(pid, traced);
@@ -292,11 +291,6 @@ impl Session {
         frames: Vec<u64>,
     ) {
         if let Some(traced) = self.processes.get_mut(&pid) {
-            if traced.is_command && traced.allocates_since != incarnation {
-                // The program allocates: its start-up is over.
-                traced.allocates_since = incarnation;
-                self.probe.end_hold(pid, incarnation);
-            }
             // While the process lives: a library that was loaded without an event (before the attach to it) is found now.
             if traced.incarnation == incarnation
                 && frames

@@ -105,10 +105,6 @@ pub(super) struct Traced {
     /// Links by the device and inode of the file.
     pub(super) links: HashMap<(u32, u32, u64), Link>,
     pub(super) sites: Vec<ProbeSite>,
-    /// A command of ours, held while it starts up.
-    pub(super) is_command: bool,
-    /// The incarnation that has been seen to allocate.
-    pub(super) allocates_since: u32,
     pub(super) execs: u32,
     pub(super) ended: Option<Instant>,
     /// Why no allocator was found, where none was.
@@ -164,8 +160,6 @@ impl Traced {
             space: AddressSpace::default(),
             links: HashMap::new(),
             sites: Vec::new(),
-            is_command: false,
-            allocates_since: 0,
             execs: 0,
             ended: None,
             why_empty: None,

@@ -246,14 +246,14 @@ fn a_mapping_that_begins_before_its_segment() {
             file_offset: 0,
             file_size: 0x16344,
             executable: false,
-            ..elf.segments[0].clone()
+            ..elf.segments[0]
         },
         Segment {
             vaddr: 0x17350,
             file_offset: 0x16350,
             file_size: 0x44400,
             executable: true,
-            ..elf.segments[0].clone()
+            ..elf.segments[0]
         },
     ];
     assert_eq!(elf.vaddr_of_mapping(0, false), Some(0));
