@@ -106,7 +106,10 @@ impl Victim {
             .stdin
             .as_mut()
             .context("the victim's stdin is closed")?;
-        writeln!(stdin, "{word}").with_context(|| format!("saying {word} to the victim"))
+        // In one piece: a victim may end with the first byte that it reads.
+        stdin
+            .write_all(format!("{word}\n").as_bytes())
+            .with_context(|| format!("saying {word} to the victim"))
     }
 
     /// Lets it run, and waits for its truth. It then waits, alive, for [`Victim::quit`].
