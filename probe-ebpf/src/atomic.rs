@@ -33,7 +33,10 @@ pub(crate) unsafe fn fetch_add(target: *mut u64, value: u64) -> u64 {
 pub(crate) unsafe fn replace(target: *mut u64, old: u64, new: u64) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(target, old, new).1
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            target, old, new,
+        )
+        .1
     }
 }
 

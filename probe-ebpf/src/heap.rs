@@ -100,7 +100,6 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
         // SAFETY: as above.
         let incarnation = unsafe { (*thread).incarnation };
         if stack_pointer == inflight.stack_pointer && is_tail_call(incarnation, stack_pointer) {
-            inflight.chained += !session as u32;
             return NO_RETURN;
         }
         lose(Loss::CallNeverReturned);
@@ -132,7 +131,7 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
         } else {
             unknown_free(settings, thread, argument);
         }
-    } else if rejected {
+    } else if rejected && session {
         inflight.stack_pointer = 0;
         return NO_RETURN;
     }
@@ -141,8 +140,6 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
     inflight.argument = argument;
     inflight.function = function as u32;
     inflight.rejected = rejected as u32;
-    inflight.chained = 0;
-    inflight.returns_to_skip = 0;
     if !rejected {
         inflight.site = stack::capture(regs, settings, thread, cookie);
     }
@@ -160,8 +157,7 @@ pub(crate) fn leave(regs: *mut pt_regs) -> u32 {
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
     let inflight = unsafe { &mut (*thread).inflight };
     let expected = inflight.stack_pointer + RETURN_ADDRESS;
-    if inflight.stack_pointer == 0 && inflight.returns_to_skip > 0 {
-        inflight.returns_to_skip -= 1;
+    if inflight.stack_pointer == 0 && inflight.returned_stack_pointer == stack_pointer {
         return GO_ON;
     }
     if inflight.stack_pointer == 0 || stack_pointer > expected {
@@ -173,7 +169,7 @@ pub(crate) fn leave(regs: *mut pt_regs) -> u32 {
         return GO_ON;
     }
     inflight.stack_pointer = 0;
-    inflight.returns_to_skip = inflight.chained;
+    inflight.returned_stack_pointer = stack_pointer;
     let function = inflight.function as u8;
     let address = if function == POSIX_MEMALIGN {
         if result as u32 != 0 {
@@ -226,7 +222,8 @@ pub(crate) fn release(regs: *mut pt_regs) -> u32 {
     };
     let cookie = arrive(regs, thread);
     // SAFETY: the kernel passes its registers as the context.
-    let (address, stack_pointer) = unsafe { ((*regs).rdi, (*regs).rsp + cookie.stack_moved as u64) };
+    let (address, stack_pointer) =
+        unsafe { ((*regs).rdi, (*regs).rsp + cookie.stack_moved as u64) };
     if address == 0 {
         return GO_ON;
     }

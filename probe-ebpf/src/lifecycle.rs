@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::{RawTracePointContext, TracePointContext},
 };
 use leakscope_common::{
-    Event, EventKind, HIT_SLOTS, HitCounts, Loss, PROCESS_EXEC_PENDING,
+    Event, EventKind, HIT_SLOTS, HitCounts, Loss, PROCESS_EXEC_PENDING, ThreadRecord,
 };
 
 use crate::{
@@ -49,14 +49,37 @@ fn tell(kind: EventKind, tgid: u32, incarnation: u32, value: u32, held: bool) {
 /// Stops a command of ours until user space has looked at what it mapped. The signal is pending before the event is sent,
 /// and is taken before the process runs another instruction of its own.
 #[inline(always)]
-fn hold(tgid: u32, incarnation: u32) -> bool {
-    // SAFETY: the entry is one word, read once.
-    match unsafe { HOLDS.get(&tgid) } {
-        Some(started) if *started != incarnation => {}
-        _ => return false,
+fn hold(tgid: u32) -> bool {
+    if HOLDS.get_ptr(&tgid).is_none() {
+        return false;
     }
     // SAFETY: the helper checks its argument.
     unsafe { bpf_send_signal(SIGSTOP) == 0 }
+}
+
+/// How often a thread asks for its process's mappings at most.
+const ASK_EVERY_NS: u64 = 100_000_000;
+
+/// Asks user space to look at the mappings of the current process: the walk met an address in none that is known. At most ten
+/// times a second for each thread.
+#[inline(never)]
+pub(crate) fn ask_for_mappings(thread: *mut ThreadRecord) {
+    // SAFETY: `thread` points to the current thread's map value, which only it writes; the helper takes nothing.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        if now.wrapping_sub((*thread).asked_ns) < ASK_EVERY_NS {
+            return;
+        }
+        (*thread).asked_ns = now;
+        let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        tell(
+            EventKind::UnknownMapping,
+            tgid,
+            (*thread).incarnation,
+            0,
+            false,
+        );
+    }
 }
 
 /// `sched_process_exec`: arguments are the task, its old thread id, the binary (include/trace/events/sched.h).
@@ -80,7 +103,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) -> i32 {
             forget(thread);
             (*process).incarnation = fresh;
         }
-        let held = hold(tgid, (*process).incarnation);
+        let held = hold(tgid);
         tell(EventKind::Exec, tgid, (*process).incarnation, ended, held);
     }
     0
@@ -155,7 +178,7 @@ pub(crate) fn mmap_return(ctx: &TracePointContext) -> u32 {
         }
         (*thread).mapping_code = 0;
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        let held = hold(tgid, (*thread).incarnation);
+        let held = hold(tgid);
         tell(EventKind::MappedCode, tgid, (*thread).incarnation, 0, held);
     }
     0

@@ -73,7 +73,8 @@ fn look(bucket: *mut Bucket, key: u64, incarnation: u32) -> Seen {
 /// Claims a free slot of a bucket and fills it.
 #[inline(always)]
 fn put(bucket: *mut Bucket, slot: u64, key: u64, block: &Block) -> bool {
-    let slot = slot as usize & (BUCKET_SLOTS - 1);
+    // Hidden, or the compiler drops the mask where it knows the range, and the verifier does not.
+    let slot = hide(slot) as usize & (BUCKET_SLOTS - 1);
     // SAFETY: `bucket` points to a map value and the masked `slot` is inside its arrays. The slot is ours from the claim
     // until the key is written, which happens after the block was.
     unsafe {
@@ -89,7 +90,8 @@ fn put(bucket: *mut Bucket, slot: u64, key: u64, block: &Block) -> bool {
 /// Takes the block out of a slot.
 #[inline(always)]
 fn take(bucket: *mut Bucket, slot: u64) -> Block {
-    let slot = slot as usize & (BUCKET_SLOTS - 1);
+    // Hidden, or the compiler drops the mask where it knows the range, and the verifier does not.
+    let slot = hide(slot) as usize & (BUCKET_SLOTS - 1);
     // SAFETY: `bucket` points to a map value and the masked `slot` is inside its arrays; the block is copied before
     // the slot is given back.
     unsafe {

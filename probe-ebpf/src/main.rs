@@ -5,7 +5,10 @@
 
 #![no_std]
 #![no_main]
-#![allow(internal_features, reason = "atomic operations: the BPF targets of core lack the stable ones")]
+#![allow(
+    internal_features,
+    reason = "atomic operations: the BPF targets of core lack the stable ones"
+)]
 #![feature(asm_experimental_arch, core_intrinsics)]
 
 mod atomic;

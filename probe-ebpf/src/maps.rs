@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, ProcessRecord, Settings, SiteKey, SiteTotals, ThreadRecord,
-    UnwindPage, UnwindRow,
+    Bucket, HitCounts, Loss, Mapping, ProcessRecord, SLICE_SLOTS, Settings, SiteKey, SiteTotals,
+    Slice, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space maps the array into its memory.
@@ -35,8 +35,8 @@ pub(crate) static PROCESSES: HashMap<u32, ProcessRecord> =
     HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Commands that leakscope itself started, by thread group id: stopped (SIGSTOP) whenever they exec or map a file for
-/// execution, until user space has looked at it. The value is the incarnation that user space has seen allocate: its
-/// start-up is over and it is held no more. 64 entries: one is usual.
+/// execution, until user space has looked at it, so that neither an allocation nor a frame of a new library is missed. 64
+/// entries: one is usual.
 #[map]
 pub(crate) static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(64, NO_PREALLOC);
 
@@ -72,10 +72,10 @@ pub(crate) static TOTALS: Array<SiteTotals> = Array::with_max_entries(131_072 * 
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
-/// By incarnation: where the process's mappings stand in `MAPPINGS`: first entry in the upper, count in the lower 32 bits,
-/// one word so that it is never read torn. As many as processes.
+/// Where each process's mappings stand in `MAPPINGS`, by incarnation modulo the number of slots. An array, for it is looked up at
+/// every allocation. 65,536: as many as processes; 1 MiB.
 #[map]
-pub(crate) static SLICES: HashMap<u32, u64> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+pub(crate) static SLICES: Array<Slice> = Array::with_max_entries(SLICE_SLOTS, MMAPABLE);
 
 /// Executable mappings, a sorted slice for each process. Set at load. 65,536: 32 mappings each for 2,000 processes, 2.5 MiB.
 #[map]

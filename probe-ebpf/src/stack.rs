@@ -5,12 +5,12 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id},
 };
 use leakscope_common::{
-    Block, EventKind, INTERN_PROBES, Loss, MAX_FRAMES, ProbeCookie, STACK_HEADER_BYTES, Settings,
-    SiteTotals, ThreadRecord, UNKNOWN_SITE,
+    Block, EventKind, INTERN_PROBES, Loss, MAX_FRAMES, ProbeCookie, STACK_HEADER_BYTES,
+    STACK_UNKNOWN_MAPPING, Settings, SiteTotals, ThreadRecord, UNKNOWN_SITE,
 };
 
 use crate::{
-    atomic,
+    atomic, lifecycle,
     maps::{EVENTS, SITES, TOTALS, lose},
     unwind,
 };
@@ -31,6 +31,9 @@ pub(crate) fn capture(
         stack.depth = walk.depth as u16;
         stack.flags = walk.flags as u16;
         stack.cookie = cookie.to_bits() as u32;
+    }
+    if walk.flags & STACK_UNKNOWN_MAPPING as u32 != 0 {
+        lifecycle::ask_for_mappings(thread);
     }
     intern(settings, thread, walk.tag, walk.check)
 }

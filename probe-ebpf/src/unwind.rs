@@ -4,6 +4,9 @@
 //! return address stands at the stack pointer and the caller's frame pointer in bp; from there on each frame is left by
 //! the row of its file's unwind table. Only an undefined return address is an end; everything else cuts the stack short,
 //! is counted, and marks the stack.
+//!
+//! The walk's state lives in the thread's record, not on the BPF stack: kernels before 6.7 check a loop's callback once, with
+//! what they know of the stack at the first iteration, and drop the branches that this iteration cannot take.
 
 use core::ffi::c_void;
 
@@ -12,9 +15,10 @@ use aya_ebpf::{
     helpers::{bpf_probe_read_user, generated::bpf_loop},
 };
 use leakscope_common::{
-    BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, Mapping, STACK_COMPLETE,
-    STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, ThreadRecord,
-    UnwindRow,
+    BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS,
+    MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, Mapping, SLICE_SLOTS, STACK_COMPLETE,
+    STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, StackRecord,
+    ThreadRecord, UnwindRow, WalkState,
 };
 
 use crate::maps::{MAPPINGS, SLICES, UNWIND_PAGES, UNWIND_ROWS, lose};
@@ -40,64 +44,38 @@ pub(crate) struct Walk {
     pub(crate) check: u64,
 }
 
-/// Where the walk stands; lives on the BPF stack and is handed to each step.
+/// What each step is handed: the way to the thread's record.
 #[repr(C)]
-struct State {
-    /// The thread's record, where frames are written.
+struct Context {
     thread: *mut ThreadRecord,
-    /// The current frame's return address: it lies in the function that is to be left next.
-    ip: u64,
-    /// The stack pointer behind that return address.
-    sp: u64,
-    /// The frame pointer there; 0: lost.
-    bp: u64,
-    /// Running hashes.
-    tag: u64,
-    check: u64,
-    /// The mapping of the last step: callers often lie in the same file.
-    start: u64,
-    end: u64,
-    bias: u64,
-    first_page: u32,
-    mapping_flags: u32,
-    /// The process's slice of `MAPPINGS`.
-    first: u32,
-    count: u32,
-    depth: u32,
-    flags: u32,
-    frame_pointers_only: u32,
-    bp_lost: u32,
 }
 
 /// Multipliers of the two hashes: odd, with well-spread bits (the golden ratio and the fractional part of sqrt 3 in 64 bits).
 const TAG_MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 const CHECK_MULTIPLIER: u64 = 0xbb67_ae85_84ca_a73b;
 
-impl State {
-    /// Appends a frame.
-    #[inline(always)]
-    fn push(&mut self, ip: u64) -> bool {
-        let depth = self.depth as usize;
-        if depth >= MAX_FRAMES {
-            return false;
-        }
-        // SAFETY: `thread` points to the current thread's map value, which only it writes; the index was checked.
-        unsafe { (*self.thread).stack.frames[depth & MAX_FRAMES] = ip };
-        self.depth = depth as u32 + 1;
-        self.tag = (self.tag ^ ip).wrapping_mul(TAG_MULTIPLIER);
-        self.tag ^= self.tag >> 29;
-        self.check = (self.check.wrapping_add(ip)).wrapping_mul(CHECK_MULTIPLIER);
-        self.check ^= self.check >> 32;
-        true
+/// Appends a frame; `false` when there is no room.
+#[inline(always)]
+fn push(state: &mut WalkState, stack: &mut StackRecord, ip: u64) -> bool {
+    let depth = state.depth as usize;
+    if depth >= MAX_FRAMES {
+        return false;
     }
+    stack.frames[depth & MAX_FRAMES] = ip;
+    state.depth = depth as u32 + 1;
+    let tag = (state.tag ^ ip).wrapping_mul(TAG_MULTIPLIER);
+    state.tag = tag ^ (tag >> 29);
+    let check = (state.check.wrapping_add(ip)).wrapping_mul(CHECK_MULTIPLIER);
+    state.check = check ^ (check >> 32);
+    true
+}
 
-    /// Cuts the stack short.
-    #[inline(always)]
-    fn cut(&mut self, flag: u16, loss: Loss) -> i64 {
-        self.flags = flag as u32;
-        lose(loss);
-        STOP
-    }
+/// Cuts the stack short.
+#[inline(always)]
+fn cut(state: &mut WalkState, flag: u16, loss: Loss) -> i64 {
+    state.flags = flag as u32;
+    lose(loss);
+    STOP
 }
 
 const STOP: i64 = 1;
@@ -110,47 +88,50 @@ pub(crate) fn walk(regs: *mut pt_regs, settings: &Settings, thread: *mut ThreadR
     let (ip, sp, bp) = unsafe { ((*regs).rip, (*regs).rsp, (*regs).rbp) };
     // SAFETY: `thread` points to the current thread's map value.
     let incarnation = unsafe { (*thread).incarnation };
-    // SAFETY: the entry is one word, read once.
-    let slice = unsafe { SLICES.get(&incarnation) }.copied().unwrap_or(0);
-    let mut state = State {
-        thread,
-        ip: 0,
+    let slice = slice_of(incarnation);
+    // SAFETY: `thread` points to the current thread's map value, which only it writes; its fields do not overlap.
+    let (state, stack) = unsafe { (&mut (*thread).walk, &mut (*thread).stack) };
+    *state = WalkState {
         sp: sp + 8,
         bp,
         tag: incarnation as u64,
         check: !(incarnation as u64),
+        first: (slice >> 32) as u32,
+        count: slice as u32,
+        frame_pointers_only: settings.frame_pointers_only,
+        ip: 0,
         start: 0,
         end: 0,
         bias: 0,
         first_page: 0,
         mapping_flags: 0,
-        first: (slice >> 32) as u32,
-        count: slice as u32,
         depth: 0,
         flags: 0,
-        frame_pointers_only: settings.frame_pointers_only,
         bp_lost: 0,
     };
-    state.push(ip);
+    push(state, stack, ip);
     // SAFETY: the helper checks the address.
     match unsafe { bpf_probe_read_user(sp as *const u64) } {
         Ok(caller) => {
             state.ip = caller;
-            state.push(caller);
-            // SAFETY: the callback has the signature that the helper asks for and the state outlives the loop.
+            push(state, stack, caller);
+            let mut context = Context { thread };
+            // SAFETY: the callback has the signature that the helper asks for and the context outlives the loop.
             unsafe {
                 bpf_loop(
                     MAX_FRAMES as u32,
                     step as *mut c_void,
-                    (&raw mut state).cast::<c_void>(),
+                    (&raw mut context).cast::<c_void>(),
                     0,
                 );
             }
         }
         Err(_) => {
-            state.cut(STACK_FAULT, Loss::UnwindFault);
+            cut(state, STACK_FAULT, Loss::UnwindFault);
         }
     }
+    // SAFETY: as above.
+    let state = unsafe { &(*thread).walk };
     Walk {
         depth: state.depth,
         flags: state.flags,
@@ -160,35 +141,43 @@ pub(crate) fn walk(regs: *mut pt_regs, settings: &Settings, thread: *mut ThreadR
 }
 
 /// Leaves one frame.
-unsafe extern "C" fn step(_index: u32, state: *mut c_void) -> i64 {
-    // SAFETY: the loop hands over the state that `walk` gave it.
-    let state = unsafe { &mut *state.cast::<State>() };
+unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the loop hands over the context that `walk` gave it, with the current thread's map value, which only it writes; its
+    // fields do not overlap.
+    let (state, stack) = unsafe {
+        let thread = (*context.cast::<Context>()).thread;
+        (&mut (*thread).walk, &mut (*thread).stack)
+    };
     let by_frame_pointer = if state.frame_pointers_only != 0 {
         true
     } else {
         // A return address may lie behind its function's end (a call that does not return): look up the call itself.
         let address = state.ip.wrapping_sub(1);
         if (address < state.start || address >= state.end) && !find_mapping(state, address) {
-            return state.cut(STACK_UNKNOWN_MAPPING, Loss::UnwindUnknownMapping);
+            return cut(state, STACK_UNKNOWN_MAPPING, Loss::UnwindUnknownMapping);
         }
         if state.mapping_flags & MAPPING_NO_TABLE != 0 {
-            return state.cut(STACK_NO_RULE, Loss::UnwindNoRule);
+            return cut(state, STACK_NO_RULE, Loss::UnwindNoRule);
         }
         state.mapping_flags & MAPPING_FRAME_POINTERS != 0
     };
     if by_frame_pointer {
-        return step_by_frame_pointer(state);
+        return step_by_frame_pointer(state, stack);
     }
     let address = state.ip.wrapping_sub(1).wrapping_sub(state.bias);
     let Some(row) = find_row(state.first_page, address) else {
-        return state.cut(STACK_NO_RULE, Loss::UnwindNoRule);
+        return cut(state, STACK_NO_RULE, Loss::UnwindNoRule);
     };
-    apply(state, row)
+    if row.cfa == CfaRule::None as u8 && state.mapping_flags & MAPPING_GAPS_KEEP_FRAME_POINTERS != 0
+    {
+        return step_by_frame_pointer(state, stack);
+    }
+    apply(state, stack, row)
 }
 
 /// Leaves a frame by its row.
 #[inline(always)]
-fn apply(state: &mut State, row: UnwindRow) -> i64 {
+fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 {
     const CFA_NONE: u8 = CfaRule::None as u8;
     const CFA_SP: u8 = CfaRule::Sp as u8;
     const CFA_BP: u8 = CfaRule::Bp as u8;
@@ -206,7 +195,7 @@ fn apply(state: &mut State, row: UnwindRow) -> i64 {
     let (bp_offset, add) = (bp_offset * 8, add * 8);
     let uses_bp = row.cfa == CFA_BP || row.cfa == CFA_DEREF_BP;
     if uses_bp && state.bp_lost != 0 {
-        return state.cut(STACK_NO_RULE, Loss::UnwindUnsupportedRule);
+        return cut(state, STACK_NO_RULE, Loss::UnwindUnsupportedRule);
     }
     let base = if uses_bp { state.bp } else { state.sp };
     let mut cfa = base.wrapping_add(offset as u64);
@@ -222,20 +211,20 @@ fn apply(state: &mut State, row: UnwindRow) -> i64 {
             // SAFETY: the helper checks the address.
             match unsafe { bpf_probe_read_user(cfa as *const u64) } {
                 Ok(value) => cfa = value.wrapping_add(add as u64),
-                Err(_) => return state.cut(STACK_FAULT, Loss::UnwindFault),
+                Err(_) => return cut(state, STACK_FAULT, Loss::UnwindFault),
             }
         }
         CFA_END => {
             state.flags = STACK_COMPLETE as u32;
             return STOP;
         }
-        CFA_NONE => return state.cut(STACK_NO_RULE, Loss::UnwindNoRule),
-        CFA_SIGNAL => return state.cut(STACK_NO_RULE, Loss::UnwindSignalFrame),
-        _ => return state.cut(STACK_NO_RULE, Loss::UnwindUnsupportedRule),
+        CFA_NONE => return cut(state, STACK_NO_RULE, Loss::UnwindNoRule),
+        CFA_SIGNAL => return cut(state, STACK_NO_RULE, Loss::UnwindSignalFrame),
+        _ => return cut(state, STACK_NO_RULE, Loss::UnwindUnsupportedRule),
     }
     // Stacks grow down (psABI x86_64, 3.2.2): a caller's frame lies above.
     if cfa <= state.sp.wrapping_sub(8) {
-        return state.cut(STACK_NO_RULE, Loss::UnwindUnsupportedRule);
+        return cut(state, STACK_NO_RULE, Loss::UnwindUnsupportedRule);
     }
     let caller = if row.bp == BP_AT_CFA && bp_offset == -16 {
         // The usual prologue: the saved frame pointer stands below the return address; one read for both.
@@ -246,18 +235,19 @@ fn apply(state: &mut State, row: UnwindRow) -> i64 {
                 state.bp_lost = 0;
                 caller
             }
-            Err(_) => return state.cut(STACK_FAULT, Loss::UnwindFault),
+            Err(_) => return cut(state, STACK_FAULT, Loss::UnwindFault),
         }
     } else {
         if row.bp == BP_AT_CFA || row.bp == BP_AT_BP {
-            let slot = if row.bp == BP_AT_CFA { cfa } else { state.bp }.wrapping_add(bp_offset as u64);
+            let slot =
+                if row.bp == BP_AT_CFA { cfa } else { state.bp }.wrapping_add(bp_offset as u64);
             // SAFETY: the helper checks the address.
             match unsafe { bpf_probe_read_user(slot as *const u64) } {
                 Ok(bp) => {
                     state.bp = bp;
                     state.bp_lost = 0;
                 }
-                Err(_) => return state.cut(STACK_FAULT, Loss::UnwindFault),
+                Err(_) => return cut(state, STACK_FAULT, Loss::UnwindFault),
             }
         } else if row.bp != BP_SAME {
             state.bp_lost = 1;
@@ -265,16 +255,16 @@ fn apply(state: &mut State, row: UnwindRow) -> i64 {
         // SAFETY: the helper checks the address.
         match unsafe { bpf_probe_read_user(cfa.wrapping_sub(8) as *const u64) } {
             Ok(caller) => caller,
-            Err(_) => return state.cut(STACK_FAULT, Loss::UnwindFault),
+            Err(_) => return cut(state, STACK_FAULT, Loss::UnwindFault),
         }
     };
     state.sp = cfa;
-    next(state, caller)
+    next(state, stack, caller)
 }
 
 /// Leaves a frame that keeps a frame pointer: the caller's stands at bp, the return address behind it.
 #[inline(always)]
-fn step_by_frame_pointer(state: &mut State) -> i64 {
+fn step_by_frame_pointer(state: &mut WalkState, stack: &mut StackRecord) -> i64 {
     let bp = state.bp;
     let known = state.mapping_flags & MAPPING_FRAME_POINTERS != 0;
     if bp == 0 && known {
@@ -286,7 +276,7 @@ fn step_by_frame_pointer(state: &mut State) -> i64 {
         || bp < state.sp.wrapping_sub(8)
         || bp - state.sp.wrapping_sub(8) > MAX_FRAME_BYTES
     {
-        return state.cut(STACK_NO_RULE, Loss::UnwindFramePointers);
+        return cut(state, STACK_NO_RULE, Loss::UnwindFramePointers);
     }
     // SAFETY: the helper checks the address.
     match unsafe { bpf_probe_read_user(bp as *const [u64; 2]) } {
@@ -297,30 +287,39 @@ fn step_by_frame_pointer(state: &mut State) -> i64 {
                 state.flags = STACK_COMPLETE as u32;
                 return STOP;
             }
-            next(state, caller)
+            next(state, stack, caller)
         }
-        Err(_) => state.cut(STACK_FAULT, Loss::UnwindFault),
+        Err(_) => cut(state, STACK_FAULT, Loss::UnwindFault),
     }
 }
 
 /// Records the caller's frame and goes on with it.
 #[inline(always)]
-fn next(state: &mut State, caller: u64) -> i64 {
+fn next(state: &mut WalkState, stack: &mut StackRecord, caller: u64) -> i64 {
     // Below the first page, or in the kernel's half: no code.
     if caller < 4096 || caller >> 56 != 0 {
-        return state.cut(STACK_UNKNOWN_MAPPING, Loss::UnwindUnknownMapping);
+        return cut(state, STACK_UNKNOWN_MAPPING, Loss::UnwindUnknownMapping);
     }
     state.ip = caller;
-    if state.push(caller) {
+    if push(state, stack, caller) {
         CONTINUE
     } else {
-        state.cut(STACK_LIMIT, Loss::UnwindTooDeep)
+        cut(state, STACK_LIMIT, Loss::UnwindTooDeep)
+    }
+}
+
+/// The slice of a process incarnation: first entry in the upper, count in the lower 32 bits; empty where there is none.
+#[inline(always)]
+fn slice_of(incarnation: u32) -> u64 {
+    match SLICES.get(incarnation & (SLICE_SLOTS - 1)) {
+        Some(slice) if slice.incarnation == incarnation => slice.range,
+        _ => 0,
     }
 }
 
 /// Finds the mapping of an address in the process's sorted slice and remembers it.
 #[inline(always)]
-fn find_mapping(state: &mut State, address: u64) -> bool {
+fn find_mapping(state: &mut WalkState, address: u64) -> bool {
     let Some(mapping) = search_mappings(state.first, state.count, address) else {
         return false;
     };
@@ -360,8 +359,7 @@ fn search_mappings(first: u32, count: u32, address: u64) -> Option<&'static Mapp
 /// probes.
 #[inline(always)]
 pub(crate) fn is_own_code(incarnation: u32, address: u64) -> bool {
-    // SAFETY: the entry is one word, read once.
-    let slice = unsafe { SLICES.get(&incarnation) }.copied().unwrap_or(0);
+    let slice = slice_of(incarnation);
     search_mappings((slice >> 32) as u32, slice as u32, address)
         .is_some_and(|mapping| mapping.flags & MAPPING_UPROBES == 0)
 }

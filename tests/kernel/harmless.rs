@@ -98,7 +98,7 @@ fn the_end_of_the_target_ends_the_trace_with_what_was_seen() {
     running.say("go").unwrap();
     advance(&running, 300);
     running.kill().unwrap();
-    let mut rounds = 0;
+    let mut rounds = 300;
     while let Some(line) = running.line().unwrap() {
         rounds = round(&line);
     }

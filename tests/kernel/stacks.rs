@@ -81,12 +81,14 @@ fn known_depths_without_frame_pointers() {
             .iter()
             .filter(|site| site.pid == pid && site.contains(&truth.function))
             .collect();
-        assert_eq!(sites.len(), 1, "{truth:?}");
-        let site = sites.first().unwrap();
+        // The compiler may have unrolled the loop: a site for each call.
+        assert!(!sites.is_empty(), "{truth:?}");
+        let sum = |of: fn(&Site) -> u64| sites.iter().map(|site| of(site)).sum::<u64>();
         assert_eq!(
-            (site.inuse_bytes, site.inuse_objects),
+            (sum(|site| site.inuse_bytes), sum(|site| site.inuse_objects)),
             (truth.bytes, truth.objects)
         );
+        let site = sites.first().unwrap();
         let depth = truth.recursions.unwrap();
         let recursions = site
             .frames

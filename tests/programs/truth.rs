@@ -14,11 +14,13 @@ use leakscope_tests::{
 };
 
 /// Victims that do not speak the protocol, or not by themselves.
-const SILENT: [&str; 6] = [
+const SILENT: [&str; 8] = [
     "short",
     "endless",
     "bare",
+    "containers-omit",
     "libplugin.so",
+    "libplugin-omit.so",
     "leakext.so",
     "exec",
 ];

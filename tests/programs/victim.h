@@ -25,14 +25,13 @@
 /* Work behind a call, so that the call is never turned into a jump. */
 #define AFTER_CALL() __asm__ volatile("" ::: "memory")
 
-static void *volatile victim_kept __attribute__((unused));
 static int victim_waits;
 
 /* Lets the block escape, so that its allocation cannot be optimized away, and forgets it. */
 static inline void *keep(void *block)
 {
-    victim_kept = block;
-    return victim_kept;
+    __asm__ volatile("" : "+r"(block) : : "memory");
+    return block;
 }
 
 static inline void victim_print(const char *format, ...)

@@ -15,7 +15,7 @@ mod truth;
 mod victims;
 
 pub use binary::leakscope;
-pub use machine::{exclusive, kernel_usable, missing, skip};
+pub use machine::{answers, exclusive, kernel_usable, leave_out, missing, prebuilt, skip};
 pub use process::{Victim, python};
 pub use report::{Frame, Overhead, Process, Report, Site, Sum};
 pub use shared::{NOBODY, Shared};

@@ -52,6 +52,11 @@ pub fn missing(name: &str) -> Option<String> {
         Needs::Nothing => None,
         Needs::Musl => (!answers("musl-gcc", "--version"))
             .then(|| "musl-gcc is not installed (Debian: musl-tools)".to_owned()),
+        Needs::Rust => {
+            (!answers("rustc", "--version")).then(|| "rustc is not installed".to_owned())
+        }
+        Needs::Go => (!answers("go", "version"))
+            .then(|| "go is not installed (Debian: golang-go)".to_owned()),
         Needs::Python => match python() {
             Ok(python) if python.include.join("Python.h").exists() => None,
             Ok(python) => Some(format!(
@@ -63,7 +68,9 @@ pub fn missing(name: &str) -> Option<String> {
     }
 }
 
-fn answers(program: &str, argument: &str) -> bool {
+/// Whether a program can be run at all: it is called with an argument that makes it say its version.
+#[must_use]
+pub fn answers(program: &str, argument: &str) -> bool {
     Command::new(program)
         .arg(argument)
         .stdout(Stdio::null())
@@ -85,6 +92,22 @@ pub fn skip(reason: &str) {
     );
     // A test's result does not hang on whether anybody can read this.
     let _ = writeln!(io::stderr(), "SKIPPED: {name} — {reason}");
+}
+
+/// Says on stderr that the running test is left out, with no regard to `LEAKSCOPE_REQUIRE_KERNEL`: for what a machine
+/// need not have even where everything is checked, such as an interpreter that no package list installs, or a compiler
+/// where victims are prebuilt.
+pub fn leave_out(reason: &str) {
+    let current = thread::current();
+    let name = current.name().unwrap_or("a test");
+    // A test's result does not hang on whether anybody can read this.
+    let _ = writeln!(io::stderr(), "SKIPPED: {name} — {reason}");
+}
+
+/// Whether victims are prebuilt, on a machine that has nothing but them.
+#[must_use]
+pub fn prebuilt() -> bool {
+    prebuilt_folder().is_some()
 }
 
 /// Waits until no other test on this machine traces, in this process or another. Free again when dropped.

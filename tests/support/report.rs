@@ -125,8 +125,10 @@ pub struct Sum {
 }
 
 /// The functions that belong to an allocator, not to its caller.
-const ALLOCATOR: [&str; 12] = [
+const ALLOCATOR: [&str; 13] = [
     "malloc",
+    // What musl's malloc is a weak alias of.
+    "default_malloc",
     "calloc",
     "realloc",
     "reallocarray",

@@ -1,7 +1,9 @@
-//! Whether the kernel has breakpoints in a process's copy of the C library: its code in memory against its file.
+//! Whether the kernel has breakpoints in a process's copy of the C library, or in the program itself where that is
+//! statically linked: its code in memory against its file.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -9,16 +11,25 @@ use anyhow::{Context, Result, bail};
 
 use crate::PATIENCE;
 
-/// The file offsets at which the code of the process's C library differs from its file: the breakpoints. Shared
-/// libraries have no relocations in their code, so nothing else makes a difference.
+/// glibc's file, and musl's.
+const LIBRARIES: [&str; 2] = ["libc.so.6", "libc.so"];
+
+/// The file offsets at which the code of the process's C library differs from its file: the breakpoints. Code has no
+/// relocations, so nothing else makes a difference. For a statically linked program, its own code.
 ///
 /// # Errors
-/// When the process is gone or maps no `libc.so.6`.
+/// When the process is gone.
 pub fn breakpoints(pid: u32) -> Result<Vec<u64>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))
         .with_context(|| format!("reading the mappings of process {pid}"))?;
     let memory = File::open(format!("/proc/{pid}/mem"))
         .with_context(|| format!("opening the memory of process {pid}"))?;
+    let own = fs::read_link(format!("/proc/{pid}/exe"))?;
+    let is_library = |path: &str| {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        LIBRARIES.contains(&name)
+    };
+    let dynamic = maps.lines().any(is_library);
     let mut found = Vec::new();
     let mut seen = false;
     for line in maps.lines() {
@@ -26,7 +37,12 @@ pub fn breakpoints(pid: u32) -> Result<Vec<u64>> {
         let [range, flags, offset, _, _, path] = fields.as_slice() else {
             continue;
         };
-        if !flags.contains('x') || !path.ends_with("/libc.so.6") {
+        let wanted = if dynamic {
+            is_library(path)
+        } else {
+            Path::new(path) == own
+        };
+        if !flags.contains('x') || !wanted {
             continue;
         }
         seen = true;
@@ -57,7 +73,7 @@ pub fn breakpoints(pid: u32) -> Result<Vec<u64>> {
         }
     }
     if !seen {
-        bail!("process {pid} maps no libc.so.6");
+        bail!("process {pid} maps no code of {}", own.display());
     }
     Ok(found)
 }

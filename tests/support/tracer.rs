@@ -19,6 +19,9 @@ use crate::text::wait_for_breakpoints;
 /// The value of `--top` with which no site is left out.
 pub const ALL_SITES: &str = "1000000";
 
+/// The variable that names the kind of kernel links to trace with: `session`, `multi` or `perf`.
+const LINKS: &str = "LEAKSCOPE_LINKS";
+
 /// A leakscope that ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
@@ -57,6 +60,12 @@ impl Tracer {
         command
             .args(["trace", "--top", ALL_SITES, "--format", "json", "-o"])
             .arg(folder.path().join("report.json"))
+            // Forces what older kernels have, on a kernel that has more.
+            .args(
+                std::env::var(LINKS)
+                    .ok()
+                    .map(|kind| format!("--links={kind}")),
+            )
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -11,12 +11,14 @@ use anyhow::{Context, Result, bail};
 use crate::machine::missing;
 use crate::process::python;
 
-/// What a victim needs beside a C and a C++ compiler.
+/// What a victim needs beside a C and a C++ compiler, or instead of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Needs {
     Nothing,
     Musl,
     Python,
+    Rust,
+    Go,
 }
 
 /// A victim: how one source is built.
@@ -61,7 +63,30 @@ const fn c(name: &'static str, source: &'static str, flags: &'static [&'static s
     }
 }
 
-/// Every victim. Names ending in `-omit` have no frame pointers.
+/// `basic.c` with musl as its libc.
+const fn musl(name: &'static str, flags: &'static [&'static str]) -> Program {
+    Program {
+        name,
+        compiler: "musl-gcc",
+        source: "basic.c",
+        flags,
+        beside: &[],
+        needs: Needs::Musl,
+    }
+}
+
+const fn rust(name: &'static str, flags: &'static [&'static str]) -> Program {
+    Program {
+        name,
+        compiler: "rustc",
+        source: "rust.rs",
+        flags,
+        beside: &[],
+        needs: Needs::Rust,
+    }
+}
+
+/// Every victim. Names with `-omit` have no frame pointers.
 const PROGRAMS: &[Program] = &[
     c("kinds", "kinds.c", POINTERS),
     c("kinds-omit", "kinds.c", TABLES),
@@ -70,6 +95,7 @@ const PROGRAMS: &[Program] = &[
     c("deep", "deep.c", POINTERS),
     c("deep-omit", "deep.c", TABLES),
     c("churn", "churn.c", POINTERS),
+    c("many", "many.c", POINTERS),
     c("short", "short.c", POINTERS),
     c("exec", "exec.c", POINTERS),
     c("fork", "fork.c", POINTERS),
@@ -101,13 +127,83 @@ const PROGRAMS: &[Program] = &[
             "-fPIE",
         ],
     ),
+    musl("basic-musl", POINTERS),
+    c("basic-omit", "basic.c", TABLES),
+    c(
+        "basic-omit-nopie",
+        "basic.c",
+        &["-g", "-O2", "-fomit-frame-pointer", "-no-pie", "-fno-pie"],
+    ),
+    c(
+        "basic-omit-static",
+        "basic.c",
+        &["-g", "-O2", "-fomit-frame-pointer", "-static"],
+    ),
+    c(
+        "basic-omit-static-pie",
+        "basic.c",
+        &["-g", "-O2", "-fomit-frame-pointer", "-static-pie", "-fPIE"],
+    ),
+    musl("basic-omit-musl", TABLES),
+    musl(
+        "basic-omit-musl-static",
+        &["-g", "-O2", "-fomit-frame-pointer", "-static"],
+    ),
+    c(
+        "basic-omit-stripped",
+        "basic.c",
+        &["-O2", "-fomit-frame-pointer", "-s"],
+    ),
     Program {
-        name: "basic-musl",
-        compiler: "musl-gcc",
-        source: "basic.c",
-        flags: POINTERS,
+        compiler: "c++",
+        ..c(
+            "cpp-omit-stripped",
+            "cpp.cpp",
+            &[
+                "-O2",
+                "-fomit-frame-pointer",
+                "-fno-optimize-sibling-calls",
+                "-rdynamic",
+                "-s",
+            ],
+        )
+    },
+    Program {
+        compiler: "c++",
+        ..c("cold-omit", "cold.cpp", TABLES)
+    },
+    Program {
+        compiler: "c++",
+        ..c("containers-omit", "containers.cpp", TABLES)
+    },
+    c("clone-omit", "clone.c", TABLES),
+    c(
+        "libplugin-omit.so",
+        "plugin.c",
+        &["-g", "-O2", "-fomit-frame-pointer", "-shared", "-fPIC"],
+    ),
+    Program {
+        beside: &["libplugin-omit.so"],
+        ..c(
+            "dlopen-omit",
+            "dlopen.c",
+            &[
+                "-g",
+                "-O2",
+                "-fomit-frame-pointer",
+                "-DPLUGIN=\"libplugin-omit.so\"",
+            ],
+        )
+    },
+    rust("rust", &["-g", "-O"]),
+    rust("rust-v0-no-debug", &["-O", "-Csymbol-mangling-version=v0"]),
+    Program {
+        name: "cgo",
+        compiler: "go",
+        source: "cgo.go",
+        flags: &[],
         beside: &[],
-        needs: Needs::Musl,
+        needs: Needs::Go,
     },
     c("realloc_race", "realloc_race.c", POINTERS),
     c("library", "library.c", POINTERS),
@@ -286,7 +382,7 @@ fn fingerprint() -> Result<u64> {
     for path in paths {
         if path
             .extension()
-            .is_some_and(|kind| kind == "c" || kind == "cpp" || kind == "h")
+            .is_some_and(|kind| ["c", "cpp", "h", "rs", "go"].iter().any(|of| kind == *of))
         {
             path.file_name().hash(&mut hasher);
             fs::read(&path)?.hash(&mut hasher);
@@ -307,8 +403,17 @@ fn build(program: &Program, folder: &Path) -> Result<PathBuf> {
         .tempdir_in(folder)?;
     let output = aside.path().join(program.name);
     let mut command = Command::new(program.compiler);
-    // Without builtins a pair of malloc and free is not optimized away.
-    command.args(["-Wall", "-Wextra", "-fno-builtin", "-pthread"]);
+    match program.needs {
+        Needs::Rust => drop(command.arg("--edition=2021")),
+        Needs::Go => {
+            // Nothing is fetched, and nothing is written but beside the program.
+            command.arg("build").env("CGO_ENABLED", "1");
+            command.env("GO111MODULE", "off");
+            command.env("GOCACHE", folder.join(".go-cache"));
+        }
+        // Without builtins a pair of malloc and free is not optimized away.
+        _ => drop(command.args(["-Wall", "-Wextra", "-fno-builtin", "-pthread"])),
+    }
     command.args(program.flags).arg("-o").arg(&output);
     if program.needs == Needs::Python {
         command.arg("-I").arg(python()?.include);

@@ -16,7 +16,7 @@ pub use layout::Plain;
 pub use loss::Loss;
 pub use process::{
     Event, EventKind, Function, HIT_SLOTS, HitCounts, Inflight, PROCESS_EXEC_PENDING, ProbeCookie,
-    ProcessRecord, Settings, ThreadRecord, UNKNOWN_FREE_SLOT,
+    ProcessRecord, Settings, ThreadRecord, UNKNOWN_FREE_SLOT, WalkState,
 };
 pub use site::{
     BUCKET_SLOTS, Block, Bucket, FRAME_SLOTS, INTERN_PROBES, LIVE_CLAIMED, MAX_FRAMES,
@@ -25,6 +25,6 @@ pub use site::{
     live_bucket_pair, live_key, mix, thin_keeps,
 };
 pub use unwind::{
-    BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, Mapping,
-    UnwindPage, UnwindRow,
+    BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE,
+    MAPPING_UPROBES, Mapping, SLICE_SLOTS, Slice, UnwindPage, UnwindRow,
 };

@@ -133,10 +133,47 @@ pub struct Inflight {
     pub old_taken: u32,
     /// See `old_taken`.
     pub old: Block,
-    /// Calls that this one ended in (`jmp` instead of `call`) and whose return probes fire with its own.
-    pub chained: u32,
-    /// Returns of such calls that are still to come after this one's.
-    pub returns_to_skip: u32,
+    /// The stack pointer behind the last return that was dealt with: of one return, several probes may tell. A call that ends in
+    /// another allocating function (`jmp` instead of `call`) has two, and a return probe that is a perf event runs in every process.
+    pub returned_stack_pointer: u64,
+}
+
+/// Where the walk of a thread's stack stands.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct WalkState {
+    /// The current frame's return address: it lies in the function that is to be left next.
+    pub ip: u64,
+    /// The stack pointer behind that return address.
+    pub sp: u64,
+    /// The frame pointer there.
+    pub bp: u64,
+    /// Running hash of (incarnation, frames).
+    pub tag: u64,
+    /// Second hash.
+    pub check: u64,
+    /// First address of the last step's mapping: callers often lie in the same file.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Its [`crate::Mapping::bias`].
+    pub bias: u64,
+    /// Its [`crate::Mapping::first_page`].
+    pub first_page: u32,
+    /// Its flags.
+    pub mapping_flags: u32,
+    /// First of the process's slice of mappings.
+    pub first: u32,
+    /// Length of the slice.
+    pub count: u32,
+    /// Frames so far.
+    pub depth: u32,
+    /// `STACK_*` flags.
+    pub flags: u32,
+    /// Walk by frame pointers only.
+    pub frame_pointers_only: u32,
+    /// The frame pointer was not restored by the last frames: its value is not the caller's.
+    pub bp_lost: u32,
 }
 
 /// What the probe knows of a thread, in the `THREADS` map by `pid_tgid`. Only the thread itself writes to it.
@@ -147,10 +184,14 @@ pub struct ThreadRecord {
     pub incarnation: u32,
     /// Set while the thread is inside an executable `mmap` call.
     pub mapping_code: u32,
+    /// When the thread last asked user space to look at the process's mappings, CLOCK_MONOTONIC nanoseconds.
+    pub asked_ns: u64,
     /// The call in flight.
     pub inflight: Inflight,
     /// Calls seen.
     pub hits: HitCounts,
+    /// Where the walk stands.
+    pub walk: WalkState,
     /// Room for the stack that is being walked.
     pub stack: StackRecord,
 }
@@ -193,8 +234,12 @@ layout! {
     Settings = 8 * 2 + 4 * 8;
     ProcessRecord = 4 * 2;
     HitCounts = 8 * HIT_SLOTS;
-    Inflight = 8 * 3 + 4 * 6 + core::mem::size_of::<Block>();
-    ThreadRecord = 4 * 2 + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
+    Inflight = 8 * 4 + 4 * 4 + core::mem::size_of::<Block>();
+    ThreadRecord = 4 * 2
+        + 8
+        + core::mem::size_of::<WalkState>()
+        + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
+    WalkState = 8 * 8 + 4 * 8;
     Event = 4 * 6 + 8;
 }
 

@@ -110,16 +110,34 @@ pub struct Mapping {
     pub flags: u32,
 }
 
+/// Slots for slices of mappings: a process incarnation uses the one at its number modulo this.
+pub const SLICE_SLOTS: u32 = 65_536;
+
+/// Where a process incarnation's mappings stand. User space writes `range` before `incarnation`, and replaces it as one word.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Slice {
+    /// First entry of the mappings in the upper, their count in the lower 32 bits: one word, so that it is never read torn.
+    pub range: u64,
+    /// Whose slice it is; 0: nobody's.
+    pub incarnation: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
 /// Code in this mapping is known to keep frame pointers (Go, JIT regions): walk by them.
 pub const MAPPING_FRAME_POINTERS: u32 = 1;
 /// The mapping is known and has no table.
 pub const MAPPING_NO_TABLE: u32 = 2;
 /// The kernel's page of the process for uprobes (`[uprobes]`), where hijacked return addresses point.
 pub const MAPPING_UPROBES: u32 = 4;
+/// Code in this mapping that no row covers is known to keep frame pointers (the builtins that V8 links in).
+pub const MAPPING_GAPS_KEEP_FRAME_POINTERS: u32 = 8;
 
 layout! {
     UnwindRow = 2 + 1 + 1 + 2 + 2;
     UnwindPage = 4 + 4;
+    Slice = 8 + 4 * 2;
     Mapping = 8 * 3 + 4 * 2;
 }
 

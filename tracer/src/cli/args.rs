@@ -87,13 +87,18 @@ pub(super) struct TraceArguments {
     #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..), help_heading = "Target")]
     pub(super) pid: Vec<u32>,
     /// A command to run and trace.
-    #[arg(last = true, value_name = "COMMAND", conflicts_with = "pid", help_heading = "Target")]
+    #[arg(
+        last = true,
+        value_name = "COMMAND",
+        conflicts_with = "pid",
+        help_heading = "Target"
+    )]
     pub(super) command: Vec<OsString>,
     /// How long to trace, such as 30s or 5m; until Ctrl-C if it is not given.
-    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) duration: Option<Duration>,
     /// Also show the result so far, every so often.
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) every: Option<Duration>,
     /// How allocations are seen.
     #[arg(long, value_enum, default_value = "auto")]
@@ -102,7 +107,7 @@ pub(super) struct TraceArguments {
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(super) top: usize,
     /// Only count blocks at least this old.
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) min_age: Option<Duration>,
     /// Only record allocations of at least so many bytes, such as 64KiB.
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -125,6 +130,12 @@ pub(super) struct TraceArguments {
     /// Walk stacks by frame pointers only.
     #[arg(long, help_heading = "Limits")]
     pub(super) frame_pointers: bool,
+    /// Keep every row of the unwind tables, not only those that a return address can be in.
+    #[arg(long, help_heading = "Limits")]
+    pub(super) full_unwind_tables: bool,
+    /// Keep unwind tables in this folder between runs; nobody else may be able to write to it.
+    #[arg(long, value_name = "DIR", help_heading = "Limits")]
+    pub(super) unwind_cache: Option<PathBuf>,
     /// The kind of kernel link to use; the best that the kernel has if it is not given.
     #[arg(long, value_enum, value_name = "KIND", help_heading = "Limits")]
     pub(super) links: Option<LinkChoice>,
@@ -180,9 +191,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// Parses `64KiB`, `1MB`, `4096`.
 fn size(text: &str) -> Result<u64, String> {
-    text.parse::<bytesize::ByteSize>()
-        .map(|size| size.as_u64())
-        .map_err(|error| error.clone())
+    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
 }
 
 #[cfg(test)]

@@ -36,7 +36,13 @@ fn print(out: &mut dyn Write, pid: Option<u32>) -> io::Result<bool> {
     )?;
     for check in kernel::checks() {
         works &= check.verdict != Verdict::Missing;
-        line(out, check.verdict, &check.name, &check.detail, &check.remedy)?;
+        line(
+            out,
+            check.verdict,
+            &check.name,
+            &check.detail,
+            &check.remedy,
+        )?;
     }
     works &= print_probe(out)?;
     if let Some(pid) = pid {

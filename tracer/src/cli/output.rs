@@ -38,7 +38,9 @@ impl Output {
             })
             .transpose()?;
         if file.is_none() && format == FormatChoice::Pprof && io::stdout().is_terminal() {
-            anyhow::bail!("a pprof profile is binary and stdout is a terminal; name a file with -o");
+            anyhow::bail!(
+                "a pprof profile is binary and stdout is a terminal; name a file with -o"
+            );
         }
         Ok(Self { file, format })
     }
@@ -83,7 +85,10 @@ fn replace(file: &mut File, view: &dyn Format, report: &Report) -> io::Result<()
 /// Writes to stdout; `false` when nobody reads any more.
 fn to_stdout(view: &dyn Format, report: &Report) -> io::Result<bool> {
     let mut writer = BufWriter::new(io::stdout().lock());
-    match view.write(report, &mut writer).and_then(|()| writer.flush()) {
+    match view
+        .write(report, &mut writer)
+        .and_then(|()| writer.flush())
+    {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         result => result.map(|()| true),
     }

@@ -4,10 +4,10 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use super::args::{FormatChoice, TierChoice, TraceArguments};
-use crate::{
-    kernel::ProbeOptions,
-    session::SessionOptions,
-};
+use crate::{kernel::ProbeOptions, session::SessionOptions, unwind::BuildOptions};
+
+/// Room for rows of full unwind tables, which are some fifteen times the usual ones: 128 MiB.
+const FULL_UNWIND_ROWS: u32 = 1 << 24;
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,9 +57,19 @@ impl TracePlan {
                     stacks: raw.max_stacks,
                     sizes,
                     frame_pointers_only: raw.frame_pointers,
+                    unwind_rows: if raw.full_unwind_tables {
+                        FULL_UNWIND_ROWS
+                    } else {
+                        ProbeOptions::default().unwind_rows
+                    },
                     links: raw.links.map(Into::into),
                     ..ProbeOptions::default()
                 },
+                unwind: BuildOptions {
+                    full: raw.full_unwind_tables,
+                    ..BuildOptions::default()
+                },
+                unwind_cache: raw.unwind_cache,
                 min_age: raw.min_age.unwrap_or_default(),
                 ..SessionOptions::default()
             },
@@ -74,7 +84,7 @@ fn target(mut pids: Vec<u32>, command: Vec<OsString>) -> Target {
         return Target::Command(program, words.collect());
     }
     if pids.is_empty() {
-        usage("name what to trace: -p PID or -- COMMAND");
+        usage("name what to trace: -p/--pid PID or -- COMMAND");
     }
     pids.sort_unstable();
     pids.dedup();
@@ -84,7 +94,12 @@ fn target(mut pids: Vec<u32>, command: Vec<OsString>) -> Target {
 /// Ends with a usage error, as clap does.
 fn usage(message: &str) -> ! {
     use clap::CommandFactory as _;
-    super::args::Arguments::command()
+    let mut command = super::args::Arguments::command();
+    command.build();
+    command
+        .find_subcommand_mut("trace")
+        .cloned()
+        .unwrap_or(command)
         .error(clap::error::ErrorKind::MissingRequiredArgument, message)
         .exit()
 }

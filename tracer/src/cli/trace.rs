@@ -1,7 +1,7 @@
 //! `leakscope trace`: follow the target, wait, show.
 
 use std::{
-    process::{Child, Command, ExitCode},
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use super::{
     stop::Stop,
 };
 use crate::{
-    kernel::{HeldCommand, require_capabilities},
+    kernel::{HeldCommand, RunningCommand, require_capabilities},
     session::Session,
 };
 
@@ -102,12 +102,12 @@ fn watch(
 }
 
 /// Reaps a command that has ended. One that still runs goes on without us.
-fn reap(child: &mut Child) {
+fn reap(child: &mut RunningCommand) {
     let begun = Instant::now();
     while begun.elapsed() < REAP_WITHIN {
-        match child.try_wait() {
-            Ok(None) => std::thread::sleep(Duration::from_millis(1)),
-            Ok(Some(_)) | Err(_) => return,
+        match child.has_ended() {
+            Ok(false) => std::thread::sleep(Duration::from_millis(1)),
+            Ok(true) | Err(_) => return,
         }
     }
 }

@@ -119,7 +119,10 @@ impl HeapPrograms {
             LinkMode::Session => "allocate_session",
             LinkMode::Multi | LinkMode::Perf => "allocate_enter",
         };
-        let mut programs = vec![(enter, self.enter.as_fd()), ("release", self.release.as_fd())];
+        let mut programs = vec![
+            (enter, self.enter.as_fd()),
+            ("release", self.release.as_fd()),
+        ];
         if let Some(leave) = &self.leave {
             programs.push(("allocate_return", leave.as_fd()));
         }
@@ -138,7 +141,12 @@ impl HeapPrograms {
         probes: &[Attachment],
     ) -> Result<Link, KernelError> {
         let failed = |source: io::Error| KernelError::Attach {
-            what: format!("{} ({} probes, {})", path.to_string_lossy(), probes.len(), self.mode.name()),
+            what: format!(
+                "{} ({} probes, {})",
+                path.to_string_lossy(),
+                probes.len(),
+                self.mode.name()
+            ),
             source,
         };
         let (both, entry_only): (Vec<Attachment>, Vec<Attachment>) =
@@ -149,16 +157,17 @@ impl HeapPrograms {
         };
         if self.mode == LinkMode::Perf {
             let kind = uprobe_pmu().map_err(failed)?;
-            let mut add = |program: &OwnedFd, probe: &Attachment, returns: bool| -> io::Result<()> {
-                let event = sys::open_uprobe(kind, path, probe.offset, returns, pid)?;
-                link._links.push(sys::link_perf_event(
-                    program.as_fd(),
-                    event.as_fd(),
-                    probe.cookie.to_bits(),
-                )?);
-                link._events.push(event);
-                Ok(())
-            };
+            let mut add =
+                |program: &OwnedFd, probe: &Attachment, returns: bool| -> io::Result<()> {
+                    let event = sys::open_uprobe(kind, path, probe.offset, returns, pid)?;
+                    link._links.push(sys::link_perf_event(
+                        program.as_fd(),
+                        event.as_fd(),
+                        probe.cookie.to_bits(),
+                    )?);
+                    link._events.push(event);
+                    Ok(())
+                };
             // Returns first: a call that enters in between is missed whole instead of half seen.
             for probe in &both {
                 if let Some(leave) = &self.leave {

@@ -7,7 +7,8 @@ use std::{
     io::{self, Read as _, Write as _},
     os::{fd::AsRawFd, unix::process::CommandExt as _},
     process::{Child, Command},
-    thread::{self, JoinHandle},
+    sync::mpsc::{self, Receiver, Sender},
+    thread,
 };
 
 /// A child that has not called exec yet. Dropping it without [`HeldCommand::release`] ends the child.
@@ -15,7 +16,22 @@ use std::{
 pub struct HeldCommand {
     pid: u32,
     go: io::PipeWriter,
-    spawner: JoinHandle<io::Result<Child>>,
+    spawned: Receiver<io::Result<Child>>,
+    parent: ParentThread,
+}
+
+/// The thread that is the child's parent. The kernel sends the child SIGCONT when it ends (`PR_SET_PDEATHSIG`), so that a
+/// command which is held at the very moment of our death, whatever its cause, runs on.
+#[derive(Debug)]
+struct ParentThread {
+    _until_dropped: Sender<()>,
+}
+
+/// A command that runs.
+#[derive(Debug)]
+pub struct RunningCommand {
+    child: Child,
+    _parent: ParentThread,
 }
 
 impl HeldCommand {
@@ -27,10 +43,11 @@ impl HeldCommand {
         let (mut pid_reader, mut pid_writer) = io::pipe()?;
         let (mut go_reader, go) = io::pipe()?;
         let go_in_child = go.as_raw_fd();
-        // SAFETY: between fork and exec the closure only writes to and reads from pipes that exist, and closes a descriptor:
-        // all async-signal-safe calls, no allocation, no lock.
+        // SAFETY: between fork and exec the closure only calls prctl(2), writes to and reads from pipes that exist, and closes a
+        // descriptor: all async-signal-safe, no allocation, no lock.
         unsafe {
             command.pre_exec(move || {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGCONT);
                 // The child's copy of our end, so that our death ends its wait.
                 libc::close(go_in_child);
                 pid_writer.write_all(&std::process::id().to_ne_bytes())?;
@@ -38,14 +55,24 @@ impl HeldCommand {
                 go_reader.read_exact(&mut byte)
             });
         }
-        // `spawn` returns only when the child has called exec.
-        let spawner = thread::Builder::new()
-            .name("spawn".to_owned())
-            .spawn(move || command.spawn())?;
+        let (until_dropped, dropped) = mpsc::channel::<()>();
+        let (tell, spawned) = mpsc::channel();
+        thread::Builder::new()
+            .name("command".to_owned())
+            .spawn(move || {
+                // Returns only when the child has called exec.
+                let result = command.spawn();
+                drop(command);
+                // Nobody waits for it when the command was given up; then there is nothing to keep.
+                if tell.send(result).is_ok() {
+                    // Ends with an error when the other end is dropped: nothing is ever sent.
+                    let _ = dropped.recv();
+                }
+            })?;
         let mut pid = [0_u8; 4];
         if let Err(error) = pid_reader.read_exact(&mut pid) {
             // The child never came to the point: say why.
-            return Err(match spawner.join() {
+            return Err(match spawned.recv() {
                 Ok(Err(cause)) => cause,
                 _ => error,
             });
@@ -53,7 +80,10 @@ impl HeldCommand {
         Ok(Self {
             pid: u32::from_ne_bytes(pid),
             go,
-            spawner,
+            spawned,
+            parent: ParentThread {
+                _until_dropped: until_dropped,
+            },
         })
     }
 
@@ -67,19 +97,33 @@ impl HeldCommand {
     ///
     /// # Errors
     /// The program cannot be executed.
-    pub fn release(self) -> io::Result<Child> {
-        let Self { mut go, spawner, .. } = self;
+    pub fn release(self) -> io::Result<RunningCommand> {
+        let Self {
+            mut go,
+            spawned,
+            parent,
+            ..
+        } = self;
         let told = go.write_all(&[1]);
         drop(go);
-        match spawner.join() {
-            Ok(child) => {
-                if child.is_err() {
-                    return child;
-                }
-                told.and(child)
-            }
-            Err(_) => Err(io::Error::other("the thread that starts the command failed")),
-        }
+        let child = spawned
+            .recv()
+            .map_err(|_| io::Error::other("the thread that starts the command failed"))??;
+        told?;
+        Ok(RunningCommand {
+            child,
+            _parent: parent,
+        })
+    }
+}
+
+impl RunningCommand {
+    /// Reaps the command if it has ended; tells whether it has.
+    ///
+    /// # Errors
+    /// waitpid(2) failed.
+    pub fn has_ended(&mut self) -> io::Result<bool> {
+        self.child.try_wait().map(|status| status.is_some())
     }
 }
 
@@ -116,5 +160,7 @@ pub fn monotonic_ns() -> u64 {
     };
     // SAFETY: the pointer is to a timespec of ours; the clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
+    (now.tv_sec as u64)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(now.tv_nsec as u64)
 }

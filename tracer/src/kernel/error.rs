@@ -6,7 +6,9 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// The BPF object could not be read.
-    #[error("the built-in BPF object cannot be read: {reason}; rebuild leakscope (`cargo xtask bpf build`)")]
+    #[error(
+        "the built-in BPF object cannot be read: {reason}; rebuild leakscope (`cargo xtask bpf build`)"
+    )]
     Object {
         /// What the reader said.
         reason: String,
@@ -46,7 +48,9 @@ pub enum KernelError {
         reason: String,
     },
     /// This user may not trace.
-    #[error("not allowed to trace: {missing} missing; run as root, or give the binary these capabilities (see `leakscope doctor`)")]
+    #[error(
+        "not allowed to trace: {missing} missing; run as root, or give the binary these capabilities (see `leakscope doctor`)"
+    )]
     Capabilities {
         /// What is missing.
         missing: String,
@@ -84,7 +88,9 @@ fn permission_hint(error: &io::Error) -> &'static str {
 /// The end of a verifier's log, where the reason stands.
 fn log_tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
-    let tail = lines.get(lines.len().saturating_sub(30)..).unwrap_or_default();
+    let tail = lines
+        .get(lines.len().saturating_sub(30)..)
+        .unwrap_or_default();
     if tail.is_empty() {
         String::new()
     } else {

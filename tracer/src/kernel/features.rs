@@ -181,7 +181,12 @@ fn check_capabilities() -> Check {
     } else {
         Verdict::Degraded
     };
-    Check::new(NAME, verdict, detail, "run as root, or give the binary these capabilities (setcap)")
+    Check::new(
+        NAME,
+        verdict,
+        detail,
+        "run as root, or give the binary these capabilities (setcap)",
+    )
 }
 
 fn check_btf() -> Check {
@@ -215,10 +220,18 @@ fn check_pid_namespace() -> Check {
         Ok(link) => Check::new(
             NAME,
             Verdict::Missing,
-            format!("{}: a container's; process ids here are not those that the kernel reports", link.display()),
+            format!(
+                "{}: a container's; process ids here are not those that the kernel reports",
+                link.display()
+            ),
             "run leakscope in the machine's PID namespace (with containers: --pid=host)",
         ),
-        Err(error) => Check::new(NAME, Verdict::Degraded, format!("/proc/self/ns/pid: {error}"), "mount /proc"),
+        Err(error) => Check::new(
+            NAME,
+            Verdict::Degraded,
+            format!("/proc/self/ns/pid: {error}"),
+            "mount /proc",
+        ),
     }
 }
 

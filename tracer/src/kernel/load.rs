@@ -100,11 +100,22 @@ impl LoadedObject {
             definitions.push((name.clone(), data.fd().as_fd().as_raw_fd(), map));
             maps.insert(name, data);
         }
-        memory.sort_by(|left, right| right.bytes.cmp(&left.bytes).then(left.name.cmp(&right.name)));
-        let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        memory.sort_by(|left, right| {
+            right
+                .bytes
+                .cmp(&left.bytes)
+                .then(left.name.cmp(&right.name))
+        });
+        let text: HashSet<usize> = object
+            .functions
+            .keys()
+            .map(|(section, _)| *section)
+            .collect();
         object
             .relocate_maps(
-                definitions.iter().map(|(name, fd, map)| (name.as_str(), *fd, map)),
+                definitions
+                    .iter()
+                    .map(|(name, fd, map)| (name.as_str(), *fd, map)),
                 &text,
             )
             .map_err(|error| unreadable(error.to_string()))?;
@@ -156,10 +167,10 @@ impl LoadedObject {
             line_info: &line_info,
             line_info_size: function.line_info_rec_size,
         };
-        sys::load_program(&load, &mut []).map_err(|source| {
+        patiently(|| sys::load_program(&load, &mut [])).map_err(|source| {
             // Once more, for the reason.
             let mut log = vec![0_u8; LOG_BYTES];
-            let source = match sys::load_program(&load, &mut log) {
+            let source = match patiently(|| sys::load_program(&load, &mut log)) {
                 Err(again) => again,
                 Ok(_) => source,
             };
@@ -189,6 +200,19 @@ impl LoadedObject {
             reason: format!("it has no map {name}"),
         })
     }
+}
+
+/// Tries again while the verifier says EAGAIN: it gives up when a signal is pending (kernel/bpf/verifier.c, `do_check`), be it
+/// only a timer's.
+fn patiently<T>(mut load: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    const TRIES: u32 = 10;
+    for _ in 1..TRIES {
+        match load() {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => return result,
+        }
+    }
+    load()
 }
 
 /// Line records with strictly rising instruction offsets, as the kernel asks for (`check_btf_line`): an assembler statement

@@ -5,18 +5,24 @@
 mod attach;
 mod command;
 mod error;
+mod event;
 mod features;
 mod load;
 mod object;
 mod probe;
+mod read;
 mod shared;
 mod sys;
 mod tracefs;
 
 pub use attach::{Attachment, Link, LinkMode};
-pub use command::{HeldCommand, monotonic_ns};
+pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
-pub use features::{Capability, Check, Verdict, checks, effective_capabilities, require_capabilities};
+pub use event::ProbeEvent;
+pub use features::{
+    Capability, Check, Verdict, checks, effective_capabilities, require_capabilities,
+};
 pub use load::MapMemory;
 pub use object::{Provenance, provenance};
-pub use probe::{LiveBlock, Probe, ProbeEvent, ProbeOptions, SiteCount, open_pidfd};
+pub use probe::{Probe, ProbeOptions, open_pidfd};
+pub use read::{LiveBlock, SiteCount};

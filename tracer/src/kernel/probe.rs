@@ -13,15 +13,15 @@ use std::{
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
-    Block, Bucket, Event, EventKind, HIT_SLOTS, HitCounts, LIVE_CLAIMED, Loss, Mapping,
-    PROCESS_EXEC_PENDING, Plain, ProcessRecord, Settings, SiteKey, SiteTotals, StackRecord,
-    STACK_HEADER_BYTES, ThreadRecord, TOTALS_STRIPES, UnwindPage, UnwindRow, live_key, thin_keeps,
+    Bucket, HitCounts, Loss, Mapping, PROCESS_EXEC_PENDING, Plain, ProcessRecord, SLICE_SLOTS,
+    Settings, SiteKey, SiteTotals, Slice, TOTALS_STRIPES, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 use super::{
     attach::{self, Attachment, HeapPrograms, Link, LinkMode},
     command,
     error::KernelError,
+    event::{ProbeEvent, parse_event},
     load::{LoadedObject, MapMemory, io_error},
     shared::SharedArray,
     sys,
@@ -68,111 +68,39 @@ impl Default for ProbeOptions {
     }
 }
 
-/// What the probe says of itself, in the order in which it happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProbeEvent {
-    /// A stack seen for the first time.
-    Stack {
-        /// Thread group id.
-        pid: u32,
-        /// The process incarnation.
-        incarnation: u32,
-        /// The site's number.
-        site: u32,
-        /// `STACK_*` flags.
-        flags: u16,
-        /// The hit slot of the probe that saw it.
-        hit_slot: u8,
-        /// Function entry, then return addresses, leaf first.
-        frames: Vec<u64>,
-    },
-    /// A process replaced its program.
-    Exec {
-        /// Thread group id.
-        pid: u32,
-        /// The incarnation that begins.
-        incarnation: u32,
-        /// The incarnation that ended; the same when the exec began the trace.
-        ended: u32,
-        /// Whether it was stopped and waits for [`Probe::resume`].
-        held: bool,
-    },
-    /// A process mapped a file for execution.
-    MappedCode {
-        /// Thread group id.
-        pid: u32,
-        /// The process incarnation.
-        incarnation: u32,
-        /// Whether it was stopped and waits for [`Probe::resume`].
-        held: bool,
-    },
-    /// The walk met an address in no known mapping.
-    UnknownMapping {
-        /// Thread group id.
-        pid: u32,
-        /// The process incarnation.
-        incarnation: u32,
-    },
-}
-
-/// A site's counts at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SiteCount {
-    /// The site's number.
-    pub site: u32,
-    /// Whose it is.
-    pub incarnation: u32,
-    /// What was allocated and freed, all CPUs together.
-    pub totals: SiteTotals,
-}
-
-/// A live block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LiveBlock {
-    /// Its address.
-    pub address: u64,
-    /// What is known of it.
-    pub block: Block,
-}
-
 /// A value that aya may copy to and from a map.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Value<T>(T);
+pub(super) struct Value<T>(pub(super) T);
 
 // SAFETY: `Plain` promises that every bit pattern is valid and that there is no padding.
 unsafe impl<T: Plain> aya::Pod for Value<T> {}
 
 /// The loaded probe. Dropping it, or our death, takes everything back.
 pub struct Probe {
-    programs: HeapPrograms,
-    lifecycle: Vec<OwnedFd>,
-    memory: Vec<MapMemory>,
-    settings: SharedArray<Settings>,
-    losses: SharedArray<u64>,
-    incarnations: SharedArray<u64>,
-    live: SharedArray<Bucket>,
-    sites: SharedArray<SiteKey>,
-    totals: SharedArray<SiteTotals>,
-    mappings: SharedArray<Mapping>,
-    unwind_pages: SharedArray<UnwindPage>,
-    unwind_rows: SharedArray<UnwindRow>,
-    processes: BpfHashMap<MapData, u32, Value<ProcessRecord>>,
-    holds: BpfHashMap<MapData, u32, u32>,
-    hits: BpfHashMap<MapData, u32, Value<HitCounts>>,
-    threads: BpfHashMap<MapData, u64, Value<ThreadRecord>>,
-    slices: BpfHashMap<MapData, u32, u64>,
-    events: RingBuf<MapData>,
-    lifecycle_programs: Vec<(&'static str, OwnedFd)>,
+    pub(super) programs: HeapPrograms,
+    pub(super) lifecycle: Vec<OwnedFd>,
+    pub(super) memory: Vec<MapMemory>,
+    pub(super) settings: SharedArray<Settings>,
+    pub(super) losses: SharedArray<u64>,
+    pub(super) incarnations: SharedArray<u64>,
+    pub(super) live: SharedArray<Bucket>,
+    pub(super) sites: SharedArray<SiteKey>,
+    pub(super) totals: SharedArray<SiteTotals>,
+    pub(super) mappings: SharedArray<Mapping>,
+    pub(super) unwind_pages: SharedArray<UnwindPage>,
+    pub(super) unwind_rows: SharedArray<UnwindRow>,
+    pub(super) processes: BpfHashMap<MapData, u32, Value<ProcessRecord>>,
+    pub(super) holds: BpfHashMap<MapData, u32, u32>,
+    pub(super) hits: BpfHashMap<MapData, u32, Value<HitCounts>>,
+    pub(super) threads: BpfHashMap<MapData, u64, Value<ThreadRecord>>,
+    pub(super) slices: SharedArray<Slice>,
+    pub(super) events: RingBuf<MapData>,
+    pub(super) lifecycle_programs: Vec<(&'static str, OwnedFd)>,
 }
-
-/// The most that the live table is thinned to: one block in 1,024 ([`thin_keeps`] knows no more).
-const MAX_THIN_SHIFT: u32 = 10;
 
 /// `BPF_ANY` (include/uapi/linux/bpf.h).
 const ANY: u64 = 0;
-/// `BPF_EXIST`: only where there is an entry.
-const EXIST: u64 = 2;
 
 impl Probe {
     /// Loads the probe; nothing is attached yet.
@@ -181,7 +109,11 @@ impl Probe {
     /// The kernel refused a map or a program: the error says which and what to do.
     pub fn load(options: &ProbeOptions) -> Result<Self, KernelError> {
         let buckets = live_buckets(options.live_blocks);
-        let slots = options.stacks.saturating_mul(2).clamp(64, 1 << 24).next_power_of_two();
+        let slots = options
+            .stacks
+            .saturating_mul(2)
+            .clamp(64, 1 << 24)
+            .next_power_of_two();
         let stripes = TOTALS_STRIPES.min(cpus().next_power_of_two());
         let capacities = HashMap::from([
             ("LIVE", buckets),
@@ -221,7 +153,7 @@ impl Probe {
             holds: hash(object.take_map("HOLDS")?)?,
             hits: hash(object.take_map("HITS")?)?,
             threads: hash(object.take_map("THREADS")?)?,
-            slices: hash(object.take_map("SLICES")?)?,
+            slices: shared(&object, "SLICES", SLICE_SLOTS)?,
             events: RingBuf::try_from(Map::RingBuf(object.take_map("EVENTS")?))
                 .map_err(|error| map_error("EVENTS", &error))?,
             memory: std::mem::take(&mut object.memory),
@@ -266,7 +198,11 @@ impl Probe {
         self.programs
             .programs()
             .into_iter()
-            .chain(self.lifecycle_programs.iter().map(|(name, fd)| (*name, fd.as_fd())))
+            .chain(
+                self.lifecycle_programs
+                    .iter()
+                    .map(|(name, fd)| (*name, fd.as_fd())),
+            )
             .map(|(name, fd)| {
                 sys::verified_instructions(fd)
                     .map(|count| (name, count))
@@ -346,16 +282,28 @@ impl Probe {
         let _ = self.holds.remove(&pid);
     }
 
+    /// Drops the records of a process's threads. Only once nothing is attached to it any more: a record that a program is
+    /// using must not be given to another thread.
+    pub fn forget_threads(&mut self, pid: u32) {
+        let threads: Vec<u64> = self
+            .threads
+            .keys()
+            .flatten()
+            .filter(|thread| thread >> 32 == u64::from(pid))
+            .collect();
+        for thread in threads {
+            // The thread may have ended by itself.
+            let _ = self.threads.remove(&thread);
+        }
+    }
+
     /// The incarnation of a followed process.
     #[must_use]
     pub fn incarnation(&self, pid: u32) -> Option<u32> {
-        self.processes.get(&pid, 0).ok().map(|record| record.0.incarnation)
-    }
-
-    /// No longer holds a process when it maps code, until it runs another program than that of this incarnation.
-    pub fn end_hold(&mut self, pid: u32, incarnation: u32) {
-        // A process that is not held has no entry.
-        let _ = self.holds.insert(pid, incarnation, EXIST);
+        self.processes
+            .get(&pid, 0)
+            .ok()
+            .map(|record| record.0.incarnation)
     }
 
     /// Lets a held process run on.
@@ -377,7 +325,8 @@ impl Probe {
         pid: Option<u32>,
         probes: &[Attachment],
     ) -> Result<Link, KernelError> {
-        self.programs.attach(&attach::kernel_path(file)?, pid, probes)
+        self.programs
+            .attach(&attach::kernel_path(file)?, pid, probes)
     }
 
     /// Waits for events or for one of the descriptors (such as pidfds) to become readable. Tells which of the descriptors
@@ -412,173 +361,39 @@ impl Probe {
         None
     }
 
-    /// Every loss with its count.
-    #[must_use]
-    pub fn losses(&self) -> Vec<(Loss, u64)> {
-        Loss::ALL
-            .into_iter()
-            .map(|loss| (loss, self.losses.read(loss as usize).unwrap_or(0)))
-            .collect()
-    }
-
-    /// Every site that has been used, with its counts.
-    #[must_use]
-    pub fn sites(&self) -> Vec<SiteCount> {
-        let slots = self.sites.len();
-        let stripes = self.totals.len() / slots.max(1);
-        let mut found = Vec::new();
-        for slot in 0..slots {
-            let Some(key) = self.sites.read(slot) else {
-                break;
-            };
-            if key.check == 0 && slot != 0 {
-                continue;
-            }
-            let mut totals = SiteTotals::default();
-            for stripe in 0..stripes {
-                let Some(part) = self.totals.read(stripe * slots + slot) else {
-                    break;
-                };
-                totals.alloc_objects = totals.alloc_objects.wrapping_add(part.alloc_objects);
-                totals.alloc_bytes = totals.alloc_bytes.wrapping_add(part.alloc_bytes);
-                totals.free_objects = totals.free_objects.wrapping_add(part.free_objects);
-                totals.free_bytes = totals.free_bytes.wrapping_add(part.free_bytes);
-            }
-            if totals == SiteTotals::default() {
-                continue;
-            }
-            found.push(SiteCount {
-                site: slot as u32,
-                incarnation: key.incarnation,
-                totals,
-            });
-        }
-        found
-    }
-
-    /// Visits every live block. Blocks that come and go meanwhile may or may not be visited; none is seen half written.
-    pub fn visit_blocks(&self, mut visit: impl FnMut(LiveBlock)) {
-        for index in 0..self.live.len() {
-            let Some(bucket) = self.live.read(index) else {
-                return;
-            };
-            for (slot, (key, block)) in bucket.keys.into_iter().zip(bucket.blocks).enumerate() {
-                if key == 0 || key == LIVE_CLAIMED {
-                    continue;
-                }
-                // The same key after the block was read: nobody replaced the block in between.
-                let still = self
-                    .live
-                    .word(index, offset_of!(Bucket, keys) + slot * 8)
-                    .is_some_and(|word| word.load(Ordering::SeqCst) == key);
-                if still {
-                    visit(LiveBlock {
-                        address: live_key(block.incarnation, key),
-                        block,
-                    });
-                }
-            }
-        }
-    }
-
-    /// How thin the live table is: one of `2^shift` blocks is kept.
-    #[must_use]
-    pub fn thin_shift(&self) -> u32 {
-        self.settings.read(0).map_or(0, |settings| settings.thin_shift)
-    }
-
-    /// Whether the live table holds more blocks than it was asked to, estimated from one bucket in 64 (standard error
-    /// below 1 % with a full table of the default size).
-    #[must_use]
-    pub fn is_crowded(&self) -> bool {
-        const STRIDE: usize = 64;
-        let mut seen = 0_usize;
-        let mut used = 0_usize;
-        for index in (0..self.live.len()).step_by(STRIDE) {
-            let Some(bucket) = self.live.read(index) else {
-                break;
-            };
-            seen += bucket.keys.len();
-            used += bucket.keys.iter().filter(|key| **key != 0).count();
-        }
-        // The table has room for twice the blocks asked for, or more: see `live_buckets`.
-        self.thin_shift() < MAX_THIN_SHIFT && seen > 0 && used.saturating_mul(2) > seen
-    }
-
-    /// Keeps half of the blocks from now on, and drops those that would not have been kept. The probe may remove a block
-    /// at the same time; whoever replaces the key first wins.
-    pub fn thin(&mut self) {
-        let Some(mut settings) = self.settings.read(0) else {
+    /// Tells the probe where a process's mappings stand.
+    pub fn set_slice(&mut self, incarnation: u32, first: u32, count: u32) {
+        let index = slice_index(incarnation);
+        let range = u64::from(first) << 32 | u64::from(count);
+        let Some(there) = self.slices.read(index) else {
             return;
         };
-        settings.thin_shift += 1;
-        self.settings.write(0, settings);
-        for index in 0..self.live.len() {
-            let Some(bucket) = self.live.read(index) else {
-                return;
-            };
-            for (slot, key) in bucket.keys.into_iter().enumerate() {
-                if key > LIVE_CLAIMED
-                    && !thin_keeps(key, settings.thin_shift)
-                    && let Some(word) = self.live.word(index, offset_of!(Bucket, keys) + slot * 8)
-                {
-                    let _ = word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst);
-                }
-            }
+        if there.incarnation != incarnation {
+            self.slices.write(index, Slice::default());
         }
-    }
-
-    /// Drops the live blocks of an incarnation that has ended.
-    pub fn drop_blocks(&mut self, incarnation: u32) {
-        for index in 0..self.live.len() {
-            let Some(bucket) = self.live.read(index) else {
-                return;
-            };
-            for (slot, (key, block)) in bucket.keys.into_iter().zip(bucket.blocks).enumerate() {
-                if key > LIVE_CLAIMED
-                    && block.incarnation == incarnation
-                    && let Some(word) = self.live.word(index, offset_of!(Bucket, keys) + slot * 8)
-                {
-                    let _ = word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst);
-                }
-            }
+        if let Some(word) = self.slices.word(index, offset_of!(Slice, range)) {
+            word.store(range, Ordering::SeqCst);
         }
-    }
-
-    /// Calls seen of an incarnation, by hit slot: of living threads and of ended ones.
-    #[must_use]
-    pub fn hits(&self, incarnation: u32) -> [u64; HIT_SLOTS] {
-        let mut sum = [0_u64; HIT_SLOTS];
-        let mut add = |counts: &HitCounts| {
-            for (to, from) in sum.iter_mut().zip(counts.slots) {
-                *to += from;
-            }
-        };
-        if let Ok(ended) = self.hits.get(&incarnation, 0) {
-            add(&ended.0);
-        }
-        // A thread that ends during the iteration can be missed or end it early; the next look has it.
-        for (_, thread) in self.threads.iter().flatten() {
-            if thread.0.incarnation == incarnation {
-                add(&thread.0.hits);
-            }
-        }
-        sum
-    }
-
-    /// Tells the probe where a process's mappings stand.
-    ///
-    /// # Errors
-    /// The table is full.
-    pub fn set_slice(&mut self, incarnation: u32, first: u32, count: u32) -> Result<(), KernelError> {
-        self.slices
-            .insert(incarnation, u64::from(first) << 32 | u64::from(count), ANY)
-            .map_err(|error| map_error("SLICES", &error))
+        self.slices.write(
+            index,
+            Slice {
+                range,
+                incarnation,
+                reserved: 0,
+            },
+        );
     }
 
     /// The process's mappings are not to be used any more.
     pub fn clear_slice(&mut self, incarnation: u32) {
-        let _ = self.slices.remove(&incarnation);
+        let index = slice_index(incarnation);
+        if self
+            .slices
+            .read(index)
+            .is_some_and(|slice| slice.incarnation == incarnation)
+        {
+            self.slices.write(index, Slice::default());
+        }
     }
 
     /// Writes an entry of the mappings table; `false` beyond its end.
@@ -599,8 +414,17 @@ impl Probe {
     /// Capacities of the unwind tables: rows, pages, mappings.
     #[must_use]
     pub fn unwind_capacity(&self) -> (usize, usize, usize) {
-        (self.unwind_rows.len(), self.unwind_pages.len(), self.mappings.len())
+        (
+            self.unwind_rows.len(),
+            self.unwind_pages.len(),
+            self.mappings.len(),
+        )
     }
+}
+
+/// The slot of an incarnation's slice.
+fn slice_index(incarnation: u32) -> usize {
+    (incarnation & (SLICE_SLOTS - 1)) as usize
 }
 
 /// Buckets of the live table for this many blocks: twice as many slots, a power of two.
@@ -638,60 +462,6 @@ fn map_error(name: &str, error: &MapError) -> KernelError {
         return KernelError::call(format!("the BPF map {name} is full"), source);
     }
     KernelError::call(format!("cannot use the BPF map {name}"), source)
-}
-
-/// Reads a number at an offset of a record.
-fn number<const N: usize>(record: &[u8], offset: usize) -> Option<[u8; N]> {
-    record.get(offset..offset + N)?.try_into().ok()
-}
-
-/// Reads a record of the ring buffer. One that is shorter than it should be is nothing.
-fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
-    let word = |offset| number(record, offset).map(u32::from_ne_bytes);
-    let half = |offset| number(record, offset).map(u16::from_ne_bytes);
-    let kind = word(offset_of!(Event, kind))?;
-    if kind == EventKind::Stack as u32 {
-        let depth = usize::from(half(offset_of!(StackRecord, depth))?);
-        let frames = record
-            .get(STACK_HEADER_BYTES..)?
-            .chunks_exact(8)
-            .take(depth)
-            .filter_map(|bytes| bytes.try_into().ok().map(u64::from_ne_bytes))
-            .collect();
-        return Some(ProbeEvent::Stack {
-            pid: word(offset_of!(StackRecord, tgid))?,
-            incarnation: word(offset_of!(StackRecord, incarnation))?,
-            site: word(offset_of!(StackRecord, site))?,
-            flags: half(offset_of!(StackRecord, flags))?,
-            hit_slot: leakscope_common::ProbeCookie::from_bits(u64::from(word(offset_of!(
-                StackRecord,
-                cookie
-            ))?))
-            .hit_slot,
-            frames,
-        });
-    }
-    let pid = word(offset_of!(Event, tgid))?;
-    let incarnation = word(offset_of!(Event, incarnation))?;
-    let held = word(offset_of!(Event, held))? != 0;
-    if kind == EventKind::Exec as u32 {
-        Some(ProbeEvent::Exec {
-            pid,
-            incarnation,
-            ended: word(offset_of!(Event, value))?,
-            held,
-        })
-    } else if kind == EventKind::MappedCode as u32 {
-        Some(ProbeEvent::MappedCode {
-            pid,
-            incarnation,
-            held,
-        })
-    } else if kind == EventKind::UnknownMapping as u32 {
-        Some(ProbeEvent::UnknownMapping { pid, incarnation })
-    } else {
-        None
-    }
 }
 
 /// A pidfd for a process: readable when it has ended.

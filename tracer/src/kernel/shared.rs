@@ -33,7 +33,8 @@ impl<T: Plain> SharedArray<T> {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let base = NonNull::new(base.cast::<T>()).ok_or_else(|| io::Error::other("mmap returned 0"))?;
+        let base =
+            NonNull::new(base.cast::<T>()).ok_or_else(|| io::Error::other("mmap returned 0"))?;
         Ok(Self { base, len })
     }
 
@@ -70,7 +71,7 @@ impl<T: Plain> SharedArray<T> {
 
     /// The 64-bit word at a byte offset inside a value, for atomic access.
     pub(crate) fn word(&self, index: usize, byte_offset: usize) -> Option<&atomic::AtomicU64> {
-        if byte_offset % 8 != 0 || byte_offset + 8 > size_of::<T>() {
+        if !byte_offset.is_multiple_of(8) || byte_offset + 8 > size_of::<T>() {
             return None;
         }
         let at = self.at(index)?;

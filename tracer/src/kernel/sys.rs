@@ -79,14 +79,14 @@ pub(crate) fn load_program(load: &ProgramLoad<'_>, log: &mut [u8]) -> io::Result
     }
     if let Some(btf) = load.btf {
         fields.prog_btf_fd = btf.as_raw_fd() as u32;
-        if load.func_info_size != 0 {
+        if let Some(count) = load.func_info.len().checked_div(load.func_info_size) {
             fields.func_info = load.func_info.as_ptr() as u64;
-            fields.func_info_cnt = (load.func_info.len() / load.func_info_size) as u32;
+            fields.func_info_cnt = count as u32;
             fields.func_info_rec_size = load.func_info_size as u32;
         }
-        if load.line_info_size != 0 {
+        if let Some(count) = load.line_info.len().checked_div(load.line_info_size) {
             fields.line_info = load.line_info.as_ptr() as u64;
-            fields.line_info_cnt = (load.line_info.len() / load.line_info_size) as u32;
+            fields.line_info_cnt = count as u32;
             fields.line_info_rec_size = load.line_info_size as u32;
         }
     }

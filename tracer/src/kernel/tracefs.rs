@@ -36,12 +36,14 @@ impl Tracefs {
                 return Ok(Self::Mounted(PathBuf::from(point)));
             }
         }
-        detached().map(Self::Detached).map_err(|error| KernelError::Tracefs {
-            reason: format!(
-                "it is not mounted at {} and cannot be opened detached: {error}",
-                MOUNT_POINTS.join(" or ")
-            ),
-        })
+        detached()
+            .map(Self::Detached)
+            .map_err(|error| KernelError::Tracefs {
+                reason: format!(
+                    "it is not mounted at {} and cannot be opened detached: {error}",
+                    MOUNT_POINTS.join(" or ")
+                ),
+            })
     }
 
     /// One line for people.

@@ -58,17 +58,39 @@ pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
     let discovery = discover(&Files::default(), proc_root, pid)?;
     let mut inspection = Inspection {
         comm: process.comm,
-        notes: discovery.problems,
+        notes: discovery
+            .problems
+            .iter()
+            .chain(&discovery.foreign_breakpoints())
+            .map(|problem| format!("{}: {}", problem.path.display(), problem.what))
+            .chain(discovery.why_empty())
+            .collect(),
         ..Inspection::default()
     };
-    for found in discovery.allocators {
-        for function in found.functions {
+    for found in &discovery.allocators {
+        let allocator = format!(
+            "{} {} ({})",
+            found.kind,
+            found.file.path.display(),
+            found.placement
+        );
+        for function in &found.functions {
             inspection.probes.push(PlannedProbe {
-                name: function.name,
-                allocator: found.label.clone(),
-                offset: function.offset,
-                reason: function.reason,
+                name: function.name.clone(),
+                allocator: allocator.clone(),
+                offset: function.probe_offset(),
+                reason: format!(
+                    "{} `{}`, {}",
+                    function.site.cost, function.site.instruction, function.site.reason
+                ),
             });
+        }
+        if !found.covered.is_empty() {
+            inspection.notes.push(format!(
+                "{}: seen without a probe of their own, for they go through others: {}",
+                found.file.path.display(),
+                found.covered.join(", ")
+            ));
         }
     }
     let mut space = AddressSpace::default();

@@ -2,6 +2,7 @@
 //! together, kernel to ledger to symbol to `Report`; each subcommand that traces drives one of these. It knows neither
 //! arguments nor views.
 
+mod calibration;
 mod inspect;
 mod process;
 mod report;
@@ -41,16 +42,33 @@ const TICK: Duration = Duration::from_millis(100);
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 
 /// How to trace.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// How to load the probe.
     pub probe: ProbeOptions,
     /// Which rows of unwind tables to keep.
     pub unwind: BuildOptions,
+    /// Where to keep unwind tables between runs.
+    pub unwind_cache: Option<PathBuf>,
     /// Only blocks at least this old are reported.
     pub min_age: Duration,
     /// The share of the targets' CPU time that tracing may take.
     pub budget: f64,
+}
+
+/// The share of the targets' CPU time that tracing may take, unless something else is asked for.
+const DEFAULT_BUDGET: f64 = 0.01;
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            probe: ProbeOptions::default(),
+            unwind: BuildOptions::default(),
+            unwind_cache: None,
+            min_age: Duration::ZERO,
+            budget: DEFAULT_BUDGET,
+        }
+    }
 }
 
 /// A stack as the probe handed it over.
@@ -95,6 +113,8 @@ pub struct Session {
     last_look: Instant,
     progress: Progress,
     warnings: Vec<String>,
+    /// What a probe hit takes of its process's time, measured on our own.
+    cost_of_a_hit: Duration,
 }
 
 impl fmt::Debug for Session {
@@ -115,9 +135,9 @@ impl Session {
     pub fn new(options: SessionOptions) -> Result<Self, KernelError> {
         let mut probe = Probe::load(&options.probe)?;
         probe.attach_lifecycle()?;
-        let tables = Tables::new(&probe, options.unwind);
+        let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
         let now = Instant::now();
-        Ok(Self {
+        let mut session = Self {
             options,
             probe,
             proc_root: PathBuf::from(PROC),
@@ -133,7 +153,11 @@ impl Session {
             last_look: now,
             progress: Progress::default(),
             warnings: Vec::new(),
-        })
+            cost_of_a_hit: Duration::ZERO,
+        };
+        session.cost_of_a_hit = session.calibrate()?;
+        session.started = Instant::now();
+        Ok(session)
     }
 
     /// Begins to trace a running process.
@@ -146,17 +170,22 @@ impl Session {
             .space
             .refresh(&self.proc_root, pid, &mut self.modules)
             .map_err(TraceError::from)?;
-        self.attach(&mut traced)?;
-        if traced.sites.is_empty() {
+        // Tables, probes, filter, in this order: a target is trapped for nothing as briefly as can be, and recording begins
+        // for all functions at the same instant.
+        traced.incarnation = self.probe.new_incarnation();
+        self.install_tables(&mut traced)?;
+        let attached = self.attach(&mut traced);
+        if attached.is_err() || traced.sites.is_empty() {
+            self.tables.remove(&mut self.probe, traced.incarnation);
+            attached?;
             return Err(TraceError::NoAllocator {
                 pid,
                 comm: traced.comm,
-                notes: traced.notes,
+                why: traced
+                    .why_empty
+                    .unwrap_or_else(|| "nothing could be attached".to_owned()),
             });
         }
-        // Probes and tables first, then the filter: recording begins for all functions at the same instant.
-        traced.incarnation = self.probe.new_incarnation();
-        self.install_tables(&mut traced)?;
         self.probe.follow(pid, traced.incarnation, false)?;
         self.processes.insert(pid, traced);
         Ok(())
@@ -168,7 +197,6 @@ impl Session {
     /// The child is gone.
     pub fn follow_command(&mut self, pid: u32) -> Result<(), TraceError> {
         let mut traced = Traced::open(&self.proc_root, pid)?;
-        traced.is_command = true;
         traced.incarnation = self.probe.new_incarnation();
         self.probe.follow(pid, traced.incarnation, true)?;
         self.processes.insert(pid, traced);
@@ -206,6 +234,8 @@ impl Session {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.ended = Some(Instant::now());
                 traced.links.clear();
+                // The names of its mappings are kept; what the walk needed is not.
+                self.tables.remove(&mut self.probe, traced.incarnation);
             }
             self.probe.forget(pid);
         }
@@ -237,7 +267,15 @@ impl Session {
                     held,
                 } => self.note_exec(pid, incarnation, ended, held)?,
                 ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
-                ProbeEvent::UnknownMapping { pid, .. } => self.note_mapping(pid, false)?,
+                ProbeEvent::UnknownMapping { pid, .. } => {
+                    let due = self
+                        .processes
+                        .get_mut(&pid)
+                        .is_some_and(Traced::may_refresh);
+                    if due {
+                        self.note_mapping(pid, false)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -253,14 +291,11 @@ impl Session {
         frames: Vec<u64>,
     ) {
         if let Some(traced) = self.processes.get_mut(&pid) {
-            if traced.is_command && traced.allocates_since != incarnation {
-                // The program allocates: its start-up is over.
-                traced.allocates_since = incarnation;
-                self.probe.end_hold(pid, incarnation);
-            }
             // While the process lives: a library that was loaded without an event (before the attach to it) is found now.
             if traced.incarnation == incarnation
-                && frames.iter().any(|address| traced.space.find(*address).is_none())
+                && frames
+                    .iter()
+                    .any(|address| traced.space.find(*address).is_none())
                 && traced.may_refresh()
             {
                 // A process that is gone keeps what was known.
@@ -321,12 +356,10 @@ impl Session {
             .refresh(&self.proc_root, pid, &mut self.modules)
             .is_ok()
         {
-            match self.attach(&mut traced) {
-                Ok(()) => {}
-                Err(TraceError::Kernel(error)) => traced.notes.push(error.to_string()),
-                Err(error) => traced.notes.push(error.to_string()),
-            }
             self.install_tables(&mut traced)?;
+            if let Err(error) = self.attach(&mut traced) {
+                traced.note(error.to_string());
+            }
         }
         self.processes.insert(pid, traced);
         if held {
@@ -349,9 +382,7 @@ impl Session {
             .tables
             .install(&mut self.probe, traced.incarnation, &traced.space)?;
         for problem in problems {
-            if !traced.notes.contains(&problem) {
-                traced.notes.push(problem);
-            }
+            traced.note(problem);
         }
         Ok(())
     }
@@ -360,6 +391,11 @@ impl Session {
     fn look(&mut self) {
         self.last_look = Instant::now();
         let at_s = self.started.elapsed().as_secs_f64();
+        for traced in self.processes.values_mut() {
+            if traced.ended.is_none() {
+                traced.measure(&self.proc_root);
+            }
+        }
         let mut inuse = 0_i64;
         let mut allocated = 0;
         for (site, (_, totals)) in self.joined_sites() {

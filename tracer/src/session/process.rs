@@ -14,8 +14,8 @@ use crate::{
     kernel::{Attachment, KernelError, Link, Probe, open_pidfd},
     symbol::AddressSpace,
     target::{
-        discover::{Files, discover},
-        process::{Process, ProcessError, read_memory, read_process},
+        discover::{DiscoverError, Files, discover},
+        process::{Process, ProcessError, cpu_time, read_memory, read_process},
     },
 };
 
@@ -32,7 +32,9 @@ pub enum TraceError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// It runs no program.
-    #[error("process {pid} ({comm}) is a kernel thread: it has no user memory to trace; name a process of a program")]
+    #[error(
+        "process {pid} ({comm}) is a kernel thread: it has no user memory to trace; name a process of a program"
+    )]
     KernelThread {
         /// Its id.
         pid: u32,
@@ -40,7 +42,9 @@ pub enum TraceError {
         comm: String,
     },
     /// It has ended.
-    #[error("process {pid} ({comm}) has ended and waits to be reaped by its parent; name a running process")]
+    #[error(
+        "process {pid} ({comm}) has ended and waits to be reaped by its parent; name a running process"
+    )]
     Zombie {
         /// Its id.
         pid: u32,
@@ -55,26 +59,24 @@ pub enum TraceError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// Its files cannot be looked through.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
     /// No allocator was found in it.
     #[error(
-        "no known allocator in process {pid} ({comm}): none of the files that it maps defines malloc or operator new under a name that leakscope knows{}; `leakscope doctor -p {pid}` lists the files that were looked at",
-        notes_of(.notes)
+        "no known allocator in process {pid} ({comm}): {why}; `leakscope doctor -p {pid}` lists the files that were looked at"
     )]
     NoAllocator {
         /// Its id.
         pid: u32,
         /// Its name.
         comm: String,
-        /// What was found on the way.
-        notes: Vec<String>,
+        /// What was found instead.
+        why: String,
     },
     /// The kernel refused something.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-}
-
-fn notes_of(notes: &[String]) -> String {
-    notes.iter().map(|note| format!("; {note}")).collect()
 }
 
 /// An attached probe.
@@ -101,19 +103,20 @@ pub(super) struct Traced {
     pub(super) pidfd: OwnedFd,
     pub(super) space: AddressSpace,
     /// Links by the device and inode of the file.
-    pub(super) links: HashMap<(u64, u64), Link>,
+    pub(super) links: HashMap<(u32, u32, u64), Link>,
     pub(super) sites: Vec<ProbeSite>,
-    /// A command of ours, held while it starts up.
-    pub(super) is_command: bool,
-    /// The incarnation that has been seen to allocate.
-    pub(super) allocates_since: u32,
     pub(super) execs: u32,
     pub(super) ended: Option<Instant>,
+    /// Why no allocator was found, where none was.
+    pub(super) why_empty: Option<String>,
     /// Lines for people: what could not be done for this process.
     pub(super) notes: Vec<String>,
     /// Resident memory when the trace began, and when.
     pub(super) rss_first: Option<(Instant, u64)>,
     pub(super) rss_last: Option<(Instant, u64)>,
+    /// Processor time when the trace began, and at the last look.
+    pub(super) cpu_first: Option<Duration>,
+    pub(super) cpu_last: Option<Duration>,
     refreshed: Option<Instant>,
 }
 
@@ -157,16 +160,17 @@ impl Traced {
             space: AddressSpace::default(),
             links: HashMap::new(),
             sites: Vec::new(),
-            is_command: false,
-            allocates_since: 0,
             execs: 0,
             ended: None,
+            why_empty: None,
             notes: Vec::new(),
             rss_first: None,
             rss_last: None,
+            cpu_first: None,
+            cpu_last: None,
             refreshed: None,
         };
-        traced.measure_memory(proc_root);
+        traced.measure(proc_root);
         Ok(traced)
     }
 
@@ -179,11 +183,16 @@ impl Traced {
             self.comm = process.comm;
             self.cgroup = process.cgroup;
         }
-        self.measure_memory(proc_root);
+        self.measure(proc_root);
     }
 
-    /// Reads how much memory the process has.
-    pub(super) fn measure_memory(&mut self, proc_root: &Path) {
+    /// Reads how much memory the process has and how much processor time it has used. Of a process that is gone, the last
+    /// values stay.
+    pub(super) fn measure(&mut self, proc_root: &Path) {
+        if let Ok(cpu) = cpu_time(proc_root, self.pid) {
+            self.cpu_first.get_or_insert(cpu);
+            self.cpu_last = Some(cpu);
+        }
         if let Ok(memory) = read_memory(proc_root, self.pid) {
             let now = (Instant::now(), memory.resident_bytes);
             self.rss_first.get_or_insert(now);
@@ -222,41 +231,63 @@ impl Traced {
         proc_root: &Path,
     ) -> Result<(), TraceError> {
         let discovery = discover(files, proc_root, self.pid)?;
-        for problem in discovery.problems {
-            if !self.notes.contains(&problem) {
-                self.notes.push(problem);
+        self.why_empty = discovery.why_empty();
+        let mut problems = discovery.problems.clone();
+        if self.links.is_empty() {
+            // Later, ours would be among them.
+            problems.extend(discovery.foreign_breakpoints());
+        }
+        // A process that is gone by now could not be read; that says nothing of its files.
+        if read_process(proc_root, self.pid).is_ok_and(|process| !process.is_zombie) {
+            for problem in problems {
+                self.note(format!("{}: {}", problem.path.display(), problem.what));
             }
         }
-        for found in discovery.allocators {
-            if self.links.contains_key(&found.file) {
+        for found in &discovery.allocators {
+            let file = (
+                found.file.device.major,
+                found.file.device.minor,
+                found.file.inode,
+            );
+            if self.links.contains_key(&file) {
                 continue;
             }
+            let label = format!("{} {}", found.kind, found.file.path.display());
             let mut attachments = Vec::new();
             let mut sites = Vec::new();
             for function in &found.functions {
-                let hit_slot = u8::try_from((self.sites.len() + sites.len()).min(UNKNOWN_FREE_SLOT - 1))
-                    .unwrap_or(0);
+                let slot = (self.sites.len() + sites.len()).min(UNKNOWN_FREE_SLOT - 1);
+                let hit_slot = u8::try_from(slot).unwrap_or(0);
                 attachments.push(Attachment {
-                    offset: function.offset,
+                    offset: function.probe_offset(),
                     cookie: ProbeCookie {
-                        function: function.function as u8,
                         hit_slot,
-                        stack_moved: function.stack_moved,
+                        ..function.cookie
                     },
-                    wants_return: function.wants_return,
+                    wants_return: function.wants_return(),
                 });
                 sites.push(ProbeSite {
                     name: function.name.clone(),
-                    module: found.path.clone(),
-                    allocator: found.label.clone(),
-                    offset: function.offset,
+                    module: found.file.path.clone(),
+                    allocator: label.clone(),
+                    offset: function.probe_offset(),
                     hit_slot,
                 });
             }
-            let link = probe.attach(&found.open_path, Some(self.pid), &attachments)?;
-            self.links.insert(found.file, link);
+            if attachments.is_empty() {
+                continue;
+            }
+            let link = probe.attach(&found.file.attach_path(), Some(self.pid), &attachments)?;
+            self.links.insert(file, link);
             self.sites.extend(sites);
         }
         Ok(())
+    }
+
+    /// Keeps a line for people, once.
+    pub(super) fn note(&mut self, line: String) {
+        if !self.notes.contains(&line) {
+            self.notes.push(line);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use leakscope_common::{
@@ -89,7 +89,15 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         if filtered && survey.site(id).kept_objects == 0 {
             continue;
         }
-        sites.push(site(session, &survey, id, *pid, incarnation, &totals, now_ns));
+        sites.push(site(
+            session,
+            &survey,
+            id,
+            *pid,
+            incarnation,
+            &totals,
+            now_ns,
+        ));
     }
     for (incarnation, survey) in &unknown {
         let Some(pid) = by_incarnation.get(incarnation) else {
@@ -102,9 +110,18 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
             alloc_bytes: bytes,
             ..SiteTotals::default()
         };
-        sites.push(site(session, survey, UNKNOWN_SITE, *pid, *incarnation, &totals, now_ns));
+        sites.push(site(
+            session,
+            survey,
+            UNKNOWN_SITE,
+            *pid,
+            *incarnation,
+            &totals,
+            now_ns,
+        ));
     }
     let mut hits_total = 0;
+    let mut cpu = Duration::ZERO;
     let proc_root = session.proc_root().to_owned();
     let mut processes = Vec::new();
     let pids: Vec<u32> = session.processes.keys().copied().collect();
@@ -113,12 +130,18 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
             continue;
         };
         if traced.ended.is_none() {
-            traced.measure_memory(&proc_root);
+            traced.measure(&proc_root);
         }
         let hits = session.probe.hits(traced.incarnation);
         hits_total += hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>();
+        if let (Some(before), Some(after)) = (traced.cpu_first, traced.cpu_last) {
+            cpu += after.saturating_sub(before);
+        }
         processes.push(process(traced, &hits));
     }
+    let cost = session.cost_of_a_hit.as_secs_f64() * hits_total as f64;
+    // The processor time is counted in ticks and, of a process that has ended, up to the last look.
+    let cpu_s = cpu.as_secs_f64().max(cost);
     let mut parts = ReportParts {
         captured_at: Timestamp::from(SystemTime::now()),
         duration_s,
@@ -134,8 +157,8 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         overhead: Overhead {
             probe_hits: hits_total,
             duty: 1.0,
+            target_cpu_fraction: if cpu_s > 0.0 { cost / cpu_s } else { 0.0 },
             budget: session.options.budget,
-            ..Overhead::default()
         },
         ..ReportParts::default()
     };
@@ -158,8 +181,33 @@ fn site(
     totals: &SiteTotals,
     now_ns: u64,
 ) -> Site {
-    let (inuse_objects, inuse_bytes) = survey.inuse(id);
-    let (low, high) = survey.interval(id);
+    // The totals are of one moment; the live table is walked for some milliseconds, in which a busy process goes on. They
+    // know neither ages nor, once frees of thinned blocks cannot be told, what survives.
+    let from_totals =
+        survey.weight() == 1 && session.options.min_age.is_zero() && id != UNKNOWN_SITE;
+    let (inuse_objects, inuse_bytes) = if from_totals {
+        (
+            balance(totals.alloc_objects, totals.free_objects),
+            balance(totals.alloc_bytes, totals.free_bytes),
+        )
+    } else {
+        survey.inuse(id)
+    };
+    let (low, high) = if from_totals {
+        (inuse_bytes, inuse_bytes)
+    } else {
+        survey.interval(id)
+    };
+    // No more can survive than was allocated, which is counted exactly however thin the live table is. Where it is not thinned, a
+    // block may have been stored between the two looks.
+    let (alloc_objects, alloc_bytes) = if survey.weight() == 1 {
+        (
+            totals.alloc_objects.max(inuse_objects),
+            totals.alloc_bytes.max(inuse_bytes),
+        )
+    } else {
+        (totals.alloc_objects, totals.alloc_bytes)
+    };
     let stack = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE);
     let flags = stack.map_or(0, |stack| stack.flags);
     let allocator = stack.and_then(|stack| {
@@ -175,13 +223,12 @@ fn site(
         pid,
         incarnation,
         id: u64::from(id),
-        inuse_bytes,
-        inuse_objects,
-        // A block may have been stored between the two looks.
-        alloc_bytes: totals.alloc_bytes.max(inuse_bytes),
-        alloc_objects: totals.alloc_objects.max(inuse_objects),
-        inuse_bytes_low: low,
-        inuse_bytes_high: high,
+        inuse_bytes: inuse_bytes.min(alloc_bytes),
+        inuse_objects: inuse_objects.min(alloc_objects),
+        alloc_bytes,
+        alloc_objects,
+        inuse_bytes_low: low.min(alloc_bytes),
+        inuse_bytes_high: high.min(alloc_bytes),
         oldest_age_s: survey
             .site(id)
             .oldest_born_ns
@@ -194,6 +241,16 @@ fn site(
         stack_complete: flags & STACK_COMPLETE != 0,
         stack_incomplete_reason: incomplete_reason(stack.is_some(), flags, id),
         frames: Vec::new(),
+    }
+}
+
+/// What was allocated less what was freed; a free may be counted between the two looks.
+fn balance(allocated: u64, freed: u64) -> u64 {
+    let difference = allocated.wrapping_sub(freed);
+    if difference > u64::MAX / 2 {
+        0
+    } else {
+        difference
     }
 }
 
@@ -221,6 +278,10 @@ fn incomplete_reason(known: bool, flags: u16, id: SiteId) -> Option<String> {
 
 /// Names the frames of the sites that are shown.
 fn name(session: &mut Session, sites: &mut [Site]) {
+    let proc_root = session.proc_root().to_owned();
+    for traced in session.processes.values_mut() {
+        traced.space.read_perf_map(&proc_root, traced.pid);
+    }
     let nothing = AddressSpace::default();
     for site in sites {
         let Ok(id) = SiteId::try_from(site.id) else {
@@ -284,7 +345,11 @@ fn exit_note(traced: &Traced) -> Option<String> {
     if traced.execs > 0 {
         notes.push(format!(
             "it replaced its program {} while it was traced; what is shown is of the last one",
-            if traced.execs == 1 { "once".to_owned() } else { format!("{} times", traced.execs) }
+            if traced.execs == 1 {
+                "once".to_owned()
+            } else {
+                format!("{} times", traced.execs)
+            }
         ));
     }
     if traced.ended.is_some() {
@@ -326,7 +391,7 @@ fn tier_reason(session: &Session) -> String {
         )
     };
     format!(
-        "every allocator call was seen, through {} links{thinned}",
+        "every allocator call was seen, through {} links; the windows that would keep the budget are not there yet{thinned}",
         session.probe.link_mode().name()
     )
 }

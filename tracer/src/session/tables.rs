@@ -6,12 +6,14 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     num::NonZeroUsize,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use leakscope_common::{
-    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_NO_TABLE, MAPPING_UPROBES, Mapping, UnwindPage, UnwindRow,
+    CfaRule, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE,
+    MAPPING_UPROBES, Mapping, UnwindPage, UnwindRow,
 };
 
 use crate::{
@@ -69,8 +71,10 @@ impl Room {
     /// Frees what was retired long enough ago, and joins neighbours.
     fn collect(&mut self) {
         let now = Instant::now();
-        let (over, waiting): (Vec<_>, Vec<_>) =
-            self.retired.drain(..).partition(|(free_at, ..)| *free_at <= now);
+        let (over, waiting): (Vec<_>, Vec<_>) = self
+            .retired
+            .drain(..)
+            .partition(|(free_at, ..)| *free_at <= now);
         self.retired = waiting;
         for (_, mut start, mut len) in over {
             if let Some((before, room)) = self.free.range(..start).next_back()
@@ -133,14 +137,18 @@ pub(super) struct Builder {
 
 impl Default for Builder {
     fn default() -> Self {
-        Self::new(BuildOptions::default())
+        Self::new(BuildOptions::default(), None)
     }
 }
 
 impl Builder {
-    fn new(options: BuildOptions) -> Self {
+    fn new(options: BuildOptions, directory: Option<&Path>) -> Self {
+        let cache = Cache::new(options);
         Self {
-            cache: Cache::new(options),
+            cache: match directory {
+                Some(directory) => cache.with_directory(directory.to_owned()),
+                None => cache,
+            },
         }
     }
 
@@ -189,22 +197,25 @@ pub struct Tables {
     pages: Room,
     mappings: Room,
     files: HashMap<u64, Installed>,
+    /// By module: see [`Tables::gap_flags`].
+    gap_flags: HashMap<u64, u32>,
     slices: HashMap<u32, (usize, usize)>,
     builder: Builder,
 }
 
 impl Tables {
-    /// Nothing installed yet.
+    /// Nothing installed yet. Tables are also kept in `directory`, if there is one.
     #[must_use]
-    pub fn new(probe: &Probe, options: BuildOptions) -> Self {
+    pub fn new(probe: &Probe, options: BuildOptions, directory: Option<&Path>) -> Self {
         let (rows, pages, mappings) = probe.unwind_capacity();
         Self {
             rows: Room::new(rows),
             pages: Room::new(pages),
             mappings: Room::new(mappings),
             files: HashMap::new(),
+            gap_flags: HashMap::new(),
             slices: HashMap::new(),
-            builder: Builder::new(options),
+            builder: Builder::new(options, directory),
         }
     }
 
@@ -232,6 +243,9 @@ impl Tables {
                 .copied()
                 .filter(|module| !self.files.contains_key(&module.number)),
         );
+        // V8's generated code keeps frame pointers like its builtins; other runtimes' only where they write perf maps.
+        let generated_keeps_frame_pointers =
+            space.has_perf_map() || modules.values().any(|module| self.gap_flags(module) != 0);
         let mut mappings = Vec::new();
         for range in space.ranges() {
             let mut mapping = Mapping {
@@ -242,16 +256,21 @@ impl Tables {
             };
             if range.label.as_deref() == Some(UPROBES) {
                 mapping.flags |= MAPPING_UPROBES;
+            } else if range.module.is_none()
+                && range.label.is_none()
+                && generated_keeps_frame_pointers
+            {
+                mapping.flags = MAPPING_FRAME_POINTERS;
             }
             if let Some(module) = &range.module {
-                mapping.bias = range.start.wrapping_sub(module.virtual_address(range.offset));
+                mapping.bias = range.start.wrapping_sub(module.mapped_at(range));
                 if keeps_frame_pointers(module).is_some() {
                     mapping.flags = MAPPING_FRAME_POINTERS;
                 } else {
                     match self.file(probe, incarnation, module) {
                         Ok(first_page) => {
                             mapping.first_page = first_page;
-                            mapping.flags = 0;
+                            mapping.flags = self.gap_flags(module);
                         }
                         Err(problem) => problems.push(problem),
                     }
@@ -269,8 +288,11 @@ impl Tables {
         for (place, mapping) in (first..).zip(&mappings) {
             probe.write_mapping(place, *mapping);
         }
-        probe.set_slice(incarnation, first as u32, mappings.len() as u32)?;
-        if let Some((old, len)) = self.slices.insert(incarnation, (first, mappings.len().max(1))) {
+        probe.set_slice(incarnation, first as u32, mappings.len() as u32);
+        if let Some((old, len)) = self
+            .slices
+            .insert(incarnation, (first, mappings.len().max(1)))
+        {
             self.mappings.retire(old, len);
         }
         Ok(problems)
@@ -292,6 +314,17 @@ impl Tables {
             }
             used
         });
+    }
+
+    /// What to do where a file's table has no rule.
+    fn gap_flags(&mut self, module: &Module) -> u32 {
+        *self.gap_flags.entry(module.number).or_insert_with(|| {
+            if holds_v8_builtins(module) {
+                MAPPING_GAPS_KEEP_FRAME_POINTERS
+            } else {
+                0
+            }
+        })
     }
 
     /// Installs a file's table, if it is not there; returns its place in the page index.
@@ -371,7 +404,10 @@ fn page_span(module: &Module, table: &Table) -> (u64, u64) {
     let mut last = table.first_page + (table.page_starts.len().saturating_sub(2)) as u64;
     let segments = module.elf.as_ref().map_or(&[][..], |elf| &elf.segments);
     for Segment {
-        vaddr, memory_size, executable, ..
+        vaddr,
+        memory_size,
+        executable,
+        ..
     } in segments
     {
         if *executable {
@@ -388,6 +424,15 @@ fn keeps_frame_pointers(module: &Module) -> Option<&'static str> {
     let elf = module.elf.as_ref()?;
     // Go keeps frame pointers on amd64 since 1.7 and writes no .eh_frame.
     (elf.section(".gopclntab").is_some() && elf.section(".eh_frame").is_none()).then_some("Go")
+}
+
+/// Whether V8's builtins are linked into a file: assembler without call frame information that keeps frame pointers, as all
+/// code that V8 generates.
+fn holds_v8_builtins(module: &Module) -> bool {
+    module.elf.as_ref().is_some_and(|elf| {
+        elf.symbols(&module.file, |name| name == b"Builtins_CallApiCallback")
+            .is_ok_and(|found| !found.is_empty())
+    })
 }
 
 /// The identity of a file's contents.

@@ -51,7 +51,9 @@ fn candidates(module: &Module) -> Vec<PathBuf> {
     if let Some(id) = &module.build_id
         && let Some((first, rest)) = id.split_at_checked(2)
     {
-        relative.push(PathBuf::from(format!("{DEBUG_DIRECTORY}/.build-id/{first}/{rest}.debug")));
+        relative.push(PathBuf::from(format!(
+            "{DEBUG_DIRECTORY}/.build-id/{first}/{rest}.debug"
+        )));
     }
     if let Some(link) = module.elf.as_ref().and_then(|elf| elf.debug_link.as_ref())
         && let Some(name) = link.name.file_name()

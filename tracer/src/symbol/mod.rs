@@ -3,10 +3,12 @@
 
 mod debug;
 mod elf;
+mod perf_map;
 mod space;
 
 pub use debug::DebugFiles;
 pub use elf::{ElfSymbols, Named, Symbols};
+pub use perf_map::PerfMap;
 pub use space::{AddressSpace, Module, Modules, Range};
 
 use std::{collections::HashMap, path::Path, sync::Arc};
@@ -63,7 +65,10 @@ impl Resolver {
             return;
         };
         let Some(module) = &range.module else {
+            let generated = space.generated(looked_up);
             frames.push(Arc::new(Frame {
+                function: generated.map(|(name, _)| name.to_owned()),
+                function_offset: generated.map(|(_, start)| address.saturating_sub(start)),
                 module: range.label.clone(),
                 kind: if range.label.is_none() {
                     FrameKind::Jit
@@ -83,9 +88,18 @@ impl Resolver {
             return;
         }
         let named = self.symbols.name(module, virtual_address);
-        let offset = virtual_address + (address - looked_up);
+        let behind = address - looked_up;
+        let offset = virtual_address + behind;
+        let place = Frame {
+            module: Some(display(&module.path)),
+            offset: Some(offset),
+            file_offset: Some(file_offset + behind),
+            build_id: module.build_id.clone(),
+            address: Some(address),
+            ..Frame::default()
+        };
         let made: Vec<Arc<Frame>> = if named.is_empty() {
-            vec![Arc::new(module_frame(module, offset, address))]
+            vec![Arc::new(place)]
         } else {
             named
                 .into_iter()
@@ -96,24 +110,13 @@ impl Resolver {
                         file: named.file,
                         line: named.line,
                         inlined: named.inlined,
-                        ..module_frame(module, offset, address)
+                        ..place.clone()
                     })
                 })
                 .collect()
         };
         frames.extend(made.iter().cloned());
         self.known.insert(key, made);
-    }
-}
-
-/// A frame of which only the module is known.
-fn module_frame(module: &Module, offset: u64, address: u64) -> Frame {
-    Frame {
-        module: Some(display(&module.path)),
-        offset: Some(offset),
-        build_id: module.build_id.clone(),
-        address: Some(address),
-        ..Frame::default()
     }
 }
 

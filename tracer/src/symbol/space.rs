@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use super::perf_map::PerfMap;
 use crate::target::{
     elf::ElfFile,
     process::{MemoryMap, ProcessError, open_mapped, read_maps},
@@ -48,6 +49,16 @@ impl Module {
             .and_then(|elf| elf.vaddr_of(file_offset))
             .unwrap_or(file_offset)
     }
+
+    /// The ELF virtual address at which one of the file's mappings begins; the file offset itself where the headers do
+    /// not say.
+    #[must_use]
+    pub fn mapped_at(&self, range: &Range) -> u64 {
+        self.elf
+            .as_ref()
+            .and_then(|elf| elf.vaddr_of_mapping(range.offset, range.executable))
+            .unwrap_or(range.offset)
+    }
 }
 
 /// A mapped range of addresses.
@@ -83,13 +94,19 @@ impl Modules {
             metadata.dev(),
             metadata.ino(),
             metadata.len(),
-            metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
+            metadata
+                .mtime()
+                .saturating_mul(1_000_000_000)
+                .saturating_add(metadata.mtime_nsec()),
         );
         if let Some(module) = self.known.get(&identity) {
             return Some(Arc::clone(module));
         }
         let elf = ElfFile::parse(&file).ok();
-        let build_id = elf.as_ref().and_then(|elf| elf.build_id.as_deref()).map(hex);
+        let build_id = elf
+            .as_ref()
+            .and_then(|elf| elf.build_id.as_deref())
+            .map(hex);
         self.next += 1;
         let module = Arc::new(Module {
             number: self.next,
@@ -121,6 +138,10 @@ fn hex(bytes: &[u8]) -> String {
 pub struct AddressSpace {
     /// Sorted by start, disjoint.
     ranges: Vec<Range>,
+    /// Whether the process writes a perf map.
+    has_perf_map: bool,
+    /// Its contents, when they were last read.
+    perf_map: PerfMap,
 }
 
 impl AddressSpace {
@@ -135,6 +156,7 @@ impl AddressSpace {
         modules: &mut Modules,
     ) -> Result<bool, ProcessError> {
         let mut new_code = false;
+        self.has_perf_map |= PerfMap::exists(proc_root, pid);
         for map in read_maps(proc_root, pid)? {
             // Data is never a frame.
             if !map.executable {
@@ -169,6 +191,29 @@ impl AddressSpace {
             });
         }
         Ok(new_code)
+    }
+
+    /// Whether the process names the code that it generates in a perf map; such code keeps frame pointers, or profilers could
+    /// not use the names.
+    #[must_use]
+    pub fn has_perf_map(&self) -> bool {
+        self.has_perf_map
+    }
+
+    /// Reads the perf map, if there is one. What was known stays known where it cannot be read.
+    pub fn read_perf_map(&mut self, proc_root: &Path, pid: u32) {
+        if self.has_perf_map {
+            let read = PerfMap::of_process(proc_root, pid);
+            if read != PerfMap::default() {
+                self.perf_map = read;
+            }
+        }
+    }
+
+    /// The generated function at an address: its name and start.
+    #[must_use]
+    pub fn generated(&self, address: u64) -> Option<(&str, u64)> {
+        self.perf_map.find(address)
     }
 
     /// Adds a range and cuts those that it covers.
@@ -244,12 +289,20 @@ mod tests {
         space.insert(range(0x3000, 0x5000, 0x700));
         assert_eq!(
             shape(&space),
-            [(0x1000, 0x3000, 0), (0x3000, 0x5000, 0x700), (0x5000, 0x9000, 0x4000)]
+            [
+                (0x1000, 0x3000, 0),
+                (0x3000, 0x5000, 0x700),
+                (0x5000, 0x9000, 0x4000)
+            ]
         );
         space.insert(range(0x0, 0x4000, 0));
         assert_eq!(
             shape(&space),
-            [(0, 0x4000, 0), (0x4000, 0x5000, 0x1700), (0x5000, 0x9000, 0x4000)]
+            [
+                (0, 0x4000, 0),
+                (0x4000, 0x5000, 0x1700),
+                (0x5000, 0x9000, 0x4000)
+            ]
         );
     }
 

@@ -4,7 +4,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    OpKind, Register,
+};
 
 /// Bytes that are asked for at once.
 const WINDOW: u64 = 512;
@@ -16,8 +19,10 @@ const DEEPEST: usize = 4;
 /// What an allocator function does to the set of live blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
-    /// It may add a block.
+    /// It may add a block, and returns its address, or null.
     Allocates,
+    /// It may add a block, and stores its address where an argument points; returns an error code.
+    AllocatesInto,
     /// It may add a block and take another away.
     Reallocates,
     /// It only takes one away.
@@ -27,7 +32,8 @@ pub(super) enum Role {
 impl Role {
     /// Whether a function of this role can do all that it does through `other`.
     fn is_served_by(self, other: Self) -> bool {
-        self == other || (self, other) == (Self::Allocates, Self::Reallocates)
+        let allocates = |role| matches!(role, Self::Allocates | Self::AllocatesInto);
+        self == other || allocates(self) && (allocates(other) || other == Self::Reallocates)
     }
 }
 
@@ -48,6 +54,7 @@ pub(super) struct Coverage<'a, V> {
     decided: HashMap<(u64, Role), bool>,
     in_progress: HashSet<(u64, Role)>,
     instructions: usize,
+    factory: InstructionInfoFactory,
 }
 
 impl<'a, V: CodeView> Coverage<'a, V> {
@@ -57,11 +64,12 @@ impl<'a, V: CodeView> Coverage<'a, V> {
             decided: HashMap::new(),
             in_progress: HashSet::new(),
             instructions: 0,
+            factory: InstructionInfoFactory::new(),
         }
     }
 
-    /// Whether every way through the function that returns calls or jumps to another allocator function of the same role
-    /// before. Code that cannot be followed counts as a way that does not.
+    /// Whether every way through the function that returns calls or jumps to another allocator function before that serves for its
+    /// role, or fails: returns null, having allocated nothing. Code that cannot be followed counts as a way that does not.
     pub(super) fn is_covered(&mut self, entry: u64, role: Role) -> bool {
         self.instructions = 0;
         self.decide(entry, role, 0)
@@ -82,10 +90,10 @@ impl<'a, V: CodeView> Coverage<'a, V> {
     }
 
     fn walk(&mut self, entry: u64, role: Role, depth: usize) -> bool {
-        let mut waiting = vec![entry];
+        let mut waiting = vec![(entry, Way::default())];
         let mut seen = HashSet::new();
         let mut passes_one = false;
-        while let Some(start) = waiting.pop() {
+        while let Some((start, mut way)) = waiting.pop() {
             let mut at = start;
             'straight: loop {
                 let Some(code) = self.view.code(at, WINDOW).filter(|code| !code.is_empty()) else {
@@ -101,7 +109,7 @@ impl<'a, V: CodeView> Coverage<'a, V> {
                     }
                     progressed = true;
                     at = instruction.next_ip();
-                    if !seen.insert(instruction.ip()) {
+                    if !seen.insert((instruction.ip(), way)) {
                         break 'straight;
                     }
                     self.instructions += 1;
@@ -109,18 +117,20 @@ impl<'a, V: CodeView> Coverage<'a, V> {
                         return false;
                     }
                     match self.step(&instruction, role, depth) {
-                        Step::On => {}
+                        Step::On => way.pass(&instruction, &mut self.factory),
                         Step::Covered => {
                             passes_one = true;
                             break 'straight;
                         }
                         Step::Ends => break 'straight,
-                        Step::Returns => return false,
+                        // A helper's null says nothing of what its caller does then.
+                        Step::Returns if depth == 0 && way.fails(role) => break 'straight,
+                        Step::Returns | Step::Leaves => return false,
                         Step::Jump(target) => {
-                            waiting.push(target);
+                            waiting.push((target, way));
                             break 'straight;
                         }
-                        Step::Branch(target) => waiting.push(target),
+                        Step::Branch(target) => waiting.push((target, way)),
                     }
                 }
                 if !progressed {
@@ -166,13 +176,14 @@ impl<'a, V: CodeView> Coverage<'a, V> {
                 match control {
                     _ if through_slot => Step::Covered,
                     FlowControl::IndirectCall => Step::On,
-                    _ => Step::Returns,
+                    _ => Step::Leaves,
                 }
             }
             // A system call comes back.
             FlowControl::Call => Step::On,
+            FlowControl::Return => Step::Returns,
             _ if instruction.mnemonic() == Mnemonic::Ud2 => Step::Ends,
-            _ => Step::Returns,
+            _ => Step::Leaves,
         }
     }
 
@@ -202,8 +213,66 @@ enum Step {
     Covered,
     Ends,
     Returns,
+    /// To where it cannot be followed.
+    Leaves,
     Jump(u64),
     Branch(u64),
+}
+
+/// What has happened on a way through a function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Way {
+    /// The register of the result holds zero.
+    null: bool,
+    /// It called what is not known here.
+    called: bool,
+}
+
+impl Way {
+    fn pass(&mut self, instruction: &Instruction, factory: &mut InstructionInfoFactory) {
+        if matches!(
+            instruction.flow_control(),
+            FlowControl::Call | FlowControl::IndirectCall
+        ) {
+            *self = Self {
+                null: false,
+                called: true,
+            };
+            return;
+        }
+        let writes_result = factory
+            .info(instruction)
+            .used_registers()
+            .iter()
+            .any(|used| {
+                used.register().full_register() == Register::RAX
+                    && !matches!(used.access(), OpAccess::Read | OpAccess::CondRead)
+            });
+        if writes_result {
+            let to_result = |operand| {
+                instruction.op_kind(operand) == OpKind::Register
+                    && instruction.op_register(operand) == Register::EAX
+            };
+            self.null = match instruction.mnemonic() {
+                Mnemonic::Xor => to_result(0) && to_result(1),
+                Mnemonic::Mov => {
+                    to_result(0)
+                        && instruction.op1_kind() == OpKind::Immediate32
+                        && instruction.immediate32() == 0
+                }
+                _ => false,
+            };
+        }
+    }
+
+    /// Whether a return here means that nothing was done. `realloc` may return null after it has freed.
+    fn fails(self, role: Role) -> bool {
+        match role {
+            Role::Allocates => self.null,
+            Role::Reallocates => self.null && !self.called,
+            Role::AllocatesInto | Role::Frees => false,
+        }
+    }
 }
 
 /// The slot that a stub of the procedure linkage table jumps through: `[endbr64] [bnd] jmp *slot(%rip)`.
@@ -259,6 +328,7 @@ mod tests {
                 (0x1000, role),
                 (0x1020, Role::Allocates),
                 (0x1028, Role::Frees),
+                (0x1030, Role::Reallocates),
             ],
             slots: vec![(0x2000, Role::Allocates)],
         };
@@ -268,7 +338,7 @@ mod tests {
     fn padded(code: &[u8]) -> Vec<u8> {
         let mut all = code.to_vec();
         all.resize(0x20, 0xcc);
-        all.extend([0xc3; 16]);
+        all.extend([0xc3; 32]);
         all
     }
 
@@ -313,6 +383,36 @@ mod tests {
         assert!(!covered(&padded(&[0xe9, 0, 0, 0, 0x40]), Role::Allocates));
         // what does not decode
         assert!(!covered(&padded(&[0x06]), Role::Allocates));
+    }
+
+    #[test]
+    fn a_way_that_fails_needs_no_probe() {
+        // test %rdi,%rdi; je +2; jmp 0x1020; xor %eax,%eax; ret
+        let fails = padded(&[0x48, 0x85, 0xff, 0x74, 0x02, 0xeb, 0x19, 0x31, 0xc0, 0xc3]);
+        assert!(covered(&fails, Role::Allocates));
+        assert!(
+            !covered(&fails, Role::AllocatesInto),
+            "zero is success there"
+        );
+        // The same with `mov $1,%eax`, with `xor %eax,%ecx`, and with a write to %al behind the zero.
+        for tail in [
+            &[0xb8, 1, 0, 0, 0, 0xc3][..],
+            &[0x31, 0xc1, 0xc3],
+            &[0x31, 0xc0, 0xb0, 0x01, 0xc3],
+        ] {
+            let mut code = vec![0x48, 0x85, 0xff, 0x74, 0x02, 0xeb, 0x19];
+            code.extend(tail);
+            assert!(!covered(&padded(&code), Role::Allocates), "{tail:x?}");
+        }
+        // Null and nothing else: there is no function that serves.
+        assert!(!covered(&padded(&[0x31, 0xc0, 0xc3]), Role::Allocates));
+        // A call on that way may free: test; je +2; jmp 0x1030; call 0x101f; xor; ret
+        let frees = [
+            0x48, 0x85, 0xff, 0x74, 0x02, 0xeb, 0x29, 0xe8, 0x13, 0, 0, 0, 0x31, 0xc0, 0xc3,
+        ];
+        assert!(!covered(&padded(&frees), Role::Reallocates));
+        let plain = [0x48, 0x85, 0xff, 0x74, 0x02, 0xeb, 0x29, 0x31, 0xc0, 0xc3];
+        assert!(covered(&padded(&plain), Role::Reallocates));
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! knows nothing of BPF: it says where a probe belongs and why, and leaves attaching it to [`crate::kernel`].
 
 pub mod allocator;
+pub mod discover;
 pub mod elf;
 mod flow;
 pub mod process;
+pub mod site;
 #[cfg(test)]
 mod testing;
-pub mod discover;

@@ -81,25 +81,30 @@ pub(super) fn prepare(arguments: &[String]) -> Result<Guest> {
     })
 }
 
-/// Runs the tests on one machine and shows their output; gives what is to be complained of.
+/// Runs the tests on one machine and shows their output line by line; gives what is to be complained of.
 ///
 /// # Errors
 /// When QEMU cannot be started or the console's log cannot be read.
-pub(super) fn run(guest: &Guest, machine: &Machine, timeout: Duration) -> Result<Vec<String>> {
+pub(super) fn run(
+    guest: &Guest,
+    machine: &Machine,
+    timeout: Duration,
+    show: &dyn Fn(&str),
+) -> Result<Vec<String>> {
     let mut results = Results::default();
     let end = boot(machine, &guest.initramfs, timeout, &mut |line| {
         if let Some(text) = results.heed(line) {
-            println!("{text}");
+            show(&text);
         }
     })?;
     let mut complaints = results.complaints(&guest.tests, &end, timeout);
     if !results.skipped.is_empty() {
-        println!(
+        show(&format!(
             "--- {} SKIPPED, so nothing is known of them:",
             results.skipped.len()
-        );
+        ));
         for reason in &results.skipped {
-            println!("    {reason}");
+            show(reason);
         }
         if required() {
             complaints.push(format!("{REQUIRE_KERNEL}=1, and tests were skipped"));
@@ -110,18 +115,19 @@ pub(super) fn run(guest: &Guest, machine: &Machine, timeout: Duration) -> Result
         .lines()
         .filter(|line| TROUBLE.iter().any(|word| line.contains(word)))
         .collect();
-    complaints.extend(
-        trouble
-            .iter()
-            .map(|line| format!("the kernel complains: {}", line.trim_end())),
-    );
+    if let Some(first) = trouble.first() {
+        complaints.push(format!(
+            "the kernel complains in {} lines, first: {}",
+            trouble.len(),
+            first.trim_end()
+        ));
+    }
     if !complaints.is_empty() {
-        println!("--- the end of the kernel's log");
+        show("--- the end of the kernel's log");
         let lines: Vec<&str> = console.lines().collect();
         for line in lines.iter().skip(lines.len().saturating_sub(40)) {
-            println!("{}", line.trim_end());
+            show(line.trim_end());
         }
-        println!("---");
     }
     Ok(complaints)
 }
@@ -133,7 +139,7 @@ pub(super) fn run(guest: &Guest, machine: &Machine, timeout: Duration) -> Result
 pub(super) fn boots(machine: &Machine, timeout: Duration) -> Result<bool> {
     let mut tree = base()?;
     tree.content("/init", init(&[], &[], Path::new("/")), 0o755);
-    let initramfs = shell::target_dir().join("vm/trial.cpio");
+    let initramfs = machine.console.with_extension("cpio");
     tree.write(&initramfs)?;
     let mut results = Results::default();
     boot(machine, &initramfs, timeout, &mut |line| {
@@ -245,7 +251,7 @@ impl Results {
             }
             ["begin", name] => {
                 self.running = Some((*name).to_owned());
-                Some(format!("\n--- {name}"))
+                Some(format!("--- {name}"))
             }
             ["end", name, status] => {
                 self.running = None;

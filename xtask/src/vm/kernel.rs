@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 pub(super) struct Kernel {
     /// For people, such as `linux-image-6.1.0-56-cloud-amd64`.
     pub(super) name: String,
+    /// In short, such as `6.1`: as it was asked for where that was a line.
+    pub(super) label: String,
     /// The bzImage.
     pub(super) image: PathBuf,
 }
@@ -48,6 +50,7 @@ impl Kernel {
             return Self::from_unpacked(name, &dir);
         }
         Ok(Self {
+            label: short(&name),
             name,
             image: path.to_owned(),
         })
@@ -98,7 +101,11 @@ impl Kernel {
                     .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
             })
             .with_context(|| format!("no vmlinuz-* in {}", boot.display()))?;
-        Ok(Self { name, image })
+        Ok(Self {
+            label: short(&name),
+            name,
+            image,
+        })
     }
 }
 
@@ -160,6 +167,19 @@ fn unpack(package: &Path, dir: &Path) -> Result<()> {
     fs::rename(&partial, dir).with_context(|| format!("cannot move {}", partial.display()))
 }
 
+/// The first two numbers of a name, or the name where it has none: `linux-image-6.1.0-56-cloud-amd64` is `6.1`.
+fn short(name: &str) -> String {
+    let Some(at) = name.find(|character: char| character.is_ascii_digit()) else {
+        return name.to_owned();
+    };
+    let version = name.get(at..).unwrap_or_default();
+    let numbers: Vec<&str> = version
+        .split(|character: char| !character.is_ascii_digit())
+        .take(2)
+        .collect();
+    numbers.join(".")
+}
+
 /// A name's numbers and the texts between them, so that 6.1.0-9 sorts before 6.1.0-10.
 fn natural(name: &str) -> Vec<(String, u64)> {
     let mut parts = Vec::new();
@@ -181,7 +201,14 @@ fn natural(name: &str) -> Vec<(String, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::natural;
+    use super::{natural, short};
+
+    #[test]
+    fn names_are_shortened_to_their_line() {
+        assert_eq!(short("linux-image-6.1.0-56-cloud-amd64"), "6.1");
+        assert_eq!(short("vmlinuz-6.12.117+deb12-cloud-amd64"), "6.12");
+        assert_eq!(short("bzImage"), "bzImage");
+    }
 
     #[test]
     fn versions_sort_by_their_numbers() {

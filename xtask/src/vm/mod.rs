@@ -14,9 +14,11 @@ use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use boot::{Accelerator, Machine};
 use clap::{Args, ValueEnum};
+use guest::Guest;
 use kernel::Kernel;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// What `test vm` is given.
@@ -60,35 +62,28 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
         .iter()
         .map(|wish| Kernel::find(wish))
         .collect::<Result<Vec<_>>>()?;
-    let timeout = Duration::from_secs(arguments.timeout);
     let guest = guest::prepare(&arguments.rest)?;
+    // At the same time: under emulation each is busy with about one processor.
+    let outcomes: Vec<Result<Vec<String>>> = thread::scope(|scope| {
+        let running: Vec<_> = kernels
+            .iter()
+            .map(|kernel| scope.spawn(|| test(arguments, &qemu, kernel, &guest)))
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| bail!("the thread that ran a machine panicked"))
+            })
+            .collect()
+    });
     let mut failures = Vec::new();
-    for kernel in &kernels {
-        let started = Instant::now();
-        let machine = Machine {
-            qemu: qemu.clone(),
-            kernel: kernel.image.clone(),
-            console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
-            accelerator: accelerator(arguments.accel, &qemu, kernel)?,
+    for (kernel, outcome) in kernels.iter().zip(outcomes) {
+        let complaints = match outcome {
+            Ok(complaints) => complaints,
+            Err(error) => vec![format!("{error:#}")],
         };
-        println!(
-            "\n=== {} in QEMU ({}), at most {} s",
-            kernel.name,
-            machine.accelerator.name(),
-            arguments.timeout
-        );
-        let complaints = guest::run(&guest, &machine, timeout)?;
-        println!(
-            "=== {}: {} in {} s; the kernel's own log: {}",
-            kernel.name,
-            if complaints.is_empty() {
-                "passed"
-            } else {
-                "FAILED"
-            },
-            started.elapsed().as_secs(),
-            shell::relative(&machine.console)
-        );
         failures.extend(
             complaints
                 .into_iter()
@@ -98,18 +93,53 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
     if !failures.is_empty() {
         bail!("test vm:\n  {}", failures.join("\n  "));
     }
+    println!(
+        "\n=== all kernel tests that ran passed on {} kernels",
+        kernels.len()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
+/// Runs the kernel tests on one kernel; gives what is to be complained of.
+fn test(arguments: &Arguments, qemu: &Path, kernel: &Kernel, guest: &Guest) -> Result<Vec<String>> {
+    let started = Instant::now();
+    let machine = Machine {
+        qemu: qemu.to_owned(),
+        kernel: kernel.image.clone(),
+        console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
+        accelerator: accelerator(arguments.accel, qemu, kernel)?,
+    };
+    let show = |line: &str| println!("{:>6} | {line}", kernel.label);
+    show(&format!(
+        "=== {} in QEMU ({}), at most {} s",
+        kernel.name,
+        machine.accelerator.name(),
+        arguments.timeout
+    ));
+    let timeout = Duration::from_secs(arguments.timeout);
+    let complaints = guest::run(guest, &machine, timeout, &show)?;
+    show(&format!(
+        "=== {} in {} s; the kernel's own log: {}",
+        if complaints.is_empty() {
+            "passed"
+        } else {
+            "FAILED"
+        },
+        started.elapsed().as_secs(),
+        shell::relative(&machine.console)
+    ));
+    Ok(complaints)
+}
+
 /// KVM only where it was seen to work: some machines have /dev/kvm and hang with it.
-fn accelerator(choice: Choice, qemu: &std::path::Path, kernel: &Kernel) -> Result<Accelerator> {
-    if choice == Choice::Tcg || !PathBuf::from("/dev/kvm").exists() {
+fn accelerator(choice: Choice, qemu: &Path, kernel: &Kernel) -> Result<Accelerator> {
+    if choice == Choice::Tcg || !Path::new("/dev/kvm").exists() {
         return Ok(Accelerator::Tcg);
     }
     let machine = Machine {
         qemu: qemu.to_owned(),
         kernel: kernel.image.clone(),
-        console: shell::target_dir().join("vm/trial.console.log"),
+        console: shell::target_dir().join(format!("vm/{}.trial.log", kernel.name)),
         accelerator: Accelerator::Kvm,
     };
     Ok(if guest::boots(&machine, TRIAL)? {

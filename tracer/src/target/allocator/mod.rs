@@ -152,11 +152,20 @@ pub fn find_allocators(
         }
         .push(candidate);
     }
+    let imports_realloc = symbols
+        .iter()
+        .any(|symbol| symbol.name == "realloc" && symbol.kind == SymbolKind::Undefined);
     for (kind, group) in groups {
+        // Libraries that bring a `reallocarray` for systems without one: there are no blocks but those of `realloc`.
+        let only_adds_to_realloc = imports_realloc
+            && group
+                .kept
+                .iter()
+                .all(|candidate| role(candidate.meaning.function) == Role::Reallocates);
         match group.into_allocator(kind, path) {
             Ok(allocator) => found.allocators.push(allocator),
-            Err(Some(note)) => found.notes.push(note),
-            Err(None) => {}
+            Err(Some(note)) if !only_adds_to_realloc => found.notes.push(note),
+            Err(_) => {}
         }
     }
     Ok(found)
@@ -172,13 +181,13 @@ fn is_defined(symbol: &Symbol) -> bool {
 fn role(function: Function) -> Role {
     match function {
         Function::Free => Role::Frees,
+        Function::PosixMemalign => Role::AllocatesInto,
         Function::Realloc
         | Function::ReallocArray
         | Function::RustRealloc
         | Function::HeapRealloc => Role::Reallocates,
         Function::Malloc
         | Function::Calloc
-        | Function::PosixMemalign
         | Function::AlignedAlloc
         | Function::Valloc
         | Function::Pvalloc
@@ -371,22 +380,26 @@ struct Group<'a> {
 
 impl Group<'_> {
     /// The allocator; or that it is none, with a word on it where that could surprise.
-    fn into_allocator(self, kind: AllocatorKind, path: &Path) -> Result<Allocator, Option<String>> {
-        let is_door = |candidate: &&&Candidate| {
-            candidate.meaning.rank == 0 && role(candidate.meaning.function) == Role::Allocates
-        };
-        let language = matches!(kind, AllocatorKind::CppOperators | AllocatorKind::Rust);
+    fn into_allocator(
+        mut self,
+        kind: AllocatorKind,
+        path: &Path,
+    ) -> Result<Allocator, Option<String>> {
         // Where a language's plain allocation function goes through malloc, the rarer forms do too, even if that is harder to
         // see: they check their arguments first. This is the usual case: libstdc++, and Rust's default allocator.
-        if language && !self.kept.iter().any(|candidate| is_door(&candidate)) {
-            return Err(None);
+        for family in [Family::CppOperators, Family::Rust] {
+            let is_plain = |candidate: &&Candidate| {
+                candidate.families.contains(&family)
+                    && candidate.meaning.rank == 0
+                    && role(candidate.meaning.function) == Role::Allocates
+            };
+            if !self.kept.iter().any(is_plain) {
+                self.kept
+                    .retain(|candidate| candidate.meaning.family != family);
+            }
         }
-        let has = |wanted| {
-            self.kept
-                .iter()
-                .chain(&self.covered)
-                .any(|candidate| role(candidate.meaning.function) == wanted)
-        };
+        let frees = |candidate: &&Candidate| role(candidate.meaning.function) == Role::Frees;
+        let all = || self.kept.iter().chain(&self.covered).copied();
         let named = || {
             let mut names: Vec<&str> = self
                 .kept
@@ -399,15 +412,17 @@ impl Group<'_> {
         if self.kept.is_empty() {
             return Err(None);
         }
-        if !has(Role::Allocates) || !has(Role::Frees) {
+        let missing = if !all().any(|candidate| frees(&candidate)) {
+            Some("free")
+        } else if all().all(|candidate| frees(&candidate)) {
+            Some("allocate")
+        } else {
+            None
+        };
+        if let Some(missing) = missing {
             return Err(Some(format!(
-                "{} passed over: not an allocator, as there is no function to {}",
-                named(),
-                if has(Role::Allocates) {
-                    "free"
-                } else {
-                    "allocate"
-                }
+                "{} passed over: not an allocator, as there is no function to {missing} beside",
+                named()
             )));
         }
         let mut functions: Vec<(usize, AllocatorFunction)> = self

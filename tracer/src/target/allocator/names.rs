@@ -238,26 +238,24 @@ pub(super) fn meaning(name: &[u8]) -> Option<Meaning> {
             rank,
         })
     };
-    with(
-        Family::C,
-        find(C, name).or_else(|| find(GLIBC_INTERNAL, name)),
-    )
-    .or_else(|| with(Family::CppOperators, cpp_operator(name)))
-    .or_else(|| with(Family::Mimalloc, find(MIMALLOC, name.strip_prefix("mi_")?)))
-    .or_else(|| with(Family::Tcmalloc, find(TCMALLOC, name.strip_prefix("tc_")?)))
-    .or_else(|| {
-        with(
-            Family::Tcmalloc,
-            find(TCMALLOC_INTERNAL, name.strip_prefix("TCMallocInternal")?),
-        )
-    })
-    .or_else(|| {
-        let base = JEMALLOC_PREFIXES
-            .iter()
-            .find_map(|prefix| name.strip_prefix(prefix))?;
-        with(Family::PrefixedJemalloc, find(C, base))
-    })
-    .or_else(|| with(Family::Rust, rust(name)))
+    let internal = || find(GLIBC_INTERNAL, name).map(|(rank, function)| (rank + C.len(), function));
+    with(Family::C, find(C, name).or_else(internal))
+        .or_else(|| with(Family::CppOperators, cpp_operator(name)))
+        .or_else(|| with(Family::Mimalloc, find(MIMALLOC, name.strip_prefix("mi_")?)))
+        .or_else(|| with(Family::Tcmalloc, find(TCMALLOC, name.strip_prefix("tc_")?)))
+        .or_else(|| {
+            with(
+                Family::Tcmalloc,
+                find(TCMALLOC_INTERNAL, name.strip_prefix("TCMallocInternal")?),
+            )
+        })
+        .or_else(|| {
+            let base = JEMALLOC_PREFIXES
+                .iter()
+                .find_map(|prefix| name.strip_prefix(prefix))?;
+            with(Family::PrefixedJemalloc, find(C, base))
+        })
+        .or_else(|| with(Family::Rust, rust(name)))
 }
 
 fn find(table: &[(&str, Function)], name: &str) -> Option<(usize, Function)> {

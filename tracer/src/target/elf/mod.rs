@@ -28,6 +28,9 @@ use symbols::SymbolTable;
 /// `EM_X86_64` of the psABI: the machine whose code this build can read.
 pub const MACHINE_X86_64: u16 = 62;
 
+/// Bytes of a page of x86_64, the unit of mappings.
+const PAGE: u64 = 4096;
+
 /// Longest note segment, interpreter and string that is read, bytes. Real ones are shorter than a hundredth of it.
 const SMALL: u64 = 64 * 1024;
 /// Most section headers that are read. The largest real files have some thousands.
@@ -272,6 +275,29 @@ impl ElfFile {
             let distance = file_offset.checked_sub(segment.file_offset)?;
             (distance < segment.file_size).then(|| segment.vaddr.checked_add(distance))?
         })
+    }
+
+    /// The address, before relocation, at which a mapping of the file begins that starts at `file_offset`.
+    ///
+    /// The kernel and the dynamic linker map whole pages, so a mapping begins before its segment where the segment does
+    /// not begin with a page (lld lays files out so). The end of another segment may lie in that same page, at another
+    /// distance from its addresses: the permission tells which of them the mapping is of.
+    #[must_use]
+    pub fn vaddr_of_mapping(&self, file_offset: u64, executable: bool) -> Option<u64> {
+        self.segments
+            .iter()
+            .filter(|segment| segment.executable == executable)
+            .find_map(|segment| {
+                let from = segment.file_offset & !(PAGE - 1);
+                let behind = segment.file_offset.checked_add(segment.file_size)?;
+                (from..behind).contains(&file_offset).then(|| {
+                    segment
+                        .vaddr
+                        .wrapping_sub(segment.file_offset)
+                        .wrapping_add(file_offset)
+                })
+            })
+            .or_else(|| self.vaddr_of(file_offset))
     }
 
     /// Whether an address lies in an executable segment.

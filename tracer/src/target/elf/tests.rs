@@ -235,3 +235,31 @@ proptest! {
         let _ = find_build_id(&bytes, align);
     }
 }
+
+#[test]
+fn a_mapping_that_begins_before_its_segment() {
+    let mut elf = ElfFile::parse(&LIBC[..]).unwrap();
+    // As lld lays out: the first bytes of the code lie in the same page as the last of what stands before it.
+    elf.segments = vec![
+        Segment {
+            vaddr: 0,
+            file_offset: 0,
+            file_size: 0x16344,
+            executable: false,
+            ..elf.segments[0]
+        },
+        Segment {
+            vaddr: 0x17350,
+            file_offset: 0x16350,
+            file_size: 0x44400,
+            executable: true,
+            ..elf.segments[0]
+        },
+    ];
+    assert_eq!(elf.vaddr_of_mapping(0, false), Some(0));
+    assert_eq!(elf.vaddr_of_mapping(0x16000, true), Some(0x17000));
+    assert_eq!(elf.vaddr_of_mapping(0x16000, false), Some(0x16000));
+    // A part of the mapping whose permission changed.
+    assert_eq!(elf.vaddr_of_mapping(0x20000, true), Some(0x21000));
+    assert_eq!(elf.vaddr_of_mapping(0x5A750, true), None);
+}

@@ -16,6 +16,7 @@ pub use memory::{Memory, exact_anonymous_bytes, read_memory};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -279,15 +280,39 @@ fn malformed(pid: u32, path: PathBuf, found: &[u8]) -> ProcessError {
 #[cfg(test)]
 mod tests;
 
+/// The process's fields of `/proc/PID/stat` behind its name; the first is the third of proc_pid_stat(5).
+fn stat_fields(proc_root: &Path, pid: u32) -> Result<Vec<String>, ProcessError> {
+    let path = proc_root.join(pid.to_string()).join("stat");
+    let stat = read(pid, &path)?;
+    stat.iter()
+        .rposition(|&byte| byte == b')')
+        .and_then(|close| stat.get(close + 1..))
+        .and_then(|rest| str::from_utf8(rest).ok())
+        .map(|rest| rest.split_ascii_whitespace().map(str::to_owned).collect())
+        .ok_or_else(|| malformed(pid, path, &stat))
+}
+
 /// Whether a process is stopped (state `T` of proc_pid_stat(5)).
 ///
 /// # Errors
 /// See [`ProcessError`].
 pub fn is_stopped(proc_root: &Path, pid: u32) -> Result<bool, ProcessError> {
-    let path = proc_root.join(pid.to_string()).join("stat");
-    let stat = read(pid, &path)?;
-    let close = stat.iter().rposition(|&byte| byte == b')');
-    Ok(close
-        .and_then(|close| stat.get(close + 2))
-        .is_some_and(|&state| state == b'T'))
+    Ok(stat_fields(proc_root, pid)?
+        .first()
+        .is_some_and(|state| state == "T"))
+}
+
+/// The processor time that a process and its ended threads have used, in user space and in the kernel (fields 14 and 15 of
+/// proc_pid_stat(5), in ticks of 10 ms: `USER_HZ` is 100 on every architecture but Alpha).
+///
+/// # Errors
+/// See [`ProcessError`].
+pub fn cpu_time(proc_root: &Path, pid: u32) -> Result<Duration, ProcessError> {
+    const TICK_MS: u64 = 10;
+    let fields = stat_fields(proc_root, pid)?;
+    let ticks: u64 = [14_usize, 15]
+        .into_iter()
+        .filter_map(|number| fields.get(number - 3)?.parse::<u64>().ok())
+        .sum();
+    Ok(Duration::from_millis(ticks.saturating_mul(TICK_MS)))
 }

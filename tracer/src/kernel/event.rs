@@ -1,0 +1,151 @@
+//! Records of the probe's ring buffer.
+
+use std::mem::offset_of;
+
+use leakscope_common::{Event, EventKind, ProbeCookie, STACK_HEADER_BYTES, StackRecord};
+
+/// What the probe says of itself, in the order in which it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeEvent {
+    /// A stack seen for the first time.
+    Stack {
+        /// Thread group id.
+        pid: u32,
+        /// The process incarnation.
+        incarnation: u32,
+        /// The site's number.
+        site: u32,
+        /// `STACK_*` flags.
+        flags: u16,
+        /// The hit slot of the probe that saw it.
+        hit_slot: u8,
+        /// Function entry, then return addresses, leaf first.
+        frames: Vec<u64>,
+    },
+    /// A process replaced its program.
+    Exec {
+        /// Thread group id.
+        pid: u32,
+        /// The incarnation that begins.
+        incarnation: u32,
+        /// The incarnation that ended; the same when the exec began the trace.
+        ended: u32,
+        /// Whether it was stopped and waits for [`Probe::resume`].
+        held: bool,
+    },
+    /// A process mapped a file for execution.
+    MappedCode {
+        /// Thread group id.
+        pid: u32,
+        /// The process incarnation.
+        incarnation: u32,
+        /// Whether it was stopped and waits for [`Probe::resume`].
+        held: bool,
+    },
+    /// The walk met an address in no known mapping.
+    UnknownMapping {
+        /// Thread group id.
+        pid: u32,
+        /// The process incarnation.
+        incarnation: u32,
+    },
+}
+
+/// Reads a number at an offset of a record.
+fn number<const N: usize>(record: &[u8], offset: usize) -> Option<[u8; N]> {
+    record.get(offset..offset + N)?.try_into().ok()
+}
+
+/// Reads a record of the ring buffer. One that is shorter than it should be is nothing.
+pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
+    let word = |offset| number(record, offset).map(u32::from_ne_bytes);
+    let half = |offset| number(record, offset).map(u16::from_ne_bytes);
+    let kind = word(offset_of!(Event, kind))?;
+    if kind == EventKind::Stack as u32 {
+        let depth = usize::from(half(offset_of!(StackRecord, depth))?);
+        let frames = record
+            .get(STACK_HEADER_BYTES..)?
+            .chunks_exact(8)
+            .take(depth)
+            .filter_map(|bytes| bytes.try_into().ok().map(u64::from_ne_bytes))
+            .collect();
+        return Some(ProbeEvent::Stack {
+            pid: word(offset_of!(StackRecord, tgid))?,
+            incarnation: word(offset_of!(StackRecord, incarnation))?,
+            site: word(offset_of!(StackRecord, site))?,
+            flags: half(offset_of!(StackRecord, flags))?,
+            hit_slot: ProbeCookie::from_bits(u64::from(word(offset_of!(StackRecord, cookie))?))
+                .hit_slot,
+            frames,
+        });
+    }
+    let pid = word(offset_of!(Event, tgid))?;
+    let incarnation = word(offset_of!(Event, incarnation))?;
+    let held = word(offset_of!(Event, held))? != 0;
+    if kind == EventKind::Exec as u32 {
+        Some(ProbeEvent::Exec {
+            pid,
+            incarnation,
+            ended: word(offset_of!(Event, value))?,
+            held,
+        })
+    } else if kind == EventKind::MappedCode as u32 {
+        Some(ProbeEvent::MappedCode {
+            pid,
+            incarnation,
+            held,
+        })
+    } else if kind == EventKind::UnknownMapping as u32 {
+        Some(ProbeEvent::UnknownMapping { pid, incarnation })
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ProbeEvent, parse_event};
+    use leakscope_common::EventKind;
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    #[test]
+    fn a_stack_is_read_as_deep_as_it_is() {
+        // kind, tgid, incarnation, site, depth and flags, cookie (function 1, hit slot 3), two of three frames.
+        let mut record = words(&[EventKind::Stack as u32, 7, 8, 9, 2 | 1 << 16, 1 | 3 << 8]);
+        for frame in [0x10_u64, 0x20, 0x30] {
+            record.extend_from_slice(&frame.to_ne_bytes());
+        }
+        assert_eq!(
+            parse_event(&record),
+            Some(ProbeEvent::Stack {
+                pid: 7,
+                incarnation: 8,
+                site: 9,
+                flags: 1,
+                hit_slot: 3,
+                frames: vec![0x10, 0x20],
+            })
+        );
+    }
+
+    #[test]
+    fn records_that_are_too_short_or_unknown_are_nothing() {
+        let exec = words(&[EventKind::Exec as u32, 7, 8, 6, 1, 0, 0, 0]);
+        assert_eq!(
+            parse_event(&exec),
+            Some(ProbeEvent::Exec {
+                pid: 7,
+                incarnation: 8,
+                ended: 6,
+                held: true,
+            })
+        );
+        for length in 0..20 {
+            assert_eq!(parse_event(exec.get(..length).unwrap_or_default()), None);
+        }
+        assert_eq!(parse_event(&words(&[99, 7, 8, 6, 1, 0, 0, 0])), None);
+    }
+}

@@ -1,0 +1,69 @@
+//! What a probe hit costs on this machine, measured: our own process allocates some hundred times with the probes on it
+//! and without.
+
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+use super::{Session, process::Traced};
+use crate::kernel::KernelError;
+
+/// Pairs of malloc and free to time. At some microseconds each, about a millisecond.
+const PAIRS: u32 = 300;
+
+/// Times that the pairs are timed; the median counts.
+const ROUNDS: usize = 5;
+
+impl Session {
+    /// Measures the mean cost of a hit: half of what a traced pair takes more than an untraced one. Zero where our own
+    /// allocator has no probes to offer.
+    ///
+    /// # Errors
+    /// The kernel refused something.
+    pub(super) fn calibrate(&mut self) -> Result<Duration, KernelError> {
+        let pid = std::process::id();
+        let Ok(mut ourselves) = Traced::open(&self.proc_root, pid) else {
+            return Ok(Duration::ZERO);
+        };
+        let untraced = median(time_pairs);
+        let readable = ourselves
+            .space
+            .refresh(&self.proc_root, pid, &mut self.modules)
+            .is_ok();
+        if !readable || self.attach(&mut ourselves).is_err() || ourselves.sites.is_empty() {
+            return Ok(Duration::ZERO);
+        }
+        ourselves.incarnation = self.probe.new_incarnation();
+        self.install_tables(&mut ourselves)?;
+        self.probe.follow(pid, ourselves.incarnation, false)?;
+        let traced = median(time_pairs);
+        // Waits out a grace period of the kernel, some 100 ms.
+        ourselves.links.clear();
+        self.probe.forget(pid);
+        self.probe.forget_threads(pid);
+        self.probe.drop_blocks(ourselves.incarnation);
+        self.tables.remove(&mut self.probe, ourselves.incarnation);
+        // What our own process lost is nobody's loss.
+        self.probe.reset_losses();
+        Ok(traced.saturating_sub(untraced) / (2 * PAIRS))
+    }
+}
+
+/// How long the pairs take.
+fn time_pairs() -> Duration {
+    let begun = Instant::now();
+    for size in 0..PAIRS {
+        drop(black_box(Vec::<u8>::with_capacity(
+            64 + (size & 31) as usize,
+        )));
+    }
+    begun.elapsed()
+}
+
+/// The median of some rounds.
+fn median(mut measure: impl FnMut() -> Duration) -> Duration {
+    let mut rounds: Vec<Duration> = (0..ROUNDS).map(|_| measure()).collect();
+    rounds.sort_unstable();
+    rounds.get(ROUNDS / 2).copied().unwrap_or_default()
+}

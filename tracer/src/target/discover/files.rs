@@ -1,0 +1,252 @@
+//! What is known of the files that processes map: each is read once.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use leakscope_common::{Function, ProbeCookie};
+
+use super::FoundFunction;
+use crate::target::allocator::{Allocator, AllocatorFunction, AllocatorKind, find_allocators};
+use crate::target::elf::{ElfError, ElfFile, MACHINE_X86_64};
+use crate::target::site::select_with;
+
+/// Most files that are remembered. A machine with a thousand containers maps some tens of thousands; they are a few hundred bytes each.
+const MOST_FILES: usize = 65_536;
+/// Most bytes of one function that are looked at; code behind them counts as elsewhere.
+const LARGEST_FUNCTION: u64 = 64 * 1024;
+/// Bytes of a function whose size the file does not give.
+const SIZELESS_FUNCTION: u64 = 4096;
+/// Bytes of code outside of a function that are looked at for jumps back.
+const ELSEWHERE: u64 = 4096;
+/// Bytes at a function's start that a hook may overwrite: the longest jump that hooks are made of has 14.
+const HOOKED: u64 = 16;
+/// Longest instruction, bytes.
+const LONGEST_INSTRUCTION: u64 = 15;
+
+/// A file at one time: what changes when its content does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct FileKey {
+    /// `st_dev`.
+    pub(super) device: u64,
+    pub(super) inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+/// What a file holds.
+pub(super) struct Facts {
+    pub(super) key: FileKey,
+    pub(super) allocators: Vec<KnownAllocator>,
+    /// What a report should say of the file.
+    pub(super) notes: Vec<String>,
+    /// What it should say only if the file is the program itself.
+    pub(super) program_notes: Vec<String>,
+    soname: Option<String>,
+}
+
+impl Facts {
+    /// Whether the file calls itself so.
+    pub(super) fn is_named(&self, name: &[u8]) -> bool {
+        self.soname
+            .as_ref()
+            .is_some_and(|soname| soname.as_bytes() == name)
+    }
+}
+
+pub(super) struct KnownAllocator {
+    pub(super) kind: AllocatorKind,
+    pub(super) functions: Vec<KnownFunction>,
+    pub(super) covered: Vec<String>,
+}
+
+pub(super) struct KnownFunction {
+    pub(super) found: FoundFunction,
+    /// Its bytes in the file, from the first to behind the instruction at the site.
+    pub(super) head: Vec<u8>,
+}
+
+type Known = HashMap<FileKey, (Arc<Facts>, Weak<File>)>;
+
+/// What is known of files, for all processes. Files with allocators stay open for as long as somebody uses what was found in them.
+#[derive(Default)]
+pub struct Files {
+    known: Mutex<Known>,
+    read: AtomicU64,
+}
+
+impl Files {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many files were read and parsed.
+    #[must_use]
+    pub fn files_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// What is known of a file, and the file: the one given, or one that is open already.
+    pub(super) fn facts(
+        &self,
+        file: Arc<File>,
+        path: &Path,
+    ) -> io::Result<(Arc<Facts>, Arc<File>)> {
+        let metadata = file.metadata()?;
+        let key = FileKey {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        };
+        if let Some((facts, open)) = self.lock().get_mut(&key) {
+            let file = open.upgrade().unwrap_or_else(|| {
+                *open = Arc::downgrade(&file);
+                file
+            });
+            return Ok((Arc::clone(facts), file));
+        }
+        // Two threads may read the same file at the same time: that is harmless, and waiting for each other is not.
+        self.read.fetch_add(1, Ordering::Relaxed);
+        let facts = Arc::new(read(key, &file, path));
+        let mut known = self.lock();
+        if known.len() >= MOST_FILES {
+            known.clear();
+        }
+        known.insert(key, (Arc::clone(&facts), Arc::downgrade(&file)));
+        Ok((facts, file))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Nothing is left half-done under the lock.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) fn wants_return(function: Function) -> bool {
+    function != Function::Free
+}
+
+fn read(key: FileKey, file: &File, path: &Path) -> Facts {
+    let mut facts = Facts {
+        key,
+        allocators: Vec::new(),
+        notes: Vec::new(),
+        program_notes: Vec::new(),
+        soname: None,
+    };
+    let elf = match ElfFile::parse(file) {
+        Ok(elf) => elf,
+        // Code that was written by a just-in-time compiler, or the like.
+        Err(ElfError::NotElf) => return facts,
+        Err(error) => {
+            facts.notes.push(error.to_string());
+            return facts;
+        }
+    };
+    facts.soname.clone_from(&elf.soname);
+    if elf.machine != MACHINE_X86_64 {
+        facts.notes.push(format!(
+            "holds code for another processor (ELF machine {}); leakscope reads x86-64",
+            elf.machine
+        ));
+        return facts;
+    }
+    match find_allocators(&elf, file, path) {
+        Ok(found) => {
+            facts.notes.extend(found.notes);
+            for allocator in &found.allocators {
+                let known = place(&elf, file, allocator, &mut facts.notes);
+                if !known.functions.is_empty() {
+                    facts.allocators.push(known);
+                }
+            }
+        }
+        Err(error) => facts.notes.push(format!("its symbols: {error}")),
+    }
+    if elf.section(".gopclntab").is_some() || elf.section(".note.go.buildid").is_some() {
+        let what = "is a Go program: its own heap is collected by its runtime and not seen here; only what C code in it allocates is";
+        facts.program_notes.push(what.to_owned());
+    } else if facts.allocators.is_empty() && elf.is_static() && !elf.has_static_symbols() {
+        let what = "is linked statically and stripped: an allocator in it has no name to find it by; keep its symbol table (.symtab)";
+        facts.program_notes.push(what.to_owned());
+    }
+    facts
+}
+
+/// Chooses the sites of an allocator's functions.
+fn place(
+    elf: &ElfFile,
+    file: &File,
+    allocator: &Allocator,
+    notes: &mut Vec<String>,
+) -> KnownAllocator {
+    let mut functions = Vec::new();
+    for function in &allocator.functions {
+        match place_function(elf, file, function) {
+            Ok(known) => functions.push(known),
+            Err(error) => notes.push(format!("{} gets no probe: {error}", function.name)),
+        }
+    }
+    KnownAllocator {
+        kind: allocator.kind,
+        functions,
+        covered: allocator.covered.clone(),
+    }
+}
+
+fn place_function(
+    elf: &ElfFile,
+    file: &File,
+    function: &AllocatorFunction,
+) -> Result<KnownFunction, ElfError> {
+    let size = if function.size == 0 {
+        SIZELESS_FUNCTION
+    } else {
+        function.size.min(LARGEST_FUNCTION)
+    };
+    let code = elf.code_at(file, function.vaddr, size)?;
+    let file_offset = elf
+        .file_offset_of(function.vaddr)
+        .ok_or(ElfError::Damaged("a function's address lies in no segment"))?;
+    let mut elsewhere = |at: u64| elf.code_at(file, at, ELSEWHERE).ok();
+    let site = select_with(
+        &code,
+        function.vaddr,
+        function.function,
+        wants_return(function.function),
+        &mut elsewhere,
+    );
+    let head = site
+        .offset_from_entry
+        .saturating_add(LONGEST_INSTRUCTION)
+        .max(HOOKED);
+    let head = code
+        .get(..code.len().min(usize::try_from(head).unwrap_or(usize::MAX)))
+        .unwrap_or_default()
+        .to_vec();
+    let cookie = ProbeCookie {
+        function: site.function as u8,
+        hit_slot: 0,
+        stack_moved: site.stack_moved,
+    };
+    Ok(KnownFunction {
+        found: FoundFunction {
+            function: function.function,
+            name: function.name.clone(),
+            aliases: function.aliases.clone(),
+            file_offset,
+            vaddr: function.vaddr,
+            site,
+            cookie,
+            breakpoint: None,
+        },
+        head,
+    })
+}
