@@ -17,7 +17,7 @@ OWN_FRAME static int descend(struct worker *self, int more)
     } else {
         while (active_workers >= 0) {
             take_turn(self);
-            free(keep(malloc(64)));
+            free(escape(malloc(64)));
             self->operations++;
         }
     }

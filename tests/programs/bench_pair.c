@@ -10,7 +10,7 @@ static void *pairs(void *argument)
     struct worker *self = argument;
     for (;;) {
         take_turn(self);
-        free(keep(malloc(64)));
+        free(escape(malloc(64)));
         self->operations++;
     }
     return NULL;
@@ -22,7 +22,7 @@ static void *timed_pairs(void *argument)
     uint64_t last = clock_ns(CLOCK_MONOTONIC);
     for (;;) {
         take_turn(self);
-        free(keep(malloc(64)));
+        free(escape(malloc(64)));
         self->operations++;
         uint64_t now = clock_ns(CLOCK_MONOTONIC);
         if (now - last > self->gap_ns)

@@ -8,7 +8,7 @@ static void *grow(void *argument)
         char *buffer = NULL;
         for (size_t size = 16; size <= 65536; size += size / 2) {
             take_turn(self);
-            buffer = keep(realloc(buffer, size));
+            buffer = escape(realloc(buffer, size));
             buffer[size - 1] = 1;
             self->operations++;
         }
