@@ -96,9 +96,8 @@ fn the_end_of_the_target_ends_the_trace_with_what_was_seen() {
     let pid = running.pid();
     let tracer = Tracer::attach(&running, &[]).expect("attached");
     running.say("go").unwrap();
-    advance(&running, 300);
+    let mut rounds = advance(&running, 300);
     running.kill().unwrap();
-    let mut rounds = 300;
     while let Some(line) = running.line().unwrap() {
         rounds = round(&line);
     }

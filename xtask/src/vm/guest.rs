@@ -16,6 +16,9 @@ const MARK: &str = "##leakscope";
 /// Where leakscope, the tests and their programs lie in the guest.
 const HOME: &str = "/opt/leakscope";
 
+/// The dynamic loader of musl programs, which is its C library too.
+const MUSL_LOADER: &str = "/lib/ld-musl-x86_64.so.1";
+
 /// What the kernel says of itself when it is in trouble: BUG(), WARN_ON(), the lock and memory checkers, a bad access.
 const TROUBLE: [&str; 6] = [
     "BUG:",
@@ -56,6 +59,10 @@ pub(super) fn prepare(arguments: &[String]) -> Result<Guest> {
     for victim in &victims {
         let name = victim.file_name().unwrap_or_default().to_string_lossy();
         tree.program(victim, &format!("{HOME}/victims/{name}"))?;
+    }
+    // ldd says nothing of programs for another loader than its own.
+    if Path::new(MUSL_LOADER).exists() {
+        tree.own(Path::new(MUSL_LOADER))?;
     }
     if victims
         .iter()
