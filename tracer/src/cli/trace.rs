@@ -60,8 +60,13 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     }
     result?;
     let report = session.report(plan.top)?;
-    drop(session);
+    // Not after the result is written: whoever reads it may take their time, and the target would be trapped meanwhile.
+    let detaching = session.detach_all();
     output.write(&report)?;
+    if let Some(detaching) = detaching {
+        // It only closes descriptors.
+        let _ = detaching.join();
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -48,6 +48,12 @@ impl Probe {
         }
     }
 
+    /// Slots of the stack table: sites' numbers are smaller.
+    #[must_use]
+    pub fn site_slots(&self) -> usize {
+        self.sites.len()
+    }
+
     /// Every site that has been used, with its counts.
     #[must_use]
     pub fn sites(&self) -> Vec<SiteCount> {

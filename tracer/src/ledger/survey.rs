@@ -28,6 +28,22 @@ pub struct SiteSurvey {
     pub oldest_born_ns: Option<u64>,
 }
 
+impl SiteSurvey {
+    /// Counts a live block.
+    pub fn note(&mut self, block: &Block, filter: &BlockFilter) {
+        if filter.now_ns.saturating_sub(block.born_ns) < filter.min_age_ns {
+            return;
+        }
+        self.kept_objects += 1;
+        self.kept_bytes = self.kept_bytes.saturating_add(block.size);
+        self.squares += (block.size as f64) * (block.size as f64);
+        self.oldest_born_ns = Some(
+            self.oldest_born_ns
+                .map_or(block.born_ns, |oldest| oldest.min(block.born_ns)),
+        );
+    }
+}
+
 /// The live blocks of all sites at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
@@ -50,18 +66,24 @@ impl Survey {
 
     /// Counts a live block at its site.
     pub fn add(&mut self, site: SiteId, block: &Block, filter: &BlockFilter) {
-        if filter.now_ns.saturating_sub(block.born_ns) < filter.min_age_ns {
+        let mut one = SiteSurvey::default();
+        one.note(block, filter);
+        self.merge(site, &one);
+    }
+
+    /// Adds what was counted of a site elsewhere.
+    pub fn merge(&mut self, site: SiteId, other: &SiteSurvey) {
+        if other.kept_objects == 0 {
             return;
         }
         let survey = self.sites.entry(site).or_default();
-        survey.kept_objects += 1;
-        survey.kept_bytes = survey.kept_bytes.saturating_add(block.size);
-        survey.squares += (block.size as f64) * (block.size as f64);
-        survey.oldest_born_ns = Some(
-            survey
-                .oldest_born_ns
-                .map_or(block.born_ns, |oldest| oldest.min(block.born_ns)),
-        );
+        survey.kept_objects += other.kept_objects;
+        survey.kept_bytes = survey.kept_bytes.saturating_add(other.kept_bytes);
+        survey.squares += other.squares;
+        survey.oldest_born_ns = match (survey.oldest_born_ns, other.oldest_born_ns) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            (one, two) => one.or(two),
+        };
     }
 
     /// What is alive of a site.

@@ -457,6 +457,21 @@ impl Session {
         Ok(report::make(self, top))
     }
 
+    /// Begins to take all probes away, on a thread of its own: the kernel waits out a grace period of some 100 ms before the
+    /// call ends, although the target is free at once. To be joined before the program ends.
+    pub fn detach_all(&mut self) -> Option<std::thread::JoinHandle<()>> {
+        let links: Vec<_> = self
+            .processes
+            .values_mut()
+            .map(|traced| std::mem::take(&mut traced.links))
+            .collect();
+        // Where no thread can be started, they are dropped here and now.
+        std::thread::Builder::new()
+            .name("detach".to_owned())
+            .spawn(move || drop(links))
+            .ok()
+    }
+
     /// The root of the proc file system in use.
     pub(crate) fn proc_root(&self) -> &Path {
         &self.proc_root

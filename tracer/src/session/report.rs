@@ -12,7 +12,7 @@ use leakscope_common::{
 
 use super::{Session, process::Traced};
 use crate::{
-    ledger::{BlockFilter, SiteId, Survey},
+    ledger::{BlockFilter, SiteId, SiteSurvey, Survey},
     report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
 };
@@ -52,9 +52,15 @@ impl Session {
         let shift = self.probe.thin_shift();
         let mut known = Survey::new(shift);
         let mut unknown: HashMap<u32, Survey> = HashMap::new();
+        // By slot first: there are many more blocks than sites, and a slot's number is an index.
+        let mut slots = vec![SiteSurvey::default(); self.probe.site_slots()];
+        let mut last = (0, false);
         self.probe.visit_blocks(|live| {
             let block = live.block;
-            if !followed.contains(&block.incarnation) {
+            if last.0 != block.incarnation {
+                last = (block.incarnation, followed.contains(&block.incarnation));
+            }
+            if !last.1 {
                 return;
             }
             if block.site == UNKNOWN_SITE {
@@ -62,10 +68,15 @@ impl Session {
                     .entry(block.incarnation)
                     .or_insert_with(|| Survey::new(shift))
                     .add(UNKNOWN_SITE, &block, &filter);
-            } else {
-                known.add(self.joined(block.site), &block, &filter);
+            } else if let Some(slot) = slots.get_mut(block.site as usize) {
+                slot.note(&block, &filter);
             }
         });
+        for (slot, survey) in (0..).zip(&slots) {
+            if survey.kept_objects > 0 {
+                known.merge(self.joined(slot), survey);
+            }
+        }
         (known, unknown)
     }
 }
