@@ -1,7 +1,7 @@
 /* Many live blocks, made at a steady pace: about 10,000 a second.
  *
- * True leaks: leak_many 30,000 blocks of 16 to 515 bytes; it counts the bytes itself. Half as many blocks again are
- * allocated by freed_later and freed in the end.
+ * True leaks (bytes / blocks): leak_many 7965000 / 30000, of 16 to 515 bytes each. Half as many blocks again are allocated by
+ * freed_later and freed in the end.
  */
 #include "victim.h"
 
