@@ -62,12 +62,12 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     let report = session.report(plan.top)?;
     // Not after the result is written: whoever reads it may take their time, and the target would be trapped meanwhile.
     let detaching = session.detach_all();
-    output.write(&report)?;
+    let written = output.write(&report);
     if let Some(detaching) = detaching {
         // It only closes descriptors.
         let _ = detaching.join();
     }
-    Ok(ExitCode::SUCCESS)
+    written.map(|()| ExitCode::SUCCESS)
 }
 
 /// Lets the trace go on until its time is over, its targets have ended or somebody asks to stop.
