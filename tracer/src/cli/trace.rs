@@ -60,14 +60,13 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     }
     result?;
     let report = session.report(plan.top)?;
-    // Not after the result is written: whoever reads it may take their time, and the target would be trapped meanwhile.
-    let detaching = session.detach_all();
-    let written = output.write(&report);
-    if let Some(detaching) = detaching {
+    // Before the result is written: whoever reads it may take their time, and the target would be trapped meanwhile. And to the
+    // end: a kill in the middle, such as a second Ctrl-C, can leave a breakpoint behind.
+    if let Some(detaching) = session.detach_all() {
         // It only closes descriptors.
         let _ = detaching.join();
     }
-    written.map(|()| ExitCode::SUCCESS)
+    output.write(&report).map(|()| ExitCode::SUCCESS)
 }
 
 /// Lets the trace go on until its time is over, its targets have ended or somebody asks to stop.
