@@ -45,6 +45,15 @@ impl Output {
         Ok(Self { file, format })
     }
 
+    /// Whether results go to a regular file, which takes them at once.
+    pub(super) fn is_regular_file(&self) -> bool {
+        let metadata = match &self.file {
+            Some((_, file)) => file.metadata(),
+            None => std::fs::metadata("/proc/self/fd/1"),
+        };
+        metadata.is_ok_and(|metadata| metadata.is_file())
+    }
+
     /// Writes a report. A reader that went away is no error.
     pub(super) fn write(&mut self, report: &Report) -> anyhow::Result<()> {
         let view = self.view()?;

@@ -60,6 +60,12 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     }
     result?;
     let report = session.report(plan.top)?;
+    if output.is_regular_file() {
+        // Nobody can make us wait: the result first, then the probes, which take some 100 ms.
+        let written = output.write(&report);
+        drop(session);
+        return written.map(|()| ExitCode::SUCCESS);
+    }
     // Before the result is written: whoever reads it may take their time, and the target would be trapped meanwhile. And to the
     // end: a kill in the middle, such as a second Ctrl-C, can leave a breakpoint behind.
     if let Some(detaching) = session.detach_all() {
