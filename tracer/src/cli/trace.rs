@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 
 use super::{
-    output::{Output, complain},
+    output::Output,
     plan::{Target, TracePlan},
     progress::ProgressLine,
     stop::Stop,
@@ -68,10 +68,7 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     }
     // Before the result is written: whoever reads it may take their time, and the target would be trapped meanwhile. And to the
     // end: a kill in the middle, such as a second Ctrl-C, can leave a breakpoint behind.
-    if let Some(detaching) = session.detach_all() {
-        // It only closes descriptors.
-        let _ = detaching.join();
-    }
+    session.detach_all();
     output.write(&report).map(|()| ExitCode::SUCCESS)
 }
 
@@ -95,9 +92,6 @@ fn watch(
             wait = wait.min(at.saturating_duration_since(now));
         }
         session.step(wait)?;
-        for warning in session.take_warnings() {
-            progress.hide(|| complain(&format!("leakscope: {warning}")));
-        }
         progress.show(&session.progress());
         if let (Some(at), Some(every)) = (next_report, plan.every)
             && Instant::now() >= at

@@ -112,7 +112,6 @@ pub struct Session {
     started: Instant,
     last_look: Instant,
     progress: Progress,
-    warnings: Vec<String>,
     /// What a probe hit takes of its process's time, measured on our own.
     cost_of_a_hit: Duration,
 }
@@ -152,7 +151,6 @@ impl Session {
             started: now,
             last_look: now,
             progress: Progress::default(),
-            warnings: Vec::new(),
             cost_of_a_hit: Duration::ZERO,
         };
         session.cost_of_a_hit = session.calibrate()?;
@@ -430,11 +428,6 @@ impl Session {
         self.progress
     }
 
-    /// What people should know of the trace itself, once each.
-    pub fn take_warnings(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.warnings)
-    }
-
     /// When the trace began.
     #[must_use]
     pub fn started(&self) -> Instant {
@@ -457,19 +450,11 @@ impl Session {
         Ok(report::make(self, top))
     }
 
-    /// Begins to take all probes away, on a thread of its own: the kernel waits out a grace period of some 100 ms before the
-    /// call ends, although the target is free at once. To be joined before the program ends.
-    pub fn detach_all(&mut self) -> Option<std::thread::JoinHandle<()>> {
-        let links: Vec<_> = self
-            .processes
-            .values_mut()
-            .map(|traced| std::mem::take(&mut traced.links))
-            .collect();
-        // Where no thread can be started, they are dropped here and now.
-        std::thread::Builder::new()
-            .name("detach".to_owned())
-            .spawn(move || drop(links))
-            .ok()
+    /// Takes all probes away. The kernel waits out a grace period of some 100 ms, although the target is free sooner.
+    pub fn detach_all(&mut self) {
+        for traced in self.processes.values_mut() {
+            traced.links.clear();
+        }
     }
 
     /// The root of the proc file system in use.
