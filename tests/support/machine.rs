@@ -96,12 +96,12 @@ pub fn skip(reason: &str) {
 
 /// Says on stderr that the running test is left out, with no regard to `LEAKSCOPE_REQUIRE_KERNEL`: for what a machine
 /// need not have even where everything is checked, such as an interpreter that no package list installs, or a compiler
-/// where victims are prebuilt.
+/// where victims are prebuilt. It is shown, and is no skip.
 pub fn leave_out(reason: &str) {
     let current = thread::current();
     let name = current.name().unwrap_or("a test");
     // A test's result does not hang on whether anybody can read this.
-    let _ = writeln!(io::stderr(), "SKIPPED: {name} — {reason}");
+    let _ = writeln!(io::stderr(), "LEFT OUT: {name} — {reason}");
 }
 
 /// Whether victims are prebuilt, on a machine that has nothing but them.
