@@ -124,6 +124,20 @@ pub struct Process {
     /// Why there are no sites of this process, for people.
     #[serde(default)]
     pub empty_reason: Option<String>,
+    /// Its memory while it was traced, oldest first; empty where nobody kept it. Not in the JSON when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory_over_time: Vec<MemoryPoint>,
+}
+
+/// A process's memory at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryPoint {
+    /// Seconds since tracing began.
+    pub at_s: f64,
+    /// [`Process::rss_bytes`] then.
+    pub rss_bytes: u64,
+    /// [`Process::inuse_bytes`] then.
+    pub inuse_bytes: u64,
 }
 
 /// A probed function.
@@ -210,6 +224,15 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All of them, the worst first.
+    pub const ALL: [Self; 5] = [
+        Self::Leaking,
+        Self::WarmingUp,
+        Self::Plateau,
+        Self::Churn,
+        Self::InsufficientData,
+    ];
+
     /// The name in JSON, labels and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -387,6 +410,22 @@ impl ReportParts {
         total
     }
 
+    /// A copy without processes and sites.
+    pub(super) fn without_lists(&self) -> Self {
+        Self {
+            schema: self.schema,
+            captured_at: self.captured_at,
+            duration_s: self.duration_s,
+            tier: self.tier,
+            tier_reason: self.tier_reason.clone(),
+            processes: Vec::new(),
+            sites: Vec::new(),
+            omitted: self.omitted,
+            losses: self.losses.clone(),
+            overhead: self.overhead,
+        }
+    }
+
     /// The process that a site belongs to.
     #[must_use]
     pub fn process_of(&self, site: &Site) -> Option<&Process> {
@@ -397,7 +436,8 @@ impl ReportParts {
 }
 
 impl Omitted {
-    fn add(&mut self, site: &Site) {
+    /// Adds a site's figures.
+    pub(super) fn add(&mut self, site: &Site) {
         self.sites = self.sites.saturating_add(1);
         self.inuse_bytes = self.inuse_bytes.saturating_add(site.inuse_bytes);
         self.inuse_objects = self.inuse_objects.saturating_add(site.inuse_objects);
