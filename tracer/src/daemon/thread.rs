@@ -249,11 +249,6 @@ impl Tracing {
     }
 }
 
-/// Seconds since the epoch of a report's making, for people and metrics.
-pub(super) fn unix_seconds(report: &Report) -> f64 {
-    report.captured_at.unix_ms() as f64 / 1000.0
-}
-
 /// How old a report is, by the wall clock.
 pub(super) fn age(report: &Report) -> Duration {
     let captured = SystemTime::UNIX_EPOCH + Duration::from_millis(report.captured_at.unix_ms());

@@ -10,6 +10,7 @@ mod filter;
 mod folded;
 mod html;
 mod json;
+pub mod metrics;
 mod model;
 mod names;
 pub mod pprof;
