@@ -81,6 +81,12 @@ impl Token {
         Ok(Self(token.to_owned()))
     }
 
+    /// The token itself, for a client that shows it.
+    pub(super) fn text(&self) -> String {
+        // It is ASCII: `read` looked.
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+
     /// Whether this is the token. The time it takes depends on the lengths alone.
     fn is(&self, shown: &[u8]) -> bool {
         let mut differ = u8::from(self.0.len() != shown.len());

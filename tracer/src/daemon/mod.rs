@@ -104,6 +104,14 @@ fn is_root(metadata: &std::fs::Metadata) -> bool {
     std::os::unix::fs::MetadataExt::uid(metadata) == 0
 }
 
+/// Reads a token file, for clients.
+///
+/// # Errors
+/// See [`TokenError`].
+pub fn read_token(path: &Path) -> Result<String, TokenError> {
+    Token::read(path).map(|token| token.text())
+}
+
 /// Runs until a signal or until tracing ends. `make` begins the trace, on the thread where it will run; `say` is told where
 /// the daemon listens.
 ///

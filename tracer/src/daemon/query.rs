@@ -1,12 +1,18 @@
 //! What a request asks for: its query, checked.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::http::Uri;
-use serde::Deserialize;
+use leakscope_common::Selection;
 
 use super::{error::Refusal, snapshots};
-use crate::report::{FORMAT_NAMES, Filter};
+use crate::{
+    report::{FORMAT_NAMES, Filter},
+    target::select::Selector,
+};
+
+/// Where control groups are mounted, which is no part of a group's path.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The longest time between two reports whose difference is asked for.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
@@ -18,26 +24,68 @@ const PIDS: usize = 1024;
 /// Sites of a view for people where no number is asked for; views for programs have all.
 const TOP: usize = 20;
 
-/// The query as it is written.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The query as it is written: each name at most once, but for those that may be repeated.
+#[derive(Debug, Default)]
 struct Written {
-    pid: Option<String>,
-    comm: Option<String>,
-    cgroup: Option<String>,
+    pid: Vec<String>,
+    comm: Vec<String>,
+    cgroup: Vec<String>,
     top: Option<String>,
     seconds: Option<String>,
     base: Option<String>,
     format: Option<String>,
     name: Option<String>,
     /// What clients of Go's own server ask for: whether to collect garbage first, and whether to write text.
-    #[serde(rename = "gc")]
-    _gc: Option<String>,
+    gc: Option<String>,
     debug: Option<String>,
+    color: Option<String>,
+}
+
+impl Written {
+    fn read(uri: &Uri) -> Result<Self, Refusal> {
+        let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri)
+            .map_err(|error| Refusal::bad_request(error.body_text()))?
+            .0;
+        let mut written = Self::default();
+        for (name, value) in pairs {
+            let once = match name.as_str() {
+                "pid" => {
+                    written.pid.push(value);
+                    continue;
+                }
+                "comm" => {
+                    written.comm.push(short("comm", value)?);
+                    continue;
+                }
+                "cgroup" => {
+                    written.cgroup.push(short("cgroup", value)?);
+                    continue;
+                }
+                "top" => &mut written.top,
+                "seconds" => &mut written.seconds,
+                "base" => &mut written.base,
+                "format" => &mut written.format,
+                "name" => &mut written.name,
+                "gc" => &mut written.gc,
+                "debug" => &mut written.debug,
+                "color" => &mut written.color,
+                _ => {
+                    return Err(Refusal::bad_request(format!(
+                        "there is no parameter {:?}; there are pid, comm, cgroup, top, seconds, base, format and name",
+                        name.chars().take(64).collect::<String>()
+                    )));
+                }
+            };
+            if once.replace(value).is_some() {
+                return Err(Refusal::bad_request(format!("{name} is given twice")));
+            }
+        }
+        Ok(written)
+    }
 }
 
 /// What is compared with what.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Base {
     /// With a snapshot of this name.
     Snapshot(String),
@@ -46,21 +94,21 @@ pub(super) enum Base {
 }
 
 /// The query, checked.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(super) struct Query {
     pub(super) filter: Filter,
     pub(super) top: Option<usize>,
     pub(super) base: Option<Base>,
     pub(super) format: Option<&'static str>,
     pub(super) name: Option<String>,
+    /// Whether text is to be dressed for a terminal.
+    pub(super) color: bool,
 }
 
 impl Query {
     /// Reads a query.
     pub(super) fn read(uri: &Uri) -> Result<Self, Refusal> {
-        let written = axum::extract::Query::<Written>::try_from_uri(uri)
-            .map_err(|error| Refusal::bad_request(error.body_text()))?
-            .0;
+        let written = Written::read(uri)?;
         let base = match (written.base, written.seconds) {
             (Some(_), Some(_)) => {
                 return Err(Refusal::bad_request(
@@ -92,17 +140,18 @@ impl Query {
         }
         Ok(Self {
             filter: Filter {
-                pids: written
-                    .pid
-                    .as_deref()
-                    .map(pids)
-                    .transpose()?
-                    .unwrap_or_default(),
-                comm: written.comm.map(|text| short("comm", text)).transpose()?,
-                cgroup: written
+                pids: pids(&written.pid)?,
+                comms: comms(&written.comm)?,
+                cgroups: written
                     .cgroup
-                    .map(|text| short("cgroup", text))
-                    .transpose()?,
+                    .iter()
+                    .map(|path| path.strip_prefix(CGROUPS).unwrap_or(path).to_owned())
+                    .collect(),
+            },
+            color: match written.color.as_deref() {
+                None | Some("0") => false,
+                Some("1") => true,
+                Some(_) => return Err(Refusal::bad_request("color must be 0 or 1")),
             },
             top: written.top.as_deref().map(top).transpose()?,
             base,
@@ -134,15 +183,16 @@ pub(super) fn wait(uri: &Uri) -> Duration {
     }
 }
 
-fn pids(list: &str) -> Result<Vec<u32>, Refusal> {
-    let mut pids = list
-        .split(',')
+fn pids(lists: &[String]) -> Result<Vec<u32>, Refusal> {
+    let mut pids = lists
+        .iter()
+        .flat_map(|list| list.split(','))
         .take(PIDS + 1)
         .map(|pid| match pid.trim().parse::<u32>() {
             Ok(pid) if pid > 0 => Ok(pid),
             _ => Err(Refusal::bad_request(format!(
-                "pid must be process ids with commas between them, not {:?}",
-                list.chars().take(64).collect::<String>()
+                "pid must be process ids with commas between them; {:?} is none",
+                pid.chars().take(64).collect::<String>()
             ))),
         })
         .collect::<Result<Vec<u32>, Refusal>>()?;
@@ -154,6 +204,16 @@ fn pids(list: &str) -> Result<Vec<u32>, Refusal> {
     pids.sort_unstable();
     pids.dedup();
     Ok(pids)
+}
+
+/// The patterns are those of `--comm`.
+fn comms(patterns: &[String]) -> Result<Option<Arc<Selection>>, Refusal> {
+    if patterns.is_empty() {
+        return Ok(None);
+    }
+    let selector = Selector::new(patterns, Vec::new())
+        .map_err(|error| Refusal::bad_request(format!("comm: {error}")))?;
+    Ok(Some(Arc::new(*selector.selection())))
 }
 
 fn short(name: &str, text: String) -> Result<String, Refusal> {
@@ -196,6 +256,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{Base, Query};
+    use crate::report::Process;
 
     fn read(query: &str) -> Option<Query> {
         Query::read(&format!("/x?{query}").parse::<Uri>().unwrap()).ok()
@@ -206,8 +267,15 @@ mod tests {
         let query =
             read("pid=7,3,7&comm=ng%2A&cgroup=/a%20b&top=5&seconds=10&gc=1&debug=0").unwrap();
         assert_eq!(query.filter.pids, [3, 7]);
-        assert_eq!(query.filter.comm.as_deref(), Some("ng*"));
-        assert_eq!(query.filter.cgroup.as_deref(), Some("/a b"));
+        let named = |comm: &str| {
+            query.filter.wants(&Process {
+                pid: 7,
+                comm: comm.to_owned(),
+                cgroup: "/a b/c".to_owned(),
+                ..Process::default()
+            })
+        };
+        assert!(named("nginx") && !named("redis"));
         assert_eq!(query.top("json"), 5);
         assert_eq!(query.base, Some(Base::After(Duration::from_secs(10))));
         assert_eq!(read("").unwrap().top("pprof"), usize::MAX);
@@ -221,7 +289,8 @@ mod tests {
             "pid=-1",
             "pid=1,x",
             "pid=99999999999",
-            "pid=1&pid=2",
+            "top=1&top=2",
+            "comm=%5Bx",
             "comm=",
             "top=0",
             "top=-1",
@@ -237,10 +306,10 @@ mod tests {
             "unknown=1",
             "pid=%FF",
         ] {
-            assert_eq!(read(query), None, "{query}");
+            assert!(read(query).is_none(), "{query}");
         }
         let many = vec!["1"; 5000].join(",");
-        assert_eq!(read(&format!("pid={many}")), None);
+        assert!(read(&format!("pid={many}")).is_none());
     }
 
     proptest! {

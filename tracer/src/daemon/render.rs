@@ -10,8 +10,6 @@ use axum::body::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::Refusal;
-use crate::report::Filter;
-
 /// The most bytes of one view.
 const LARGEST: usize = 16 << 20;
 
@@ -30,8 +28,8 @@ pub(super) struct Key {
     /// The report's number.
     pub(super) number: u64,
     pub(super) format: &'static str,
-    pub(super) filter: Filter,
-    pub(super) top: usize,
+    /// What was asked for, as it was written.
+    pub(super) query: String,
 }
 
 /// A view, and its share of the memory.
@@ -102,14 +100,13 @@ impl Renderer {
         if let Some(bytes) = self.find(key.as_ref()) {
             return Ok(bytes);
         }
-        let written = tokio::task::spawn_blocking(move || {
-            // Whoever asked may be gone: the turn ends with the work, not with them.
-            let _turn = turn;
+        let (written, turn) = tokio::task::spawn_blocking(move || {
             let mut out = Limited {
                 bytes: Vec::new(),
                 limit: LARGEST,
             };
-            write(&mut out).map(|()| out.bytes)
+            // Whoever asked may be gone: the turn ends with the work, not with them.
+            (write(&mut out).map(|()| out.bytes), turn)
         })
         .await
         .map_err(|_| Refusal::internal("writing the view failed"))?;
@@ -125,22 +122,24 @@ impl Renderer {
                 return Err(Refusal::internal(format!("cannot write the view: {error}")));
             }
         };
-        let held = Bytes::from_owner(Held {
-            _room: self.room_for(bytes.len()).await?,
-            bytes,
-        });
+        let kib = u32::try_from(bytes.len() / 1024 + 1).unwrap_or(u32::MAX);
+        let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(kib) else {
+            // Others need not wait for room with us.
+            drop(turn);
+            self.kept().clear();
+            let room = self.wait_for_room(kib).await?;
+            return Ok(Bytes::from_owner(Held { bytes, _room: room }));
+        };
+        let held = Bytes::from_owner(Held { bytes, _room: room });
         if let Some(key) = key {
             self.keep(key, held.clone());
         }
+        // Only now: who comes next finds it.
+        drop(turn);
         Ok(held)
     }
 
-    async fn room_for(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
-        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(kib) {
-            return Ok(room);
-        }
-        self.kept().clear();
+    async fn wait_for_room(&self, kib: u32) -> Result<OwnedSemaphorePermit, Refusal> {
         let room = Arc::clone(&self.room).acquire_many_owned(kib);
         match tokio::time::timeout(ROOM_WITHIN, room).await {
             Ok(Ok(room)) => Ok(room),
@@ -183,14 +182,12 @@ mod tests {
     };
 
     use super::{HELD_KIB, Key, LARGEST, Renderer};
-    use crate::report::Filter;
 
     fn key(number: u64) -> Key {
         Key {
             number,
             format: "text",
-            filter: Filter::default(),
-            top: 20,
+            query: String::new(),
         }
     }
 

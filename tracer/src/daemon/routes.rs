@@ -28,7 +28,7 @@ use super::{
     thread::{Published, Tracing, age},
 };
 use crate::report::{
-    Difference, Format, Pprof, PprofAllocs, Process, Report, Timestamp,
+    Difference, Filter, Format, Pprof, PprofAllocs, Process, Report, Style, Text, Timestamp,
     metrics::{self, Exposition},
 };
 
@@ -102,9 +102,10 @@ async fn report(State(app): State<Arc<App>>, uri: Uri) -> Answer {
     app.view(&uri, None).await
 }
 
-/// The format of a name, and the name itself.
-fn format(name: &'static str) -> Result<Arc<dyn Format>, Refusal> {
+/// The format of a name.
+fn format(name: &'static str, color: bool) -> Result<Arc<dyn Format>, Refusal> {
     match name {
+        "text" => Ok(Arc::new(Text::new(Style { color }))),
         "pprof" => Ok(Arc::new(Pprof)),
         "pprof-allocs" => Ok(Arc::new(PprofAllocs)),
         name => <dyn Format>::from_name(name)
@@ -123,19 +124,18 @@ impl App {
             ));
         }
         let name = of_path.or(query.format).unwrap_or("json");
-        let format = format(name)?;
+        let format = format(name, query.color)?;
         let top = query.top(name);
         let writer = Arc::clone(&format);
         let filter = query.filter.clone();
         let bytes = match query.base {
             None => {
                 let published = self.tracing.warm().await?;
-                self.check_filter(&published.report, &query)?;
+                self.check_filter(&published.report, &filter)?;
                 let key = Key {
                     number: published.number,
                     format: name,
-                    filter: filter.clone(),
-                    top,
+                    query: uri.query().unwrap_or_default().to_owned(),
                 };
                 let tracing = (name == "html").then(|| self.tracing.clone());
                 let view = move |out: &mut dyn std::io::Write| {
@@ -153,13 +153,7 @@ impl App {
             }
             Some(base) => {
                 let (base, new) = self.two(&base).await?;
-                self.check_filter(
-                    &new.report,
-                    &Query {
-                        base: None,
-                        ..query
-                    },
-                )?;
+                self.check_filter(&new.report, &filter)?;
                 let view = move |out: &mut dyn std::io::Write| {
                     let base = base
                         .report()
@@ -197,8 +191,7 @@ impl App {
     }
 
     /// Says so if nothing that is traced is wanted, instead of an empty view.
-    fn check_filter(&self, report: &Report, query: &Query) -> Result<(), Refusal> {
-        let filter = &query.filter;
+    fn check_filter(&self, report: &Report, filter: &Filter) -> Result<(), Refusal> {
         for pid in &filter.pids {
             if !report.processes.iter().any(|process| process.pid == *pid) {
                 return Err(Refusal::not_found(format!(
@@ -265,7 +258,7 @@ async fn processes(State(app): State<Arc<App>>, uri: Uri) -> Answer {
     }
     let query = Query::read(&uri)?;
     let published = app.tracing.warm().await?;
-    app.check_filter(&published.report, &query)?;
+    app.check_filter(&published.report, &query.filter)?;
     let report = &published.report;
     json(&Processes {
         captured_at: report.captured_at,

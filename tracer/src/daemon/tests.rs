@@ -1,1 +1,1 @@
-//! placeholder
+//! The daemon as its clients see it.
