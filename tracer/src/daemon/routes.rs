@@ -328,6 +328,7 @@ async fn forget(State(app): State<Arc<App>>, path: Result<Path<String>, PathReje
 }
 
 async fn health(State(app): State<Arc<App>>, method: Method) -> Answer {
+    app.tracing.check()?;
     let published = app.tracing.newest().await?;
     if method == Method::HEAD {
         return Ok(StatusCode::OK.into_response());

@@ -191,6 +191,11 @@ fn trace(
 }
 
 impl Tracing {
+    /// Whether tracing goes on.
+    pub(super) fn check(&self) -> Result<(), Ended> {
+        self.newest.has_changed().map(|_| ()).map_err(|_| Ended)
+    }
+
     /// The newest report as it is; the first one is waited for.
     pub(super) async fn newest(&self) -> Result<Published, Ended> {
         let mut newest = self.newest.clone();

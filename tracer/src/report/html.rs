@@ -32,6 +32,7 @@ th{font-weight:600;color:var(--dim)}.n{text-align:right;white-space:nowrap;font-
 details summary{cursor:pointer;font-family:ui-monospace,monospace;font-size:13px;overflow-wrap:anywhere}
 ol{margin:.3rem 0;padding-left:2.2rem;font-family:ui-monospace,monospace;font-size:13px;overflow-wrap:anywhere}
 .v{border-radius:.6em;padding:0 .5em;border:1px solid var(--line);white-space:nowrap}.leaking,.new,.grown{color:#fff;background:var(--hot);border-color:var(--hot)}.warming-up{color:#fff;background:var(--warm);border-color:var(--warm)}
+#graph>svg{width:100%;height:auto}
 figure{margin:.6rem 0}figcaption{font-weight:600}
 ";
 
