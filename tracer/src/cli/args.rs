@@ -29,7 +29,7 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Trace processes and show which call stacks hold the memory.
-    Trace(TraceArguments),
+    Trace(Box<TraceArguments>),
     /// Say what this machine, this user and a process allow; exit with 1 if tracing cannot work.
     Doctor(DoctorArguments),
     /// Attach programs that do nothing where `trace` would attach its own: the least that a uprobe tracer costs.
