@@ -167,6 +167,9 @@ pub(super) struct DoctorArguments {
     /// Also look at a process: its allocators, probe sites and unwind tables.
     #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) pid: Option<u32>,
+    /// Look as if the kernel had no better kind of link than this.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) links: Option<LinkChoice>,
 }
 
 /// For `cargo xtask bench`.

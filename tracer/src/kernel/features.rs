@@ -134,9 +134,9 @@ pub fn require_capabilities() -> Result<(), KernelError> {
     }
 }
 
-/// Asks for everything that tracing needs, but loads nothing.
+/// Asks for everything that tracing needs, but loads nothing. With `links`, as if the kernel had no better kind of link.
 #[must_use]
-pub fn checks() -> Vec<Check> {
+pub fn checks(links: Option<LinkMode>) -> Vec<Check> {
     vec![
         check_architecture(),
         check_capabilities(),
@@ -144,7 +144,7 @@ pub fn checks() -> Vec<Check> {
         check_pid_namespace(),
         check_tracefs(),
         check_uprobes(),
-        check_links(),
+        check_links(links),
     ]
 }
 
@@ -261,9 +261,9 @@ fn check_uprobes() -> Check {
     }
 }
 
-fn check_links() -> Check {
+fn check_links(links: Option<LinkMode>) -> Check {
     const NAME: &str = "links";
-    let mode = attach::best_link_mode();
+    let mode = links.unwrap_or_else(attach::best_link_mode);
     let (verdict, detail) = match mode {
         LinkMode::Session => (Verdict::Good, "one for entries and returns".to_owned()),
         LinkMode::Multi => (
