@@ -5,7 +5,9 @@
 
 mod binary;
 mod lines;
+mod links;
 mod machine;
+mod outcome;
 mod process;
 mod report;
 mod shared;
@@ -15,7 +17,9 @@ mod truth;
 mod victims;
 
 pub use binary::leakscope;
+pub use links::{DEGRADED, degraded};
 pub use machine::{answers, exclusive, kernel_usable, leave_out, missing, prebuilt, skip};
+pub use outcome::{Found, Outcome, by_any_frame, by_caller};
 pub use process::{Victim, python};
 pub use report::{Frame, Overhead, Process, Report, Site, Sum};
 pub use shared::{NOBODY, Shared};

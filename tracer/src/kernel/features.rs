@@ -263,7 +263,16 @@ fn check_uprobes() -> Check {
 
 fn check_links(links: Option<LinkMode>) -> Check {
     const NAME: &str = "links";
-    let mode = links.unwrap_or_else(attach::best_link_mode);
+    let best = attach::best_link_mode();
+    let mode = links.unwrap_or(best);
+    if !best.includes(mode) {
+        return Check::new(
+            NAME,
+            Verdict::Missing,
+            format!("{}: the kernel has only {}", mode.name(), best.name()),
+            "ask for no kind of link: the best that there is will be used",
+        );
+    }
     let (verdict, detail) = match mode {
         LinkMode::Session => (Verdict::Good, "one for entries and returns".to_owned()),
         LinkMode::Multi => (

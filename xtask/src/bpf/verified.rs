@@ -210,7 +210,7 @@ impl Table {
         programs.sort();
         programs.dedup();
         let mut text = format!(
-            "# Instructions that each kernel's verifier walked, of {LIMIT} at most; - where the kernel has no such links.\n\
+            "# Instructions that each kernel's verifier walked, of {LIMIT} at most; - where it was not loaded.\n\
              # {UPDATE} rewrites this.\n"
         );
         let mut row = |name: &str, cells: Vec<String>| {
