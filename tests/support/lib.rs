@@ -4,6 +4,7 @@
 //! like (by the contract alone). It must not know the tracer's code: nothing here depends on the package `leakscope`.
 
 mod binary;
+mod faults;
 mod lines;
 mod links;
 mod machine;
@@ -17,6 +18,7 @@ mod truth;
 mod victims;
 
 pub use binary::leakscope;
+pub use faults::{MemoryLimit, children, scripted, send, tampered};
 pub use links::{DEGRADED, degraded};
 pub use machine::{answers, exclusive, kernel_usable, leave_out, missing, prebuilt, skip};
 pub use outcome::{Found, Outcome, by_any_frame, by_caller};

@@ -199,11 +199,12 @@ fn check_btf() -> Check {
             format!("{PATH} ({} bytes)", metadata.len()),
             "",
         ),
+        // The probe brings its own and is not relocated against the kernel's: whether it is accepted is seen when it is loaded.
         Err(error) => Check::new(
             NAME,
-            Verdict::Missing,
-            format!("{PATH}: {error}"),
-            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (Linux 6.1 or later of any large distribution)",
+            Verdict::Degraded,
+            format!("{PATH}: {error}; the probe may be accepted without it, see below"),
+            "if it is not, use a kernel built with CONFIG_DEBUG_INFO_BTF=y (Linux 6.1 or later of any large distribution)",
         ),
     }
 }

@@ -71,6 +71,10 @@ pub(super) fn prepare(arguments: &[String]) -> Result<Guest> {
     {
         victims::add_python(&mut tree)?;
     }
+    // For tests that let calls to the kernel fail.
+    if let Some(strace) = shell::find_program("strace") {
+        tree.own(&strace)?;
+    }
     // Tests run where cargo would run them.
     let package = root().join("tests");
     tree.directory(&package.to_string_lossy());
