@@ -1,6 +1,6 @@
 //! What the probe has found, read from the shared tables: losses, sites, live blocks, hits.
 
-use std::{mem::offset_of, sync::atomic::Ordering};
+use std::{collections::HashMap, mem::offset_of, sync::atomic::Ordering};
 
 use leakscope_common::{
     Block, Bucket, HIT_SLOTS, HitCounts, LIVE_CLAIMED, Loss, SiteTotals, live_key, thin_keeps,
@@ -199,5 +199,20 @@ impl Probe {
             }
         }
         sum
+    }
+
+    /// Frees of blocks that are not in the live table, by incarnation: one pass over all threads.
+    #[must_use]
+    pub fn unknown_frees(&self) -> HashMap<u32, u64> {
+        let mut sums: HashMap<u32, u64> = HashMap::new();
+        let unknown = |counts: &HitCounts| counts.slots.last().copied().unwrap_or(0);
+        for (incarnation, ended) in self.hits.iter().flatten() {
+            *sums.entry(incarnation).or_default() += unknown(&ended.0);
+        }
+        // A thread that ends during the iteration can be missed or end it early; the next look has it.
+        for (_, thread) in self.threads.iter().flatten() {
+            *sums.entry(thread.0.incarnation).or_default() += unknown(&thread.0.hits);
+        }
+        sums
     }
 }

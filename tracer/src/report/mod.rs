@@ -28,8 +28,8 @@ use thiserror::Error;
 pub use folded::Folded;
 pub use json::Json;
 pub use model::{
-    Frame, FrameKind, Omitted, Overhead, Probe, Process, ReadError, Report, ReportParts, SCHEMA,
-    Site, Tier, Verdict,
+    Frame, FrameKind, MemoryPoint, Omitted, Overhead, Probe, Process, ReadError, Report,
+    ReportParts, SCHEMA, Site, Tier, Verdict,
 };
 pub use pprof::Pprof;
 pub use svg::Svg;

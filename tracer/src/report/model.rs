@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use super::time::Timestamp;
+pub use crate::ledger::Verdict;
 
 /// The version of the JSON contract that this program writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -124,6 +125,26 @@ pub struct Process {
     /// Why there are no sites of this process, for people.
     #[serde(default)]
     pub empty_reason: Option<String>,
+    /// What to make of it.
+    #[serde(default)]
+    pub verdict: Verdict,
+    /// The evidence, in a sentence; may be empty.
+    #[serde(default)]
+    pub verdict_reason: String,
+    /// Its memory over time, the oldest first.
+    #[serde(default)]
+    pub memory_series: Vec<MemoryPoint>,
+}
+
+/// The memory of a process at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryPoint {
+    /// Seconds since the trace began.
+    pub at_s: f64,
+    /// Bytes allocated while traced and not freed.
+    pub inuse_bytes: u64,
+    /// Resident memory, bytes.
+    pub rss_bytes: u64,
 }
 
 /// A probed function.
@@ -190,37 +211,6 @@ pub struct Site {
 
 fn one() -> u64 {
     1
-}
-
-/// Whether a site is a leak.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// Its blocks are not freed and there are ever more.
-    Leaking,
-    /// It grew and has stopped.
-    Plateau,
-    /// Its blocks come and go.
-    Churn,
-    /// It grows, but ever more slowly, or too young to tell.
-    WarmingUp,
-    /// There is too little to judge by.
-    #[default]
-    InsufficientData,
-}
-
-impl Verdict {
-    /// The name in JSON, labels and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Leaking => "leaking",
-            Self::Plateau => "plateau",
-            Self::Churn => "churn",
-            Self::WarmingUp => "warming-up",
-            Self::InsufficientData => "insufficient-data",
-        }
-    }
 }
 
 /// A frame of a stack. What is not known is `None`, `null` in JSON.
@@ -422,12 +412,13 @@ impl Report {
             &mut overhead.budget,
         ]
         .into_iter()
-        .chain(
-            parts
-                .processes
+        .chain(parts.processes.iter_mut().flat_map(|process| {
+            process
+                .memory_series
                 .iter_mut()
-                .map(|process| &mut process.rss_growth_bytes_per_s),
-        )
+                .map(|point| &mut point.at_s)
+                .chain([&mut process.rss_growth_bytes_per_s])
+        }))
         .chain(
             parts
                 .sites

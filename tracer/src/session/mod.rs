@@ -7,6 +7,7 @@ mod inspect;
 mod process;
 mod report;
 mod tables;
+mod verdicts;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -106,6 +107,8 @@ pub struct Session {
     files: Files,
     resolver: Resolver,
     ledger: Ledger,
+    /// When the ages of the live blocks are looked at next.
+    next_survey: Instant,
     processes: BTreeMap<u32, Traced>,
     stacks: HashMap<SiteId, Stack>,
     canonical: HashMap<(u32, Vec<u64>), SiteId>,
@@ -144,7 +147,8 @@ impl Session {
             modules: Modules::default(),
             files: Files::default(),
             resolver: Resolver::default(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(crate::kernel::monotonic_ns()),
+            next_survey: now,
             processes: BTreeMap::new(),
             stacks: HashMap::new(),
             canonical: HashMap::new(),
@@ -155,6 +159,7 @@ impl Session {
         };
         session.cost_of_a_hit = session.calibrate()?;
         session.started = Instant::now();
+        session.ledger = Ledger::new(crate::kernel::monotonic_ns());
         Ok(session)
     }
 
@@ -388,7 +393,6 @@ impl Session {
     /// Looks at the sites' totals.
     fn look(&mut self) {
         self.last_look = Instant::now();
-        let at_s = self.started.elapsed().as_secs_f64();
         for traced in self.processes.values_mut() {
             if traced.ended.is_none() {
                 traced.measure(&self.proc_root);
@@ -396,10 +400,12 @@ impl Session {
         }
         let mut inuse = 0_i64;
         let mut allocated = 0;
-        for (site, (_, totals)) in self.joined_sites() {
-            self.ledger.observe(at_s, site, &totals);
+        for (_, totals) in self.note_levels().values() {
             inuse = inuse.wrapping_add(totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64);
             allocated += totals.alloc_objects;
+        }
+        if self.last_look >= self.next_survey {
+            self.note_ages();
         }
         self.progress.inuse_bytes = inuse;
         self.progress.alloc_objects = allocated;
