@@ -4,7 +4,9 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use super::args::{FormatChoice, TierChoice, TraceArguments};
-use crate::{kernel::ProbeOptions, session::SessionOptions, unwind::BuildOptions};
+use crate::{
+    kernel::ProbeOptions, report::Suppressions, session::SessionOptions, unwind::BuildOptions,
+};
 
 /// Room for rows of full unwind tables, which are some fifteen times the usual ones: 128 MiB.
 const FULL_UNWIND_ROWS: u32 = 1 << 24;
@@ -27,6 +29,7 @@ pub(super) struct TracePlan {
     pub(super) top: usize,
     pub(super) format: FormatChoice,
     pub(super) output: Option<PathBuf>,
+    pub(super) fail_on_leak: bool,
     pub(super) session: SessionOptions,
 }
 
@@ -51,6 +54,7 @@ impl TracePlan {
             top: raw.top,
             format: raw.format,
             output: raw.output,
+            fail_on_leak: raw.fail_on_leak,
             session: SessionOptions {
                 probe: ProbeOptions {
                     live_blocks: raw.max_blocks,
@@ -71,6 +75,12 @@ impl TracePlan {
                 },
                 unwind_cache: raw.unwind_cache,
                 min_age: raw.min_age.unwrap_or_default(),
+                suppressions: raw
+                    .suppress
+                    .as_deref()
+                    .map(Suppressions::read)
+                    .transpose()?
+                    .unwrap_or_default(),
                 ..SessionOptions::default()
             },
         })

@@ -210,7 +210,12 @@ impl Flow {
             bytes_per_s: sizes.iter().sum::<f64>() / (chosen.len() as f64 * width),
             window_s: window * width,
             stay,
-            born: chosen.iter().map(|cohort| cohort.born as f64).sum(),
+            // By the intervals, births are up to a look's time askew.
+            born: if site.totals.free_objects == 0 {
+                stay
+            } else {
+                chosen.iter().map(|cohort| cohort.born as f64).sum()
+            },
             died,
             young_s: (now - end) * width,
             replaced: false,

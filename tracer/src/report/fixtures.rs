@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Frame, FrameKind, MemoryPoint, Overhead, Probe, Process, Report, ReportParts, Site, Tier,
-    Timestamp, Verdict,
+    Frame, FrameKind, MemoryPoint, Overhead, Probe, Process, Report, ReportParts, Site, Suppressed,
+    Tier, Timestamp, Verdict,
 };
 
 pub(super) const KIB: u64 = 1024;
@@ -221,6 +221,12 @@ pub(super) fn exact_report() -> Report {
         })
     });
     let mut parts = ReportParts {
+        suppressed: vec![Suppressed {
+            pattern: "libcrypto.so*".to_owned(),
+            sites: 2,
+            inuse_bytes: 3 * KIB,
+            inuse_objects: 12,
+        }],
         captured_at: Timestamp::from_unix_ms(1_767_225_600_000),
         duration_s: 10.02,
         tier: Tier::Exact,

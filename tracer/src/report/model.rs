@@ -49,6 +49,9 @@ pub struct ReportParts {
     /// What `sites` leaves out.
     #[serde(default)]
     pub omitted: Omitted,
+    /// What suppressions took away, a line each, also those that took nothing; counted nowhere else.
+    #[serde(default)]
+    pub suppressed: Vec<Suppressed>,
     /// What could not be recorded, by cause ([`Loss::name`]); 0 where nothing was lost.
     pub losses: BTreeMap<String, u64>,
     /// What tracing cost.
@@ -275,6 +278,19 @@ pub struct Omitted {
     pub alloc_objects: u64,
 }
 
+/// The sum of the sites that a suppression took away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suppressed {
+    /// The suppression's pattern.
+    pub pattern: String,
+    /// How many sites.
+    pub sites: u64,
+    /// Their surviving bytes.
+    pub inuse_bytes: u64,
+    /// Their surviving blocks.
+    pub inuse_objects: u64,
+}
+
 /// What tracing cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
@@ -315,6 +331,7 @@ impl Default for ReportParts {
             processes: Vec::new(),
             sites: Vec::new(),
             omitted: Omitted::default(),
+            suppressed: Vec::new(),
             losses: BTreeMap::new(),
             overhead: Overhead::default(),
         }
@@ -375,6 +392,16 @@ impl ReportParts {
             total.add(site);
         }
         total
+    }
+
+    /// Whether anything leaks, shown or not.
+    #[must_use]
+    pub fn leaks(&self) -> bool {
+        let of_processes = self.processes.iter().map(|process| process.verdict);
+        let of_sites = self.sites.iter().map(|site| site.verdict);
+        of_processes
+            .chain(of_sites)
+            .any(|verdict| verdict == Verdict::Leaking)
     }
 
     /// The process that a site belongs to.

@@ -311,6 +311,17 @@ impl Text {
                 out,
             )?;
         }
+        for suppressed in &report.suppressed {
+            let text = format!(
+                "{} in {} at {} site{}: {}",
+                bytes(suppressed.inuse_bytes),
+                blocks(suppressed.inuse_objects),
+                count(suppressed.sites),
+                plural(suppressed.sites),
+                clean(&suppressed.pattern)
+            );
+            self.line("Suppressed", &text, out)?;
+        }
         self.losses(report, out)?;
         let mut tier = report.tier.name().to_owned();
         if !report.tier_reason.is_empty() {

@@ -26,7 +26,7 @@ pub use tables::{Tables, Unwinding};
 use crate::{
     kernel::{KernelError, Probe, ProbeEvent, ProbeOptions},
     ledger::{Ledger, SiteId},
-    report::Report,
+    report::{Report, Suppressions},
     symbol::{Modules, Resolver},
     target::discover::Files,
     unwind::BuildOptions,
@@ -55,6 +55,8 @@ pub struct SessionOptions {
     pub min_age: Duration,
     /// The share of the targets' CPU time that tracing may take.
     pub budget: f64,
+    /// Sites that are not reported.
+    pub suppressions: Suppressions,
 }
 
 /// The share of the targets' CPU time that tracing may take, unless something else is asked for.
@@ -68,6 +70,7 @@ impl Default for SessionOptions {
             unwind_cache: None,
             min_age: Duration::ZERO,
             budget: DEFAULT_BUDGET,
+            suppressions: Suppressions::default(),
         }
     }
 }

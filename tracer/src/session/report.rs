@@ -185,6 +185,11 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         },
         ..ReportParts::default()
     };
+    let suppressions = session.options.suppressions.clone();
+    if !suppressions.is_empty() {
+        name(session, &mut parts.sites);
+        suppressions.apply(&mut parts);
+    }
     parts.add_up();
     for process in &mut parts.processes {
         process.empty_reason = empty_reason(process, parts.sites.is_empty(), filtered);
@@ -311,6 +316,9 @@ fn name(session: &mut Session, sites: &mut [Site]) {
         let Ok(id) = SiteId::try_from(site.id) else {
             continue;
         };
+        if !site.frames.is_empty() {
+            continue;
+        }
         let Some(stack) = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE) else {
             continue;
         };

@@ -111,6 +111,7 @@ fn the_schema_describes_every_field() {
         ("/$defs/site/properties", "/sites/0"),
         ("/$defs/frame/properties", "/sites/0/frames/0"),
         ("/$defs/omitted/properties", "/omitted"),
+        ("/$defs/suppressed/properties", "/suppressed/0"),
         ("/$defs/overhead/properties", "/overhead"),
     ] {
         let names = |value: &Value, pointer: &str| {
