@@ -183,7 +183,7 @@ impl SiteHistory {
 
 /// A process over time.
 #[derive(Clone, Debug)]
-pub struct ProcessHistory {
+pub(super) struct ProcessHistory {
     levels: Series<ProcessLevel>,
 }
 
@@ -197,13 +197,13 @@ impl Default for ProcessHistory {
 
 impl ProcessHistory {
     /// Notes its memory, at seconds since the trace began.
-    pub fn observe(&mut self, at_s: f64, level: ProcessLevel) {
+    pub(super) fn observe(&mut self, at_s: f64, level: ProcessLevel) {
         self.levels.push(at_s, level);
     }
 
     /// All that is kept, the oldest first.
     #[must_use]
-    pub fn points(&self) -> Vec<Point<ProcessLevel>> {
+    pub(super) fn points(&self) -> Vec<Point<ProcessLevel>> {
         self.levels.points()
     }
 }

@@ -37,6 +37,8 @@ pub struct Ledger {
     looks_ns: (u64, u64),
     places: HashMap<SiteId, usize>,
     sites: Vec<SiteHistory>,
+    /// Places in `sites` that are free.
+    free: Vec<usize>,
     processes: HashMap<u32, ProcessHistory>,
 }
 
@@ -67,8 +69,12 @@ impl Ledger {
         let since_s = self.seconds(since_ns);
         let new = || SiteHistory::new(since_s, since_ns);
         let place = *self.places.entry(site).or_insert_with(|| {
-            self.sites.push(new());
-            self.sites.len() - 1
+            let place = self.free.pop().unwrap_or(self.sites.len());
+            match self.sites.get_mut(place) {
+                Some(free) => *free = new(),
+                None => self.sites.push(new()),
+            }
+            place
         });
         let Some(history) = self.sites.get_mut(place) else {
             return;
@@ -78,6 +84,21 @@ impl Ledger {
             *history = new();
         }
         history.observe(now_s, now_ns, totals, weight);
+    }
+
+    /// Forgets a site: its number stands for another stack from now on.
+    pub fn forget(&mut self, site: SiteId) {
+        if let Some(place) = self.places.remove(&site) {
+            if let Some(history) = self.sites.get_mut(place) {
+                *history = SiteHistory::new(0.0, self.started_ns);
+            }
+            self.free.push(place);
+        }
+    }
+
+    /// Forgets a process that is not followed any more.
+    pub fn forget_process(&mut self, incarnation: u32) {
+        self.processes.remove(&incarnation);
     }
 
     /// Notes a process's memory.
@@ -235,6 +256,19 @@ mod tests {
         ledger.observe(SECOND, 1, &inuse(100), 1);
         ledger.observe(9 * SECOND, 1, &inuse(7), 1);
         assert!(ledger.site(1).is_some_and(|site| site.since_s > 0.5));
+    }
+
+    #[test]
+    fn a_site_that_was_forgotten_begins_anew() {
+        let mut ledger = Ledger::new(0);
+        ledger.observe(SECOND, 1, &inuse(100), 1);
+        ledger.observe(SECOND, 2, &inuse(5), 1);
+        ledger.forget(1);
+        assert!(ledger.site(1).is_none());
+        ledger.observe(9 * SECOND, 3, &inuse(7), 1);
+        ledger.observe(9 * SECOND, 1, &inuse(8), 1);
+        let level = |site| ledger.site(site).map(|site| site.level().bytes as u64);
+        assert_eq!([level(1), level(2), level(3)], [Some(8), Some(5), Some(7)]);
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub(super) fn growth(points: &[Point<SiteLevel>]) -> f64 {
 /// Judges a site. `turnover`: how many blocks from before the trace its process freed in the last so many seconds, and
 /// whether the process's resident memory bears the growth out.
 #[must_use]
-pub fn judge(site: &SiteHistory, turnover: impl Fn(f64) -> Turnover) -> Judgement {
+pub(super) fn judge(site: &SiteHistory, turnover: impl Fn(f64) -> Turnover) -> Judgement {
     let points = site.levels.points();
     let growth_bytes_per_s = growth(&points);
     let judgement = |verdict, reason| Judgement {

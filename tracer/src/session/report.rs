@@ -148,6 +148,7 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
     let proc_root = session.proc_root().to_owned();
     let mut processes = Vec::new();
     let pids: Vec<u32> = session.processes.keys().copied().collect();
+    let hits_of = session.probe.hits();
     for pid in pids {
         let Some(traced) = session.processes.get_mut(&pid) else {
             continue;
@@ -155,7 +156,10 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         if traced.ended.is_none() {
             traced.measure(&proc_root);
         }
-        let hits = session.probe.hits(traced.incarnation);
+        let hits = hits_of
+            .get(&traced.incarnation)
+            .copied()
+            .unwrap_or([0; HIT_SLOTS]);
         hits_total += hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>();
         if let (Some(before), Some(after)) = (traced.cpu_first, traced.cpu_last) {
             cpu += after.saturating_sub(before);
@@ -422,8 +426,13 @@ fn tier_reason(session: &Session) -> String {
             1_u64 << shift
         )
     };
+    let others = if session.traps_others() {
+        "; so many processes were selected that the probes are in their files for all processes: others that map them are slowed too, and not recorded"
+    } else {
+        ""
+    };
     format!(
-        "every allocator call was seen, through {} links; the windows that would keep the budget are not there yet{thinned}",
+        "every allocator call was seen, through {} links{others}; the windows that would keep the budget are not there yet{thinned}",
         session.probe.link_mode().name()
     )
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leakscope_common::{SiteTotals, UNKNOWN_SITE};
+use leakscope_common::{SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
 
 use super::Session;
 use crate::{
@@ -51,12 +51,13 @@ impl Session {
             level.most_inuse_bytes += balance;
             level.alloc_bytes += totals.alloc_bytes as f64;
         }
-        let unknown_frees = self.probe.unknown_frees();
+        let hits = self.probe.hits();
         for traced in self.processes.values() {
             let mut level = levels.remove(&traced.incarnation).unwrap_or_default();
             level.resident_bytes = traced.rss_last.map_or(0.0, |(_, bytes)| bytes as f64);
-            level.unknown_frees = unknown_frees
+            level.unknown_frees = hits
                 .get(&traced.incarnation)
+                .and_then(|hits| hits.get(UNKNOWN_FREE_SLOT))
                 .map_or(0.0, |count| *count as f64);
             self.ledger
                 .observe_process(now_ns, traced.incarnation, level);
