@@ -111,7 +111,7 @@ pub(super) struct TargetArguments {
   leakscope trace -p 1234 --format json -o report.json
 
 Without --for, tracing goes on until Ctrl-C, which prints the result; a second Ctrl-C quits at once.
-Exit status: 0 done, 1 could not do it, 2 usage.")]
+Exit status: 0 done, 1 could not do it, 2 usage, 3 with --fail-on-leak when something leaks.")]
 pub(super) struct TraceArguments {
     #[command(flatten)]
     pub(super) target: TargetArguments,
@@ -153,6 +153,13 @@ pub(super) struct TraceArguments {
     /// Write the result to a file instead of stdout.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+    /// End with 3 when a site's verdict is `leaking`, which takes 45 s of tracing at least.
+    #[arg(long)]
+    pub(super) fail_on_leak: bool,
+    /// Do not report the sites that a file in the syntax of LeakSanitizer names: `leak:PATTERN` with a part of the name of a
+    /// function, source file or module.
+    #[arg(long, value_name = "FILE")]
+    pub(super) suppress: Option<PathBuf>,
     /// Distinct call stacks to hold.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=4_194_304), help_heading = "Limits")]
     pub(super) max_stacks: u32,

@@ -10,6 +10,7 @@ use std::{
 use super::args::{FormatChoice, TargetArguments, TierChoice, TraceArguments};
 use crate::{
     kernel::ProbeOptions,
+    report::Suppressions,
     session::SessionOptions,
     target::select::{CgroupPath, Selector},
     unwind::BuildOptions,
@@ -38,6 +39,7 @@ pub(super) struct TracePlan {
     pub(super) top: usize,
     pub(super) format: FormatChoice,
     pub(super) output: Option<PathBuf>,
+    pub(super) fail_on_leak: bool,
     pub(super) session: SessionOptions,
 }
 
@@ -67,6 +69,7 @@ impl TracePlan {
             top: raw.top,
             format: raw.format,
             output: raw.output,
+            fail_on_leak: raw.fail_on_leak,
             session: SessionOptions {
                 probe: ProbeOptions {
                     live_blocks: raw.max_blocks,
@@ -88,6 +91,12 @@ impl TracePlan {
                 },
                 unwind_cache: raw.unwind_cache,
                 min_age: raw.min_age.unwrap_or_default(),
+                suppressions: raw
+                    .suppress
+                    .as_deref()
+                    .map(Suppressions::read)
+                    .transpose()?
+                    .unwrap_or_default(),
                 ..SessionOptions::default()
             },
         })

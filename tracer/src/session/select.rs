@@ -314,6 +314,9 @@ impl Session {
         for site in self.probe.drop_incarnations(&dropped) {
             self.ledger.forget(site);
         }
+        for incarnation in &dropped {
+            self.ledger.forget_process(*incarnation);
+        }
         self.stacks
             .retain(|_, stack| !dropped.contains(&stack.incarnation));
         self.canonical
