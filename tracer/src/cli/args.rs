@@ -29,9 +29,9 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Trace processes and show which call stacks hold the memory.
-    Trace(TraceArguments),
+    Trace(Box<TraceArguments>),
     /// Trace on and on, and answer over HTTP: pprof, flame graph, JSON, metrics.
-    Daemon(DaemonArguments),
+    Daemon(Box<DaemonArguments>),
     /// Ask a daemon what holds the memory.
     Dump(DumpArguments),
     /// Show what changed between two saved reports or profiles.
@@ -125,7 +125,7 @@ pub(super) struct TargetArguments {
   leakscope trace -p 1234 --format json -o report.json
 
 Without --for, tracing goes on until Ctrl-C, which prints the result; a second Ctrl-C quits at once.
-Exit status: 0 done, 1 could not do it, 2 usage.")]
+Exit status: 0 done, 1 could not do it, 2 usage, 3 with --fail-on-leak when something leaks.")]
 pub(super) struct TraceArguments {
     #[command(flatten)]
     pub(super) target: TargetArguments,
@@ -155,6 +155,9 @@ pub(super) struct TraceArguments {
     /// Write the result to a file instead of stdout.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+    /// End with 3 when a site's verdict is `leaking`, which takes 45 s of tracing at least.
+    #[arg(long)]
+    pub(super) fail_on_leak: bool,
     #[command(flatten)]
     pub(super) tracing: TracingArguments,
 }
@@ -174,12 +177,19 @@ pub(super) struct TracingArguments {
     /// Only record allocations of at most so many bytes.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(super) max_size: Option<u64>,
+    /// Do not report the sites that a file in the syntax of LeakSanitizer names: `leak:PATTERN` with a part of the name of a
+    /// function, source file or module.
+    #[arg(long, value_name = "FILE")]
+    pub(super) suppress: Option<PathBuf>,
     /// Distinct call stacks to hold.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=4_194_304), help_heading = "Limits")]
     pub(super) max_stacks: u32,
     /// Live blocks to hold; beyond that one of two, four, ... is kept and figures are estimates.
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_024..=100_000_000), help_heading = "Limits")]
     pub(super) max_blocks: u32,
+    /// Bytes of the buffer in which the probe hands over new stacks and process events.
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(4_096..=1 << 30), hide = true)]
+    pub(super) event_bytes: u32,
     /// Walk stacks by frame pointers only.
     #[arg(long, help_heading = "Limits")]
     pub(super) frame_pointers: bool,
@@ -320,6 +330,9 @@ pub(super) struct DoctorArguments {
     /// Also look at a process: its allocators, probe sites and unwind tables.
     #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) pid: Option<u32>,
+    /// Look as if the kernel had no better kind of link than this.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) links: Option<LinkChoice>,
 }
 
 /// For `cargo xtask bench`.

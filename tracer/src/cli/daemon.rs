@@ -1,6 +1,6 @@
 //! `leakscope daemon`: a trace that goes on, for whoever asks.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use super::{
     output::complain,
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     daemon::{self, Source},
     kernel::require_capabilities,
-    report::Report,
+    report::{Report, Suppressions},
     session::Session,
 };
 
@@ -18,6 +18,7 @@ use crate::{
 struct Traced {
     session: Session,
     target: Target,
+    suppress: Option<PathBuf>,
 }
 
 impl Source for Traced {
@@ -30,6 +31,13 @@ impl Source for Traced {
     }
 
     fn select_again(&mut self) -> anyhow::Result<()> {
+        if let Some(path) = &self.suppress {
+            // A mistake in the file does not end a trace that goes on: the old ones stay.
+            match Suppressions::read(path) {
+                Ok(suppressions) => self.session.suppress(suppressions),
+                Err(error) => complain(&format!("leakscope: {error}")),
+            }
+        }
         if let Target::Selected(selector) = &self.target {
             self.session.select(selector.clone())?;
         }
@@ -47,12 +55,14 @@ pub(super) fn run(plan: DaemonPlan) -> anyhow::Result<ExitCode> {
     let DaemonPlan {
         target,
         daemon: options,
+        suppress,
         session,
     } = plan;
     let make = move || {
         Ok(Traced {
             session: begin(&target, session)?,
             target,
+            suppress,
         })
     };
     daemon::block_on(daemon::run(&options, make, |line| {

@@ -13,6 +13,7 @@ use super::args::{
 use crate::{
     daemon::{DaemonOptions, default_socket},
     kernel::ProbeOptions,
+    report::Suppressions,
     session::SessionOptions,
     target::select::{CgroupPath, Selector},
     unwind::BuildOptions,
@@ -41,6 +42,7 @@ pub(super) struct TracePlan {
     pub(super) top: usize,
     pub(super) format: FormatChoice,
     pub(super) output: Option<PathBuf>,
+    pub(super) fail_on_leak: bool,
     pub(super) session: SessionOptions,
 }
 
@@ -53,7 +55,7 @@ impl TracePlan {
                 usage("trace", "name what to trace: -p/--pid PID, --comm GLOB, --cgroup PATH, --all or -- COMMAND")
             }),
         };
-        let session = session(raw.tracing, "trace");
+        let session = session(raw.tracing, "trace")?;
         Ok(Self {
             target,
             duration: raw.duration,
@@ -61,13 +63,14 @@ impl TracePlan {
             top: raw.top,
             format: raw.format,
             output: raw.output,
+            fail_on_leak: raw.fail_on_leak,
             session,
         })
     }
 }
 
 /// How to trace, checked.
-fn session(raw: TracingArguments, subcommand: &str) -> SessionOptions {
+fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOptions> {
     let sizes = (raw.min_size.unwrap_or(0), raw.max_size.unwrap_or(u64::MAX));
     if sizes.0 > sizes.1 {
         usage(
@@ -81,10 +84,11 @@ fn session(raw: TracingArguments, subcommand: &str) -> SessionOptions {
     match raw.tier {
         TierChoice::Auto | TierChoice::Exact => {}
     }
-    SessionOptions {
+    Ok(SessionOptions {
         probe: ProbeOptions {
             live_blocks: raw.max_blocks,
             stacks: raw.max_stacks,
+            event_bytes: raw.event_bytes,
             sizes,
             frame_pointers_only: raw.frame_pointers,
             unwind_rows: if raw.full_unwind_tables {
@@ -101,8 +105,14 @@ fn session(raw: TracingArguments, subcommand: &str) -> SessionOptions {
         },
         unwind_cache: raw.unwind_cache,
         min_age: raw.min_age.unwrap_or_default(),
+        suppressions: raw
+            .suppress
+            .as_deref()
+            .map(Suppressions::read)
+            .transpose()?
+            .unwrap_or_default(),
         ..SessionOptions::default()
-    }
+    })
 }
 
 /// A validated `daemon`.
@@ -110,6 +120,8 @@ fn session(raw: TracingArguments, subcommand: &str) -> SessionOptions {
 pub(super) struct DaemonPlan {
     pub(super) target: Target,
     pub(super) daemon: DaemonOptions,
+    /// The file of suppressions, to be read again.
+    pub(super) suppress: Option<PathBuf>,
     pub(super) session: SessionOptions,
 }
 
@@ -127,7 +139,8 @@ impl DaemonPlan {
                 listen: raw.listen,
                 token_file: raw.auth_token_file,
             },
-            session: session(raw.tracing, "daemon"),
+            suppress: raw.tracing.suppress.clone(),
+            session: session(raw.tracing, "daemon")?,
         })
     }
 }

@@ -21,6 +21,9 @@ use crate::{
 /// How long a command's process may take to be reaped after its pidfd said that it ended.
 const REAP_WITHIN: Duration = Duration::from_secs(1);
 
+/// The exit status that `--fail-on-leak` asks for.
+const LEAKING: u8 = 3;
+
 /// Runs the plan.
 pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     require_capabilities()?;
@@ -50,16 +53,21 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     }
     result?;
     let report = session.report(plan.top)?;
+    let code = if plan.fail_on_leak && report.leaks() {
+        ExitCode::from(LEAKING)
+    } else {
+        ExitCode::SUCCESS
+    };
     if output.is_regular_file() {
         // Nobody can make us wait: the result first, then the probes, which take some 100 ms.
         let written = output.write(&report);
         drop(session);
-        return written.map(|()| ExitCode::SUCCESS);
+        return written.map(|()| code);
     }
     // Before the result is written: whoever reads it may take their time, and the target would be trapped meanwhile. And to the
     // end: a kill in the middle, such as a second Ctrl-C, can leave a breakpoint behind.
     session.detach_all();
-    output.write(&report).map(|()| ExitCode::SUCCESS)
+    output.write(&report).map(|()| code)
 }
 
 /// Begins to trace processes that run.

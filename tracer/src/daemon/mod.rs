@@ -6,7 +6,6 @@
 
 mod auth;
 mod error;
-mod history;
 mod query;
 mod render;
 mod routes;

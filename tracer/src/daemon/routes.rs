@@ -137,16 +137,12 @@ impl App {
                     format: name,
                     query: uri.query().unwrap_or_default().to_owned(),
                 };
-                let tracing = (name == "html").then(|| self.tracing.clone());
                 let view = move |out: &mut dyn std::io::Write| {
-                    let mut part = if filter.is_empty() && published.report.sites.len() <= top {
+                    let part = if filter.is_empty() && published.report.sites.len() <= top {
                         Cow::Borrowed(published.report.as_ref())
                     } else {
                         Cow::Owned(published.report.only(&filter, top))
                     };
-                    if let Some(tracing) = tracing {
-                        part = Cow::Owned(tracing.with_history(&part));
-                    }
                     writer.write(&part, out)
                 };
                 self.renderer.render(Some(key), view).await?

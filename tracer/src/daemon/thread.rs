@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -14,13 +14,12 @@ use std::{
 
 use tokio::sync::{oneshot, watch};
 
-use super::history::History;
 use crate::report::Report;
 
 /// How long one step of the trace lasts at most: how soon a wish or a signal is noticed.
 const STEP: Duration = Duration::from_millis(50);
 
-/// A report is made unasked, for metrics and the memory over time, so that making them takes at most this share of the
+/// A report is made unasked, for metrics, so that making them takes at most this share of the
 /// thread's time, but no more often than every [`EVERY`]`.0` and no less often than `.1`.
 const SHARE_UNASKED: u32 = 100;
 const EVERY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
@@ -96,7 +95,6 @@ pub(super) struct Ended;
 pub(super) struct Tracing {
     wishes: Arc<Wishes>,
     newest: watch::Receiver<Option<Published>>,
-    history: Arc<Mutex<History>>,
 }
 
 /// The thread itself, to be joined.
@@ -119,7 +117,6 @@ pub(super) async fn start<S: Source>(
     make: impl FnOnce() -> anyhow::Result<S> + Send + 'static,
 ) -> anyhow::Result<(Tracing, TracingThread)> {
     let wishes = Arc::new(Wishes::default());
-    let history = Arc::new(Mutex::new(History::default()));
     let (publish, newest) = watch::channel(None);
     let (made, is_made) = oneshot::channel();
     let (say_ended, ended) = oneshot::channel();
@@ -127,7 +124,6 @@ pub(super) async fn start<S: Source>(
         .name("tracing".to_owned())
         .spawn({
             let wishes = Arc::clone(&wishes);
-            let history = Arc::clone(&history);
             move || {
                 let mut source = match make() {
                     Ok(source) => source,
@@ -137,7 +133,7 @@ pub(super) async fn start<S: Source>(
                     }
                 };
                 let _ = made.send(Ok(()));
-                let result = trace(&mut source, &wishes, &history, &publish);
+                let result = trace(&mut source, &wishes, &publish);
                 source.detach();
                 // Who waits for a report learns that there will be none.
                 drop(publish);
@@ -148,18 +144,13 @@ pub(super) async fn start<S: Source>(
     is_made
         .await
         .map_err(|_| anyhow::anyhow!("the tracing thread ended while it began"))??;
-    let tracing = Tracing {
-        wishes,
-        newest,
-        history,
-    };
+    let tracing = Tracing { wishes, newest };
     Ok((tracing, TracingThread { ended, thread }))
 }
 
 fn trace(
     source: &mut impl Source,
     wishes: &Wishes,
-    history: &Mutex<History>,
     publish: &watch::Sender<Option<Published>>,
 ) -> anyhow::Result<()> {
     let mut number = 0;
@@ -171,10 +162,6 @@ fn trace(
         if wishes.report.swap(false, Ordering::SeqCst) || Instant::now() >= due {
             let begun = Instant::now();
             let report = source.report()?;
-            history
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .note(&report);
             number += 1;
             let published = Published {
                 number,
@@ -241,16 +228,6 @@ impl Tracing {
     /// Asks to end.
     pub(super) fn stop(&self) {
         self.wishes.stop.store(true, Ordering::SeqCst);
-    }
-
-    /// The report with every process's memory over time.
-    pub(super) fn with_history(&self, report: &Report) -> Report {
-        let mut parts = report.clone().into_parts();
-        self.history
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .fill(&mut parts.processes);
-        Report::new(parts)
     }
 }
 

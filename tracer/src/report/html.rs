@@ -9,8 +9,9 @@ use std::io::{self, Write};
 use super::difference::{ChangeKind, Difference};
 use super::model::{Process, Report, Site};
 use super::names::{clean, process_name, why_empty};
-use super::text::{stack_lines, units};
+use super::text::stack_lines;
 use super::{Format, Svg};
+use crate::units;
 
 /// So many processes are described; of the others the number is given.
 const PROCESSES_SHOWN: usize = 20;
@@ -189,7 +190,7 @@ fn describe(process: &Process, out: &mut dyn Write) -> io::Result<()> {
         units::bytes(process.rss_bytes),
         if process.exited { "; it has ended" } else { "" }
     )?;
-    chart::write(&process.memory_over_time, out)?;
+    chart::write(&process.memory_series, out)?;
     writeln!(out, "</figure>")
 }
 

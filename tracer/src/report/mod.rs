@@ -14,6 +14,7 @@ pub mod metrics;
 mod model;
 mod names;
 pub mod pprof;
+mod suppress;
 mod svg;
 mod text;
 mod time;
@@ -36,9 +37,10 @@ pub use html::Html;
 pub use json::Json;
 pub use model::{
     Frame, FrameKind, MemoryPoint, Omitted, Overhead, Probe, Process, ReadError, Report,
-    ReportParts, SCHEMA, Site, Tier, Verdict,
+    ReportParts, SCHEMA, Site, Suppressed, Tier, Verdict,
 };
 pub use pprof::{Pprof, PprofAllocs};
+pub use suppress::{SuppressError, Suppressions};
 pub use svg::Svg;
 pub use text::{Style, Text};
 pub use time::{Timestamp, TimestampError};

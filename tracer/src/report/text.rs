@@ -3,9 +3,9 @@
 //! The processes first, then a block of lines per site, the largest first, then what the figures rest on: totals,
 //! losses, tier, overhead.
 
+mod chart;
 mod difference;
 mod stack;
-pub(super) mod units;
 
 use std::io::{self, Write};
 
@@ -14,8 +14,11 @@ use leakscope_common::Loss;
 use super::model::{Probe, Process, Report, Site, Verdict};
 use super::names::{self, UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
 use super::{Difference, Format};
+use crate::units::{blocks, bytes, count, duration, percent, plural, rate, share};
 use stack::Line;
-use units::{blocks, bytes, count, duration, percent, plural, rate, share};
+
+/// Of so many processes, memory is drawn.
+const PROCESSES_DRAWN: usize = 4;
 
 /// So many processes are described; of the others the number is given.
 const PROCESSES_SHOWN: usize = 20;
@@ -147,7 +150,7 @@ impl Text {
             .filter(is_shown)
             .take(PROCESSES_SHOWN)
         {
-            self.process(process, nothing, out)?;
+            self.process(process, nothing, shown < PROCESSES_DRAWN, out)?;
             shown += 1;
         }
         let more = report.processes.len() - shown;
@@ -168,8 +171,20 @@ impl Text {
     }
 
     /// `nothing` survives anywhere: why is said once, further below.
-    fn process(self, process: &Process, nothing: bool, out: &mut dyn Write) -> io::Result<()> {
+    fn process(
+        self,
+        process: &Process,
+        nothing: bool,
+        drawn: bool,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
         writeln!(out, "{}", self.dress(BOLD, &process_name(process)))?;
+        if !process.verdict_reason.is_empty() {
+            let color = verdict_color(process.verdict);
+            let verdict = self.dress(color, process.verdict.name());
+            let reason = clean(&process.verdict_reason);
+            writeln!(out, "  {:<11}{verdict}: {reason}", "verdict")?;
+        }
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<11}{value}");
         if !process.cgroup.is_empty() && process.cgroup != "/" {
             line("cgroup", &clean(&process.cgroup))?;
@@ -215,6 +230,11 @@ impl Text {
                 .unwrap_or("while it was traced");
             line("ended", &clean(note))?;
         }
+        if let Some((what, curve)) = chart::lines(&process.memory_series).filter(|_| drawn) {
+            for (place, text) in curve.iter().enumerate() {
+                line(if place == 0 { what } else { "" }, text)?;
+            }
+        }
         writeln!(out)
     }
 
@@ -246,12 +266,8 @@ impl Text {
         match site.verdict {
             Verdict::InsufficientData => {}
             verdict => {
-                let color = match verdict {
-                    Verdict::Leaking => RED,
-                    Verdict::WarmingUp => YELLOW,
-                    _ => BOLD,
-                };
-                write!(out, "  {}", self.dress(color, verdict.name()))?;
+                let verdict = self.dress(verdict_color(verdict), verdict.name());
+                write!(out, "  {verdict}")?;
             }
         }
         writeln!(out)?;
@@ -338,6 +354,17 @@ impl Text {
                 out,
             )?;
         }
+        for suppressed in &report.suppressed {
+            let text = format!(
+                "{} in {} at {} site{}: {}",
+                bytes(suppressed.inuse_bytes),
+                blocks(suppressed.inuse_objects),
+                count(suppressed.sites),
+                plural(suppressed.sites),
+                clean(&suppressed.pattern)
+            );
+            self.line("Suppressed", &text, out)?;
+        }
         self.losses(report, out)?;
         let mut tier = report.tier.name().to_owned();
         if !report.tier_reason.is_empty() {
@@ -391,6 +418,14 @@ impl Text {
             writeln!(out, "  {:>9}  {sentence}{effect}", count(times))?;
         }
         Ok(())
+    }
+}
+
+fn verdict_color(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Leaking => RED,
+        Verdict::WarmingUp => YELLOW,
+        Verdict::Plateau | Verdict::Churn | Verdict::InsufficientData => BOLD,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::super::model::MemoryPoint;
-use super::units;
+use crate::units;
 
 /// Units of the drawing; the page scales it.
 const WIDTH: f64 = 1180.0;

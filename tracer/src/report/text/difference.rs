@@ -3,10 +3,10 @@
 use std::io::{self, Write};
 
 use super::stack;
-use super::units::{blocks, bytes, count, duration, plural};
 use super::{BOLD, DIM, RED, Text};
 use crate::report::difference::{Change, ChangeKind, Changed, Difference};
 use crate::report::names::clean;
+use crate::units::{blocks, bytes, count, duration, plural};
 
 /// `+1.50 KiB`, `-3 B`, `±0 B`.
 fn signed_bytes(value: i64) -> String {
