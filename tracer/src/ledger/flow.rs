@@ -24,6 +24,9 @@ const MAY_DIE: f64 = 0.05;
 /// And no more than this share of those that came to stay.
 const MAY_DIE_OF_FLOW: f64 = 0.1;
 
+/// What takes the place of blocks from before the trace comes with a like number of their frees: at least this share.
+const REPLACES: f64 = 0.4;
+
 /// The flow of the last third is at least this share of the largest of the others, unless chance explains it.
 const KEEPS: f64 = 0.6;
 
@@ -119,7 +122,7 @@ impl Flow {
             ] {
                 let found = found.and_then(|flow| {
                     let turnover = turnover(flow.window_s);
-                    if turnover.frees > MAY_DIE_OF_FLOW * flow.stay && !turnover.borne_out {
+                    if turnover.frees > REPLACES * flow.stay && !turnover.borne_out {
                         return Err(NoLeak::Turnover(turnover.frees));
                     }
                     Ok(flow)

@@ -191,7 +191,10 @@ fn bounded(
         );
     }
     if !(rise.floor && rise.peak) {
-        if stays.recent_events > 0.0 && stays.old_deaths < 0.5 * stays.recent {
+        let hidden = stays.recent_events > 0.0
+            && stays.old >= 0.2 * stays.recent
+            && stays.old_deaths < 0.5 * stays.recent;
+        if hidden {
             return (
                 Verdict::InsufficientData,
                 format!(
