@@ -170,8 +170,7 @@ pub(crate) fn fork(ctx: &TracePointContext) -> u32 {
         let mut hold = 0;
         // SAFETY: a write to a variable of ours.
         unsafe { core::ptr::write_volatile(&raw mut hold, HOLD_CHILDREN) };
-        if PROCESSES.insert(&child, &record, 0).is_err()
-            || HOLDS.insert(&child, &hold, 0).is_err()
+        if PROCESSES.insert(&child, &record, 0).is_err() || HOLDS.insert(&child, &hold, 0).is_err()
         {
             lose(Loss::ProcessTableFull);
             return 0;

@@ -29,7 +29,7 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Trace processes and show which call stacks hold the memory.
-    Trace(TraceArguments),
+    Trace(Box<TraceArguments>),
     /// Say what this machine, this user and a process allow; exit with 1 if tracing cannot work.
     Doctor(DoctorArguments),
     /// Attach programs that do nothing where `trace` would attach its own: the least that a uprobe tracer costs.
@@ -166,6 +166,9 @@ pub(super) struct TraceArguments {
     /// Live blocks to hold; beyond that one of two, four, ... is kept and figures are estimates.
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_024..=100_000_000), help_heading = "Limits")]
     pub(super) max_blocks: u32,
+    /// Bytes of the buffer in which the probe hands over new stacks and process events.
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(4_096..=1 << 30), hide = true)]
+    pub(super) event_bytes: u32,
     /// Walk stacks by frame pointers only.
     #[arg(long, help_heading = "Limits")]
     pub(super) frame_pointers: bool,
@@ -206,6 +209,9 @@ pub(super) struct DoctorArguments {
     /// Also look at a process: its allocators, probe sites and unwind tables.
     #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) pid: Option<u32>,
+    /// Look as if the kernel had no better kind of link than this.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) links: Option<LinkChoice>,
 }
 
 /// For `cargo xtask bench`.

@@ -74,6 +74,7 @@ impl TracePlan {
                 probe: ProbeOptions {
                     live_blocks: raw.max_blocks,
                     stacks: raw.max_stacks,
+                    event_bytes: raw.event_bytes,
                     sizes,
                     frame_pointers_only: raw.frame_pointers,
                     unwind_rows: if raw.full_unwind_tables {
