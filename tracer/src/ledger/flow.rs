@@ -114,6 +114,10 @@ impl Flow {
         points: &[Point<SiteLevel>],
         turnover: impl Fn(f64) -> Turnover,
     ) -> Result<Self, NoLeak> {
+        // Most sites of most programs have nothing new: they are not looked at closely.
+        if let Some(quiet) = Self::quiet(site) {
+            return Err(NoLeak::Stopped(quiet));
+        }
         let mut why = None;
         for begin in WINDOWS {
             for found in [
@@ -136,12 +140,25 @@ impl Flow {
         Err(why.unwrap_or(NoLeak::TooShort))
     }
 
+    /// For how many seconds no block was born, where that is more than a third of the time.
+    fn quiet(site: &SiteHistory) -> Option<f64> {
+        let width = site.survival.width_s();
+        let looked = (site.now_s - site.since_s) / width;
+        let last = site
+            .survival
+            .cohorts()
+            .iter()
+            .rposition(|cohort| cohort.born > 0)?;
+        let quiet = looked - (last + 1) as f64;
+        (quiet > LONGEST_GAP * looked).then_some(quiet * width)
+    }
+
     fn of_blocks_that_stay(
         site: &SiteHistory,
         points: &[Point<SiteLevel>],
         begin: f64,
     ) -> Result<Self, NoLeak> {
-        let cohorts = &site.cohorts;
+        let cohorts = &site.survival;
         let width = cohorts.width_s();
         let surveyed = cohorts.surveyed_ns().ok_or(NoLeak::TooShort)?;
         let now = surveyed.saturating_sub(cohorts.origin_ns()) as f64 / 1e9 / width;
@@ -428,7 +445,7 @@ fn not_stopped(
         return Err(NoLeak::Uneven);
     }
     let last = site
-        .cohorts
+        .survival
         .cohorts()
         .iter()
         .rposition(|cohort| cohort.alive > 0)
