@@ -12,6 +12,11 @@ use crate::units::{blocks, count, duration, rate};
 /// A leak is named after so many seconds at the earliest. A cache that takes longer to fill, evenly, looks like one.
 pub(super) const LEAK_AFTER_S: f64 = 45.0;
 
+/// Of more blocks than this that grow together, a leak is named later: buffers of connections and lists of bounded length
+/// grow like that when a program is young.
+const FEW_GROWING: f64 = 4.0;
+const MANY_GROWING_AFTER_S: f64 = 240.0;
+
 /// A flow is made of at least so many births that are apart. Fewer are a few jumps, however regular.
 const STEPS: usize = 8;
 
@@ -266,6 +271,9 @@ impl Flow {
         let least = objects.filter(|count| *count > 0.0).fold(most, f64::min);
         if most - least > (0.05 * most).max(2.0) || least < 1.0 {
             return Err(NoLeak::Uneven);
+        }
+        if most > FEW_GROWING && window_s < MANY_GROWING_AFTER_S {
+            return Err(NoLeak::TooShort);
         }
         let (Some(begin), Some(end)) = (
             chosen.iter().find(|point| point.value.objects > 0.5),
