@@ -14,7 +14,8 @@ use leakscope_tests::{
 };
 
 /// Victims that do not speak the protocol, or not by themselves.
-const SILENT: [&str; 8] = [
+const SILENT: [&str; 9] = [
+    "family",
     "short",
     "endless",
     "bare",

@@ -12,4 +12,5 @@ pub mod report;
 pub mod session;
 pub mod symbol;
 pub mod target;
+mod units;
 pub mod unwind;

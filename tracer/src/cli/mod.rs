@@ -21,7 +21,7 @@ use args::{Arguments, Command};
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
-        Command::Trace(raw) => plan::TracePlan::new(raw).and_then(|plan| trace::run(&plan)),
+        Command::Trace(raw) => plan::TracePlan::new(*raw).and_then(|plan| trace::run(&plan)),
         Command::Doctor(raw) => doctor::run(&raw),
         Command::Floor(raw) => floor::run(&raw),
     };

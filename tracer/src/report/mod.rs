@@ -10,6 +10,7 @@ mod json;
 mod model;
 mod names;
 pub mod pprof;
+mod suppress;
 mod svg;
 mod text;
 mod time;
@@ -28,10 +29,11 @@ use thiserror::Error;
 pub use folded::Folded;
 pub use json::Json;
 pub use model::{
-    Frame, FrameKind, Omitted, Overhead, Probe, Process, ReadError, Report, ReportParts, SCHEMA,
-    Site, Tier, Verdict,
+    Frame, FrameKind, MemoryPoint, Omitted, Overhead, Probe, Process, ReadError, Report,
+    ReportParts, SCHEMA, Site, Suppressed, Tier, Verdict,
 };
 pub use pprof::Pprof;
+pub use suppress::{SuppressError, Suppressions};
 pub use svg::Svg;
 pub use text::{Style, Text};
 pub use time::{Timestamp, TimestampError};
