@@ -247,7 +247,7 @@ fn it_ends_cleanly_and_is_alone_on_its_socket() {
     // Clients that wait and clients that say nothing do not keep it.
     let mut idle = UnixStream::connect(&socket).unwrap();
     let mut waiting = Command::new("curl")
-        .args(["--silent", "--unix-socket"])
+        .args(["--silent", "--fail", "--unix-socket"])
         .arg(&socket)
         .arg("http://localhost/debug/pprof/heap?seconds=60")
         .stdout(Stdio::null())
