@@ -1,6 +1,8 @@
 //! Behaviours of known truth, simulated: what a site looks like to the ledger when its program does this. The programs of
 //! `tests/programs` do the same in earnest.
 
+#![expect(clippy::indexing_slicing, reason = "a failing test may panic")]
+
 use leakscope_common::mix;
 
 /// A block's life, seconds since its program began.
@@ -411,7 +413,7 @@ pub(super) const CORPUS: &[Behaviour] = &[
     ("flush-of-most-every-12s", Truth::Bounded, |c| {
         let (most, rest): (Vec<Life>, Vec<Life>) = pace(c, 0.0, END, 50.0, |_, at| stays(at, 80))
             .into_iter()
-            .partition(|life| (life.born * 50.0) as u64 % 10 != 0);
+            .partition(|life| !((life.born * 50.0) as u64).is_multiple_of(10));
         let mut lives = flushed(most, 12.0);
         lives.extend(flushed(rest, 36.0));
         lives
