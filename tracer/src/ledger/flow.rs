@@ -240,7 +240,7 @@ impl Flow {
         not_stopped(site, &counts, first, now, width)?;
         level_rises(points, site.now_s - window * width)?;
         Ok(Self {
-            bytes_per_s: sizes.iter().sum::<f64>() / (chosen.len() as f64 * width),
+            bytes_per_s: steady_rate(&sizes) / width,
             window_s: window * width,
             stay,
             // By the intervals, births are up to a look's time askew.
@@ -371,6 +371,19 @@ impl Flow {
         };
         format!("{evidence}; {trend} for {time}, no sign of levelling off")
     }
+}
+
+/// What comes to stay with each interval: the slope of the sum, which what was built up at first does not change.
+fn steady_rate(sizes: &[f64]) -> f64 {
+    let mut sum = 0.0;
+    let sums: Vec<(f64, f64)> = (0_u32..)
+        .zip(sizes)
+        .map(|(at, size)| {
+            sum += size;
+            (f64::from(at), sum)
+        })
+        .collect();
+    trend::line(&sums).map_or(0.0, |line| line.slope)
 }
 
 /// A rate for a sentence.
