@@ -130,7 +130,7 @@ fn assert_refused(finished: &Finished, words: &[&str], after: &str) {
 
 /// Steps through the calls of a run: finer on a machine than under emulation.
 fn every(step: usize, range: std::ops::Range<usize>) -> impl Iterator<Item = usize> {
-    range.step_by(if prebuilt() { step * 4 } else { step })
+    range.step_by(if prebuilt() { step * 8 } else { step })
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_map_is_refused() {
     require_strace!();
     let mut target = Target::start(&require_victim!("endless"));
     // The first call loads the BTF, the next sixteen create the maps.
-    for number in every(7, 2..17) {
+    for number in every(7, 3..17) {
         for (error, hint) in [("ENOMEM", "--max-blocks"), ("EPERM", "CAP_BPF")] {
             // The loader tries again after EPERM, with a larger RLIMIT_MEMLOCK.
             let how = format!("error={error}:when={number}+");
@@ -166,7 +166,7 @@ fn any_call_to_bpf_is_refused() {
         refused += u32::from(finished.code() == 1);
         target.assert_unharmed(&how);
     }
-    assert!(refused > 1, "only {refused} of the calls mattered");
+    assert!(refused > 0, "none of the calls mattered");
     target.quit();
 }
 
@@ -175,21 +175,16 @@ fn a_probe_is_refused_when_others_are_attached() {
     let _alone = require_kernel!();
     require_strace!();
     let mut target = Target::start(&require_victim!("endless"));
-    // Each probe is an event of its own with these links. Two tracepoints come first, then our own process's probes, for
-    // the cost of a hit: without these the trace goes on.
-    let mut refused = 0;
-    for number in every(11, 3..46) {
+    // Each probe is an event of its own with these links. Two tracepoints come first, then our own process's probes, for the cost
+    // of a hit: a trace does without that. The target's are from about the twentieth to about the fortieth.
+    for number in [3, 24, 33] {
         let how = format!("error=EACCES:when={number}+");
         let arguments = target.traced(&["--links", "perf"]);
         let command = tampered("perf_event_open", &how, &arguments).unwrap();
         let finished = run_command(command).expect("strace runs");
-        if finished.code() != 0 {
-            assert_refused(&finished, &["cannot attach to", "perf-event"], &how);
-            refused += 1;
-        }
+        assert_refused(&finished, &["cannot attach to", "perf-event"], &how);
         target.assert_unharmed(&how);
     }
-    assert!(refused > 1, "only {refused} refusals mattered");
     target.quit();
 }
 
@@ -232,7 +227,7 @@ fn time_to_attach(target: &Target) -> Duration {
 
 /// Moments from the start of leakscope until shortly after the probes are there.
 fn moments(whole: Duration, count: u32) -> impl Iterator<Item = Duration> {
-    let count = if prebuilt() { count / 2 } else { count };
+    let count = if prebuilt() { count / 4 } else { count };
     (0..count).map(move |number| whole * 5 * number / (4 * count))
 }
 

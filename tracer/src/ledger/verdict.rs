@@ -34,6 +34,15 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All of them, the worst first.
+    pub const ALL: [Self; 5] = [
+        Self::Leaking,
+        Self::WarmingUp,
+        Self::Plateau,
+        Self::Churn,
+        Self::InsufficientData,
+    ];
+
     /// The name in JSON, labels and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
