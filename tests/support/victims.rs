@@ -213,6 +213,18 @@ const PROGRAMS: &[Program] = &[
     c("longjmp", "longjmp.c", POINTERS),
     c("endless", "endless.c", POINTERS),
     c(
+        "behaviours",
+        "behaviours.c",
+        &[
+            "-g",
+            "-O1",
+            "-fno-omit-frame-pointer",
+            "-mno-omit-leaf-frame-pointer",
+            "-Wl,--no-as-needed",
+            "-lm",
+        ],
+    ),
+    c(
         "backtrace",
         "backtrace.c",
         &["-g", "-O1", "-fno-omit-frame-pointer", "-rdynamic"],

@@ -2,7 +2,10 @@
 //! room that writes to stdout and stderr.
 
 mod args;
+mod daemon;
+mod diff;
 mod doctor;
+mod dump;
 mod floor;
 mod output;
 mod plan;
@@ -22,6 +25,9 @@ pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Trace(raw) => plan::TracePlan::new(*raw).and_then(|plan| trace::run(&plan)),
+        Command::Daemon(raw) => plan::DaemonPlan::new(*raw).and_then(daemon::run),
+        Command::Dump(raw) => dump::run(&raw),
+        Command::Diff(raw) => diff::run(&raw),
         Command::Doctor(raw) => doctor::run(&raw),
         Command::Floor(raw) => floor::run(&raw),
     };

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     kernel::{HeldCommand, RunningCommand, require_capabilities},
-    session::Session,
+    session::{Session, SessionOptions},
 };
 
 /// How long a command's process may take to be reaped after its pidfd said that it ended.
@@ -31,22 +31,7 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     let stop = Stop::listen()?;
     let mut child = None;
     let mut session = match &plan.target {
-        Target::Processes(pids) => {
-            // Wrong ids are said before the kernel is asked for anything.
-            for pid in pids {
-                crate::session::check_target(*pid)?;
-            }
-            let mut session = Session::new(plan.session.clone())?;
-            for pid in pids {
-                session.follow(*pid)?;
-            }
-            session
-        }
-        Target::Selected(selector) => {
-            let mut session = Session::new(plan.session.clone())?;
-            session.select(selector.clone())?;
-            session
-        }
+        Target::Processes(_) | Target::Selected(_) => begin(&plan.target, plan.session.clone())?,
         Target::Command(program, arguments, children) => {
             let mut session = Session::new(plan.session.clone())?;
             let mut command = Command::new(program);
@@ -83,6 +68,29 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     // end: a kill in the middle, such as a second Ctrl-C, can leave a breakpoint behind.
     session.detach_all();
     output.write(&report).map(|()| code)
+}
+
+/// Begins to trace processes that run.
+pub(super) fn begin(target: &Target, options: SessionOptions) -> anyhow::Result<Session> {
+    if let Target::Processes(pids) = target {
+        // Wrong ids are said before the kernel is asked for anything.
+        for pid in pids {
+            crate::session::check_target(*pid)?;
+        }
+    }
+    let mut session = Session::new(options)?;
+    match target {
+        Target::Processes(pids) => {
+            for pid in pids {
+                session.follow(*pid)?;
+            }
+        }
+        Target::Selected(selector) => {
+            session.select(selector.clone())?;
+        }
+        Target::Command(..) => {}
+    }
+    Ok(session)
 }
 
 /// Lets the trace go on until its time is over, its targets have ended or somebody asks to stop.

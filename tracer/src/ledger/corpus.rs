@@ -1,31 +1,23 @@
 //! Behaviours of known truth, simulated: what a site looks like to the ledger when its program does this. The programs of
 //! `tests/programs` do the same in earnest.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a failing test may panic"
-)]
-
-use leakscope_common::{Block, SiteTotals, mix};
-
-use super::{Judgement, Ledger, ProcessLevel, Verdict};
+use leakscope_common::mix;
 
 /// A block's life, seconds since its program began.
 #[derive(Clone, Copy, Debug)]
-struct Life {
-    born: f64,
-    size: u64,
-    dies: f64,
+pub(super) struct Life {
+    pub(super) born: f64,
+    pub(super) size: u64,
+    pub(super) dies: f64,
 }
 
-const FOREVER: f64 = f64::INFINITY;
+pub(super) const FOREVER: f64 = f64::INFINITY;
 
 /// Everything is simulated for so long, seconds.
 const END: f64 = 620.0;
 
 /// Numbers that look random, the same for the same seed.
-struct Chance(u64);
+pub(super) struct Chance(pub(super) u64);
 
 impl Chance {
     fn share(&mut self) -> f64 {
@@ -119,7 +111,7 @@ fn keyed(chance: &mut Chance, keys: u64, per_s: f64) -> Vec<Life> {
 
 /// What must be said of a behaviour.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Truth {
+pub(super) enum Truth {
     /// Leaking, from 60 s on.
     Leak,
     /// A leak too slow for 60 s: leaking from here on, never a plateau.
@@ -130,10 +122,10 @@ enum Truth {
     BoundedAfter(f64),
 }
 
-type Behaviour = (&'static str, Truth, fn(&mut Chance) -> Vec<Life>);
+pub(super) type Behaviour = (&'static str, Truth, fn(&mut Chance) -> Vec<Life>);
 
 /// The behaviours, each with its truth.
-const CORPUS: &[Behaviour] = &[
+pub(super) const CORPUS: &[Behaviour] = &[
     ("leak-fast", Truth::Leak, |c| {
         pace(c, 0.0, END, 200.0, |_, at| stays(at, 126))
     }),
@@ -542,151 +534,3 @@ const CORPUS: &[Behaviour] = &[
         lives
     }),
 ];
-
-/// Traces a behaviour from a time on, and judges it at the given times since then.
-fn trace(lives: &[Life], attached: f64, times: &[f64]) -> Vec<Judgement> {
-    let nanoseconds = |at: f64| ((at + 10_000.0) * 1e9) as u64;
-    let mut ledger = Ledger::new(nanoseconds(attached));
-    let mut judgements = Vec::new();
-    let end = times.iter().copied().fold(0.0, f64::max);
-    let mut next_survey = 0.0;
-    let mut births: Vec<Life> = lives.to_vec();
-    births.sort_by(|one, two| one.born.total_cmp(&two.born));
-    let unknown: Vec<f64> = births
-        .iter()
-        .filter(|life| life.born < attached)
-        .map(|life| life.dies)
-        .collect();
-    births.retain(|life| life.born >= attached);
-    let mut births = births.into_iter().peekable();
-    let mut live: Vec<Life> = Vec::new();
-    let mut totals = SiteTotals::default();
-    let mut level = ProcessLevel::default();
-    // Looks come a second and a little apart, as they do.
-    let mut at = 0.0;
-    while at < end {
-        let before = at;
-        at = f64::min(at + 1.003, end);
-        let now = attached + at;
-        while let Some(life) = births.next_if(|life| life.born <= now) {
-            totals.alloc_objects += 1;
-            totals.alloc_bytes += life.size;
-            live.push(life);
-        }
-        live.retain(|life| {
-            let dead = life.dies <= now;
-            totals.free_objects += u64::from(dead);
-            totals.free_bytes += if dead { life.size } else { 0 };
-            !dead
-        });
-        if totals.alloc_objects > 0 {
-            ledger.observe(nanoseconds(now), 1, &totals, 1);
-        }
-        level.inuse_bytes = (totals.alloc_bytes - totals.free_bytes) as f64;
-        level.alloc_bytes = totals.alloc_bytes as f64;
-        level.unknown_frees = unknown
-            .iter()
-            .filter(|dies| (attached..now).contains(*dies))
-            .count() as f64;
-        level.resident_bytes = 1e7;
-        ledger.observe_process(nanoseconds(now), 1, level);
-        let due = times.iter().any(|time| before < *time && *time <= at);
-        if at >= next_survey || due {
-            let mut survey = ledger.survey_ages(nanoseconds(now), 1, 2, |slot| slot);
-            for life in &live {
-                survey.note(&Block {
-                    size: life.size,
-                    born_ns: nanoseconds(life.born),
-                    site: 1,
-                    incarnation: 1,
-                });
-            }
-            survey.finish();
-            next_survey = at + 2.0;
-        }
-        if due {
-            judgements.push(ledger.judge(1, 1));
-        }
-    }
-    judgements
-}
-
-const TIMES: [f64; 10] = [
-    15.0, 30.0, 44.0, 60.0, 75.0, 90.0, 120.0, 240.0, 400.0, 600.0,
-];
-
-/// What is wrong with the verdicts of a behaviour, a line each.
-fn faults(
-    name: &str,
-    truth: Truth,
-    lives: &[Life],
-    attached: f64,
-    missed: &mut Vec<String>,
-) -> Vec<String> {
-    let judgements = trace(lives, attached, &TIMES);
-    assert_eq!(judgements.len(), TIMES.len());
-    let mut faults = Vec::new();
-    for (at, judgement) in TIMES.into_iter().zip(judgements) {
-        let leaking = judgement.verdict == Verdict::Leaking;
-        let plateau = judgement.verdict == Verdict::Plateau;
-        let line = format!(
-            "{name} attached at {attached}, after {at} s: {} ({})",
-            judgement.verdict.name(),
-            judgement.reason
-        );
-        let (wrong, late) = match truth {
-            Truth::Leak => (plateau, at >= 60.0 && !leaking),
-            Truth::SlowLeak(from) => (plateau && name != "leak-late", at >= from && !leaking),
-            Truth::Bounded => (leaking, false),
-            Truth::BoundedAfter(from) => (at >= from - attached && leaking, false),
-        };
-        if wrong {
-            faults.push(line);
-        } else if late {
-            missed.push(line);
-        }
-    }
-    faults
-}
-
-#[test]
-fn the_corpus_is_judged_rightly() {
-    let (mut faults, mut missed, mut traced) = (Vec::new(), Vec::new(), 0);
-    for (number, (name, truth, behave)) in CORPUS.iter().enumerate() {
-        for seed in 0..3 {
-            let lives = behave(&mut Chance(1000 * number as u64 + seed));
-            // From the start, and a program that has run for a while.
-            let attached = [0.0, 1.7, 5.3][seed as usize];
-            faults.extend(self::faults(name, *truth, &lives, attached, &mut missed));
-            traced += usize::from(*truth == Truth::Leak);
-        }
-    }
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
-    // Seven judgements of each leak are due; one in a hundred may be put off by chance.
-    assert!(
-        missed.len() * 100 <= traced * 7,
-        "{} of {} missed:\n{}",
-        missed.len(),
-        traced * 7,
-        missed.join("\n")
-    );
-}
-
-#[test]
-#[ignore = "prints the verdicts of the corpus over time, for people"]
-fn the_corpus_over_time() {
-    let mut text = String::new();
-    for (name, _, behave) in CORPUS {
-        let lives = behave(&mut Chance(7));
-        text.push_str(name);
-        text.push('\n');
-        for (at, judgement) in TIMES.into_iter().zip(trace(&lives, 0.0, &TIMES)) {
-            text.push_str(&format!(
-                "  {at:>4} s  {:<18}{}\n",
-                judgement.verdict.name(),
-                judgement.reason
-            ));
-        }
-    }
-    panic!("{text}");
-}

@@ -12,6 +12,11 @@ use crate::units::{blocks, count, duration, rate};
 /// A leak is named after so many seconds at the earliest. A cache that takes longer to fill, evenly, looks like one.
 pub(super) const LEAK_AFTER_S: f64 = 45.0;
 
+/// Of more blocks than this that grow together, a leak is named later: buffers of connections and lists of bounded length
+/// grow like that when a program is young.
+const FEW_GROWING: f64 = 4.0;
+const MANY_GROWING_AFTER_S: f64 = 240.0;
+
 /// A flow is made of at least so many births that are apart. Fewer are a few jumps, however regular.
 const STEPS: usize = 8;
 
@@ -23,6 +28,9 @@ const MAY_DIE: f64 = 0.05;
 
 /// And no more than this share of those that came to stay.
 const MAY_DIE_OF_FLOW: f64 = 0.1;
+
+/// What takes the place of blocks from before the trace comes with a like number of their frees: at least this share.
+const REPLACES: f64 = 0.4;
 
 /// The flow of the last third is at least this share of the largest of the others, unless chance explains it.
 const KEEPS: f64 = 0.6;
@@ -111,6 +119,10 @@ impl Flow {
         points: &[Point<SiteLevel>],
         turnover: impl Fn(f64) -> Turnover,
     ) -> Result<Self, NoLeak> {
+        // Most sites of most programs have nothing new: they are not looked at closely.
+        if let Some(quiet) = Self::quiet(site) {
+            return Err(NoLeak::Stopped(quiet));
+        }
         let mut why = None;
         for begin in WINDOWS {
             for found in [
@@ -119,7 +131,7 @@ impl Flow {
             ] {
                 let found = found.and_then(|flow| {
                     let turnover = turnover(flow.window_s);
-                    if turnover.frees > MAY_DIE_OF_FLOW * flow.stay && !turnover.borne_out {
+                    if turnover.frees > REPLACES * flow.stay && !turnover.borne_out {
                         return Err(NoLeak::Turnover(turnover.frees));
                     }
                     Ok(flow)
@@ -133,12 +145,25 @@ impl Flow {
         Err(why.unwrap_or(NoLeak::TooShort))
     }
 
+    /// For how many seconds no block was born, where that is more than a third of the time.
+    fn quiet(site: &SiteHistory) -> Option<f64> {
+        let width = site.survival.width_s();
+        let looked = (site.now_s - site.since_s) / width;
+        let last = site
+            .survival
+            .cohorts()
+            .iter()
+            .rposition(|cohort| cohort.born > 0)?;
+        let quiet = looked - (last + 1) as f64;
+        (quiet > LONGEST_GAP * looked).then_some(quiet * width)
+    }
+
     fn of_blocks_that_stay(
         site: &SiteHistory,
         points: &[Point<SiteLevel>],
         begin: f64,
     ) -> Result<Self, NoLeak> {
-        let cohorts = &site.cohorts;
+        let cohorts = &site.survival;
         let width = cohorts.width_s();
         let surveyed = cohorts.surveyed_ns().ok_or(NoLeak::TooShort)?;
         let now = surveyed.saturating_sub(cohorts.origin_ns()) as f64 / 1e9 / width;
@@ -246,6 +271,9 @@ impl Flow {
         let least = objects.filter(|count| *count > 0.0).fold(most, f64::min);
         if most - least > (0.05 * most).max(2.0) || least < 1.0 {
             return Err(NoLeak::Uneven);
+        }
+        if most > FEW_GROWING && window_s < MANY_GROWING_AFTER_S {
+            return Err(NoLeak::TooShort);
         }
         let (Some(begin), Some(end)) = (
             chosen.iter().find(|point| point.value.objects > 0.5),
@@ -425,7 +453,7 @@ fn not_stopped(
         return Err(NoLeak::Uneven);
     }
     let last = site
-        .cohorts
+        .survival
         .cohorts()
         .iter()
         .rposition(|cohort| cohort.alive > 0)

@@ -3,8 +3,8 @@
 use leakscope_common::SiteTotals;
 
 use super::{
-    cohort::Cohorts,
     series::{Point, Resolution, Series, Value},
+    survival::Survival,
 };
 
 /// Seconds for two minutes, minutes for an hour and a half, hours for a week: 386 points of 40 bytes.
@@ -84,6 +84,8 @@ pub struct ProcessLevel {
     pub most_inuse_bytes: f64,
     /// Resident bytes.
     pub resident_bytes: f64,
+    /// Those of them that hold no file and are shared with nobody: what allocators hand out.
+    pub anonymous_bytes: f64,
     /// Bytes allocated since the trace began.
     pub alloc_bytes: f64,
     /// Frees of blocks from before the trace, since it began.
@@ -105,7 +107,7 @@ pub struct SiteHistory {
     /// What was alive.
     pub levels: Series<SiteLevel>,
     /// What became of the blocks.
-    pub cohorts: Cohorts,
+    pub survival: Survival,
     /// The totals at the last look.
     pub totals: SiteTotals,
     /// How many blocks each recorded one stands for.
@@ -124,7 +126,7 @@ impl SiteHistory {
         levels.push(since_s, SiteLevel::default());
         Self {
             levels,
-            cohorts: Cohorts::new(since_ns),
+            survival: Survival::new(since_ns),
             totals: SiteTotals::default(),
             weight: 1,
             since_s,
@@ -140,7 +142,7 @@ impl SiteHistory {
         if births > 0 {
             // They were born since the last look: in the middle of that time, for want of better.
             let before = ((at_s - self.now_s).max(0.0) * 5e8) as u64;
-            self.cohorts
+            self.survival
                 .note_births(at_ns.saturating_sub(before), births);
         }
         self.totals = *totals;
@@ -161,10 +163,10 @@ impl SiteHistory {
     /// The live blocks have been counted. Once the live table is thinned, they are all that tells what is alive: frees of
     /// blocks that are not kept cannot be told.
     pub fn end_survey(&mut self, at_s: f64, at_ns: u64) {
-        self.cohorts.end_survey(at_ns);
+        self.survival.end_survey(at_ns);
         if self.weight > 1 {
             let (mut bytes, mut objects) = (0.0, 0.0);
-            for cohort in self.cohorts.cohorts() {
+            for cohort in self.survival.cohorts() {
                 bytes += cohort.alive_bytes as f64;
                 objects += f64::from(cohort.alive);
             }

@@ -1,23 +1,25 @@
 //! Surviving blocks per site over time: sums, ages, trends, intervals, verdicts. Pure: numbers in, numbers out. Knows neither
 //! where the numbers come from nor what a site's stack looks like.
 
-mod cohort;
 mod flow;
 mod history;
 mod process;
 mod series;
 mod survey;
+mod survival;
 pub mod trend;
 mod verdict;
 
 #[cfg(test)]
 mod corpus;
+#[cfg(test)]
+mod simulate;
 
-pub use cohort::{AGES, Cohort, Cohorts, INTERVALS};
 pub use history::{ProcessLevel, SiteHistory, SiteLevel};
 pub use process::{Limit, Room, SiteOfProcess};
 pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
+pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use verdict::{Judgement, Turnover, Verdict};
 
 use std::collections::HashMap;
@@ -126,7 +128,7 @@ impl Ledger {
             }
         }
         for site in &mut self.sites {
-            site.cohorts.begin_survey(now_ns);
+            site.survival.begin_survey(now_ns);
         }
         AgeSurvey {
             now_ns,
@@ -195,7 +197,7 @@ impl AgeSurvey<'_> {
             .get(block.site as usize)
             .and_then(|place| self.sites.get_mut(*place));
         if let Some(site) = site {
-            site.cohorts
+            site.survival
                 .note_alive(block.born_ns, block.size, self.weight);
         }
     }
@@ -286,7 +288,7 @@ mod tests {
         }
         survey.finish();
         let alive: u64 = ledger.site(1).map_or(0, |site| {
-            site.cohorts
+            site.survival
                 .cohorts()
                 .iter()
                 .map(|cohort| cohort.alive_bytes)

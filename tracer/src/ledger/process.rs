@@ -67,7 +67,7 @@ impl ProcessHistory {
             return Turnover::default();
         };
         let inuse = now.value.inuse_bytes - then.value.inuse_bytes;
-        let resident = now.value.resident_bytes - then.value.resident_bytes;
+        let resident = now.value.anonymous_bytes - then.value.anonymous_bytes;
         Turnover {
             frees: 2.0 * (now.value.unknown_frees - then.value.unknown_frees),
             borne_out: inuse > RESIDENT_NOISE && resident > BORNE_OUT * inuse,
@@ -177,7 +177,7 @@ impl ProcessHistory {
         let late: Vec<(f64, f64)> = points
             .iter()
             .filter(|point| point.at_s >= middle)
-            .map(|point| (point.at_s, point.value.resident_bytes))
+            .map(|point| (point.at_s, point.value.anonymous_bytes))
             .collect();
         if late.len() < 8 {
             return None;

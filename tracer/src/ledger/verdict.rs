@@ -34,6 +34,15 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All of them, the worst first.
+    pub const ALL: [Self; 5] = [
+        Self::Leaking,
+        Self::WarmingUp,
+        Self::Plateau,
+        Self::Churn,
+        Self::InsufficientData,
+    ];
+
     /// The name in JSON, labels and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -73,6 +82,9 @@ const FEW_BLOCKS: u64 = 8;
 /// Growth below this share of what there is counts as none.
 const NO_GROWTH: f64 = 0.02;
 
+/// So many points of a series give the trend that is shown.
+const GROWTH_POINTS: usize = 40;
+
 /// So many points of a series are looked at.
 pub(super) const TREND_POINTS: usize = 64;
 
@@ -83,10 +95,18 @@ pub(super) fn growth(points: &[Point<SiteLevel>]) -> f64 {
     };
     let elapsed = last.at_s - first.at_s;
     if points.len() >= 8 {
-        let line: Vec<(f64, f64)> = thin_out(points, TREND_POINTS)
+        let line: Vec<(f64, f64)> = thin_out(points, GROWTH_POINTS)
             .iter()
             .map(|point| (point.at_s, point.value.bytes))
             .collect();
+        // More than half of all pairs are level when three quarters of the points are: the median is 0.
+        let end = last.value.bytes;
+        let level = line
+            .iter()
+            .filter(|(_, bytes)| bytes.total_cmp(&end).is_eq());
+        if level.count() * 4 >= line.len() * 3 {
+            return 0.0;
+        }
         trend::line(&line).map_or(0.0, |line| line.slope)
     } else if elapsed > 0.0 {
         (last.value.bytes - first.value.bytes) / elapsed
@@ -191,7 +211,10 @@ fn bounded(
         );
     }
     if !(rise.floor && rise.peak) {
-        if stays.recent_events > 0.0 && stays.old_deaths < 0.5 * stays.recent {
+        let hidden = stays.recent_events > 0.0
+            && stays.old >= 0.2 * stays.recent
+            && stays.old_deaths < 0.5 * stays.recent;
+        if hidden {
             return (
                 Verdict::InsufficientData,
                 format!(
@@ -361,7 +384,7 @@ struct Stays {
 
 impl Stays {
     fn of(site: &SiteHistory) -> Self {
-        let cohorts = &site.cohorts;
+        let cohorts = &site.survival;
         let width = cohorts.width_s();
         let surveyed = cohorts
             .surveyed_ns()

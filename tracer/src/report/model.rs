@@ -394,6 +394,23 @@ impl ReportParts {
         total
     }
 
+    /// A copy without processes and sites.
+    pub(super) fn without_lists(&self) -> Self {
+        Self {
+            schema: self.schema,
+            captured_at: self.captured_at,
+            duration_s: self.duration_s,
+            tier: self.tier,
+            tier_reason: self.tier_reason.clone(),
+            processes: Vec::new(),
+            sites: Vec::new(),
+            omitted: self.omitted,
+            suppressed: self.suppressed.clone(),
+            losses: self.losses.clone(),
+            overhead: self.overhead,
+        }
+    }
+
     /// Whether anything leaks, shown or not.
     #[must_use]
     pub fn leaks(&self) -> bool {
@@ -414,7 +431,8 @@ impl ReportParts {
 }
 
 impl Omitted {
-    fn add(&mut self, site: &Site) {
+    /// Adds a site's figures.
+    pub(super) fn add(&mut self, site: &Site) {
         self.sites = self.sites.saturating_add(1);
         self.inuse_bytes = self.inuse_bytes.saturating_add(site.inuse_bytes);
         self.inuse_objects = self.inuse_objects.saturating_add(site.inuse_objects);

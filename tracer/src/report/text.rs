@@ -4,15 +4,16 @@
 //! losses, tier, overhead.
 
 mod chart;
+mod difference;
 mod stack;
 
 use std::io::{self, Write};
 
 use leakscope_common::Loss;
 
-use super::Format;
 use super::model::{Probe, Process, Report, Site, Verdict};
-use super::names::{UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
+use super::names::{self, UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
+use super::{Difference, Format};
 use crate::units::{blocks, bytes, count, duration, percent, plural, rate, share};
 use stack::Line;
 
@@ -90,6 +91,35 @@ impl Format for Text {
             writeln!(out)?;
         }
         self.footer(report, rank, out)
+    }
+
+    fn write_difference(&self, difference: &Difference, out: &mut dyn Write) -> io::Result<()> {
+        difference::write(*self, difference, out)
+    }
+}
+
+/// A site's stack without the allocator's own frames, a line each.
+pub(super) fn stack_lines(site: &Site) -> Vec<String> {
+    let (own, callers) = stack::split(&site.frames);
+    let mut lines: Vec<String> = stack::lines(callers)
+        .into_iter()
+        .map(|line| match line {
+            Line::Frame(text) | Line::Remark(text) => text,
+        })
+        .collect();
+    if lines.is_empty() {
+        lines.push(missing(own.is_empty()).to_owned());
+    }
+    lines.extend(names::incomplete(site));
+    lines
+}
+
+/// What stands where no caller does.
+fn missing(no_allocator: bool) -> &'static str {
+    if no_allocator {
+        UNKNOWN_STACK
+    } else {
+        "[no caller recorded]"
     }
 }
 
@@ -264,12 +294,7 @@ impl Text {
         out: &mut dyn Write,
     ) -> io::Result<()> {
         if callers.is_empty() {
-            let missing = if no_allocator {
-                UNKNOWN_STACK
-            } else {
-                "[no caller recorded]"
-            };
-            writeln!(out, "      {missing}")?;
+            writeln!(out, "      {}", missing(no_allocator))?;
         }
         for line in stack::lines(callers) {
             match line {

@@ -488,6 +488,11 @@ impl Session {
         Ok(report::make(self, top))
     }
 
+    /// Reports from now on with these suppressions.
+    pub fn suppress(&mut self, suppressions: Suppressions) {
+        self.options.suppressions = suppressions;
+    }
+
     /// Takes all probes away. The targets are free at once; the kernel waits out a grace period of some 20 to 40 ms.
     pub fn detach_all(&mut self) {
         let own: Vec<_> = self

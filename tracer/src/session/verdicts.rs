@@ -14,7 +14,7 @@ use super::Session;
 use crate::{
     kernel::monotonic_ns,
     ledger::{Limit, ProcessLevel, Room, SiteId, SiteOfProcess},
-    report::{MemoryPoint, ReportParts},
+    report::{MemoryPoint, ReportParts, Tier},
 };
 
 /// The ages of the live blocks are looked at so often at most: about the width of a site's first cohorts.
@@ -54,6 +54,7 @@ impl Session {
         let hits = self.probe.hits();
         for traced in self.processes.values() {
             let mut level = levels.remove(&traced.incarnation).unwrap_or_default();
+            level.anonymous_bytes = traced.anonymous_bytes as f64;
             level.resident_bytes = traced.rss_last.map_or(0.0, |(_, bytes)| bytes as f64);
             level.unknown_frees = hits
                 .get(&traced.incarnation)
@@ -84,12 +85,16 @@ impl Session {
     /// Judges the sites and processes of a report that still has all of its sites.
     pub(super) fn judge(&self, parts: &mut ReportParts) {
         let mut judged: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
+        // Totals and ages are of what was seen; where that is a part, what was not seen freed would look like a leak.
+        let is_complete = parts.tier == Tier::Exact;
         for site in &mut parts.sites {
             let Ok(id) = SiteId::try_from(site.id) else {
                 continue;
             };
             if id == UNKNOWN_SITE {
                 "its blocks have many stacks".clone_into(&mut site.verdict_reason);
+            } else if !is_complete {
+                "not all of its calls were seen".clone_into(&mut site.verdict_reason);
             } else {
                 let judgement = self.ledger.judge(id, site.incarnation);
                 site.verdict = judgement.verdict;

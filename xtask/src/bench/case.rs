@@ -144,11 +144,14 @@ pub(super) const REPORT: &str = "report";
 /// Where the time goes inside the programs.
 pub(super) const PROFILE: &str = "profile";
 
+/// What is said of programs whose truth is known.
+pub(super) const VERDICTS: &str = "verdicts";
+
 /// Every name that can be asked for.
 pub(super) fn names() -> Vec<&'static str> {
     CASES
         .iter()
         .map(|case| case.name)
-        .chain([ATTACH, REPORT, PROFILE])
+        .chain([ATTACH, REPORT, PROFILE, VERDICTS])
         .collect()
 }

@@ -1,5 +1,6 @@
 //! What was measured, as it is printed and as `--json` writes it.
 
+use super::verdicts::Verdicts;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -19,6 +20,8 @@ pub(super) struct Figures {
     pub(super) report: Option<ReportFigures>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) profile: Vec<ProfileFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) verdicts: Option<Verdicts>,
     /// What could not be measured, and why; reports that show losses.
     pub(super) problems: Vec<String>,
 }

@@ -58,14 +58,14 @@ impl Cohort {
 
 /// The cohorts of a site.
 #[derive(Clone, Debug)]
-pub struct Cohorts {
+pub struct Survival {
     origin_ns: u64,
     shift: u32,
     cohorts: Vec<Cohort>,
     surveyed_ns: Option<u64>,
 }
 
-impl Cohorts {
+impl Survival {
     /// No cohorts yet; the first begins at this time, CLOCK_MONOTONIC nanoseconds.
     #[must_use]
     pub fn new(origin_ns: u64) -> Self {
@@ -168,14 +168,14 @@ impl Cohorts {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cohorts, INTERVALS};
+    use super::{INTERVALS, Survival};
     use proptest::prelude::*;
 
     const SECOND: u64 = 1_000_000_000;
 
     /// A block a second of which every second dies at the age of 20 s.
-    fn follow(seconds: u64, every: u64) -> Cohorts {
-        let mut cohorts = Cohorts::new(0);
+    fn follow(seconds: u64, every: u64) -> Survival {
+        let mut cohorts = Survival::new(0);
         for now in 0..=seconds {
             cohorts.note_births(now * SECOND, 1);
             if now % every == 0 {
@@ -229,7 +229,7 @@ mod tests {
         ) {
             let mut surveys = surveys;
             surveys.sort_unstable();
-            let mut cohorts = Cohorts::new(0);
+            let mut cohorts = Survival::new(0);
             let mut noted = 0;
             let mut sorted = births.clone();
             sorted.sort_unstable();
