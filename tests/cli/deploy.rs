@@ -14,7 +14,7 @@ fn deploy(name: &str) -> String {
     let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tracer/deploy")
         .join(name);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    fs::read_to_string(path).expect("a file of the folder `deploy`")
 }
 
 /// The words of the command in the unit.

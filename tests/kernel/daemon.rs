@@ -1,6 +1,11 @@
 //! The daemon on a running process, asked by the clients that people use: curl, `go tool pprof`, Prometheus, a browser.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 use std::fs;
 use std::io::Read;
@@ -52,7 +57,7 @@ impl Watched {
 }
 
 fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    serde_json::from_str(text).expect(text)
 }
 
 /// Whether a client is missing, which the machines of `cargo xtask test vm` need not have; says so.
