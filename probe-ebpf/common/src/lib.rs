@@ -6,12 +6,14 @@
 
 #![no_std]
 
+mod growth;
 mod layout;
 mod loss;
 mod process;
 mod site;
 mod unwind;
 
+pub use growth::{MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep};
 pub use layout::Plain;
 pub use loss::Loss;
 pub use process::{

@@ -208,6 +208,8 @@ pub enum EventKind {
     MappedCode = 3,
     /// The walk met an address in no known mapping of the process.
     UnknownMapping = 4,
+    /// A process changes its mappings: a [`crate::MappingRecord`].
+    Mapping = 5,
 }
 
 /// A process event in the ring buffer.
