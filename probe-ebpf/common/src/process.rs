@@ -95,6 +95,9 @@ pub struct Settings {
 /// The process is a child of ours that has not yet executed the command: its exec begins the trace.
 pub const PROCESS_EXEC_PENDING: u32 = 1;
 
+/// A command of ours whose children are traced and held like itself; the value of an entry of the `HOLDS` map.
+pub const HOLD_CHILDREN: u32 = 1;
+
 /// A traced process, in the `PROCESSES` map by its thread group id.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -184,6 +187,10 @@ pub struct ThreadRecord {
     pub incarnation: u32,
     /// Set while the thread is inside an executable `mmap` call.
     pub mapping_code: u32,
+    /// The kernel's tick (jiffy) in which `now_ns` was read.
+    pub now_jiffies: u64,
+    /// CLOCK_MONOTONIC nanoseconds at some moment of that tick: to read the clock takes longer than to store a block.
+    pub now_ns: u64,
     /// When the thread last asked user space to look at the process's mappings, CLOCK_MONOTONIC nanoseconds.
     pub asked_ns: u64,
     /// The call in flight.
@@ -208,8 +215,13 @@ pub enum EventKind {
     MappedCode = 3,
     /// The walk met an address in no known mapping of the process.
     UnknownMapping = 4,
+    /// A process that is not traced started or replaced its program, and meets the selection; `value` is the thread group id
+    /// of its parent, or 0 after an exec.
+    Candidate = 5,
+    /// A child of a traced command of ours started, and is traced: `value` is the thread group id of its parent.
+    Fork = 6,
     /// A process changes its mappings: a [`crate::MappingRecord`].
-    Mapping = 5,
+    Mapping = 7,
 }
 
 /// A process event in the ring buffer.
@@ -238,7 +250,7 @@ layout! {
     HitCounts = 8 * HIT_SLOTS;
     Inflight = 8 * 4 + 4 * 4 + core::mem::size_of::<Block>();
     ThreadRecord = 4 * 2
-        + 8
+        + 8 * 3
         + core::mem::size_of::<WalkState>()
         + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
     WalkState = 8 * 8 + 4 * 8;

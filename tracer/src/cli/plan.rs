@@ -1,10 +1,23 @@
 //! What is to be done, checked: arguments that contradict each other or cannot work are refused here, before anything is
 //! loaded.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use super::args::{FormatChoice, TierChoice, TraceArguments};
-use crate::{kernel::ProbeOptions, session::SessionOptions, unwind::BuildOptions};
+use super::args::{
+    DaemonArguments, FormatChoice, TargetArguments, TierChoice, TraceArguments, TracingArguments,
+};
+use crate::{
+    daemon::{DaemonOptions, default_socket},
+    kernel::ProbeOptions,
+    report::Suppressions,
+    session::SessionOptions,
+    target::select::{CgroupPath, Selector},
+    unwind::BuildOptions,
+};
 
 /// Room for rows of full unwind tables, which are some fifteen times the usual ones: 128 MiB.
 const FULL_UNWIND_ROWS: u32 = 1 << 24;
@@ -14,8 +27,10 @@ const FULL_UNWIND_ROWS: u32 = 1 << 24;
 pub(super) enum Target {
     /// Running processes.
     Processes(Vec<u32>),
-    /// A command: program and arguments.
-    Command(OsString, Vec<OsString>),
+    /// A command: program and arguments, and whether its children are traced too.
+    Command(OsString, Vec<OsString>, bool),
+    /// Processes by what they are.
+    Selected(Selector),
 }
 
 /// A validated `trace`.
@@ -27,23 +42,20 @@ pub(super) struct TracePlan {
     pub(super) top: usize,
     pub(super) format: FormatChoice,
     pub(super) output: Option<PathBuf>,
+    pub(super) fail_on_leak: bool,
     pub(super) session: SessionOptions,
 }
 
 impl TracePlan {
     /// Checks the arguments against each other.
     pub(super) fn new(raw: TraceArguments) -> anyhow::Result<Self> {
-        let target = target(raw.pid, raw.command);
-        let sizes = (raw.min_size.unwrap_or(0), raw.max_size.unwrap_or(u64::MAX));
-        if sizes.0 > sizes.1 {
-            usage(&format!(
-                "--min-size {} is larger than --max-size {}: no allocation could pass",
-                sizes.0, sizes.1
-            ));
-        }
-        match raw.tier {
-            TierChoice::Auto | TierChoice::Exact => {}
-        }
+        let target = match command(raw.command, !raw.no_follow) {
+            Some(command) => command,
+            None => running(raw.target)?.unwrap_or_else(|| {
+                usage("trace", "name what to trace: -p/--pid PID, --comm GLOB, --cgroup PATH, --all or -- COMMAND")
+            }),
+        };
+        let session = session(raw.tracing, "trace")?;
         Ok(Self {
             target,
             duration: raw.duration,
@@ -51,53 +63,124 @@ impl TracePlan {
             top: raw.top,
             format: raw.format,
             output: raw.output,
-            session: SessionOptions {
-                probe: ProbeOptions {
-                    live_blocks: raw.max_blocks,
-                    stacks: raw.max_stacks,
-                    sizes,
-                    frame_pointers_only: raw.frame_pointers,
-                    unwind_rows: if raw.full_unwind_tables {
-                        FULL_UNWIND_ROWS
-                    } else {
-                        ProbeOptions::default().unwind_rows
-                    },
-                    links: raw.links.map(Into::into),
-                    ..ProbeOptions::default()
-                },
-                unwind: BuildOptions {
-                    full: raw.full_unwind_tables,
-                    ..BuildOptions::default()
-                },
-                unwind_cache: raw.unwind_cache,
-                min_age: raw.min_age.unwrap_or_default(),
-                ..SessionOptions::default()
-            },
+            fail_on_leak: raw.fail_on_leak,
+            session,
         })
     }
 }
 
-/// One kind of target; none is a usage error.
-fn target(mut pids: Vec<u32>, command: Vec<OsString>) -> Target {
-    let mut words = command.into_iter();
-    if let Some(program) = words.next() {
-        return Target::Command(program, words.collect());
+/// How to trace, checked.
+fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOptions> {
+    let sizes = (raw.min_size.unwrap_or(0), raw.max_size.unwrap_or(u64::MAX));
+    if sizes.0 > sizes.1 {
+        usage(
+            subcommand,
+            &format!(
+                "--min-size {} is larger than --max-size {}: no allocation could pass",
+                sizes.0, sizes.1
+            ),
+        );
     }
-    if pids.is_empty() {
-        usage("name what to trace: -p/--pid PID or -- COMMAND");
+    match raw.tier {
+        TierChoice::Auto | TierChoice::Exact => {}
     }
-    pids.sort_unstable();
-    pids.dedup();
-    Target::Processes(pids)
+    Ok(SessionOptions {
+        probe: ProbeOptions {
+            live_blocks: raw.max_blocks,
+            stacks: raw.max_stacks,
+            event_bytes: raw.event_bytes,
+            sizes,
+            frame_pointers_only: raw.frame_pointers,
+            unwind_rows: if raw.full_unwind_tables {
+                FULL_UNWIND_ROWS
+            } else {
+                ProbeOptions::default().unwind_rows
+            },
+            links: raw.links.map(Into::into),
+            ..ProbeOptions::default()
+        },
+        unwind: BuildOptions {
+            full: raw.full_unwind_tables,
+            ..BuildOptions::default()
+        },
+        unwind_cache: raw.unwind_cache,
+        min_age: raw.min_age.unwrap_or_default(),
+        suppressions: raw
+            .suppress
+            .as_deref()
+            .map(Suppressions::read)
+            .transpose()?
+            .unwrap_or_default(),
+        ..SessionOptions::default()
+    })
+}
+
+/// A validated `daemon`.
+#[derive(Clone, Debug)]
+pub(super) struct DaemonPlan {
+    pub(super) target: Target,
+    pub(super) daemon: DaemonOptions,
+    /// The file of suppressions, to be read again.
+    pub(super) suppress: Option<PathBuf>,
+    pub(super) session: SessionOptions,
+}
+
+impl DaemonPlan {
+    /// Checks the arguments against each other.
+    pub(super) fn new(raw: DaemonArguments) -> anyhow::Result<Self> {
+        let target = match running(raw.target)? {
+            Some(target) => target,
+            None => Target::Selected(Selector::all()?),
+        };
+        Ok(Self {
+            target,
+            daemon: DaemonOptions {
+                socket: raw.socket.unwrap_or_else(default_socket),
+                listen: raw.listen,
+                token_file: raw.auth_token_file,
+            },
+            suppress: raw.tracing.suppress.clone(),
+            session: session(raw.tracing, "daemon")?,
+        })
+    }
+}
+
+/// A command as a target.
+fn command(words: Vec<OsString>, children: bool) -> Option<Target> {
+    let mut words = words.into_iter();
+    let program = words.next()?;
+    Some(Target::Command(program, words.collect(), children))
+}
+
+/// Processes that run, and perhaps others that start later, as a target; `None` if nothing was named.
+pub(super) fn running(raw: TargetArguments) -> anyhow::Result<Option<Target>> {
+    if !raw.pid.is_empty() {
+        let mut pids = raw.pid;
+        pids.sort_unstable();
+        pids.dedup();
+        return Ok(Some(Target::Processes(pids)));
+    }
+    if raw.all {
+        return Ok(Some(Target::Selected(Selector::all()?)));
+    }
+    if raw.comm.is_empty() && raw.cgroup.is_empty() {
+        return Ok(None);
+    }
+    let groups = raw
+        .cgroup
+        .iter()
+        .map(|path| CgroupPath::resolve(Path::new("/proc"), path))
+        .collect::<Result<_, _>>()?;
+    Ok(Some(Target::Selected(Selector::new(&raw.comm, groups)?)))
 }
 
 /// Ends with a usage error, as clap does.
-fn usage(message: &str) -> ! {
+fn usage(subcommand: &str, message: &str) -> ! {
     use clap::CommandFactory as _;
     let mut command = super::args::Arguments::command();
     command.build();
     command
-        .find_subcommand_mut("trace")
+        .find_subcommand_mut(subcommand)
         .cloned()
         .unwrap_or(command)
         .error(clap::error::ErrorKind::MissingRequiredArgument, message)

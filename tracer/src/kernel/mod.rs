@@ -7,6 +7,7 @@ mod command;
 mod error;
 mod event;
 mod features;
+mod follow;
 mod load;
 mod object;
 mod probe;
@@ -15,7 +16,7 @@ mod shared;
 mod sys;
 mod tracefs;
 
-pub use attach::{Attachment, Link, LinkMode};
+pub use attach::{Attachment, Link, LinkMode, close_links};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
 pub use event::ProbeEvent;

@@ -4,9 +4,12 @@
 
 mod calibration;
 mod inspect;
+mod links;
 mod process;
 mod report;
+mod select;
 mod tables;
+mod verdicts;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,14 +26,16 @@ pub use process::{ProbeSite, TraceError, check_target};
 pub use tables::{Tables, Unwinding};
 
 use crate::{
-    kernel::{KernelError, Probe, ProbeEvent, ProbeOptions},
+    kernel::{KernelError, Probe, ProbeEvent, ProbeOptions, close_links},
     ledger::{Ledger, SiteId},
-    report::Report,
+    report::{Report, Suppressions},
     symbol::{Modules, Resolver},
     target::discover::Files,
     unwind::BuildOptions,
 };
+use links::Links;
 use process::Traced;
+use select::Selecting;
 
 /// Where the kernel shows its processes.
 const PROC: &str = "/proc";
@@ -40,6 +45,12 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// How often the sites' totals are looked at.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+
+/// A look takes at most one part in so many of a processor: with very many sites looks are rarer.
+const LOOK_SHARE: u32 = 50;
+
+/// But there is a look at least this often.
+const OBSERVE_AT_LEAST: Duration = Duration::from_secs(10);
 
 /// How to trace.
 #[derive(Clone, Debug)]
@@ -54,6 +65,8 @@ pub struct SessionOptions {
     pub min_age: Duration,
     /// The share of the targets' CPU time that tracing may take.
     pub budget: f64,
+    /// Sites that are not reported.
+    pub suppressions: Suppressions,
 }
 
 /// The share of the targets' CPU time that tracing may take, unless something else is asked for.
@@ -67,6 +80,7 @@ impl Default for SessionOptions {
             unwind_cache: None,
             min_age: Duration::ZERO,
             budget: DEFAULT_BUDGET,
+            suppressions: Suppressions::default(),
         }
     }
 }
@@ -106,11 +120,18 @@ pub struct Session {
     files: Files,
     resolver: Resolver,
     ledger: Ledger,
+    /// When the ages of the live blocks are looked at next.
+    next_survey: Instant,
     processes: BTreeMap<u32, Traced>,
+    links: Links,
+    selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
     canonical: HashMap<(u32, Vec<u64>), SiteId>,
     started: Instant,
     last_look: Instant,
+    last_crowd_check: Instant,
+    /// When a look is due: see [`LOOK_SHARE`].
+    look_every: Duration,
     progress: Progress,
     /// What a probe hit takes of its process's time, measured on our own.
     cost_of_a_hit: Duration,
@@ -144,17 +165,23 @@ impl Session {
             modules: Modules::default(),
             files: Files::default(),
             resolver: Resolver::default(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(crate::kernel::monotonic_ns()),
+            next_survey: now,
             processes: BTreeMap::new(),
+            links: Links::default(),
+            selecting: Selecting::default(),
             stacks: HashMap::new(),
             canonical: HashMap::new(),
             started: now,
             last_look: now,
+            last_crowd_check: now,
+            look_every: OBSERVE_EVERY,
             progress: Progress::default(),
             cost_of_a_hit: Duration::ZERO,
         };
         session.cost_of_a_hit = session.calibrate()?;
         session.started = Instant::now();
+        session.ledger = Ledger::new(crate::kernel::monotonic_ns());
         Ok(session)
     }
 
@@ -184,19 +211,20 @@ impl Session {
                     .unwrap_or_else(|| "nothing could be attached".to_owned()),
             });
         }
-        self.probe.follow(pid, traced.incarnation, false)?;
+        self.probe.follow(pid, traced.incarnation)?;
         self.processes.insert(pid, traced);
         Ok(())
     }
 
-    /// Begins to trace a child that has not called exec yet.
+    /// Begins to trace a child that has not called exec yet; with `children`, also its children and theirs.
     ///
     /// # Errors
-    /// The child is gone.
-    pub fn follow_command(&mut self, pid: u32) -> Result<(), TraceError> {
+    /// The child is gone, or children are to be seen and cannot be.
+    pub fn follow_command(&mut self, pid: u32, children: bool) -> Result<(), TraceError> {
         let mut traced = Traced::open(&self.proc_root, pid)?;
         traced.incarnation = self.probe.new_incarnation();
-        self.probe.follow(pid, traced.incarnation, true)?;
+        self.probe
+            .follow_command(pid, traced.incarnation, children)?;
         self.processes.insert(pid, traced);
         Ok(())
     }
@@ -204,7 +232,7 @@ impl Session {
     /// Takes the probes off a process, for the benchmark; nothing more is recorded of it.
     pub fn detach(&mut self, pid: u32) {
         if let Some(traced) = self.processes.get_mut(&pid) {
-            traced.links.clear();
+            close_links(traced.links.drain().map(|(_, link)| link));
         }
     }
 
@@ -220,7 +248,8 @@ impl Session {
             .map(|(pid, traced)| (*pid, traced.pidfd.as_fd()))
             .collect();
         let fds: Vec<_> = running.iter().map(|(_, fd)| *fd).collect();
-        let ready = self.probe.wait(&fds, at_most.min(TICK))?;
+        let at_most = at_most.min(TICK).min(self.selecting.wait_at_most());
+        let ready = self.probe.wait(&fds, at_most)?;
         let ended: Vec<u32> = running
             .iter()
             .zip(ready)
@@ -231,17 +260,25 @@ impl Session {
         for pid in ended {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.ended = Some(Instant::now());
-                traced.links.clear();
                 // The names of its mappings are kept; what the walk needed is not.
                 self.tables.remove(&mut self.probe, traced.incarnation);
+                self.probe.forget(pid, traced.incarnation);
+                let links: Vec<_> = traced.links.drain().map(|(_, link)| link).collect();
+                self.links.release(pid, links);
+                self.note_end(pid);
             }
-            self.probe.forget(pid);
         }
-        if self.last_look.elapsed() >= OBSERVE_EVERY {
+        self.consider_candidates()?;
+        self.links.close_retired();
+        if self.last_look.elapsed() >= self.look_every {
+            self.sweep();
             self.look();
         }
-        if self.probe.is_crowded() {
-            self.probe.thin();
+        if self.last_crowd_check.elapsed() >= TICK {
+            self.last_crowd_check = Instant::now();
+            if self.probe.is_crowded() {
+                self.probe.thin();
+            }
         }
         Ok(())
     }
@@ -265,6 +302,8 @@ impl Session {
                     held,
                 } => self.note_exec(pid, incarnation, ended, held)?,
                 ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
+                ProbeEvent::Candidate { pid } => self.note_candidate(pid),
+                ProbeEvent::Fork { pid, incarnation } => self.note_fork(pid, incarnation),
                 ProbeEvent::UnknownMapping { pid, .. } => {
                     let due = self
                         .processes
@@ -331,9 +370,16 @@ impl Session {
             return Ok(());
         };
         if ended != incarnation {
-            self.probe.drop_blocks(ended);
+            self.drop_incarnation(ended);
             self.tables.remove(&mut self.probe, ended);
-            traced.execs += 1;
+            // A child of a command usually calls exec first of all: that begins its program.
+            traced.execs += u32::from(!traced.space.ranges().is_empty());
+        }
+        if !self.is_kept_after_exec(pid) {
+            traced.incarnation = incarnation;
+            self.processes.insert(pid, traced);
+            self.let_go(pid);
+            return Ok(());
         }
         traced.begin_program(&self.proc_root, incarnation);
         self.processes.insert(pid, traced);
@@ -369,7 +415,7 @@ impl Session {
 
     /// Attaches to what discovery finds in a process and is not attached yet.
     fn attach(&mut self, traced: &mut Traced) -> Result<(), TraceError> {
-        traced.attach(&self.probe, &self.files, &self.proc_root)
+        traced.attach(&self.probe, &mut self.links, &self.files, &self.proc_root)
     }
 
     fn install_tables(&mut self, traced: &mut Traced) -> Result<(), KernelError> {
@@ -388,19 +434,22 @@ impl Session {
     /// Looks at the sites' totals.
     fn look(&mut self) {
         self.last_look = Instant::now();
-        let at_s = self.started.elapsed().as_secs_f64();
-        for traced in self.processes.values_mut() {
-            if traced.ended.is_none() {
+        for pid in self.due_for_measurement() {
+            if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.measure(&self.proc_root);
             }
         }
         let mut inuse = 0_i64;
         let mut allocated = 0;
-        for (site, (_, totals)) in self.joined_sites() {
-            self.ledger.observe(at_s, site, &totals);
+        for (_, totals) in self.note_levels().values() {
             inuse = inuse.wrapping_add(totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64);
             allocated += totals.alloc_objects;
         }
+        if self.last_look >= self.next_survey {
+            self.note_ages();
+        }
+        self.look_every =
+            (self.last_look.elapsed() * LOOK_SHARE).clamp(OBSERVE_EVERY, OBSERVE_AT_LEAST);
         self.progress.inuse_bytes = inuse;
         self.progress.alloc_objects = allocated;
         self.progress.running = self.running();
@@ -450,11 +499,19 @@ impl Session {
         Ok(report::make(self, top))
     }
 
-    /// Takes all probes away. The kernel waits out a grace period of some 100 ms, although the target is free sooner.
+    /// Reports from now on with these suppressions.
+    pub fn suppress(&mut self, suppressions: Suppressions) {
+        self.options.suppressions = suppressions;
+    }
+
+    /// Takes all probes away. The targets are free at once; the kernel waits out a grace period of some 20 to 40 ms.
     pub fn detach_all(&mut self) {
-        for traced in self.processes.values_mut() {
-            traced.links.clear();
-        }
+        let own: Vec<_> = self
+            .processes
+            .values_mut()
+            .flat_map(|traced| traced.links.drain().map(|(_, link)| link))
+            .collect();
+        self.links.close_all(own);
     }
 
     /// The root of the proc file system in use.

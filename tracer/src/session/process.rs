@@ -1,17 +1,16 @@
 //! A followed process: its program, its mappings, what is attached to it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use leakscope_common::{ProbeCookie, UNKNOWN_FREE_SLOT};
-
+use super::links::{FileId, Links, file_id};
 use crate::{
-    kernel::{Attachment, KernelError, Link, Probe, open_pidfd},
+    kernel::{KernelError, Link, Probe, open_pidfd},
     symbol::AddressSpace,
     target::{
         discover::{DiscoverError, Files, discover},
@@ -102,8 +101,10 @@ pub(super) struct Traced {
     pub(super) incarnation: u32,
     pub(super) pidfd: OwnedFd,
     pub(super) space: AddressSpace,
-    /// Links by the device and inode of the file.
-    pub(super) links: HashMap<(u32, u32, u64), Link>,
+    /// The process's own links, by file.
+    pub(super) links: HashMap<FileId, Link>,
+    /// The files that are attached to, by links of its own or for all processes.
+    pub(super) attached: HashSet<FileId>,
     pub(super) sites: Vec<ProbeSite>,
     pub(super) execs: u32,
     pub(super) ended: Option<Instant>,
@@ -114,6 +115,8 @@ pub(super) struct Traced {
     /// Resident memory when the trace began, and when.
     pub(super) rss_first: Option<(Instant, u64)>,
     pub(super) rss_last: Option<(Instant, u64)>,
+    /// Resident anonymous memory at the last look, bytes.
+    pub(super) anonymous_bytes: u64,
     /// Processor time when the trace began, and at the last look.
     pub(super) cpu_first: Option<Duration>,
     pub(super) cpu_last: Option<Duration>,
@@ -159,6 +162,7 @@ impl Traced {
             pidfd,
             space: AddressSpace::default(),
             links: HashMap::new(),
+            attached: HashSet::new(),
             sites: Vec::new(),
             execs: 0,
             ended: None,
@@ -166,6 +170,7 @@ impl Traced {
             notes: Vec::new(),
             rss_first: None,
             rss_last: None,
+            anonymous_bytes: 0,
             cpu_first: None,
             cpu_last: None,
             refreshed: None,
@@ -197,6 +202,7 @@ impl Traced {
             let now = (Instant::now(), memory.resident_bytes);
             self.rss_first.get_or_insert(now);
             self.rss_last = Some(now);
+            self.anonymous_bytes = memory.anonymous_bytes;
         }
     }
 
@@ -227,13 +233,14 @@ impl Traced {
     pub(super) fn attach(
         &mut self,
         probe: &Probe,
+        links: &mut Links,
         files: &Files,
         proc_root: &Path,
     ) -> Result<(), TraceError> {
         let discovery = discover(files, proc_root, self.pid)?;
         self.why_empty = discovery.why_empty();
         let mut problems = discovery.problems.clone();
-        if self.links.is_empty() {
+        if self.attached.is_empty() && !links.is_machine() {
             // Later, ours would be among them.
             problems.extend(discovery.foreign_breakpoints());
         }
@@ -244,41 +251,12 @@ impl Traced {
             }
         }
         for found in &discovery.allocators {
-            let file = (
-                found.file.device.major,
-                found.file.device.minor,
-                found.file.inode,
-            );
-            if self.links.contains_key(&file) {
+            let file = file_id(found);
+            if !self.attached.insert(file) {
                 continue;
             }
-            let label = format!("{} {}", found.kind, found.file.path.display());
-            let mut attachments = Vec::new();
-            let mut sites = Vec::new();
-            for function in &found.functions {
-                let slot = (self.sites.len() + sites.len()).min(UNKNOWN_FREE_SLOT - 1);
-                let hit_slot = u8::try_from(slot).unwrap_or(0);
-                attachments.push(Attachment {
-                    offset: function.probe_offset(),
-                    cookie: ProbeCookie {
-                        hit_slot,
-                        ..function.cookie
-                    },
-                    wants_return: function.wants_return(),
-                });
-                sites.push(ProbeSite {
-                    name: function.name.clone(),
-                    module: found.file.path.clone(),
-                    allocator: label.clone(),
-                    offset: function.probe_offset(),
-                    hit_slot,
-                });
-            }
-            if attachments.is_empty() {
-                continue;
-            }
-            let link = probe.attach(&found.file.attach_path(), Some(self.pid), &attachments)?;
-            self.links.insert(file, link);
+            let (sites, link) = links.attach(probe, found, self.pid, self.sites.len())?;
+            self.links.extend(link.map(|link| (file, link)));
             self.sites.extend(sites);
         }
         Ok(())
