@@ -63,7 +63,9 @@ impl Victim {
         command
             // Code is compiled before it is called for the first time, for code that is interpreted has no name.
             .args(["--perf-basic-prof", "--always-sparkplug", "--expose-gc"])
-            .arg(programs_folder().join("node.js"));
+            .arg(programs_folder().join("node.js"))
+            // It leaves a log beside the perf map, in the folder where it runs.
+            .current_dir(env::temp_dir());
         Self::launch(command)
     }
 

@@ -141,6 +141,8 @@ pub(super) const SCALING_BAR: f64 = 1.8;
 pub(super) const ATTACH: &str = "attach";
 /// The time from the question to the report.
 pub(super) const REPORT: &str = "report";
+/// Many processes, and many that start.
+pub(super) const PROCESSES: &str = "processes";
 /// Where the time goes inside the programs.
 pub(super) const PROFILE: &str = "profile";
 
@@ -152,6 +154,6 @@ pub(super) fn names() -> Vec<&'static str> {
     CASES
         .iter()
         .map(|case| case.name)
-        .chain([ATTACH, REPORT, PROFILE, VERDICTS])
+        .chain([ATTACH, REPORT, PROCESSES, PROFILE, VERDICTS])
         .collect()
 }

@@ -18,6 +18,8 @@ pub(super) struct Figures {
     pub(super) attach: Vec<AttachFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) report: Option<ReportFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) processes: Option<ProcessesFigures>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) profile: Vec<ProfileFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,6 +65,20 @@ pub(super) struct BarFigures {
     pub(super) measured: f64,
     pub(super) limit: f64,
     pub(super) met: bool,
+}
+
+/// Many processes, and many that start.
+#[derive(Debug, Serialize)]
+pub(super) struct ProcessesFigures {
+    /// How many ran.
+    pub(super) running: usize,
+    /// What a trace of the whole machine took beyond the time asked for: attaching, reporting and detaching.
+    pub(super) attach: Times,
+    pub(super) started_per_second: u32,
+    /// What leakscope took of one processor, without and with the processes that started; percent.
+    pub(super) idle_percent: f64,
+    pub(super) busy_percent: f64,
+    pub(super) bars: Vec<BarFigures>,
 }
 
 /// Operations a second with one and with two threads.

@@ -10,6 +10,7 @@ mod case;
 mod child;
 mod figures;
 mod proc;
+mod processes;
 mod profile;
 mod report_file;
 mod rounds;
@@ -20,7 +21,7 @@ mod victim;
 
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
-use case::{ATTACH, CASES, PROFILE, REPORT, SCALING, VERDICTS};
+use case::{ATTACH, CASES, PROCESSES, PROFILE, REPORT, SCALING, VERDICTS};
 use clap::Args;
 use figures::Figures;
 use std::fs;
@@ -214,6 +215,10 @@ fn run(
             figures.attach = attach::measure(bench)?;
             table::Attach(&figures.attach).to_string()
         }
+        PROCESSES => figures
+            .processes
+            .insert(processes::measure(bench)?)
+            .to_string(),
         REPORT => figures.report.insert(asked::measure(bench)?).to_string(),
         VERDICTS => {
             let verdicts = figures.verdicts.insert(verdicts::measure(bench)?);
