@@ -186,6 +186,7 @@ fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 
     const CFA_PLT: u8 = CfaRule::Plt as u8;
     const CFA_END: u8 = CfaRule::End as u8;
     const CFA_SIGNAL: u8 = CfaRule::Signal as u8;
+    const CFA_SP_FAR: u8 = CfaRule::SpFar as u8;
     const BP_SAME: u8 = BpRule::Same as u8;
     const BP_AT_CFA: u8 = BpRule::AtCfa as u8;
     const BP_AT_BP: u8 = BpRule::AtBp as u8;
@@ -201,6 +202,7 @@ fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 
     let mut cfa = base.wrapping_add(offset as u64);
     match row.cfa {
         CFA_SP | CFA_BP => {}
+        CFA_SP_FAR => cfa = state.sp.wrapping_add(row.far_offset() * 8),
         CFA_PLT => {
             // The entry's address modulo 16 says whether its index has been pushed.
             if state.ip.wrapping_sub(1) & 15 >= (row.packed >> 8) as u64 {
