@@ -10,6 +10,7 @@ mod survey;
 mod survival;
 pub mod trend;
 mod verdict;
+mod windows;
 
 #[cfg(test)]
 mod corpus;
@@ -23,6 +24,7 @@ pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use verdict::{Judgement, Turnover, Verdict};
+pub use windows::{WindowOfSite, judge_windows};
 
 use std::collections::HashMap;
 
