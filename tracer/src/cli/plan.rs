@@ -4,7 +4,7 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use super::args::{FormatChoice, TierChoice, TraceArguments};
-use crate::{kernel::ProbeOptions, session::SessionOptions, unwind::BuildOptions};
+use crate::{budget::Choice, kernel::ProbeOptions, session::SessionOptions, unwind::BuildOptions};
 
 /// Room for rows of full unwind tables, which are some fifteen times the usual ones: 128 MiB.
 const FULL_UNWIND_ROWS: u32 = 1 << 24;
@@ -41,8 +41,13 @@ impl TracePlan {
                 sizes.0, sizes.1
             ));
         }
-        match raw.tier {
-            TierChoice::Auto | TierChoice::Exact => {}
+        let tier = match raw.tier {
+            TierChoice::Auto => Choice::Auto,
+            TierChoice::Sampled => Choice::Sampled,
+            TierChoice::Exact => Choice::Exact,
+        };
+        if tier == Choice::Exact && raw.window.is_some() {
+            usage("--window has no meaning with --tier exact, which sees every call");
         }
         Ok(Self {
             target,
@@ -71,7 +76,9 @@ impl TracePlan {
                 },
                 unwind_cache: raw.unwind_cache,
                 min_age: raw.min_age.unwrap_or_default(),
-                ..SessionOptions::default()
+                budget: raw.budget / 100.0,
+                tier,
+                window: raw.window,
             },
         })
     }

@@ -14,6 +14,7 @@ mod read;
 mod shared;
 mod sys;
 mod tracefs;
+mod watch;
 
 pub use attach::{Attachment, Link, LinkMode};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
@@ -26,3 +27,4 @@ pub use load::MapMemory;
 pub use object::{Provenance, provenance};
 pub use probe::{Probe, ProbeOptions, open_pidfd};
 pub use read::{LiveBlock, SiteCount};
+pub use watch::{BlockReading, BlockToRead, process_cpu_time, read_blocks};

@@ -1,8 +1,10 @@
 //! Surviving blocks per site over time: sums, ages, trends, intervals. Pure: numbers in, numbers out. Knows neither
 //! where the numbers come from nor what a site's stack looks like.
 
+mod cohort;
 mod survey;
 
+pub use cohort::{Cohorts, Estimate, MOST_WATCHED, Reading, Span, Survivor};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 
 use std::collections::HashMap;

@@ -29,7 +29,7 @@ pub use folded::Folded;
 pub use json::Json;
 pub use model::{
     Frame, FrameKind, Omitted, Overhead, Probe, Process, ReadError, Report, ReportParts, SCHEMA,
-    Site, Tier, Verdict,
+    Sample, Site, Tier, Verdict,
 };
 pub use pprof::Pprof;
 pub use svg::Svg;

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use leakscope_common::Loss;
 
 use super::Format;
-use super::model::{Probe, Process, Report, Site, Verdict};
+use super::model::{Probe, Process, Report, Site, Tier, Verdict};
 use super::names::{UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
 use stack::Line;
 use units::{blocks, bytes, count, duration, percent, plural, rate, share};
@@ -106,7 +106,7 @@ impl Text {
             self.dress(DIM, &report.captured_at.to_string())
         )?;
         for process in report.processes.iter().take(PROCESSES_SHOWN) {
-            self.process(process, nothing, out)?;
+            self.process(report, process, nothing, out)?;
         }
         let more = report.processes.len().saturating_sub(PROCESSES_SHOWN);
         if more > 0 {
@@ -120,7 +120,13 @@ impl Text {
     }
 
     /// `nothing` survives anywhere: why is said once, further below.
-    fn process(self, process: &Process, nothing: bool, out: &mut dyn Write) -> io::Result<()> {
+    fn process(
+        self,
+        report: &Report,
+        process: &Process,
+        nothing: bool,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
         writeln!(out, "{}", self.dress(BOLD, &process_name(process)))?;
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<11}{value}");
         if !process.cgroup.is_empty() && process.cgroup != "/" {
@@ -154,8 +160,12 @@ impl Text {
             line("surviving", &format!("nothing: {}", why_empty(process)))?;
         }
         if process.frees_of_unknown_blocks > 0 {
+            let before = match report.tier {
+                Tier::Sampled => "a window",
+                Tier::Exact | Tier::Growth => "the trace",
+            };
             let frees = format!(
-                "{} of blocks from before the trace or filtered out",
+                "{} of blocks from before {before} or filtered out",
                 count(process.frees_of_unknown_blocks)
             );
             line("frees", &frees)?;
@@ -363,6 +373,21 @@ fn estimate(site: &Site) -> Option<String> {
     }
     if site.weight > 1 {
         parts.push(format!("one of {} blocks recorded", count(site.weight)));
+    }
+    if let Some(sample) = site.sample {
+        let alike = if sample.alike_objects > 0 {
+            format!(" ({} look alike)", count(sample.alike_objects))
+        } else {
+            String::new()
+        };
+        parts.push(format!(
+            "estimated from {}{alike} of {} window{}, looked at {} time{} since",
+            blocks(sample.objects),
+            count(sample.windows),
+            plural(sample.windows),
+            count(sample.checks),
+            plural(sample.checks),
+        ));
     }
     (!parts.is_empty()).then(|| parts.join(" · "))
 }

@@ -7,6 +7,7 @@ mod inspect;
 mod process;
 mod report;
 mod tables;
+mod window;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,6 +24,7 @@ pub use process::{ProbeSite, TraceError, check_target};
 pub use tables::{Tables, Unwinding};
 
 use crate::{
+    budget::{Choice, Limits},
     kernel::{KernelError, Probe, ProbeEvent, ProbeOptions},
     ledger::{Ledger, SiteId},
     report::Report,
@@ -54,10 +56,14 @@ pub struct SessionOptions {
     pub min_age: Duration,
     /// The share of the targets' CPU time that tracing may take.
     pub budget: f64,
+    /// How allocations are to be seen.
+    pub tier: Choice,
+    /// The length of every window; as the budget allows when `None`.
+    pub window: Option<Duration>,
 }
 
 /// The share of the targets' CPU time that tracing may take, unless something else is asked for.
-const DEFAULT_BUDGET: f64 = 0.01;
+pub(crate) const DEFAULT_BUDGET: f64 = 0.01;
 
 impl Default for SessionOptions {
     fn default() -> Self {
@@ -67,6 +73,8 @@ impl Default for SessionOptions {
             unwind_cache: None,
             min_age: Duration::ZERO,
             budget: DEFAULT_BUDGET,
+            tier: Choice::default(),
+            window: None,
         }
     }
 }
@@ -163,7 +171,7 @@ impl Session {
     /// # Errors
     /// There is no such process, it cannot be read, or has no allocator that is known.
     pub fn follow(&mut self, pid: u32) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid)?;
+        let mut traced = Traced::open(&self.proc_root, pid, self.limits(false))?;
         traced
             .space
             .refresh(&self.proc_root, pid, &mut self.modules)
@@ -172,6 +180,7 @@ impl Session {
         // for all functions at the same instant.
         traced.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut traced)?;
+        traced.windows.begin(pid, traced.incarnation);
         let attached = self.attach(&mut traced);
         if attached.is_err() || traced.sites.is_empty() {
             self.tables.remove(&mut self.probe, traced.incarnation);
@@ -194,7 +203,7 @@ impl Session {
     /// # Errors
     /// The child is gone.
     pub fn follow_command(&mut self, pid: u32) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid)?;
+        let mut traced = Traced::open(&self.proc_root, pid, self.limits(true))?;
         traced.incarnation = self.probe.new_incarnation();
         self.probe.follow(pid, traced.incarnation, true)?;
         self.processes.insert(pid, traced);
@@ -220,7 +229,9 @@ impl Session {
             .map(|(pid, traced)| (*pid, traced.pidfd.as_fd()))
             .collect();
         let fds: Vec<_> = running.iter().map(|(_, fd)| *fd).collect();
-        let ready = self.probe.wait(&fds, at_most.min(TICK))?;
+        let ready = self
+            .probe
+            .wait(&fds, at_most.min(TICK).min(self.next_window_step()))?;
         let ended: Vec<u32> = running
             .iter()
             .zip(ready)
@@ -237,6 +248,7 @@ impl Session {
             }
             self.probe.forget(pid);
         }
+        self.step_windows()?;
         if self.last_look.elapsed() >= OBSERVE_EVERY {
             self.look();
         }
@@ -336,6 +348,7 @@ impl Session {
             traced.execs += 1;
         }
         traced.begin_program(&self.proc_root, incarnation);
+        self.begin_windows(&mut traced)?;
         self.processes.insert(pid, traced);
         self.note_mapping(pid, held)
     }
@@ -413,6 +426,16 @@ impl Session {
             .sum();
     }
 
+    /// How a process is to be kept within the budget.
+    fn limits(&self, is_command: bool) -> Limits {
+        Limits {
+            choice: self.options.tier,
+            budget: self.options.budget,
+            window: self.options.window,
+            is_command,
+        }
+    }
+
     /// How many followed processes have not ended.
     #[must_use]
     pub fn running(&self) -> usize {
@@ -447,6 +470,7 @@ impl Session {
     pub fn report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.drain()?;
         self.look();
+        self.check_watched(true);
         Ok(report::make(self, top))
     }
 

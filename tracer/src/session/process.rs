@@ -10,11 +10,13 @@ use std::{
 
 use leakscope_common::{ProbeCookie, UNKNOWN_FREE_SLOT};
 
+use super::window::Windows;
 use crate::{
+    budget::Limits,
     kernel::{Attachment, KernelError, Link, Probe, open_pidfd},
     symbol::AddressSpace,
     target::{
-        discover::{DiscoverError, Files, discover},
+        discover::{DiscoverError, Files, MappedFile, discover},
         process::{Process, ProcessError, cpu_time, read_memory, read_process},
     },
 };
@@ -94,6 +96,12 @@ pub struct ProbeSite {
     pub hit_slot: u8,
 }
 
+/// A file with allocator functions, and the probes for it.
+pub(super) struct Planned {
+    file: MappedFile,
+    attachments: Vec<Attachment>,
+}
+
 /// A followed process.
 pub(super) struct Traced {
     pub(super) pid: u32,
@@ -104,6 +112,10 @@ pub(super) struct Traced {
     pub(super) space: AddressSpace,
     /// Links by the device and inode of the file.
     pub(super) links: HashMap<(u32, u32, u64), Link>,
+    /// What is attached while calls are seen, likewise.
+    pub(super) planned: HashMap<(u32, u32, u64), Planned>,
+    /// Its windows.
+    pub(super) windows: Windows,
     pub(super) sites: Vec<ProbeSite>,
     pub(super) execs: u32,
     pub(super) ended: Option<Instant>,
@@ -148,7 +160,7 @@ pub(super) fn readable(proc_root: &Path, pid: u32) -> Result<Process, TraceError
 
 impl Traced {
     /// Looks at a process and opens a descriptor that tells when it ends.
-    pub(super) fn open(proc_root: &Path, pid: u32) -> Result<Self, TraceError> {
+    pub(super) fn open(proc_root: &Path, pid: u32, limits: Limits) -> Result<Self, TraceError> {
         let process = readable(proc_root, pid)?;
         let pidfd = open_pidfd(pid).map_err(|source| TraceError::Watch { pid, source })?;
         let mut traced = Self {
@@ -159,6 +171,8 @@ impl Traced {
             pidfd,
             space: AddressSpace::default(),
             links: HashMap::new(),
+            planned: HashMap::new(),
+            windows: Windows::new(limits, pid),
             sites: Vec::new(),
             execs: 0,
             ended: None,
@@ -222,8 +236,8 @@ impl Traced {
         }
     }
 
-    /// Attaches to the allocators that the process maps now. Probes in files that it maps no more stay: they cost nothing, and
-    /// hold when another program of the same process maps the file.
+    /// Finds the allocators that the process maps now, and attaches to them while a window is open. Probes in files that it maps no more stay: they cost
+    /// nothing, and hold when another program of the same process maps the file.
     pub(super) fn attach(
         &mut self,
         probe: &Probe,
@@ -233,7 +247,7 @@ impl Traced {
         let discovery = discover(files, proc_root, self.pid)?;
         self.why_empty = discovery.why_empty();
         let mut problems = discovery.problems.clone();
-        if self.links.is_empty() {
+        if self.planned.is_empty() {
             // Later, ours would be among them.
             problems.extend(discovery.foreign_breakpoints());
         }
@@ -249,7 +263,7 @@ impl Traced {
                 found.file.device.minor,
                 found.file.inode,
             );
-            if self.links.contains_key(&file) {
+            if self.planned.contains_key(&file) {
                 continue;
             }
             let label = format!("{} {}", found.kind, found.file.path.display());
@@ -277,9 +291,29 @@ impl Traced {
             if attachments.is_empty() {
                 continue;
             }
-            let link = probe.attach(&found.file.attach_path(), Some(self.pid), &attachments)?;
-            self.links.insert(file, link);
+            let planned = Planned {
+                file: found.file.clone(),
+                attachments,
+            };
+            if self.windows.is_open() {
+                let path = planned.file.attach_path();
+                let link = probe.attach(&path, Some(self.pid), &planned.attachments)?;
+                self.links.insert(file, link);
+            }
+            self.planned.insert(file, planned);
             self.sites.extend(sites);
+        }
+        Ok(())
+    }
+
+    /// Attaches to everything that is known of: a window begins.
+    pub(super) fn arm(&mut self, probe: &Probe) -> Result<(), KernelError> {
+        for (file, planned) in &self.planned {
+            if !self.links.contains_key(file) {
+                let path = planned.file.attach_path();
+                let link = probe.attach(&path, Some(self.pid), &planned.attachments)?;
+                self.links.insert(*file, link);
+            }
         }
         Ok(())
     }

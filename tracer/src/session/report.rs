@@ -1,5 +1,8 @@
 //! From a session to a report: sites joined, surveyed, named.
 
+#[path = "report/sampled.rs"]
+mod sampled;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     time::{Duration, SystemTime},
@@ -13,7 +16,7 @@ use leakscope_common::{
 use super::{Session, process::Traced};
 use crate::{
     ledger::{BlockFilter, SiteId, SiteSurvey, Survey},
-    report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
+    report::{Overhead, Probe, Process, Report, ReportParts, Site, Timestamp, Verdict},
     symbol::AddressSpace,
 };
 
@@ -60,7 +63,8 @@ impl Session {
             if last.0 != block.incarnation {
                 last = (block.incarnation, followed.contains(&block.incarnation));
             }
-            if !last.1 {
+            // A time of birth of 0: a watched block of an earlier window.
+            if !last.1 || block.born_ns == 0 {
                 return;
             }
             if block.site == UNKNOWN_SITE {
@@ -93,10 +97,16 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         .collect();
     let filtered = !session.options.min_age.is_zero();
     let mut sites = Vec::new();
+    for traced in session.processes.values() {
+        sampled::add(session, traced, &survey, &mut sites);
+    }
     for (id, (incarnation, totals)) in session.joined_sites() {
         let Some(pid) = by_incarnation.get(&incarnation) else {
             continue;
         };
+        if session.is_sampled(*pid) {
+            continue;
+        }
         if filtered && survey.site(id).kept_objects == 0 {
             continue;
         }
@@ -114,6 +124,9 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         let Some(pid) = by_incarnation.get(incarnation) else {
             continue;
         };
+        if session.is_sampled(*pid) {
+            continue;
+        }
         // What was freed of them is not known by process: what survives is what can be said.
         let (objects, bytes) = survey.inuse(UNKNOWN_SITE);
         let totals = SiteTotals {
@@ -132,18 +145,22 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         ));
     }
     let mut hits_total = 0;
+    let mut duty = 0.0;
     let mut cpu = Duration::ZERO;
     let proc_root = session.proc_root().to_owned();
     let mut processes = Vec::new();
     let pids: Vec<u32> = session.processes.keys().copied().collect();
     for pid in pids {
-        let Some(traced) = session.processes.get_mut(&pid) else {
-            continue;
-        };
-        if traced.ended.is_none() {
+        if let Some(traced) = session.processes.get_mut(&pid)
+            && traced.ended.is_none()
+        {
             traced.measure(&proc_root);
         }
-        let hits = session.probe.hits(traced.incarnation);
+        let Some(traced) = session.processes.get(&pid) else {
+            continue;
+        };
+        let hits = session.hits(traced);
+        duty += traced.windows.duty() / session.processes.len().max(1) as f64;
         hits_total += hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>();
         if let (Some(before), Some(after)) = (traced.cpu_first, traced.cpu_last) {
             cpu += after.saturating_sub(before);
@@ -156,8 +173,8 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
     let mut parts = ReportParts {
         captured_at: Timestamp::from(SystemTime::now()),
         duration_s,
-        tier: Tier::Exact,
-        tier_reason: tier_reason(session),
+        tier: sampled::tier(session),
+        tier_reason: sampled::tier_reason(session),
         processes,
         sites,
         losses: session
@@ -167,7 +184,7 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
             .collect(),
         overhead: Overhead {
             probe_hits: hits_total,
-            duty: 1.0,
+            duty,
             target_cpu_fraction: if cpu_s > 0.0 { cost / cpu_s } else { 0.0 },
             budget: session.options.budget,
         },
@@ -219,6 +236,27 @@ fn site(
     } else {
         (totals.alloc_objects, totals.alloc_bytes)
     };
+    Site {
+        inuse_bytes: inuse_bytes.min(alloc_bytes),
+        inuse_objects: inuse_objects.min(alloc_objects),
+        alloc_bytes,
+        alloc_objects,
+        inuse_bytes_low: low.min(alloc_bytes),
+        inuse_bytes_high: high.min(alloc_bytes),
+        oldest_age_s: survey
+            .site(id)
+            .oldest_born_ns
+            .map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
+        growth_bytes_per_s: session.ledger.growth_bytes_per_s(id),
+        verdict: Verdict::InsufficientData,
+        verdict_reason: String::new(),
+        weight: survey.weight(),
+        ..identity(session, id, pid, incarnation)
+    }
+}
+
+/// A site without figures and frames.
+fn identity(session: &Session, id: SiteId, pid: u32, incarnation: u32) -> Site {
     let stack = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE);
     let flags = stack.map_or(0, |stack| stack.flags);
     let allocator = stack.and_then(|stack| {
@@ -234,24 +272,10 @@ fn site(
         pid,
         incarnation,
         id: u64::from(id),
-        inuse_bytes: inuse_bytes.min(alloc_bytes),
-        inuse_objects: inuse_objects.min(alloc_objects),
-        alloc_bytes,
-        alloc_objects,
-        inuse_bytes_low: low.min(alloc_bytes),
-        inuse_bytes_high: high.min(alloc_bytes),
-        oldest_age_s: survey
-            .site(id)
-            .oldest_born_ns
-            .map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
-        growth_bytes_per_s: session.ledger.growth_bytes_per_s(id),
-        verdict: Verdict::InsufficientData,
-        verdict_reason: String::new(),
-        weight: survey.weight(),
         allocator,
         stack_complete: flags & STACK_COMPLETE != 0,
         stack_incomplete_reason: incomplete_reason(stack.is_some(), flags, id),
-        frames: Vec::new(),
+        ..Site::default()
     }
 }
 
@@ -388,21 +412,4 @@ fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Opti
     } else {
         format!("its allocator was called {hits} times, only to free or without success")
     })
-}
-
-/// Why the tier was taken.
-fn tier_reason(session: &Session) -> String {
-    let shift = session.probe.thin_shift();
-    let thinned = if shift == 0 {
-        String::new()
-    } else {
-        format!(
-            "; the live table was full, so that one of {} blocks is kept and figures are estimates",
-            1_u64 << shift
-        )
-    };
-    format!(
-        "every allocator call was seen, through {} links; the windows that would keep the budget are not there yet{thinned}",
-        session.probe.link_mode().name()
-    )
 }

@@ -1,0 +1,455 @@
+//! Windows: when calls are seen, what is kept of them, and the looks at the survivors in between. The budget decides, the ledger keeps; this file
+//! ties them to a process.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use leakscope_common::HIT_SLOTS;
+
+use super::{Session, process::Traced};
+use crate::{
+    budget::{Choice, Close, Controller, Limits, Mode, Usage},
+    kernel::{BlockToRead, KernelError, monotonic_ns, process_cpu_time, read_blocks},
+    ledger::{Cohorts, Reading, SiteId, Span, Survivor},
+};
+
+/// Looks at the survivors after a window's end: two soon, for most blocks that do not last go soon; then each second.
+const LOOKS_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A look that is not older than this is fresh.
+const FRESH: Duration = Duration::from_millis(200);
+
+/// How far the cost of a hit in the process may differ from that of one in our own (deeper stacks cost more).
+const COST_UNCERTAINTY: f64 = 0.25;
+
+/// A window that is open.
+struct Open {
+    at_ns: u64,
+    /// Processor time and cost by then.
+    usage: Usage,
+    /// Watched blocks that could not be put into the live table: nobody sees what becomes of them.
+    unseen: HashSet<u64>,
+}
+
+/// The windows of one process.
+pub(super) struct Windows {
+    pub(super) controller: Controller,
+    pub(super) cohorts: Cohorts,
+    is_enforced: bool,
+    began: Instant,
+    /// Processor time when it began, which does not count.
+    cpu_before: Option<Duration>,
+    last: Usage,
+    open: Option<Open>,
+    /// Hits in thread records that were dropped at the ends of windows, of this incarnation.
+    hits_before: [u64; HIT_SLOTS],
+    /// What hits in incarnations that have ended cost.
+    spent: Duration,
+    /// Each site's births (objects and bytes) when the last window was closed.
+    births: HashMap<SiteId, (u64, u64)>,
+    /// Processor time and time between windows: what the process does by itself.
+    own: (f64, f64),
+    closed_usage: Option<Usage>,
+    looked: Option<Instant>,
+    looks: usize,
+    next_look: Option<Instant>,
+    next_observe: Instant,
+}
+
+impl Windows {
+    /// None is open, but the first may be at once.
+    pub(super) fn new(limits: Limits, pid: u32) -> Self {
+        let now = Instant::now();
+        Self {
+            controller: Controller::new(limits, monotonic_ns() ^ u64::from(pid) << 32),
+            cohorts: Cohorts::default(),
+            is_enforced: limits.choice != Choice::Exact,
+            began: now,
+            cpu_before: None,
+            last: Usage::default(),
+            open: Some(Open {
+                at_ns: monotonic_ns(),
+                usage: Usage::default(),
+                unseen: HashSet::new(),
+            }),
+            hits_before: [0; HIT_SLOTS],
+            spent: Duration::ZERO,
+            births: HashMap::new(),
+            own: (0.0, 0.0),
+            closed_usage: None,
+            looked: None,
+            looks: 0,
+            next_look: None,
+            next_observe: now,
+        }
+    }
+
+    /// The trace of the process begins: its first window is open from now on.
+    pub(super) fn begin(&mut self, pid: u32, incarnation: u32) {
+        self.cohorts = Cohorts::new(incarnation);
+        self.began = Instant::now();
+        self.cpu_before = process_cpu_time(pid).ok();
+        self.controller.opened(Usage::default());
+        self.open = Some(Open {
+            at_ns: monotonic_ns(),
+            usage: Usage::default(),
+            unseen: HashSet::new(),
+        });
+    }
+
+    /// Whether calls are seen now.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// When the window that is open was opened, CLOCK_MONOTONIC nanoseconds.
+    pub(super) fn opened_ns(&self) -> Option<u64> {
+        self.open.as_ref().map(|open| open.at_ns)
+    }
+
+    /// Births of a site in windows that are closed.
+    pub(super) fn births_before(&self, site: SiteId) -> (u64, u64) {
+        self.births.get(&site).copied().unwrap_or_default()
+    }
+
+    /// The share of the time in which calls were seen.
+    pub(super) fn duty(&self) -> f64 {
+        self.controller.duty(self.began.elapsed())
+    }
+
+    /// The calls of this incarnation that are in no thread's record any more.
+    pub(super) fn hits_before(&self) -> &[u64; HIT_SLOTS] {
+        &self.hits_before
+    }
+
+    /// The time in which the process would have done by itself what it did in a window, seconds; and how far that may be off.
+    ///
+    /// Traps take processor time. A process that has all it wants (a server that waits for requests) does as much as before and uses more of it; one that
+    /// is saturated uses as much as before and does less. Its own processor time in the window, divided by what it uses each second
+    /// between windows, is right for both.
+    fn effective(&self, length: f64, cpu: f64, cost: f64) -> (f64, f64) {
+        let cores = if self.own.1 > 0.05 && self.own.0 > 0.0 {
+            self.own.0 / self.own.1
+        } else {
+            // Nothing to compare with yet: saturated, if it never waited.
+            let cores = cpu / length.max(1e-9);
+            if cores < 0.9 {
+                return (length, (cost / length).min(1.0));
+            }
+            cores
+        };
+        let own = |cost: f64| ((cpu - cost) / cores).clamp(length * 0.02, length);
+        let effective = own(cost);
+        let spread = own(cost * (1.0 - COST_UNCERTAINTY)) - own(cost * (1.0 + COST_UNCERTAINTY));
+        (effective, (spread / 2.0 / effective).max(0.01))
+    }
+}
+
+impl Session {
+    /// What a process has used so far.
+    fn usage(&self, traced: &Traced) -> Usage {
+        let windows = &traced.windows;
+        let hits = self.hits(traced);
+        let calls: u64 = hits.iter().take(leakscope_common::UNKNOWN_FREE_SLOT).sum();
+        let cost = windows.spent
+            + Duration::from_secs_f64(self.cost_of_a_hit.as_secs_f64() * calls as f64);
+        // Of a process that is gone, the last value stays.
+        let cpu = process_cpu_time(traced.pid)
+            .ok()
+            .zip(windows.cpu_before)
+            .map_or(windows.last.cpu, |(now, before)| now.saturating_sub(before));
+        Usage {
+            at: windows.began.elapsed(),
+            cpu,
+            cost,
+        }
+    }
+
+    /// Calls seen of a process's present program, by hit slot.
+    pub(super) fn hits(&self, traced: &Traced) -> [u64; HIT_SLOTS] {
+        let mut hits = self.probe.hits_of(traced.pid, traced.incarnation);
+        for (sum, before) in hits.iter_mut().zip(traced.windows.hits_before()) {
+            *sum += before;
+        }
+        hits
+    }
+
+    /// How soon a window wants to be looked at.
+    pub(super) fn next_window_step(&self) -> Duration {
+        let now = Instant::now();
+        let mut wait = Duration::MAX;
+        for traced in self.processes.values() {
+            let windows = &traced.windows;
+            if traced.ended.is_some() || !windows.is_enforced {
+                continue;
+            }
+            let mut at = windows.next_observe;
+            if let Some(look) = windows.next_look {
+                at = at.min(look);
+            }
+            wait = wait.min(at.saturating_duration_since(now));
+        }
+        // poll(2) counts in milliseconds.
+        wait.max(Duration::from_millis(1))
+    }
+
+    /// A followed process begins a program: what is known of the one before is of no use.
+    pub(super) fn begin_windows(&mut self, traced: &mut Traced) -> Result<(), KernelError> {
+        let usage = self.usage(traced);
+        let windows = &mut traced.windows;
+        windows.spent = usage.cost;
+        windows.hits_before = [0; HIT_SLOTS];
+        windows.cohorts = Cohorts::new(traced.incarnation);
+        windows.births.clear();
+        windows.next_look = None;
+        if windows.cpu_before.is_none() {
+            windows.begin(traced.pid, traced.incarnation);
+        } else if let Some(open) = &mut windows.open {
+            open.at_ns = monotonic_ns();
+            open.unseen.clear();
+        } else {
+            // The first calls of a program are the ones that nobody else can see.
+            windows.controller.opened(usage);
+            windows.open = Some(Open {
+                at_ns: monotonic_ns(),
+                usage,
+                unseen: HashSet::new(),
+            });
+            windows.closed_usage = None;
+            traced.arm(&self.probe)?;
+        }
+        Ok(())
+    }
+
+    /// Opens and closes what is due.
+    pub(super) fn step_windows(&mut self) -> Result<(), KernelError> {
+        self.check_watched(false);
+        let now = Instant::now();
+        let due: Vec<u32> = self
+            .processes
+            .iter()
+            .filter(|(_, traced)| {
+                traced.ended.is_none()
+                    && traced.windows.is_enforced
+                    && traced.windows.cpu_before.is_some()
+                    && now >= traced.windows.next_observe
+            })
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in due {
+            let Some(mut traced) = self.processes.remove(&pid) else {
+                continue;
+            };
+            let result = self.step_window(&mut traced);
+            self.processes.insert(pid, traced);
+            result?;
+        }
+        Ok(())
+    }
+
+    fn step_window(&mut self, traced: &mut Traced) -> Result<(), KernelError> {
+        let usage = self.usage(traced);
+        traced.windows.last = usage;
+        if traced.windows.is_open() {
+            if let Some(reason) = traced.windows.controller.observe(usage) {
+                self.close_window(traced, reason, usage)?;
+            }
+        } else if traced.windows.controller.may_open(usage) {
+            self.open_window(traced, usage)?;
+        }
+        let windows = &mut traced.windows;
+        let at = windows.began.elapsed();
+        windows.next_observe = Instant::now()
+            + if windows.is_open() {
+                windows.controller.look_again(at).unwrap_or(LOOK_EVERY)
+            } else {
+                windows.controller.next_opening().saturating_sub(at)
+            };
+        Ok(())
+    }
+
+    fn open_window(&mut self, traced: &mut Traced, usage: Usage) -> Result<(), KernelError> {
+        if traced
+            .windows
+            .looked
+            .is_none_or(|looked| looked.elapsed() > FRESH)
+        {
+            look_at(traced);
+        }
+        let windows = &mut traced.windows;
+        if let Some(closed) = windows.closed_usage.take() {
+            let cost = usage.cost.saturating_sub(closed.cost);
+            windows.own.0 += usage
+                .cpu
+                .saturating_sub(closed.cpu)
+                .saturating_sub(cost)
+                .as_secs_f64();
+            windows.own.1 += usage.at.saturating_sub(closed.at).as_secs_f64();
+            // What it did long ago says less.
+            if windows.own.1 > 30.0 {
+                windows.own = (windows.own.0 / 2.0, windows.own.1 / 2.0);
+            }
+        }
+        windows.cohorts.thin_to(self.probe.thin_shift());
+        let mut unseen = HashSet::new();
+        for block in windows.cohorts.watched() {
+            if !self
+                .probe
+                .put_block(block.address, block.size, block.site, traced.incarnation)
+            {
+                unseen.insert(block.address);
+            }
+        }
+        windows.controller.opened(usage);
+        windows.open = Some(Open {
+            at_ns: monotonic_ns(),
+            usage,
+            unseen,
+        });
+        if let Err(error) = traced.arm(&self.probe) {
+            // The process may be on its way out; else the next one may do better.
+            traced.note(error.to_string());
+        }
+        Ok(())
+    }
+
+    fn close_window(
+        &mut self,
+        traced: &mut Traced,
+        reason: Close,
+        decided: Usage,
+    ) -> Result<(), KernelError> {
+        let closed_ns = monotonic_ns();
+        traced.links.clear();
+        // Stacks that the survivors' sites stand for.
+        self.drain()?;
+        let usage = self.usage(traced);
+        let records = self.probe.take_thread_hits(traced.pid);
+        let mut births = HashMap::new();
+        for (site, (incarnation, totals)) in self.joined_sites() {
+            if incarnation == traced.incarnation {
+                births.insert(site, (totals.alloc_objects, totals.alloc_bytes));
+            }
+        }
+        let windows = &mut traced.windows;
+        for (sum, hits) in windows.hits_before.iter_mut().zip(records) {
+            *sum += hits;
+        }
+        let Some(open) = windows.open.take() else {
+            return Ok(());
+        };
+        let mut untouched = open.unseen;
+        let mut survivors = Vec::new();
+        self.probe.take_blocks(traced.incarnation, |live| {
+            if live.block.born_ns == 0 {
+                untouched.insert(live.address);
+            } else if (open.at_ns..=closed_ns).contains(&live.block.born_ns) {
+                survivors.push((live.address, live.block));
+            }
+        });
+        let length = closed_ns.saturating_sub(open.at_ns) as f64 / 1e9;
+        let cpu = decided.cpu.saturating_sub(open.usage.cpu).as_secs_f64();
+        let cost = decided.cost.saturating_sub(open.usage.cost).as_secs_f64();
+        let (effective_s, uncertainty) = windows.effective(length, cpu, cost);
+        let glibc: HashSet<u8> = traced
+            .sites
+            .iter()
+            .filter(|site| site.allocator.starts_with("glibc"))
+            .map(|site| site.hit_slot)
+            .collect();
+        let survivors = survivors.into_iter().map(|(address, block)| {
+            let stack = self.stacks.get(&block.site);
+            Survivor {
+                address,
+                size: block.size,
+                born_ns: block.born_ns,
+                site: stack.map_or(block.site, |stack| stack.canonical),
+                has_header: stack.is_some_and(|stack| glibc.contains(&stack.hit_slot)),
+            }
+        });
+        let new_births = births.iter().filter_map(|(site, (objects, bytes))| {
+            let (objects_before, bytes_before) =
+                windows.births.get(site).copied().unwrap_or_default();
+            Some((
+                *site,
+                objects.checked_sub(objects_before)?,
+                bytes.saturating_sub(bytes_before),
+            ))
+        });
+        windows.cohorts.close(
+            Span {
+                opened_ns: open.at_ns,
+                closed_ns,
+                effective_s,
+                uncertainty,
+            },
+            new_births,
+            survivors,
+            &untouched,
+            self.probe.thin_shift(),
+        );
+        windows.births = births;
+        windows.controller.closed(reason, decided, usage);
+        windows.closed_usage = Some(usage);
+        windows.last = usage;
+        windows.looks = 0;
+        look_at(traced);
+        if traced.windows.controller.mode() == Mode::Exact {
+            traced.windows.next_observe = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Looks at watched blocks where it is time; at all of them when `now` is set.
+    pub(super) fn check_watched(&mut self, now: bool) {
+        let at = Instant::now();
+        for traced in self.processes.values_mut() {
+            let due = traced.windows.next_look.is_some_and(|look| at >= look);
+            if traced.ended.is_none() && (due || (now && traced.windows.next_look.is_some())) {
+                look_at(traced);
+            }
+        }
+    }
+}
+
+/// Looks at a process's watched blocks.
+fn look_at(traced: &mut Traced) {
+    let windows = &mut traced.windows;
+    let blocks: Vec<BlockToRead> = windows
+        .cohorts
+        .watched()
+        .map(|block| BlockToRead {
+            address: block.address,
+            size: block.size,
+            has_header: block.has_header,
+        })
+        .collect();
+    let now = Instant::now();
+    let wait = LOOKS_AFTER
+        .get(windows.looks)
+        .copied()
+        .unwrap_or(LOOK_EVERY);
+    windows.looks += 1;
+    windows.looked = Some(now);
+    windows.next_look = Some(now + wait);
+    // A process that is gone, or has just replaced its program, holds nothing that could be contradicted.
+    if let Ok(readings) = read_blocks(traced.pid, &blocks) {
+        let readings: Vec<Option<Reading>> = readings
+            .into_iter()
+            .map(|reading| {
+                reading.map(|reading| Reading {
+                    header: reading.header,
+                    next_header: reading.next_header,
+                    fingerprint: reading.fingerprint,
+                    is_constant: reading.is_constant,
+                    second_word: reading.second_word,
+                    second_is_random: reading.second_is_random,
+                })
+            })
+            .collect();
+        windows.cohorts.check(monotonic_ns(), &readings);
+    }
+}
