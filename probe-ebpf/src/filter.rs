@@ -1,9 +1,48 @@
-//! Who is traced: from the current thread to its record.
+//! Who is traced: from the current thread to its record, and which processes are to be traced as they start.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use leakscope_common::{Loss, PROCESS_EXEC_PENDING, ThreadRecord};
+use aya_ebpf::helpers::{
+    bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_get_current_ancestor_cgroup_id,
+};
+use leakscope_common::{
+    Loss, PROCESS_EXEC_PENDING, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM, SELECTED_CGROUPS,
+    Selection, ThreadRecord,
+};
 
-use crate::maps::{NEW_THREAD, PROCESSES, THREADS, lose};
+use crate::maps::{NEW_THREAD, PROCESSES, SELECTION, THREADS, lose};
+
+/// The selection, if the current process meets it.
+#[inline(always)]
+pub(crate) fn selected() -> Option<&'static Selection> {
+    let selection = SELECTION.get(0)?;
+    if selection.flags & SELECT_ACTIVE == 0 {
+        return None;
+    }
+    if selection.flags & SELECT_COMM != 0
+        && !bpf_get_current_comm().is_ok_and(|comm| selection.matches_comm(&comm))
+    {
+        return None;
+    }
+    (selection.flags & SELECT_CGROUP == 0 || is_in_selected_cgroup(selection)).then_some(selection)
+}
+
+/// Whether the current process is in one of the groups, or in a group below.
+#[inline(always)]
+fn is_in_selected_cgroup(selection: &Selection) -> bool {
+    let mut index = 0;
+    while index < SELECTED_CGROUPS {
+        if index as u32 >= selection.cgroup_count {
+            return false;
+        }
+        // SAFETY: the helper takes a number.
+        let id =
+            unsafe { bpf_get_current_ancestor_cgroup_id(selection.cgroup_levels[index] as i32) };
+        if id == selection.cgroups[index] {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
 
 /// The record of the current thread, if its process is traced. One hash lookup from the thread's second call on.
 #[inline(always)]

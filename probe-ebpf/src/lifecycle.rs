@@ -1,4 +1,4 @@
-//! Exec, thread exit, and newly mapped files.
+//! Fork, exec, thread exit, and newly mapped files.
 
 use aya_ebpf::{
     EbpfContext,
@@ -9,7 +9,8 @@ use aya_ebpf::{
     programs::{RawTracePointContext, TracePointContext},
 };
 use leakscope_common::{
-    Event, EventKind, HIT_SLOTS, HitCounts, Loss, PROCESS_EXEC_PENDING, ThreadRecord,
+    Event, EventKind, HIT_SLOTS, HOLD_CHILDREN, HitCounts, Loss, PROCESS_EXEC_PENDING,
+    ProcessRecord, SELECT_LATER, ThreadRecord,
 };
 
 use crate::{
@@ -31,6 +32,12 @@ const SYSCALL_FIELDS: usize = 16;
 /// Hands a process event to user space.
 #[inline(always)]
 fn tell(kind: EventKind, tgid: u32, incarnation: u32, value: u32, held: bool) {
+    tell_with(kind, tgid, incarnation, value, held, 0);
+}
+
+/// Hands a process event to user space, with flags of bpf_ringbuf_output.
+#[inline(always)]
+fn tell_with(kind: EventKind, tgid: u32, incarnation: u32, value: u32, held: bool, wakeup: u64) {
     let event = Event {
         kind: kind as u32,
         tgid,
@@ -41,8 +48,24 @@ fn tell(kind: EventKind, tgid: u32, incarnation: u32, value: u32, held: bool) {
         // SAFETY: the helper takes nothing.
         at_ns: unsafe { bpf_ktime_get_ns() },
     };
-    if EVENTS.output::<Event>(&event, 0).is_err() {
+    if EVENTS.output::<Event>(&event, wakeup).is_err() {
         lose(Loss::EventLost);
+    }
+}
+
+/// `BPF_RB_NO_WAKEUP` (include/uapi/linux/bpf.h).
+const NO_WAKEUP: u64 = 1;
+
+/// Tells user space of a process that is not traced, if the current one meets the selection.
+#[inline(always)]
+fn suggest(tgid: u32, parent: u32) {
+    if let Some(selection) = filter::selected() {
+        let wakeup = if selection.flags & SELECT_LATER != 0 {
+            NO_WAKEUP
+        } else {
+            0
+        };
+        tell_with(EventKind::Candidate, tgid, 0, parent, false, wakeup);
     }
 }
 
@@ -88,6 +111,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) -> i32 {
     let thread = bpf_get_current_pid_tgid();
     let tgid = (thread >> 32) as u32;
     let Some(process) = PROCESSES.get_ptr_mut(&tgid) else {
+        suggest(tgid, 0);
         return 0;
     };
     // SAFETY: the pointer comes from the map lookup and was checked. An exec ends all other threads first.
@@ -105,6 +129,55 @@ pub(crate) fn exec(ctx: &RawTracePointContext) -> i32 {
         }
         let held = hold(tgid);
         tell(EventKind::Exec, tgid, (*process).incarnation, ended, held);
+    }
+    0
+}
+
+/// Offsets of `pid` and `clone_flags` in a `task:task_newtask` record (include/trace/events/task.h); the tracer compares them
+/// with what tracefs says before it attaches.
+const NEW_TASK_PID: usize = 8;
+const NEW_TASK_FLAGS: usize = 32;
+/// `CLONE_THREAD` (include/uapi/linux/sched.h).
+const CLONE_THREAD: u64 = 0x1_0000;
+
+/// `task:task_newtask`: the current thread made a process or a thread, which has not run yet.
+#[inline(always)]
+pub(crate) fn fork(ctx: &TracePointContext) -> u32 {
+    // SAFETY: the offsets are those of the tracepoint's record.
+    let (child, flags) = unsafe {
+        (
+            ctx.read_at::<u32>(NEW_TASK_PID).unwrap_or(0),
+            ctx.read_at::<u64>(NEW_TASK_FLAGS).unwrap_or(CLONE_THREAD),
+        )
+    };
+    if flags & CLONE_THREAD != 0 || child == 0 {
+        return 0;
+    }
+    let parent = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the entry is only read.
+    let hold = unsafe { HOLDS.get(&parent) }.copied();
+    if hold == Some(HOLD_CHILDREN) {
+        let Some(next) = INCARNATIONS.get_ptr_mut(0) else {
+            return 0;
+        };
+        // SAFETY: the pointer comes from the map lookup and was checked.
+        let incarnation = unsafe { atomic::fetch_add(next, 1) } as u32;
+        let record = ProcessRecord {
+            incarnation,
+            flags: 0,
+        };
+        // On the stack: a reference to the constant would make a data section.
+        let mut hold = 0;
+        // SAFETY: a write to a variable of ours.
+        unsafe { core::ptr::write_volatile(&raw mut hold, HOLD_CHILDREN) };
+        if PROCESSES.insert(&child, &record, 0).is_err() || HOLDS.insert(&child, &hold, 0).is_err()
+        {
+            lose(Loss::ProcessTableFull);
+            return 0;
+        }
+        tell(EventKind::Fork, child, incarnation, parent, false);
+    } else {
+        suggest(child, parent);
     }
     0
 }

@@ -68,6 +68,12 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     lifecycle::exec(&ctx)
 }
 
+/// A process or a thread was made.
+#[tracepoint]
+pub fn process_fork(ctx: TracePointContext) -> u32 {
+    lifecycle::fork(&ctx)
+}
+
 /// A thread ended.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn process_exit(_ctx: RawTracePointContext) -> i32 {

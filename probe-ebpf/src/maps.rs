@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, ProcessRecord, SLICE_SLOTS, Settings, SiteKey, SiteTotals,
-    Slice, ThreadRecord, UnwindPage, UnwindRow,
+    Bucket, HitCounts, Loss, Mapping, ProcessRecord, SLICE_SLOTS, Selection, Settings, SiteKey,
+    SiteTotals, Slice, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space maps the array into its memory.
@@ -19,6 +19,10 @@ const NO_PREALLOC: u32 = 1;
 /// One entry: what user space tells the probe.
 #[map]
 pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, MMAPABLE);
+
+/// One entry: which processes are to be traced as they start.
+#[map]
+pub(crate) static SELECTION: Array<Selection> = Array::with_max_entries(1, MMAPABLE);
 
 /// One counter for each [`Loss`].
 #[map]
@@ -35,10 +39,10 @@ pub(crate) static PROCESSES: HashMap<u32, ProcessRecord> =
     HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Commands that leakscope itself started, by thread group id: stopped (SIGSTOP) whenever they exec or map a file for
-/// execution, until user space has looked at it, so that neither an allocation nor a frame of a new library is missed. 64
-/// entries: one is usual.
+/// execution, until user space has looked at it, so that neither an allocation nor a frame of a new library is missed. The value is
+/// 0 or `HOLD_CHILDREN`. 16,384 entries: one is usual, a build or a test-suite has some thousands of children.
 #[map]
-pub(crate) static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(64, NO_PREALLOC);
+pub(crate) static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, NO_PREALLOC);
 
 /// Hits of ended threads by incarnation. As many as processes.
 #[map]

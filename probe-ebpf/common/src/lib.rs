@@ -9,14 +9,20 @@
 mod layout;
 mod loss;
 mod process;
+mod select;
 mod site;
 mod unwind;
 
 pub use layout::Plain;
 pub use loss::Loss;
 pub use process::{
-    Event, EventKind, Function, HIT_SLOTS, HitCounts, Inflight, PROCESS_EXEC_PENDING, ProbeCookie,
-    ProcessRecord, Settings, ThreadRecord, UNKNOWN_FREE_SLOT, WalkState,
+    Event, EventKind, Function, HIT_SLOTS, HOLD_CHILDREN, HitCounts, Inflight,
+    PROCESS_EXEC_PENDING, ProbeCookie, ProcessRecord, Settings, ThreadRecord, UNKNOWN_FREE_SLOT,
+    WalkState,
+};
+pub use select::{
+    COMM_BYTES, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM, SELECT_LATER, SELECTED_CGROUPS,
+    Selection,
 };
 pub use site::{
     BUCKET_SLOTS, Block, Bucket, FRAME_SLOTS, INTERN_PROBES, LIVE_CLAIMED, MAX_FRAMES,

@@ -95,6 +95,9 @@ pub struct Settings {
 /// The process is a child of ours that has not yet executed the command: its exec begins the trace.
 pub const PROCESS_EXEC_PENDING: u32 = 1;
 
+/// A command of ours whose children are traced and held like itself; the value of an entry of the `HOLDS` map.
+pub const HOLD_CHILDREN: u32 = 1;
+
 /// A traced process, in the `PROCESSES` map by its thread group id.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -208,6 +211,11 @@ pub enum EventKind {
     MappedCode = 3,
     /// The walk met an address in no known mapping of the process.
     UnknownMapping = 4,
+    /// A process that is not traced started or replaced its program, and meets the selection; `value` is the thread group id
+    /// of its parent, or 0 after an exec.
+    Candidate = 5,
+    /// A child of a traced command of ours started, and is traced: `value` is the thread group id of its parent.
+    Fork = 6,
 }
 
 /// A process event in the ring buffer.

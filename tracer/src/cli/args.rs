@@ -76,26 +76,58 @@ impl FormatChoice {
     }
 }
 
+/// Which processes.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct TargetArguments {
+    /// Processes to trace.
+    #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["comm", "cgroup", "all"], help_heading = "Target")]
+    pub(super) pid: Vec<u32>,
+    /// Processes whose name matches, also those that start later; a shell pattern, such as 'redis*'.
+    #[arg(
+        long,
+        value_name = "GLOB",
+        conflicts_with = "all",
+        help_heading = "Target"
+    )]
+    pub(super) comm: Vec<String>,
+    /// Processes in this control group or below it, also those that start later.
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with = "all",
+        help_heading = "Target"
+    )]
+    pub(super) cgroup: Vec<PathBuf>,
+    /// All processes of the machine, also those that start later.
+    #[arg(long, help_heading = "Target")]
+    pub(super) all: bool,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   leakscope trace -p 1234 --for 30s          trace a running process
   leakscope trace -- ./server --port 80      trace a command from its first allocation
+  leakscope trace --comm 'php-fpm*' --for 5m trace processes by name, also those that start later
+  leakscope trace --cgroup /system.slice/redis.service
+  leakscope trace --all --for 1m             trace the whole machine
   leakscope trace -p 1234 --format json -o report.json
 
 Without --for, tracing goes on until Ctrl-C, which prints the result; a second Ctrl-C quits at once.
 Exit status: 0 done, 1 could not do it, 2 usage.")]
 pub(super) struct TraceArguments {
-    /// Processes to trace.
-    #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..), help_heading = "Target")]
-    pub(super) pid: Vec<u32>,
-    /// A command to run and trace.
+    #[command(flatten)]
+    pub(super) target: TargetArguments,
+    /// A command to run and trace, with its children.
     #[arg(
         last = true,
         value_name = "COMMAND",
-        conflicts_with = "pid",
+        conflicts_with_all = ["pid", "comm", "cgroup", "all"],
         help_heading = "Target"
     )]
     pub(super) command: Vec<OsString>,
+    /// Leave out the children of COMMAND.
+    #[arg(long, requires = "command", help_heading = "Target")]
+    pub(super) no_follow: bool,
     /// How long to trace, such as 30s or 5m; until Ctrl-C if it is not given.
     #[arg(long = "for", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) duration: Option<Duration>,

@@ -1,10 +1,20 @@
 //! What is to be done, checked: arguments that contradict each other or cannot work are refused here, before anything is
 //! loaded.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use super::args::{FormatChoice, TierChoice, TraceArguments};
-use crate::{budget::Choice, kernel::ProbeOptions, session::SessionOptions, unwind::BuildOptions};
+use super::args::{FormatChoice, TargetArguments, TierChoice, TraceArguments};
+use crate::{
+    budget::Choice,
+    kernel::ProbeOptions,
+    session::SessionOptions,
+    target::select::{CgroupPath, Selector},
+    unwind::BuildOptions,
+};
 
 /// Room for rows of full unwind tables, which are some fifteen times the usual ones: 128 MiB.
 const FULL_UNWIND_ROWS: u32 = 1 << 24;
@@ -14,8 +24,10 @@ const FULL_UNWIND_ROWS: u32 = 1 << 24;
 pub(super) enum Target {
     /// Running processes.
     Processes(Vec<u32>),
-    /// A command: program and arguments.
-    Command(OsString, Vec<OsString>),
+    /// A command: program and arguments, and whether its children are traced too.
+    Command(OsString, Vec<OsString>, bool),
+    /// Processes by what they are.
+    Selected(Selector),
 }
 
 /// A validated `trace`.
@@ -33,7 +45,12 @@ pub(super) struct TracePlan {
 impl TracePlan {
     /// Checks the arguments against each other.
     pub(super) fn new(raw: TraceArguments) -> anyhow::Result<Self> {
-        let target = target(raw.pid, raw.command);
+        let target = match command(raw.command, !raw.no_follow) {
+            Some(command) => command,
+            None => running(raw.target)?.unwrap_or_else(|| {
+                usage("name what to trace: -p/--pid PID, --comm GLOB, --cgroup PATH, --all or -- COMMAND")
+            }),
+        };
         let sizes = (raw.min_size.unwrap_or(0), raw.max_size.unwrap_or(u64::MAX));
         if sizes.0 > sizes.1 {
             usage(&format!(
@@ -84,18 +101,33 @@ impl TracePlan {
     }
 }
 
-/// One kind of target; none is a usage error.
-fn target(mut pids: Vec<u32>, command: Vec<OsString>) -> Target {
-    let mut words = command.into_iter();
-    if let Some(program) = words.next() {
-        return Target::Command(program, words.collect());
+/// A command as a target.
+fn command(words: Vec<OsString>, children: bool) -> Option<Target> {
+    let mut words = words.into_iter();
+    let program = words.next()?;
+    Some(Target::Command(program, words.collect(), children))
+}
+
+/// Processes that run, and perhaps others that start later, as a target; `None` if nothing was named.
+pub(super) fn running(raw: TargetArguments) -> anyhow::Result<Option<Target>> {
+    if !raw.pid.is_empty() {
+        let mut pids = raw.pid;
+        pids.sort_unstable();
+        pids.dedup();
+        return Ok(Some(Target::Processes(pids)));
     }
-    if pids.is_empty() {
-        usage("name what to trace: -p/--pid PID or -- COMMAND");
+    if raw.all {
+        return Ok(Some(Target::Selected(Selector::all()?)));
     }
-    pids.sort_unstable();
-    pids.dedup();
-    Target::Processes(pids)
+    if raw.comm.is_empty() && raw.cgroup.is_empty() {
+        return Ok(None);
+    }
+    let groups = raw
+        .cgroup
+        .iter()
+        .map(|path| CgroupPath::resolve(Path::new("/proc"), path))
+        .collect::<Result<_, _>>()?;
+    Ok(Some(Target::Selected(Selector::new(&raw.comm, groups)?)))
 }
 
 /// Ends with a usage error, as clap does.

@@ -39,14 +39,19 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
             }
             session
         }
-        Target::Command(program, arguments) => {
+        Target::Selected(selector) => {
+            let mut session = Session::new(plan.session.clone())?;
+            session.select(selector.clone())?;
+            session
+        }
+        Target::Command(program, arguments, children) => {
             let mut session = Session::new(plan.session.clone())?;
             let mut command = Command::new(program);
             command.args(arguments);
             let name = program.to_string_lossy();
             let failed = || format!("cannot run {name}");
             let held = HeldCommand::start(command).with_context(failed)?;
-            session.follow_command(held.pid())?;
+            session.follow_command(held.pid(), *children)?;
             // The child stops at its exec, which is dealt with in `watch`.
             child = Some(held.release().with_context(failed)?);
             session
@@ -82,7 +87,7 @@ fn watch(
     let progress = ProgressLine::start();
     let end = plan.duration.map(|duration| session.started() + duration);
     let mut next_report = plan.every.map(|every| session.started() + every);
-    while !stop.is_asked() && session.running() > 0 {
+    while !stop.is_asked() && (session.running() > 0 || session.selector().is_some()) {
         let now = Instant::now();
         if end.is_some_and(|end| now >= end) {
             break;

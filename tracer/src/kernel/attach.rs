@@ -51,8 +51,42 @@ pub struct Attachment {
 /// Attached probes; dropping it detaches them.
 #[derive(Debug)]
 pub struct Link {
-    _links: Vec<OwnedFd>,
-    _events: Vec<OwnedFd>,
+    links: Vec<OwnedFd>,
+    events: Vec<OwnedFd>,
+}
+
+/// Links that are closed at the same time: each waits out a grace period of the kernel, in which nothing is done.
+const CLOSED_AT_ONCE: usize = 64;
+
+/// Takes probes away, all at the same time: the targets are free as soon as the breakpoints are gone, and each descriptor then waits out
+/// a grace period of its own, some 20 to 40 ms. Returns when the kernel has forgotten them all.
+pub fn close_links(links: impl IntoIterator<Item = Link>) {
+    let mut descriptors: Vec<OwnedFd> = Vec::new();
+    let mut events = Vec::new();
+    for link in links {
+        descriptors.extend(link.links);
+        events.extend(link.events);
+    }
+    // The links before the perf events that they hold on to.
+    for group in [descriptors, events] {
+        let share = group.len().div_ceil(CLOSED_AT_ONCE).max(1);
+        let mut group = group.into_iter();
+        std::thread::scope(|scope| {
+            loop {
+                let some: Vec<OwnedFd> = group.by_ref().take(share).collect();
+                if some.is_empty() {
+                    break;
+                }
+                if group.len() == 0 {
+                    // The last, often the only one, needs no thread.
+                    drop(some);
+                    break;
+                }
+                // Where no thread can be made, the descriptors are closed one after the other: the closure is dropped.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(some));
+            }
+        });
+    }
 }
 
 /// The programs of one mode.
@@ -152,20 +186,20 @@ impl HeapPrograms {
         let (both, entry_only): (Vec<Attachment>, Vec<Attachment>) =
             probes.iter().partition(|probe| probe.wants_return);
         let mut link = Link {
-            _links: Vec::new(),
-            _events: Vec::new(),
+            links: Vec::new(),
+            events: Vec::new(),
         };
         if self.mode == LinkMode::Perf {
             let kind = uprobe_pmu().map_err(failed)?;
             let mut add =
                 |program: &OwnedFd, probe: &Attachment, returns: bool| -> io::Result<()> {
                     let event = sys::open_uprobe(kind, path, probe.offset, returns, pid)?;
-                    link._links.push(sys::link_perf_event(
+                    link.links.push(sys::link_perf_event(
                         program.as_fd(),
                         event.as_fd(),
                         probe.cookie.to_bits(),
                     )?);
-                    link._events.push(event);
+                    link.events.push(event);
                     Ok(())
                 };
             // Returns first: a call that enters in between is missed whole instead of half seen.
@@ -188,7 +222,7 @@ impl HeapPrograms {
             }
             let offsets: Vec<u64> = probes.iter().map(|probe| probe.offset).collect();
             let cookies: Vec<u64> = probes.iter().map(|probe| probe.cookie.to_bits()).collect();
-            link._links.push(sys::link_uprobe_multi(
+            link.links.push(sys::link_uprobe_multi(
                 program.as_fd(),
                 attach_type,
                 path,

@@ -49,6 +49,18 @@ pub enum ProbeEvent {
         /// The process incarnation.
         incarnation: u32,
     },
+    /// A process that is not traced, and meets the selection, started or replaced its program.
+    Candidate {
+        /// Thread group id.
+        pid: u32,
+    },
+    /// A child of a traced command of ours started, and is traced.
+    Fork {
+        /// Thread group id.
+        pid: u32,
+        /// The child's process incarnation.
+        incarnation: u32,
+    },
 }
 
 /// Reads a number at an offset of a record.
@@ -97,6 +109,10 @@ pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
         })
     } else if kind == EventKind::UnknownMapping as u32 {
         Some(ProbeEvent::UnknownMapping { pid, incarnation })
+    } else if kind == EventKind::Candidate as u32 {
+        Some(ProbeEvent::Candidate { pid })
+    } else if kind == EventKind::Fork as u32 {
+        Some(ProbeEvent::Fork { pid, incarnation })
     } else {
         None
     }

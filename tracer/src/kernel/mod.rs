@@ -7,6 +7,7 @@ mod command;
 mod error;
 mod event;
 mod features;
+mod follow;
 mod load;
 mod object;
 mod probe;
@@ -16,7 +17,7 @@ mod sys;
 mod tracefs;
 mod watch;
 
-pub use attach::{Attachment, Link, LinkMode};
+pub use attach::{Attachment, Link, LinkMode, close_links};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
 pub use event::ProbeEvent;

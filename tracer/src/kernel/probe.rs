@@ -13,8 +13,8 @@ use std::{
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, PROCESS_EXEC_PENDING, Plain, ProcessRecord, SLICE_SLOTS,
-    Settings, SiteKey, SiteTotals, Slice, TOTALS_STRIPES, ThreadRecord, UnwindPage, UnwindRow,
+    Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_SLOTS, Selection, Settings,
+    SiteKey, SiteTotals, Slice, TOTALS_STRIPES, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 use super::{
@@ -25,7 +25,6 @@ use super::{
     load::{LoadedObject, MapMemory, io_error},
     shared::SharedArray,
     sys,
-    tracefs::Tracefs,
 };
 
 /// How to load the probe.
@@ -83,6 +82,7 @@ pub struct Probe {
     pub(super) memory: Vec<MapMemory>,
     pub(super) settings: SharedArray<Settings>,
     pub(super) losses: SharedArray<u64>,
+    pub(super) selection: SharedArray<Selection>,
     pub(super) incarnations: SharedArray<u64>,
     pub(super) live: SharedArray<Bucket>,
     pub(super) sites: SharedArray<SiteKey>,
@@ -97,10 +97,9 @@ pub struct Probe {
     pub(super) slices: SharedArray<Slice>,
     pub(super) events: RingBuf<MapData>,
     pub(super) lifecycle_programs: Vec<(&'static str, OwnedFd)>,
+    /// Whether the making of processes is seen.
+    pub(super) sees_forks: bool,
 }
-
-/// `BPF_ANY` (include/uapi/linux/bpf.h).
-const ANY: u64 = 0;
 
 impl Probe {
     /// Loads the probe; nothing is attached yet.
@@ -132,6 +131,7 @@ impl Probe {
         for (name, kind) in [
             ("process_exec", raw),
             ("process_exit", raw),
+            ("process_fork", tracepoint),
             ("mmap_enter", tracepoint),
             ("mmap_return", tracepoint),
         ] {
@@ -142,6 +142,7 @@ impl Probe {
             lifecycle: Vec::new(),
             settings: shared(&object, "SETTINGS", 1)?,
             losses: shared(&object, "LOSSES", Loss::COUNT)?,
+            selection: shared(&object, "SELECTION", 1)?,
             incarnations: shared(&object, "INCARNATIONS", 1)?,
             live: shared(&object, "LIVE", buckets)?,
             sites: shared(&object, "SITES", slots)?,
@@ -158,6 +159,7 @@ impl Probe {
                 .map_err(|error| map_error("EVENTS", &error))?,
             memory: std::mem::take(&mut object.memory),
             lifecycle_programs,
+            sees_forks: false,
         };
         probe.settings.write(
             0,
@@ -209,110 +211,6 @@ impl Probe {
                     .map_err(|source| KernelError::call(format!("cannot ask for {name}"), source))
             })
             .collect()
-    }
-
-    /// Attaches to exec, thread exit and mapping events.
-    ///
-    /// # Errors
-    /// A tracepoint was refused, or tracefs cannot be read.
-    pub fn attach_lifecycle(&mut self) -> Result<(), KernelError> {
-        let tracefs = Tracefs::open()?;
-        for (name, program) in &self.lifecycle_programs {
-            let failed = |source| KernelError::Attach {
-                what: format!("the tracepoint of {name}"),
-                source,
-            };
-            let (raw, event) = match *name {
-                "process_exec" => (Some(c"sched_process_exec"), ""),
-                "process_exit" => (Some(c"sched_process_exit"), ""),
-                "mmap_enter" => (None, "syscalls/sys_enter_mmap"),
-                _ => (None, "syscalls/sys_exit_mmap"),
-            };
-            if let Some(raw) = raw {
-                let link = sys::open_raw_tracepoint(program.as_fd(), raw).map_err(failed)?;
-                self.lifecycle.push(link);
-            } else {
-                let event = sys::open_tracepoint(tracefs.tracepoint_id(event)?).map_err(failed)?;
-                let link =
-                    sys::link_perf_event(program.as_fd(), event.as_fd(), 0).map_err(failed)?;
-                self.lifecycle.push(link);
-                self.lifecycle.push(event);
-            }
-        }
-        Ok(())
-    }
-
-    /// A number for a process incarnation that has not been used yet.
-    #[must_use]
-    pub fn new_incarnation(&self) -> u32 {
-        self.incarnations
-            .word(0, 0)
-            .map_or(1, |next| next.fetch_add(1, Ordering::SeqCst)) as u32
-    }
-
-    /// Begins to record a process. With `before_exec` it is a child that has not called exec yet: what it does until then is
-    /// not recorded, and it is held whenever it maps code.
-    ///
-    /// # Errors
-    /// The process table is full.
-    pub fn follow(
-        &mut self,
-        pid: u32,
-        incarnation: u32,
-        before_exec: bool,
-    ) -> Result<(), KernelError> {
-        if before_exec {
-            self.holds
-                .insert(pid, 0, ANY)
-                .map_err(|error| map_error("HOLDS", &error))?;
-        }
-        let record = ProcessRecord {
-            incarnation,
-            flags: if before_exec { PROCESS_EXEC_PENDING } else { 0 },
-        };
-        self.processes
-            .insert(pid, Value(record), ANY)
-            .map_err(|error| map_error("PROCESSES", &error))
-    }
-
-    /// Stops following a process.
-    pub fn forget(&mut self, pid: u32) {
-        // An entry that is gone already is what is wanted.
-        let _ = self.processes.remove(&pid);
-        let _ = self.holds.remove(&pid);
-    }
-
-    /// Drops the records of a process's threads. Only once nothing is attached to it any more: a record that a program is
-    /// using must not be given to another thread.
-    pub fn forget_threads(&mut self, pid: u32) {
-        let threads: Vec<u64> = self
-            .threads
-            .keys()
-            .flatten()
-            .filter(|thread| thread >> 32 == u64::from(pid))
-            .collect();
-        for thread in threads {
-            // The thread may have ended by itself.
-            let _ = self.threads.remove(&thread);
-        }
-    }
-
-    /// The incarnation of a followed process.
-    #[must_use]
-    pub fn incarnation(&self, pid: u32) -> Option<u32> {
-        self.processes
-            .get(&pid, 0)
-            .ok()
-            .map(|record| record.0.incarnation)
-    }
-
-    /// Lets a held process run on.
-    ///
-    /// # Errors
-    /// The process is gone.
-    pub fn resume(&self, pid: u32) -> Result<(), KernelError> {
-        command::send_continue(pid)
-            .map_err(|source| KernelError::call(format!("cannot continue process {pid}"), source))
     }
 
     /// Attaches probes in a file, which may be named by a link under /proc; to one process, or to all that map it.
@@ -456,7 +354,7 @@ fn hash<K: aya::Pod, V: aya::Pod>(data: MapData) -> Result<BpfHashMap<MapData, K
 }
 
 /// A failed map operation.
-fn map_error(name: &str, error: &MapError) -> KernelError {
+pub(super) fn map_error(name: &str, error: &MapError) -> KernelError {
     let source = io_error(error);
     if source.raw_os_error() == Some(libc::E2BIG) {
         return KernelError::call(format!("the BPF map {name} is full"), source);

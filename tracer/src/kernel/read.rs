@@ -1,9 +1,14 @@
 //! What the probe has found, read from the shared tables: losses, sites, live blocks, hits.
 
-use std::{mem::offset_of, sync::atomic::Ordering};
+use std::{
+    collections::{HashMap, HashSet},
+    mem::offset_of,
+    sync::atomic::Ordering,
+};
 
 use leakscope_common::{
-    Block, Bucket, HIT_SLOTS, HitCounts, LIVE_CLAIMED, Loss, SiteTotals, live_key, thin_keeps,
+    Block, Bucket, HIT_SLOTS, HitCounts, LIVE_CLAIMED, Loss, SiteKey, SiteTotals, live_key,
+    thin_keeps,
 };
 
 use super::probe::Probe;
@@ -163,15 +168,15 @@ impl Probe {
         }
     }
 
-    /// Drops the live blocks of an incarnation that has ended.
-    pub fn drop_blocks(&mut self, incarnation: u32) {
+    /// Drops the live blocks of incarnations that have ended.
+    pub fn drop_blocks(&mut self, ended: &HashSet<u32>) {
         for index in 0..self.live.len() {
             let Some(bucket) = self.live.read(index) else {
                 return;
             };
             for (slot, (key, block)) in bucket.keys.into_iter().zip(bucket.blocks).enumerate() {
                 if key > LIVE_CLAIMED
-                    && block.incarnation == incarnation
+                    && ended.contains(&block.incarnation)
                     && let Some(word) = self.live.word(index, offset_of!(Bucket, keys) + slot * 8)
                 {
                     let _ = word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst);
@@ -180,24 +185,64 @@ impl Probe {
         }
     }
 
-    /// Calls seen of an incarnation, by hit slot: of living threads and of ended ones.
+    /// Makes room for the sites of others: drops the blocks, stacks, totals and hits of incarnations that have ended. Gives the
+    /// numbers of the sites, which may stand for other stacks from now on.
+    ///
+    /// A stack of a living process that stands behind an emptied slot is not found any more and gets a second site; the
+    /// frames tell that both are one.
+    pub fn drop_incarnations(&mut self, ended: &HashSet<u32>) -> Vec<u32> {
+        self.drop_blocks(ended);
+        let slots = self.sites.len();
+        let stripes = self.totals.len() / slots.max(1);
+        let mut dropped = Vec::new();
+        for slot in 0..slots {
+            let Some(key) = self.sites.read(slot) else {
+                break;
+            };
+            if key.check == 0 || !ended.contains(&key.incarnation) {
+                continue;
+            }
+            for stripe in 0..stripes {
+                self.totals
+                    .write(stripe * slots + slot, SiteTotals::default());
+            }
+            // The tag last: with it gone the slot may be taken.
+            self.sites.write(
+                slot,
+                SiteKey {
+                    tag: key.tag,
+                    ..SiteKey::default()
+                },
+            );
+            if let Some(tag) = self.sites.word(slot, offset_of!(SiteKey, tag)) {
+                tag.store(0, Ordering::SeqCst);
+            }
+            dropped.extend(u32::try_from(slot).ok());
+        }
+        for incarnation in ended {
+            // Without ended threads there is no entry.
+            let _ = self.hits.remove(incarnation);
+        }
+        dropped
+    }
+
+    /// Calls seen, by incarnation and hit slot: of living threads and of ended ones.
     #[must_use]
-    pub fn hits(&self, incarnation: u32) -> [u64; HIT_SLOTS] {
-        let mut sum = [0_u64; HIT_SLOTS];
-        let mut add = |counts: &HitCounts| {
+    pub fn hits(&self) -> HashMap<u32, [u64; HIT_SLOTS]> {
+        let mut sums: HashMap<u32, [u64; HIT_SLOTS]> = HashMap::new();
+        let mut add = |incarnation: u32, counts: &HitCounts| {
+            let sum = sums.entry(incarnation).or_insert([0; HIT_SLOTS]);
             for (to, from) in sum.iter_mut().zip(counts.slots) {
                 *to += from;
             }
         };
-        if let Ok(ended) = self.hits.get(&incarnation, 0) {
-            add(&ended.0);
+        for (incarnation, ended) in self.hits.iter().flatten() {
+            add(incarnation, &ended.0);
         }
         // A thread that ends during the iteration can be missed or end it early; the next look has it.
         for (_, thread) in self.threads.iter().flatten() {
-            if thread.0.incarnation == incarnation {
-                add(&thread.0.hits);
-            }
+            add(thread.0.incarnation, &thread.0.hits);
         }
-        sum
+        sums
     }
 }

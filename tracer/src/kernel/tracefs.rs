@@ -59,19 +59,61 @@ impl Tracefs {
     /// # Errors
     /// There is no such tracepoint, or it cannot be read.
     pub(crate) fn tracepoint_id(&self, event: &str) -> Result<u64, KernelError> {
-        let failed = |reason: String| KernelError::Tracefs { reason };
         let relative = format!("events/{event}/id");
+        let text = self.read(&relative)?;
+        text.trim().parse().map_err(|_| KernelError::Tracefs {
+            reason: format!("{relative} holds {text:?}, not a number"),
+        })
+    }
+
+    /// Makes sure that a tracepoint's record has fields at the offsets and of the sizes, in bytes, that a program was made for.
+    ///
+    /// # Errors
+    /// It has not, or the format cannot be read.
+    pub(crate) fn expect_fields(
+        &self,
+        event: &str,
+        fields: &[(&str, usize, usize)],
+    ) -> Result<(), KernelError> {
+        let relative = format!("events/{event}/format");
+        let text = self.read(&relative)?;
+        for (name, offset, size) in fields {
+            if !has_field(&text, name, *offset, *size) {
+                return Err(KernelError::Tracefs {
+                    reason: format!(
+                        "{relative}: this kernel has no field {name} of {size} bytes at {offset}"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, relative: &str) -> Result<String, KernelError> {
         let mut text = String::new();
         match self {
-            Self::Mounted(path) => File::open(path.join(&relative)),
-            Self::Detached(mount) => open_at(mount.as_raw_fd(), &relative),
+            Self::Mounted(path) => File::open(path.join(relative)),
+            Self::Detached(mount) => open_at(mount.as_raw_fd(), relative),
         }
         .and_then(|mut file| file.read_to_string(&mut text))
-        .map_err(|error| failed(format!("{relative}: {error}")))?;
-        text.trim()
-            .parse()
-            .map_err(|_| failed(format!("{relative} holds {text:?}, not a number")))
+        .map_err(|error| KernelError::Tracefs {
+            reason: format!("{relative}: {error}"),
+        })?;
+        Ok(text)
     }
+}
+
+/// Whether a tracepoint's format has a field: `field:pid_t pid; offset:8; size:4; signed:1;`.
+fn has_field(format: &str, name: &str, offset: usize, size: usize) -> bool {
+    format.lines().any(|line| {
+        let mut parts = line.trim().split(';').map(str::trim);
+        parts
+            .next()
+            .and_then(|field| field.strip_prefix("field:"))
+            .is_some_and(|field| field.split_ascii_whitespace().next_back() == Some(name))
+            && parts.next() == Some(&format!("offset:{offset}"))
+            && parts.next() == Some(&format!("size:{size}"))
+    })
 }
 
 /// openat(2), read-only.
@@ -115,4 +157,18 @@ fn detached() -> io::Result<OwnedFd> {
     let mount = checked(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1, 0) })?;
     // SAFETY: the descriptor is new and ours.
     Ok(unsafe { OwnedFd::from_raw_fd(mount) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_field;
+
+    #[test]
+    fn fields_are_found_by_name_offset_and_size() {
+        let format = "\tfield:pid_t pid;\toffset:8;\tsize:4;\tsigned:1;\n\tfield:u64 clone_flags;\toffset:32;\tsize:8;\tsigned:0;\n";
+        assert!(has_field(format, "pid", 8, 4));
+        assert!(has_field(format, "clone_flags", 32, 8));
+        assert!(!has_field(format, "clone_flags", 28, 8));
+        assert!(!has_field(format, "flags", 32, 8));
+    }
 }

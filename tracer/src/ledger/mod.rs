@@ -38,6 +38,11 @@ impl Ledger {
         history.last = Some((at_s, inuse));
     }
 
+    /// Forgets a site: its number stands for another stack from now on.
+    pub fn forget(&mut self, site: SiteId) {
+        self.histories.remove(&site);
+    }
+
     /// The mean growth of a site since it was first seen, bytes per second; 0 before the second look. A site that
     /// first appeared in the middle of the trace began at 0 bytes then.
     #[must_use]

@@ -19,6 +19,9 @@ use units::{blocks, bytes, count, duration, percent, plural, rate, share};
 /// So many processes are described; of the others the number is given.
 const PROCESSES_SHOWN: usize = 20;
 
+/// So many processes are described even if nothing of theirs survives.
+const FEW_PROCESSES: usize = 4;
+
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Text {
@@ -105,14 +108,29 @@ impl Text {
             self.dress(BOLD, &title),
             self.dress(DIM, &report.captured_at.to_string())
         )?;
-        for process in report.processes.iter().take(PROCESSES_SHOWN) {
+        let few = report.processes.len() <= FEW_PROCESSES;
+        let is_shown = |process: &&Process| few || nothing || process.inuse_bytes > 0;
+        let mut shown = 0;
+        for process in report
+            .processes
+            .iter()
+            .filter(is_shown)
+            .take(PROCESSES_SHOWN)
+        {
             self.process(report, process, nothing, out)?;
+            shown += 1;
         }
-        let more = report.processes.len().saturating_sub(PROCESSES_SHOWN);
+        let more = report.processes.len() - shown;
         if more > 0 {
+            let empty = report.processes.iter().filter(|one| !is_shown(one)).count();
+            let what = if empty == more {
+                ", with nothing surviving"
+            } else {
+                ""
+            };
             writeln!(
                 out,
-                "and {more} more process{}\n",
+                "and {more} more process{}{what}\n",
                 if more == 1 { "" } else { "es" }
             )?;
         }

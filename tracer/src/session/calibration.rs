@@ -2,12 +2,16 @@
 //! and without.
 
 use std::{
+    collections::HashSet,
     hint::black_box,
     time::{Duration, Instant},
 };
 
 use super::{Session, process::Traced};
-use crate::{budget::Limits, kernel::KernelError};
+use crate::{
+    budget::Limits,
+    kernel::{KernelError, close_links},
+};
 
 /// Pairs of malloc and free to time. At some microseconds each, about a millisecond.
 const PAIRS: u32 = 300;
@@ -36,13 +40,14 @@ impl Session {
         }
         ourselves.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut ourselves)?;
-        self.probe.follow(pid, ourselves.incarnation, false)?;
+        self.probe.follow(pid, ourselves.incarnation)?;
         let traced = median(time_pairs);
-        // Waits out a grace period of the kernel, some 100 ms.
-        ourselves.links.clear();
-        self.probe.forget(pid);
+        // Waits out a grace period of the kernel.
+        close_links(ourselves.links.into_values());
+        self.probe.forget(pid, ourselves.incarnation);
         self.probe.forget_threads(pid);
-        self.probe.drop_blocks(ourselves.incarnation);
+        self.probe
+            .drop_incarnations(&HashSet::from([ourselves.incarnation]));
         self.tables.remove(&mut self.probe, ourselves.incarnation);
         // What our own process lost is nobody's loss.
         self.probe.reset_losses();

@@ -4,8 +4,10 @@
 
 mod calibration;
 mod inspect;
+mod links;
 mod process;
 mod report;
+mod select;
 mod tables;
 mod window;
 
@@ -25,14 +27,16 @@ pub use tables::{Tables, Unwinding};
 
 use crate::{
     budget::{Choice, Limits},
-    kernel::{KernelError, Probe, ProbeEvent, ProbeOptions},
+    kernel::{KernelError, Probe, ProbeEvent, ProbeOptions, close_links},
     ledger::{Ledger, SiteId},
     report::Report,
     symbol::{Modules, Resolver},
     target::discover::Files,
     unwind::BuildOptions,
 };
+use links::Links;
 use process::Traced;
+use select::Selecting;
 
 /// Where the kernel shows its processes.
 const PROC: &str = "/proc";
@@ -115,10 +119,13 @@ pub struct Session {
     resolver: Resolver,
     ledger: Ledger,
     processes: BTreeMap<u32, Traced>,
+    links: Links,
+    selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
     canonical: HashMap<(u32, Vec<u64>), SiteId>,
     started: Instant,
     last_look: Instant,
+    last_crowd_check: Instant,
     progress: Progress,
     /// What a probe hit takes of its process's time, measured on our own.
     cost_of_a_hit: Duration,
@@ -154,10 +161,13 @@ impl Session {
             resolver: Resolver::default(),
             ledger: Ledger::default(),
             processes: BTreeMap::new(),
+            links: Links::default(),
+            selecting: Selecting::default(),
             stacks: HashMap::new(),
             canonical: HashMap::new(),
             started: now,
             last_look: now,
+            last_crowd_check: now,
             progress: Progress::default(),
             cost_of_a_hit: Duration::ZERO,
         };
@@ -193,19 +203,20 @@ impl Session {
                     .unwrap_or_else(|| "nothing could be attached".to_owned()),
             });
         }
-        self.probe.follow(pid, traced.incarnation, false)?;
+        self.probe.follow(pid, traced.incarnation)?;
         self.processes.insert(pid, traced);
         Ok(())
     }
 
-    /// Begins to trace a child that has not called exec yet.
+    /// Begins to trace a child that has not called exec yet; with `children`, also its children and theirs.
     ///
     /// # Errors
-    /// The child is gone.
-    pub fn follow_command(&mut self, pid: u32) -> Result<(), TraceError> {
+    /// The child is gone, or children are to be seen and cannot be.
+    pub fn follow_command(&mut self, pid: u32, children: bool) -> Result<(), TraceError> {
         let mut traced = Traced::open(&self.proc_root, pid, self.limits(true))?;
         traced.incarnation = self.probe.new_incarnation();
-        self.probe.follow(pid, traced.incarnation, true)?;
+        self.probe
+            .follow_command(pid, traced.incarnation, children)?;
         self.processes.insert(pid, traced);
         Ok(())
     }
@@ -213,7 +224,7 @@ impl Session {
     /// Takes the probes off a process, for the benchmark; nothing more is recorded of it.
     pub fn detach(&mut self, pid: u32) {
         if let Some(traced) = self.processes.get_mut(&pid) {
-            traced.links.clear();
+            close_links(traced.links.drain().map(|(_, link)| link));
         }
     }
 
@@ -229,9 +240,11 @@ impl Session {
             .map(|(pid, traced)| (*pid, traced.pidfd.as_fd()))
             .collect();
         let fds: Vec<_> = running.iter().map(|(_, fd)| *fd).collect();
-        let ready = self
-            .probe
-            .wait(&fds, at_most.min(TICK).min(self.next_window_step()))?;
+        let at_most = at_most
+            .min(TICK)
+            .min(self.selecting.wait_at_most())
+            .min(self.next_window_step());
+        let ready = self.probe.wait(&fds, at_most)?;
         let ended: Vec<u32> = running
             .iter()
             .zip(ready)
@@ -242,18 +255,26 @@ impl Session {
         for pid in ended {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.ended = Some(Instant::now());
-                traced.links.clear();
                 // The names of its mappings are kept; what the walk needed is not.
                 self.tables.remove(&mut self.probe, traced.incarnation);
+                self.probe.forget(pid, traced.incarnation);
+                let links: Vec<_> = traced.links.drain().map(|(_, link)| link).collect();
+                self.links.release(pid, links);
+                self.note_end(pid);
             }
-            self.probe.forget(pid);
         }
+        self.consider_candidates()?;
+        self.links.close_retired();
         self.step_windows()?;
         if self.last_look.elapsed() >= OBSERVE_EVERY {
+            self.sweep();
             self.look();
         }
-        if self.probe.is_crowded() {
-            self.probe.thin();
+        if self.last_crowd_check.elapsed() >= TICK {
+            self.last_crowd_check = Instant::now();
+            if self.probe.is_crowded() {
+                self.probe.thin();
+            }
         }
         Ok(())
     }
@@ -277,6 +298,8 @@ impl Session {
                     held,
                 } => self.note_exec(pid, incarnation, ended, held)?,
                 ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
+                ProbeEvent::Candidate { pid } => self.note_candidate(pid),
+                ProbeEvent::Fork { pid, incarnation } => self.note_fork(pid, incarnation),
                 ProbeEvent::UnknownMapping { pid, .. } => {
                     let due = self
                         .processes
@@ -343,9 +366,16 @@ impl Session {
             return Ok(());
         };
         if ended != incarnation {
-            self.probe.drop_blocks(ended);
+            self.drop_incarnation(ended);
             self.tables.remove(&mut self.probe, ended);
-            traced.execs += 1;
+            // A child of a command usually calls exec first of all: that begins its program.
+            traced.execs += u32::from(!traced.space.ranges().is_empty());
+        }
+        if !self.is_kept_after_exec(pid) {
+            traced.incarnation = incarnation;
+            self.processes.insert(pid, traced);
+            self.let_go(pid);
+            return Ok(());
         }
         traced.begin_program(&self.proc_root, incarnation);
         self.begin_windows(&mut traced)?;
@@ -382,7 +412,7 @@ impl Session {
 
     /// Attaches to what discovery finds in a process and is not attached yet.
     fn attach(&mut self, traced: &mut Traced) -> Result<(), TraceError> {
-        traced.attach(&self.probe, &self.files, &self.proc_root)
+        traced.attach(&self.probe, &mut self.links, &self.files, &self.proc_root)
     }
 
     fn install_tables(&mut self, traced: &mut Traced) -> Result<(), KernelError> {
@@ -402,8 +432,8 @@ impl Session {
     fn look(&mut self) {
         self.last_look = Instant::now();
         let at_s = self.started.elapsed().as_secs_f64();
-        for traced in self.processes.values_mut() {
-            if traced.ended.is_none() {
+        for pid in self.due_for_measurement() {
+            if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.measure(&self.proc_root);
             }
         }
@@ -474,11 +504,14 @@ impl Session {
         Ok(report::make(self, top))
     }
 
-    /// Takes all probes away. The kernel waits out a grace period of some 100 ms, although the target is free sooner.
+    /// Takes all probes away. The targets are free at once; the kernel waits out a grace period of some 20 to 40 ms.
     pub fn detach_all(&mut self) {
-        for traced in self.processes.values_mut() {
-            traced.links.clear();
-        }
+        let own: Vec<_> = self
+            .processes
+            .values_mut()
+            .flat_map(|traced| traced.links.drain().map(|(_, link)| link))
+            .collect();
+        self.links.close_all(own);
     }
 
     /// The root of the proc file system in use.

@@ -1,22 +1,23 @@
 //! A followed process: its program, its mappings, what is attached to it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use leakscope_common::{ProbeCookie, UNKNOWN_FREE_SLOT};
-
-use super::window::Windows;
+use super::{
+    links::{FileId, Links, Planned, file_id},
+    window::Windows,
+};
 use crate::{
     budget::Limits,
-    kernel::{Attachment, KernelError, Link, Probe, open_pidfd},
+    kernel::{KernelError, Link, Probe, open_pidfd},
     symbol::AddressSpace,
     target::{
-        discover::{DiscoverError, Files, MappedFile, discover},
+        discover::{DiscoverError, Files, discover},
         process::{Process, ProcessError, cpu_time, read_memory, read_process},
     },
 };
@@ -96,12 +97,6 @@ pub struct ProbeSite {
     pub hit_slot: u8,
 }
 
-/// A file with allocator functions, and the probes for it.
-pub(super) struct Planned {
-    file: MappedFile,
-    attachments: Vec<Attachment>,
-}
-
 /// A followed process.
 pub(super) struct Traced {
     pub(super) pid: u32,
@@ -110,10 +105,12 @@ pub(super) struct Traced {
     pub(super) incarnation: u32,
     pub(super) pidfd: OwnedFd,
     pub(super) space: AddressSpace,
-    /// Links by the device and inode of the file.
-    pub(super) links: HashMap<(u32, u32, u64), Link>,
-    /// What is attached while calls are seen, likewise.
-    pub(super) planned: HashMap<(u32, u32, u64), Planned>,
+    /// The process's own links, by file.
+    pub(super) links: HashMap<FileId, Link>,
+    /// The files that are attached to, by links of its own or for all processes.
+    pub(super) attached: HashSet<FileId>,
+    /// What is attached in windows.
+    pub(super) planned: Vec<Planned>,
     /// Its windows.
     pub(super) windows: Windows,
     pub(super) sites: Vec<ProbeSite>,
@@ -171,7 +168,8 @@ impl Traced {
             pidfd,
             space: AddressSpace::default(),
             links: HashMap::new(),
-            planned: HashMap::new(),
+            attached: HashSet::new(),
+            planned: Vec::new(),
             windows: Windows::new(limits, pid),
             sites: Vec::new(),
             execs: 0,
@@ -241,13 +239,14 @@ impl Traced {
     pub(super) fn attach(
         &mut self,
         probe: &Probe,
+        links: &mut Links,
         files: &Files,
         proc_root: &Path,
     ) -> Result<(), TraceError> {
         let discovery = discover(files, proc_root, self.pid)?;
         self.why_empty = discovery.why_empty();
         let mut problems = discovery.problems.clone();
-        if self.planned.is_empty() {
+        if self.attached.is_empty() && !links.is_machine() {
             // Later, ours would be among them.
             problems.extend(discovery.foreign_breakpoints());
         }
@@ -258,49 +257,22 @@ impl Traced {
             }
         }
         for found in &discovery.allocators {
-            let file = (
-                found.file.device.major,
-                found.file.device.minor,
-                found.file.inode,
-            );
-            if self.planned.contains_key(&file) {
+            let file = file_id(found);
+            if !self.attached.insert(file) {
                 continue;
             }
-            let label = format!("{} {}", found.kind, found.file.path.display());
-            let mut attachments = Vec::new();
-            let mut sites = Vec::new();
-            for function in &found.functions {
-                let slot = (self.sites.len() + sites.len()).min(UNKNOWN_FREE_SLOT - 1);
-                let hit_slot = u8::try_from(slot).unwrap_or(0);
-                attachments.push(Attachment {
-                    offset: function.probe_offset(),
-                    cookie: ProbeCookie {
-                        hit_slot,
-                        ..function.cookie
-                    },
-                    wants_return: function.wants_return(),
-                });
-                sites.push(ProbeSite {
-                    name: function.name.clone(),
-                    module: found.file.path.clone(),
-                    allocator: label.clone(),
-                    offset: function.probe_offset(),
-                    hit_slot,
-                });
-            }
-            if attachments.is_empty() {
+            if self.windows.is_enforced() {
+                let planned = Planned::new(found, self.sites.len());
+                if self.windows.is_open() {
+                    let link = planned.attach(probe, self.pid)?;
+                    self.links.extend(link.map(|link| (file, link)));
+                }
+                self.sites.extend(planned.sites().iter().cloned());
+                self.planned.push(planned);
                 continue;
             }
-            let planned = Planned {
-                file: found.file.clone(),
-                attachments,
-            };
-            if self.windows.is_open() {
-                let path = planned.file.attach_path();
-                let link = probe.attach(&path, Some(self.pid), &planned.attachments)?;
-                self.links.insert(file, link);
-            }
-            self.planned.insert(file, planned);
+            let (sites, link) = links.attach(probe, found, self.pid, self.sites.len())?;
+            self.links.extend(link.map(|link| (file, link)));
             self.sites.extend(sites);
         }
         Ok(())
@@ -308,11 +280,10 @@ impl Traced {
 
     /// Attaches to everything that is known of: a window begins.
     pub(super) fn arm(&mut self, probe: &Probe) -> Result<(), KernelError> {
-        for (file, planned) in &self.planned {
-            if !self.links.contains_key(file) {
-                let path = planned.file.attach_path();
-                let link = probe.attach(&path, Some(self.pid), &planned.attachments)?;
-                self.links.insert(*file, link);
+        for planned in &self.planned {
+            if !self.links.contains_key(&planned.file()) {
+                let link = planned.attach(probe, self.pid)?;
+                self.links.extend(link.map(|link| (planned.file(), link)));
             }
         }
         Ok(())

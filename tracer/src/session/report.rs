@@ -150,6 +150,7 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
     let proc_root = session.proc_root().to_owned();
     let mut processes = Vec::new();
     let pids: Vec<u32> = session.processes.keys().copied().collect();
+    let hits_of = session.probe.hits();
     for pid in pids {
         if let Some(traced) = session.processes.get_mut(&pid)
             && traced.ended.is_none()
@@ -159,7 +160,13 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         let Some(traced) = session.processes.get(&pid) else {
             continue;
         };
-        let hits = session.hits(traced);
+        let mut hits = hits_of
+            .get(&traced.incarnation)
+            .copied()
+            .unwrap_or([0; HIT_SLOTS]);
+        for (sum, before) in hits.iter_mut().zip(traced.windows.hits_before()) {
+            *sum += before;
+        }
         duty += traced.windows.duty() / session.processes.len().max(1) as f64;
         hits_total += hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>();
         if let (Some(before), Some(after)) = (traced.cpu_first, traced.cpu_last) {

@@ -11,7 +11,7 @@ use leakscope_common::HIT_SLOTS;
 use super::{Session, process::Traced};
 use crate::{
     budget::{Choice, Close, Controller, Limits, Mode, Usage},
-    kernel::{BlockToRead, KernelError, monotonic_ns, process_cpu_time, read_blocks},
+    kernel::{BlockToRead, KernelError, close_links, monotonic_ns, process_cpu_time, read_blocks},
     ledger::{Cohorts, Reading, SiteId, Span, Survivor},
 };
 
@@ -98,6 +98,11 @@ impl Windows {
             usage: Usage::default(),
             unseen: HashSet::new(),
         });
+    }
+
+    /// Whether windows are opened and closed at all.
+    pub(super) fn is_enforced(&self) -> bool {
+        self.is_enforced
     }
 
     /// Whether calls are seen now.
@@ -323,7 +328,7 @@ impl Session {
         decided: Usage,
     ) -> Result<(), KernelError> {
         let closed_ns = monotonic_ns();
-        traced.links.clear();
+        close_links(traced.links.drain().map(|(_, link)| link));
         // Stacks that the survivors' sites stand for.
         self.drain()?;
         let usage = self.usage(traced);

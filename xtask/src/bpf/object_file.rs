@@ -55,7 +55,7 @@ pub(super) fn strip(object: &[u8]) -> Result<Vec<u8>> {
 /// Reads the object as the loader (aya) will, and says what is in it.
 ///
 /// # Errors
-/// When the loader cannot parse it, or it has no programs, no maps, no GPL-compatible licence, no BTF, or a function
+/// When the loader cannot parse it, or it has no programs, no maps, data sections, no GPL-compatible licence, no BTF, or a function
 /// without BTF's function information: the kernel would refuse it, or the tracer would do nothing.
 pub(super) fn inspect(object: &[u8]) -> Result<String> {
     let mut parsed = Object::parse(object).context("the loader cannot read the object")?;
@@ -64,6 +64,18 @@ pub(super) fn inspect(object: &[u8]) -> Result<String> {
             "the object has {} programs and {} maps: it would trace nothing",
             parsed.programs.len(),
             parsed.maps.len()
+        );
+    }
+    let data: Vec<&str> = parsed
+        .maps
+        .keys()
+        .map(String::as_str)
+        .filter(|name| name.starts_with('.'))
+        .collect();
+    if !data.is_empty() {
+        bail!(
+            "the object has data sections ({}), which the loader creates and leaves zero: keep constants in the code",
+            data.join(", ")
         );
     }
     let license = parsed.license.to_string_lossy().into_owned();

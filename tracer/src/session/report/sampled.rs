@@ -109,6 +109,11 @@ pub(super) fn tier_reason(session: &Session) -> String {
         )
     };
     let links = session.probe.link_mode().name();
+    let others = if session.traps_others() {
+        "; so many processes were selected that the probes are in their files for all processes: others that map them are slowed too, and not recorded"
+    } else {
+        ""
+    };
     let several = session.processes.len() > 1;
     let reasons: Vec<String> = session
         .processes
@@ -127,5 +132,5 @@ pub(super) fn tier_reason(session: &Session) -> String {
         Some((first, _)) if session.options.tier == Choice::Exact => first.clone(),
         _ => reasons.join("; "),
     };
-    format!("{reasons}; through {links} links{thinned}")
+    format!("{reasons}; through {links} links{others}{thinned}")
 }

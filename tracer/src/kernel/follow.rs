@@ -1,0 +1,217 @@
+//! Which processes the probe records, and the events by which it learns of others.
+
+use std::{mem::offset_of, os::fd::AsFd as _, sync::atomic::Ordering};
+
+use leakscope_common::{
+    HOLD_CHILDREN, PROCESS_EXEC_PENDING, ProcessRecord, SELECT_ACTIVE, Selection,
+};
+
+use super::{
+    command,
+    error::KernelError,
+    probe::{Probe, Value, map_error},
+    sys,
+    tracefs::Tracefs,
+};
+
+/// The tracepoint at which a process or thread is made.
+const NEW_TASK: &str = "task/task_newtask";
+
+/// Its record (include/trace/events/task.h) as `process_fork` reads it.
+#[repr(C)]
+struct NewTask {
+    common: [u32; 2],
+    pid: u32,
+    comm: [u8; 16],
+    padding: u32,
+    clone_flags: u64,
+}
+
+/// `BPF_ANY` (include/uapi/linux/bpf.h).
+const ANY: u64 = 0;
+
+impl Probe {
+    /// Attaches to exec, thread exit and mapping events.
+    ///
+    /// # Errors
+    /// A tracepoint was refused, or tracefs cannot be read.
+    pub fn attach_lifecycle(&mut self) -> Result<(), KernelError> {
+        self.attach_tracepoints(&["process_exec", "process_exit", "mmap_enter", "mmap_return"])
+    }
+
+    /// Attaches to the making of processes, once.
+    ///
+    /// # Errors
+    /// The tracepoint was refused, tracefs cannot be read, or the record is not what the program was made for.
+    pub fn attach_forks(&mut self) -> Result<(), KernelError> {
+        if self.sees_forks {
+            return Ok(());
+        }
+        Tracefs::open()?.expect_fields(
+            NEW_TASK,
+            &[
+                ("pid", offset_of!(NewTask, pid), size_of::<u32>()),
+                (
+                    "clone_flags",
+                    offset_of!(NewTask, clone_flags),
+                    size_of::<u64>(),
+                ),
+            ],
+        )?;
+        self.attach_tracepoints(&["process_fork"])?;
+        self.sees_forks = true;
+        Ok(())
+    }
+
+    fn attach_tracepoints(&mut self, names: &[&str]) -> Result<(), KernelError> {
+        let tracefs = Tracefs::open()?;
+        for (name, program) in &self.lifecycle_programs {
+            if !names.contains(name) {
+                continue;
+            }
+            let failed = |source| KernelError::Attach {
+                what: format!("the tracepoint of {name}"),
+                source,
+            };
+            let (raw, event) = match *name {
+                "process_exec" => (Some(c"sched_process_exec"), ""),
+                "process_exit" => (Some(c"sched_process_exit"), ""),
+                "process_fork" => (None, NEW_TASK),
+                "mmap_enter" => (None, "syscalls/sys_enter_mmap"),
+                _ => (None, "syscalls/sys_exit_mmap"),
+            };
+            if let Some(raw) = raw {
+                let link = sys::open_raw_tracepoint(program.as_fd(), raw).map_err(failed)?;
+                self.lifecycle.push(link);
+            } else {
+                let event = sys::open_tracepoint(tracefs.tracepoint_id(event)?).map_err(failed)?;
+                let link =
+                    sys::link_perf_event(program.as_fd(), event.as_fd(), 0).map_err(failed)?;
+                self.lifecycle.push(link);
+                self.lifecycle.push(event);
+            }
+        }
+        Ok(())
+    }
+
+    /// A number for a process incarnation that has not been used yet.
+    #[must_use]
+    pub fn new_incarnation(&self) -> u32 {
+        self.incarnations
+            .word(0, 0)
+            .map_or(1, |next| next.fetch_add(1, Ordering::SeqCst)) as u32
+    }
+
+    /// Begins to record a process.
+    ///
+    /// # Errors
+    /// The process table is full.
+    pub fn follow(&mut self, pid: u32, incarnation: u32) -> Result<(), KernelError> {
+        self.record(pid, incarnation, 0)
+    }
+
+    /// Begins to record a child of ours that has not called exec yet: what it does until then is not recorded, and it is held
+    /// whenever it maps code. With `children`, so are its children and theirs.
+    ///
+    /// # Errors
+    /// The process table is full; or children are to be seen, and cannot be.
+    pub fn follow_command(
+        &mut self,
+        pid: u32,
+        incarnation: u32,
+        children: bool,
+    ) -> Result<(), KernelError> {
+        if children {
+            self.attach_forks()?;
+        }
+        self.holds
+            .insert(pid, if children { HOLD_CHILDREN } else { 0 }, ANY)
+            .map_err(|error| map_error("HOLDS", &error))?;
+        self.record(pid, incarnation, PROCESS_EXEC_PENDING)
+    }
+
+    fn record(&mut self, pid: u32, incarnation: u32, flags: u32) -> Result<(), KernelError> {
+        self.processes
+            .insert(pid, Value(ProcessRecord { incarnation, flags }), ANY)
+            .map_err(|error| map_error("PROCESSES", &error))
+    }
+
+    /// Stops following a process, unless its number belongs to another by now.
+    pub fn forget(&mut self, pid: u32, incarnation: u32) {
+        if self.incarnation(pid) == Some(incarnation) {
+            // An entry that is gone already is what is wanted.
+            let _ = self.processes.remove(&pid);
+            let _ = self.holds.remove(&pid);
+        }
+    }
+
+    /// Which processes are to be told of as they start: [`ProbeEvent::Candidate`].
+    ///
+    /// # Errors
+    /// The making of processes cannot be seen.
+    pub fn select(&mut self, selection: &Selection) -> Result<(), KernelError> {
+        if selection.flags & SELECT_ACTIVE != 0 {
+            self.attach_forks()?;
+        }
+        // Nothing is selected while it is changed: the flags are written last, in one word with the number of groups.
+        if let Some(flags) = self.selection.word(0, offset_of!(Selection, cgroup_count)) {
+            flags.store(0, Ordering::SeqCst);
+            self.selection.write(
+                0,
+                Selection {
+                    cgroup_count: 0,
+                    flags: 0,
+                    ..*selection
+                },
+            );
+            let word = u64::from(selection.flags) << 32 | u64::from(selection.cgroup_count);
+            flags.store(word, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Drops the records of a process's threads. Only once nothing is attached to it any more: a record that a program is
+    /// using must not be given to another thread.
+    pub fn forget_threads(&mut self, pid: u32) {
+        let threads: Vec<u64> = self
+            .threads
+            .keys()
+            .flatten()
+            .filter(|thread| thread >> 32 == u64::from(pid))
+            .collect();
+        for thread in threads {
+            // The thread may have ended by itself.
+            let _ = self.threads.remove(&thread);
+        }
+    }
+
+    /// The incarnation of a followed process.
+    #[must_use]
+    pub fn incarnation(&self, pid: u32) -> Option<u32> {
+        self.processes
+            .get(&pid, 0)
+            .ok()
+            .map(|record| record.0.incarnation)
+    }
+
+    /// Lets a held process run on.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn resume(&self, pid: u32) -> Result<(), KernelError> {
+        command::send_continue(pid)
+            .map_err(|source| KernelError::call(format!("cannot continue process {pid}"), source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NewTask;
+    use std::mem::offset_of;
+
+    #[test]
+    fn the_record_lies_as_the_probe_reads_it() {
+        assert_eq!(offset_of!(NewTask, pid), 8);
+        assert_eq!(offset_of!(NewTask, clone_flags), 32);
+    }
+}

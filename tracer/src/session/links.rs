@@ -1,0 +1,232 @@
+//! What is attached: a link for each file and process, or, where the whole machine is traced, one for each file and all
+//! processes. A process that is followed uses some of them, and knows their functions by hit slots.
+
+use std::{
+    collections::{HashMap, HashSet},
+    thread::JoinHandle,
+};
+
+use leakscope_common::UNKNOWN_FREE_SLOT;
+
+use super::process::ProbeSite;
+use crate::{
+    kernel::{Attachment, KernelError, Link, Probe, close_links},
+    target::{
+        allocator::AllocatorKind,
+        discover::{FoundAllocator, MappedFile},
+    },
+};
+
+/// A file's device (major, minor) and inode.
+pub(super) type FileId = (u32, u32, u64);
+
+/// Where the hit slots of allocators other than the C library's begin under links for all processes: there, slots belong to files
+/// and not to processes, and a process usually uses the C library and one other.
+const OTHERS_SLOT: usize = 12;
+
+/// The last slot that a function can have; further ones share it.
+const LAST_SLOT: usize = UNKNOWN_FREE_SLOT - 1;
+
+/// The probes of a file that a process maps, to be attached whenever a window is open.
+pub(super) struct Planned {
+    file: MappedFile,
+    id: FileId,
+    attachments: Vec<Attachment>,
+    sites: Vec<ProbeSite>,
+}
+
+impl Planned {
+    /// With hit slots from `slots_used` on.
+    pub(super) fn new(found: &FoundAllocator, slots_used: usize) -> Self {
+        let (attachments, sites) = plan(found, slots_used);
+        Self {
+            file: found.file.clone(),
+            id: file_id(found),
+            attachments,
+            sites,
+        }
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> FileId {
+        self.id
+    }
+
+    /// The functions.
+    pub(super) fn sites(&self) -> &[ProbeSite] {
+        &self.sites
+    }
+
+    /// Attaches to one process; `None` where there is nothing to attach.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(super) fn attach(&self, probe: &Probe, pid: u32) -> Result<Option<Link>, KernelError> {
+        if self.attachments.is_empty() {
+            return Ok(None);
+        }
+        probe
+            .attach(&self.file.attach_path(), Some(pid), &self.attachments)
+            .map(Some)
+    }
+}
+
+/// A link for all processes.
+struct Shared {
+    link: Link,
+    sites: Vec<ProbeSite>,
+    users: HashSet<u32>,
+}
+
+/// The links for all processes, and those that are being closed.
+#[derive(Default)]
+pub(super) struct Links {
+    /// Whether links are for all processes.
+    machine: bool,
+    shared: HashMap<FileId, Shared>,
+    retired: Vec<Link>,
+    closing: Option<JoinHandle<()>>,
+}
+
+impl Links {
+    /// From now on links are for all processes, or for one each.
+    pub(super) fn set_machine(&mut self, machine: bool) {
+        self.machine = machine;
+    }
+
+    /// Whether links are for all processes.
+    pub(super) fn is_machine(&self) -> bool {
+        self.machine
+    }
+
+    /// Attaches to an allocator that a process maps. Gives the functions, and the link if it is the process's own.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(super) fn attach(
+        &mut self,
+        probe: &Probe,
+        found: &FoundAllocator,
+        pid: u32,
+        slots_used: usize,
+    ) -> Result<(Vec<ProbeSite>, Option<Link>), KernelError> {
+        if !self.machine {
+            let (attachments, sites) = plan(found, slots_used);
+            if attachments.is_empty() {
+                return Ok((sites, None));
+            }
+            let link = probe.attach(&found.file.attach_path(), Some(pid), &attachments)?;
+            return Ok((sites, Some(link)));
+        }
+        let file = file_id(found);
+        if let Some(shared) = self.shared.get_mut(&file) {
+            shared.users.insert(pid);
+            return Ok((shared.sites.clone(), None));
+        }
+        let first = match found.kind {
+            AllocatorKind::Glibc | AllocatorKind::Musl => 0,
+            _ => OTHERS_SLOT,
+        };
+        let (attachments, sites) = plan(found, first);
+        if !attachments.is_empty() {
+            let link = probe.attach(&found.file.attach_path(), None, &attachments)?;
+            self.shared.insert(
+                file,
+                Shared {
+                    link,
+                    sites: sites.clone(),
+                    users: HashSet::from([pid]),
+                },
+            );
+        }
+        Ok((sites, None))
+    }
+
+    /// A process uses no link any more: those that nobody else uses are closed, beside what goes on.
+    pub(super) fn release(&mut self, pid: u32, own: impl IntoIterator<Item = Link>) {
+        self.retired.extend(own);
+        for shared in self.shared.values_mut() {
+            shared.users.remove(&pid);
+        }
+        let unused: Vec<FileId> = self
+            .shared
+            .iter()
+            .filter(|(_, shared)| shared.users.is_empty())
+            .map(|(file, _)| *file)
+            .collect();
+        for file in unused {
+            if let Some(shared) = self.shared.remove(&file) {
+                self.retired.push(shared.link);
+            }
+        }
+        self.close_retired();
+    }
+
+    /// Begins to close what was given up, if the last time is over.
+    pub(super) fn close_retired(&mut self) {
+        if self.retired.is_empty()
+            || self
+                .closing
+                .as_ref()
+                .is_some_and(|closing| !closing.is_finished())
+        {
+            return;
+        }
+        let retired = std::mem::take(&mut self.retired);
+        // Where no thread can be made, the closure is dropped, and the links with it.
+        self.closing = std::thread::Builder::new()
+            .name("detach".to_owned())
+            .spawn(move || close_links(retired))
+            .ok();
+    }
+
+    /// Closes everything, with what processes have of their own; returns when the kernel has forgotten it.
+    pub(super) fn close_all(&mut self, own: impl IntoIterator<Item = Link>) {
+        let mut links = std::mem::take(&mut self.retired);
+        links.extend(own);
+        links.extend(self.shared.drain().map(|(_, shared)| shared.link));
+        close_links(links);
+        if let Some(closing) = self.closing.take() {
+            // It panics nowhere; and if it did, its links are closed.
+            let _ = closing.join();
+        }
+    }
+}
+
+/// The file of an allocator.
+pub(super) fn file_id(found: &FoundAllocator) -> FileId {
+    (
+        found.file.device.major,
+        found.file.device.minor,
+        found.file.inode,
+    )
+}
+
+/// The probes of an allocator, with hit slots from `first` on.
+fn plan(found: &FoundAllocator, first: usize) -> (Vec<Attachment>, Vec<ProbeSite>) {
+    let label = format!("{} {}", found.kind, found.file.path.display());
+    found
+        .functions
+        .iter()
+        .enumerate()
+        .map(|(index, function)| {
+            let hit_slot = u8::try_from((first + index).min(LAST_SLOT)).unwrap_or(0);
+            let attachment = Attachment {
+                offset: function.probe_offset(),
+                cookie: leakscope_common::ProbeCookie {
+                    hit_slot,
+                    ..function.cookie
+                },
+                wants_return: function.wants_return(),
+            };
+            let site = ProbeSite {
+                name: function.name.clone(),
+                module: found.file.path.clone(),
+                allocator: label.clone(),
+                offset: function.probe_offset(),
+                hit_slot,
+            };
+            (attachment, site)
+        })
+        .unzip()
+}

@@ -1,0 +1,328 @@
+//! Processes that are found by a selection: those that run when it is made, and those that start later, of which the probe
+//! tells. Without a selection only what was named is followed.
+
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use leakscope_common::SELECT_LATER;
+
+use super::{Session, TraceError, process::Traced};
+use crate::{
+    kernel::KernelError,
+    target::{
+        process::{list_pids, read_process},
+        select::Selector,
+    },
+};
+
+/// With a selection of all processes, how long one must live before it is followed. What a machine starts and ends at once is
+/// not where memory leaks, and to follow a process costs more than most of these take.
+const SETTLE: Duration = Duration::from_millis(40);
+
+/// How long a child of a command, which usually calls exec at once, may take before it is looked at as it is.
+const EXEC_WITHIN: Duration = Duration::from_millis(2);
+
+/// With more processes than this, links are for all processes of the machine: one for each process costs time that grows with their
+/// number squared (500 processes: 46 s against 1 s), and at every hit the kernel asks each whether it is meant.
+const MANY: usize = 24;
+
+/// How often the probe's suggestions are looked at where it does not wake us.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// So many processes that have ended stay in the report, the last ones.
+const KEEP_ENDED: usize = 64;
+
+/// How often the room of ended processes is taken back: the whole live table is read for it, some 10 ms.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Of how many processes memory and processor time are read at each look.
+const MEASURED_AT_A_LOOK: usize = 64;
+
+/// The state of a selection.
+#[derive(Debug, Default)]
+pub(super) struct Selecting {
+    selector: Option<Selector>,
+    /// Processes to look at, and when.
+    candidates: BTreeMap<u32, Instant>,
+    /// Processes that have ended, the oldest first.
+    ended: VecDeque<u32>,
+    /// Incarnations whose room is to be taken back.
+    dropped: HashSet<u32>,
+    swept: Option<Instant>,
+    /// The last process that was measured.
+    measured: u32,
+    /// Processes that met the selection and could not be followed.
+    failed: u64,
+}
+
+impl Selecting {
+    /// When something is to be done next.
+    pub(super) fn wait_at_most(&self) -> Duration {
+        let now = Instant::now();
+        let due = self
+            .candidates
+            .values()
+            .min()
+            .map_or(Duration::MAX, |due| due.saturating_duration_since(now));
+        match &self.selector {
+            Some(selector) if selector.is_all() => due.min(LOOK_EVERY),
+            _ => due,
+        }
+    }
+}
+
+impl Session {
+    /// Traces the processes that a selector wants: those that run now, and from now on those that start. Processes that an earlier
+    /// selector wanted and this one does not are let go. Gives how many are followed.
+    ///
+    /// # Errors
+    /// The kernel refused something. That a single process cannot be followed is no error.
+    pub fn select(&mut self, selector: Selector) -> Result<usize, TraceError> {
+        let all = selector.is_all();
+        let mut selection = *selector.selection();
+        if all {
+            selection.flags |= SELECT_LATER;
+        }
+        let first = self.processes.is_empty();
+        self.selecting.selector = Some(selector);
+        // Before the look at those that run: one that starts in between is found twice rather than never.
+        self.probe.select(&selection)?;
+        let unwanted: Vec<u32> = self
+            .processes
+            .keys()
+            .copied()
+            .filter(|pid| !self.is_wanted(*pid))
+            .collect();
+        for pid in unwanted {
+            self.let_go(pid);
+        }
+        let wanted: Vec<u32> = list_pids(&self.proc_root)
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|pid| self.is_wanted(*pid))
+            .collect();
+        if first {
+            self.links.set_machine(all || wanted.len() > MANY);
+        }
+        for pid in wanted {
+            self.consider(pid)?;
+        }
+        if first {
+            // What is asked for lasts from when everything that runs is traced.
+            self.started = Instant::now();
+        }
+        Ok(self.running())
+    }
+
+    /// Whether processes that are not followed are trapped too, since links are for all.
+    #[must_use]
+    pub fn traps_others(&self) -> bool {
+        self.links.is_machine()
+            && !self
+                .selecting
+                .selector
+                .as_ref()
+                .is_none_or(Selector::is_all)
+    }
+
+    /// The selection, where there is one.
+    #[must_use]
+    pub fn selector(&self) -> Option<&Selector> {
+        self.selecting.selector.as_ref()
+    }
+
+    /// Whether a process is to be followed, as the selection says.
+    fn is_wanted(&self, pid: u32) -> bool {
+        self.selecting.selector.as_ref().is_some_and(|selector| {
+            pid != std::process::id()
+                && read_process(&self.proc_root, pid).is_ok_and(|process| selector.wants(&process))
+        })
+    }
+
+    /// Follows a process if the selection wants it.
+    fn consider(&mut self, pid: u32) -> Result<(), KernelError> {
+        if self
+            .processes
+            .get(&pid)
+            .is_some_and(|traced| traced.ended.is_none())
+            || !self.is_wanted(pid)
+        {
+            return Ok(());
+        }
+        match self.follow_as_it_is(pid) {
+            Ok(()) => Ok(()),
+            Err(TraceError::Kernel(KernelError::Attach { .. })) => {
+                self.selecting.failed += 1;
+                Ok(())
+            }
+            Err(TraceError::Kernel(error)) => Err(error),
+            // It has ended meanwhile, or is another user's.
+            Err(_) => {
+                self.selecting.failed += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Follows a process even if it has no allocator that is known: one may be loaded later, and the report says why nothing is seen.
+    fn follow_as_it_is(&mut self, pid: u32) -> Result<(), TraceError> {
+        let mut traced = Traced::open(&self.proc_root, pid, self.limits(false))?;
+        traced
+            .space
+            .refresh(&self.proc_root, pid, &mut self.modules)
+            .map_err(TraceError::from)?;
+        traced.incarnation = self.probe.new_incarnation();
+        self.install_tables(&mut traced)?;
+        traced.windows.begin(pid, traced.incarnation);
+        if let Err(error) = self.attach(&mut traced) {
+            self.tables.remove(&mut self.probe, traced.incarnation);
+            return Err(error);
+        }
+        self.probe.follow(pid, traced.incarnation)?;
+        self.forget_ended(pid);
+        self.processes.insert(pid, traced);
+        Ok(())
+    }
+
+    /// The probe suggests a process.
+    pub(super) fn note_candidate(&mut self, pid: u32) {
+        let settle = match &self.selecting.selector {
+            Some(selector) if selector.is_all() => SETTLE,
+            Some(_) => Duration::ZERO,
+            None => return,
+        };
+        // A process that calls exec again and again is not put off each time.
+        self.selecting
+            .candidates
+            .entry(pid)
+            .or_insert(Instant::now() + settle);
+    }
+
+    /// A child of a command is traced from its first instruction; its allocators are looked for when it has called exec, or shows that
+    /// it does not.
+    pub(super) fn note_fork(&mut self, pid: u32, incarnation: u32) {
+        let Ok(mut traced) = Traced::open(&self.proc_root, pid, self.limits(false)) else {
+            // It has ended by now.
+            self.probe.forget(pid, incarnation);
+            return;
+        };
+        traced.incarnation = incarnation;
+        self.forget_ended(pid);
+        self.processes.insert(pid, traced);
+        self.selecting
+            .candidates
+            .insert(pid, Instant::now() + EXEC_WITHIN);
+    }
+
+    /// Looks at the candidates whose time has come.
+    pub(super) fn consider_candidates(&mut self) -> Result<(), KernelError> {
+        let now = Instant::now();
+        let due: Vec<u32> = self
+            .selecting
+            .candidates
+            .iter()
+            .filter(|(_, due)| **due <= now)
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in due {
+            self.selecting.candidates.remove(&pid);
+            let is_child = self
+                .processes
+                .get(&pid)
+                .is_some_and(|traced| traced.ended.is_none() && traced.space.ranges().is_empty());
+            if is_child {
+                self.note_mapping(pid, false)?;
+            } else if self.selecting.selector.is_some() {
+                self.consider(pid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After an exec: whether the process is still to be followed.
+    pub(super) fn is_kept_after_exec(&self, pid: u32) -> bool {
+        self.selecting.selector.is_none() || self.is_wanted(pid)
+    }
+
+    /// A process has ended; the oldest of those that ended is forgotten when there are many.
+    pub(super) fn note_end(&mut self, pid: u32) {
+        self.selecting.candidates.remove(&pid);
+        self.selecting.ended.push_back(pid);
+        while self.selecting.ended.len() > KEEP_ENDED {
+            if let Some(oldest) = self.selecting.ended.front().copied() {
+                self.forget_ended(oldest);
+            }
+        }
+    }
+
+    /// A process that is still running is not to be followed any more.
+    pub(super) fn let_go(&mut self, pid: u32) {
+        if let Some(traced) = self.processes.remove(&pid) {
+            self.probe.forget(pid, traced.incarnation);
+            self.tables.remove(&mut self.probe, traced.incarnation);
+            self.links.release(pid, traced.links.into_values());
+            self.selecting.dropped.insert(traced.incarnation);
+        }
+    }
+
+    /// Forgets a process that has ended, so that its number can stand for another.
+    pub(super) fn forget_ended(&mut self, pid: u32) {
+        self.selecting.ended.retain(|ended| *ended != pid);
+        let is_over = self
+            .processes
+            .get(&pid)
+            .is_some_and(|traced| traced.ended.is_some());
+        if is_over && let Some(traced) = self.processes.remove(&pid) {
+            self.selecting.dropped.insert(traced.incarnation);
+        }
+    }
+
+    /// An incarnation has ended whose blocks, stacks and totals are wanted no more.
+    pub(super) fn drop_incarnation(&mut self, incarnation: u32) {
+        self.selecting.dropped.insert(incarnation);
+        self.selecting.swept = None;
+    }
+
+    /// Takes back the room of what was dropped, every now and then.
+    pub(super) fn sweep(&mut self) {
+        let is_due = self
+            .selecting
+            .swept
+            .is_none_or(|last| last.elapsed() >= SWEEP_EVERY);
+        if !is_due || self.selecting.dropped.is_empty() {
+            return;
+        }
+        self.selecting.swept = Some(Instant::now());
+        let dropped = std::mem::take(&mut self.selecting.dropped);
+        for site in self.probe.drop_incarnations(&dropped) {
+            self.ledger.forget(site);
+        }
+        self.stacks
+            .retain(|_, stack| !dropped.contains(&stack.incarnation));
+        self.canonical
+            .retain(|(incarnation, _), _| !dropped.contains(incarnation));
+    }
+
+    /// The processes to measure at this look: all, or where there are many some in turn.
+    pub(super) fn due_for_measurement(&mut self) -> Vec<u32> {
+        let after = self.selecting.measured;
+        let running = |pid: &u32, traced: &Traced| traced.ended.is_none().then_some(*pid);
+        let due: Vec<u32> = self
+            .processes
+            .range(after.saturating_add(1)..)
+            .chain(self.processes.range(..=after))
+            .filter_map(|(pid, traced)| running(pid, traced))
+            .take(MEASURED_AT_A_LOOK)
+            .collect();
+        self.selecting.measured = due.last().copied().unwrap_or(0);
+        due
+    }
+
+    /// How many processes met the selection and could not be followed.
+    #[must_use]
+    pub fn not_followed(&self) -> u64 {
+        self.selecting.failed
+    }
+}

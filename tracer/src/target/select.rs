@@ -1,0 +1,547 @@
+//! Which processes are wanted: by name, by control group, or all. Pure but for [`CgroupPath::resolve`], which asks the cgroup file
+//! systems where a group lies. Knows nothing of how a process is traced.
+
+use std::{
+    fmt, fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Component, Path, PathBuf},
+};
+
+use leakscope_common::{
+    COMM_BYTES, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM, SELECTED_CGROUPS, Selection,
+};
+
+use super::process::{CgroupMembership, Process};
+
+/// States of the automaton for name patterns: the bits of a word.
+const STATES: u32 = u64::BITS;
+
+/// Why a selection cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SelectError {
+    /// A name pattern is not well formed.
+    #[error("--comm {pattern:?}: {what}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is the matter.
+        what: &'static str,
+    },
+    /// The patterns are too long together.
+    #[error(
+        "the --comm patterns are too long: together they may have {STATES} characters, one more counted for each pattern"
+    )]
+    TooLong,
+    /// Too many groups.
+    #[error(
+        "{0} control groups are named, and at most {SELECTED_CGROUPS} can be: name a group above them"
+    )]
+    TooManyGroups(usize),
+    /// There is no such group.
+    #[error("no control group {path}: {why}")]
+    NoGroup {
+        /// What was asked for.
+        path: String,
+        /// What was tried.
+        why: String,
+    },
+}
+
+/// What to trace among the processes of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selector {
+    comms: Vec<String>,
+    cgroups: Vec<CgroupPath>,
+    selection: Selection,
+}
+
+impl Selector {
+    /// Every process.
+    ///
+    /// # Errors
+    /// None: see [`Selector::new`].
+    pub fn all() -> Result<Self, SelectError> {
+        Self::new(&[], Vec::new())
+    }
+
+    /// The processes whose name matches one of the patterns (any name where there are none), and that are in one of the groups
+    /// or below it (in any where there are none).
+    ///
+    /// # Errors
+    /// A pattern is not well formed, or there are too many.
+    pub fn new(comms: &[String], cgroups: Vec<CgroupPath>) -> Result<Self, SelectError> {
+        let mut selection = Selection {
+            flags: SELECT_ACTIVE,
+            ..Selection::NONE
+        };
+        let mut states = 0;
+        for pattern in comms {
+            add_pattern(&mut selection, &mut states, pattern)?;
+            selection.flags |= SELECT_COMM;
+        }
+        if cgroups.len() > SELECTED_CGROUPS {
+            return Err(SelectError::TooManyGroups(cgroups.len()));
+        }
+        // The probe can tell groups of the v2 hierarchy only. Where one lies elsewhere it hands over every process that starts, and
+        // [`Selector::wants`] decides.
+        if !cgroups.is_empty() && cgroups.iter().all(|group| group.unified.is_some()) {
+            selection.flags |= SELECT_CGROUP;
+            for (index, group) in cgroups.iter().enumerate() {
+                if let (Some((id, level)), Some(to), Some(depth)) = (
+                    group.unified,
+                    selection.cgroups.get_mut(index),
+                    selection.cgroup_levels.get_mut(index),
+                ) {
+                    (*to, *depth) = (id, level);
+                    selection.cgroup_count += 1;
+                }
+            }
+        }
+        Ok(Self {
+            comms: comms.to_vec(),
+            cgroups,
+            selection,
+        })
+    }
+
+    /// Whether a process is wanted.
+    #[must_use]
+    pub fn wants(&self, process: &Process) -> bool {
+        if process.is_kernel_thread || process.is_zombie {
+            return false;
+        }
+        let mut comm = [0; COMM_BYTES];
+        for (to, from) in comm.iter_mut().zip(process.comm.bytes()) {
+            *to = from;
+        }
+        (self.comms.is_empty() || self.selection.matches_comm(&comm))
+            && (self.cgroups.is_empty()
+                || self
+                    .cgroups
+                    .iter()
+                    .any(|group| group.holds(&process.cgroups)))
+    }
+
+    /// Whether every process is wanted.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.comms.is_empty() && self.cgroups.is_empty()
+    }
+
+    /// The criteria as the probe compares them. A process that meets them may still not be wanted.
+    #[must_use]
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_all() {
+            return formatter.write_str("all processes");
+        }
+        formatter.write_str("processes")?;
+        if !self.comms.is_empty() {
+            write!(formatter, " named {}", self.comms.join(" or "))?;
+        }
+        if !self.cgroups.is_empty() {
+            let paths: Vec<&str> = self
+                .cgroups
+                .iter()
+                .map(|group| group.path.as_str())
+                .collect();
+            write!(formatter, " in the control group {}", paths.join(" or "))?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds a shell pattern (`*`, `?`, `[a-z]`, `[!a]`, `\` before a character that is meant itself) to the automaton.
+fn add_pattern(
+    selection: &mut Selection,
+    states: &mut u32,
+    pattern: &str,
+) -> Result<(), SelectError> {
+    let failed = |what| SelectError::Pattern {
+        pattern: pattern.to_owned(),
+        what,
+    };
+    if pattern.is_empty() {
+        return Err(failed("it is empty; '*' matches every name"));
+    }
+    let bit = |state: u32| 1_u64.checked_shl(state).ok_or(SelectError::TooLong);
+    selection.start |= bit(*states)?;
+    let mut bytes = pattern.bytes();
+    let is_plain = !pattern.contains(['*', '?', '[', '\\']);
+    let mut taken = 0;
+    while let Some(byte) = bytes.next() {
+        // The kernel keeps 15 bytes of a name: a longer one is found by its beginning.
+        if is_plain && taken + 1 == COMM_BYTES {
+            break;
+        }
+        let here = bit(*states)?;
+        let class = match byte {
+            b'*' => {
+                selection.stay |= here;
+                continue;
+            }
+            b'?' => [true; 256],
+            b'[' => class(&mut bytes).ok_or_else(|| failed("a '[' has no ']'"))?,
+            b'\\' => only(
+                bytes
+                    .next()
+                    .ok_or_else(|| failed("it ends with a lone '\\'"))?,
+            ),
+            other => only(other),
+        };
+        for (advance, belongs) in selection.advance.iter_mut().zip(class) {
+            if belongs {
+                *advance |= here;
+            }
+        }
+        taken += 1;
+        *states += 1;
+    }
+    selection.accept |= bit(*states)?;
+    *states += 1;
+    Ok(())
+}
+
+/// The class of a single character.
+fn only(byte: u8) -> [bool; 256] {
+    let mut class = [false; 256];
+    if let Some(entry) = class.get_mut(usize::from(byte)) {
+        *entry = true;
+    }
+    class
+}
+
+/// Reads a class behind its `[`. A `]` that comes first is meant itself.
+fn class(bytes: &mut std::str::Bytes<'_>) -> Option<[bool; 256]> {
+    let mut class = [false; 256];
+    let mut next = bytes.next()?;
+    let inverted = matches!(next, b'!' | b'^');
+    if inverted {
+        next = bytes.next()?;
+    }
+    let mut before: Option<u8> = None;
+    let mut is_range = false;
+    let mut first = true;
+    while first || next != b']' {
+        first = false;
+        if next == b'-' && before.is_some() && !is_range {
+            is_range = true;
+        } else {
+            let from = if is_range {
+                before.unwrap_or(next)
+            } else {
+                next
+            };
+            for member in from..=next {
+                if let Some(entry) = class.get_mut(usize::from(member)) {
+                    *entry = true;
+                }
+            }
+            before = (!is_range).then_some(next);
+            is_range = false;
+        }
+        next = bytes.next()?;
+    }
+    if is_range && let Some(entry) = class.get_mut(usize::from(b'-')) {
+        // A '-' that comes last is meant itself.
+        *entry = true;
+    }
+    if inverted {
+        class = class.map(|belongs| !belongs);
+    }
+    Some(class)
+}
+
+/// A control group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupPath {
+    /// A v1 controller of the group's hierarchy; empty for v2.
+    controller: String,
+    /// The path from the hierarchy's root, `/` first.
+    path: String,
+    /// In v2: the group's number and how deep it lies.
+    unified: Option<(u64, u32)>,
+}
+
+/// A mounted cgroup hierarchy.
+struct Hierarchy {
+    mount: PathBuf,
+    /// Which group is mounted there.
+    root: String,
+    /// Empty for v2.
+    controllers: Vec<String>,
+}
+
+impl CgroupPath {
+    /// Finds a group by its folder (`/sys/fs/cgroup/system.slice`) or its path from the hierarchy's root, as `/proc/PID/cgroup` gives
+    /// it. A path that exists in several hierarchies is the one in v2, or else in v1's first that has it, `memory` first.
+    ///
+    /// # Errors
+    /// There is no such group.
+    pub fn resolve(proc_root: &Path, asked: &Path) -> Result<Self, SelectError> {
+        let failed = |why: String| SelectError::NoGroup {
+            path: asked.display().to_string(),
+            why,
+        };
+        let mut hierarchies = hierarchies(proc_root).map_err(|error| failed(error.to_string()))?;
+        hierarchies.sort_by_key(|hierarchy| {
+            match hierarchy.controllers.iter().any(|name| name == "memory") {
+                _ if hierarchy.controllers.is_empty() => 0,
+                true => 1,
+                false => 2,
+            }
+        });
+        if asked.components().any(|part| part == Component::ParentDir) {
+            return Err(failed("name it without '..'".to_owned()));
+        }
+        for hierarchy in &hierarchies {
+            let Ok(below) = asked.strip_prefix(&hierarchy.mount) else {
+                continue;
+            };
+            return hierarchy
+                .group(below)
+                .map_err(|error| failed(error.to_string()));
+        }
+        let below = asked.strip_prefix("/").unwrap_or(asked);
+        for hierarchy in &hierarchies {
+            let inside = Path::new(&hierarchy.root)
+                .strip_prefix("/")
+                .ok()
+                .and_then(|root| below.strip_prefix(root).ok())
+                .unwrap_or(below);
+            if let Ok(group) = hierarchy.group(inside) {
+                return Ok(group);
+            }
+        }
+        let mounts: Vec<String> = hierarchies
+            .iter()
+            .map(|hierarchy| hierarchy.mount.display().to_string())
+            .collect();
+        Err(failed(if mounts.is_empty() {
+            "no cgroup file system is mounted".to_owned()
+        } else {
+            format!(
+                "looked for it below {}; `cat /proc/PID/cgroup` shows the groups of a process",
+                mounts.join(", ")
+            )
+        }))
+    }
+
+    /// Whether a process with these memberships is in the group or below it.
+    fn holds(&self, memberships: &[CgroupMembership]) -> bool {
+        memberships
+            .iter()
+            .filter(|one| {
+                if self.controller.is_empty() {
+                    one.controllers.is_empty()
+                } else {
+                    one.controllers
+                        .split(',')
+                        .any(|name| name == self.controller)
+                }
+            })
+            .any(|one| {
+                self.path == "/"
+                    || one
+                        .path
+                        .strip_prefix(&self.path)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            })
+    }
+}
+
+impl Hierarchy {
+    /// The group at a path below the mount point.
+    fn group(&self, below: &Path) -> io::Result<CgroupPath> {
+        let metadata = fs::metadata(self.mount.join(below))?;
+        if !metadata.is_dir() {
+            return Err(io::Error::other("it is a file"));
+        }
+        let mut path = self.root.trim_end_matches('/').to_owned();
+        for part in below.components() {
+            if let Component::Normal(name) = part {
+                path.push('/');
+                path.push_str(&name.to_string_lossy());
+            }
+        }
+        let level = path.matches('/').count();
+        let unified = self
+            .controllers
+            .is_empty()
+            .then(|| (metadata.ino(), u32::try_from(level).unwrap_or(u32::MAX)));
+        if path.is_empty() {
+            path.push('/');
+        }
+        Ok(CgroupPath {
+            controller: self.controllers.first().cloned().unwrap_or_default(),
+            path,
+            unified,
+        })
+    }
+}
+
+/// The cgroup hierarchies in `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+fn hierarchies(proc_root: &Path) -> io::Result<Vec<Hierarchy>> {
+    let text = fs::read_to_string(proc_root.join("self/mountinfo"))?;
+    Ok(text.lines().filter_map(hierarchy).collect())
+}
+
+/// A cgroup hierarchy from a line of mountinfo.
+fn hierarchy(line: &str) -> Option<Hierarchy> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let mut mount = mount.split(' ').skip(3);
+    let (root, point) = (mount.next()?, mount.next()?);
+    let mut kind = kind.split(' ');
+    let controllers = match kind.next()? {
+        "cgroup2" => Vec::new(),
+        "cgroup" => kind
+            .nth(1)?
+            .split(',')
+            .filter(|option| {
+                !matches!(
+                    *option,
+                    "rw" | "ro" | "xattr" | "clone_children" | "noprefix"
+                )
+            })
+            .map(str::to_owned)
+            .collect(),
+        _ => return None,
+    };
+    Some(Hierarchy {
+        mount: PathBuf::from(point.replace("\\040", " ")),
+        root: root.to_owned(),
+        controllers,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
+
+    use super::{CgroupPath, SelectError, Selector, hierarchy};
+    use crate::target::process::{CgroupMembership, Process};
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    fn process(comm: &str, cgroup: &str) -> Process {
+        Process {
+            pid: 7,
+            parent: 1,
+            comm: comm.to_owned(),
+            cgroup: cgroup.to_owned(),
+            cgroups: vec![CgroupMembership {
+                controllers: String::new(),
+                path: cgroup.to_owned(),
+            }],
+            uid: 0,
+            is_kernel_thread: false,
+            start_time_ticks: 0,
+            is_zombie: false,
+        }
+    }
+
+    fn matches(patterns: &[&str], comm: &str) -> bool {
+        let patterns: Vec<String> = patterns.iter().map(|text| (*text).to_owned()).collect();
+        Selector::new(&patterns, Vec::new())
+            .unwrap()
+            .wants(&process(comm, "/"))
+    }
+
+    #[test]
+    fn patterns_are_those_of_the_shell() {
+        assert!(matches(&["redis*"], "redis-server"));
+        assert!(matches(&["*server"], "redis-server"));
+        assert!(matches(&["*dis*er*"], "redis-server"));
+        assert!(!matches(&["redis"], "redis-server"));
+        assert!(!matches(&["*redis"], "redis-server"));
+        assert!(matches(&["pytho[nx]?"], "python3"));
+        assert!(!matches(&["pytho[!nx]?"], "python3"));
+        assert!(matches(&["[a-c]at"], "bat") && !matches(&["[a-c]at"], "rat"));
+        assert!(matches(&["[]-]"], "]") && matches(&["[]-]"], "-"));
+        assert!(matches(&["\\*"], "*") && !matches(&["\\*"], "a"));
+        assert!(matches(&["nginx", "php*"], "php-fpm") && matches(&["nginx", "php*"], "nginx"));
+        assert!(!matches(&["nginx", "php*"], "nginxphp"));
+    }
+
+    #[test]
+    fn a_name_longer_than_the_kernel_keeps_is_found() {
+        assert!(matches(&["prometheus-node-exporter"], "prometheus-node"));
+    }
+
+    #[test]
+    fn bad_patterns_are_refused() {
+        for bad in ["", "[ab", "a\\"] {
+            assert!(matches!(
+                Selector::new(&[bad.to_owned()], Vec::new()),
+                Err(SelectError::Pattern { .. })
+            ));
+        }
+        let long = vec!["*aaaaaaaaaaaaaaa".to_owned(); 5];
+        assert!(matches!(
+            Selector::new(&long, Vec::new()),
+            Err(SelectError::TooLong)
+        ));
+    }
+
+    #[test]
+    fn sixty_four_states_are_enough_for_four_names() {
+        let names = vec!["abcdefghijklmno".to_owned(); 4];
+        assert!(Selector::new(&names, Vec::new()).is_ok());
+    }
+
+    #[test]
+    fn a_group_holds_what_is_below_it_and_not_what_is_beside() {
+        let group = CgroupPath {
+            controller: String::new(),
+            path: "/system.slice".to_owned(),
+            unified: Some((5, 1)),
+        };
+        let selector = Selector::new(&[], vec![group]).unwrap();
+        assert!(selector.wants(&process("a", "/system.slice")));
+        assert!(selector.wants(&process("a", "/system.slice/ssh.service")));
+        assert!(!selector.wants(&process("a", "/system.slice2")));
+        assert!(!selector.wants(&process("a", "/")));
+    }
+
+    #[test]
+    fn hierarchies_are_read_from_mountinfo() {
+        let v2 = hierarchy("30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw");
+        assert!(v2.is_some_and(|found| found.controllers.is_empty() && found.root == "/"));
+        let v1 = hierarchy(
+            "35 30 0:30 /docker/7 /sys/fs/cgroup/cpu,cpuacct ro - cgroup cgroup rw,cpu,cpuacct",
+        )
+        .unwrap();
+        assert_eq!(v1.controllers, ["cpu", "cpuacct"]);
+        assert_eq!(v1.root, "/docker/7");
+        assert!(hierarchy("1 2 0:3 / / rw - ext4 /dev/sda rw").is_none());
+    }
+
+    /// Shell matching, the slow way.
+    fn slow(pattern: &[u8], text: &[u8]) -> bool {
+        match (pattern.split_first(), text.split_first()) {
+            (None, None) => true,
+            (Some((b'*', rest)), _) => {
+                slow(rest, text)
+                    || text
+                        .split_first()
+                        .is_some_and(|(_, text)| slow(pattern, text))
+            }
+            (Some((b'?', rest)), Some((_, text))) => slow(rest, text),
+            (Some((letter, rest)), Some((other, text))) => letter == other && slow(rest, text),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_automaton_matches_like_the_definition(
+            pattern in "[ab*?]{1,12}", comm in "[abc]{1,15}", _seed in any::<u8>()
+        ) {
+            prop_assert_eq!(matches(&[&pattern], &comm), slow(pattern.as_bytes(), comm.as_bytes()));
+        }
+    }
+}
