@@ -10,6 +10,7 @@ use leakscope_common::SELECT_LATER;
 
 use super::{Session, TraceError, process::Traced};
 use crate::{
+    budget::Choice,
     kernel::KernelError,
     target::{
         process::{list_pids, read_process},
@@ -104,7 +105,10 @@ impl Session {
             .filter(|pid| self.is_wanted(*pid))
             .collect();
         if first {
-            self.links.set_machine(all || wanted.len() > MANY);
+            // Windows are opened and closed for each process by itself.
+            let at_once = self.options.tier == Choice::Exact;
+            self.links
+                .set_machine(at_once && (all || wanted.len() > MANY));
         }
         for pid in wanted {
             self.consider(pid)?;

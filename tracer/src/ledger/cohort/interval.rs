@@ -28,6 +28,13 @@ fn chi_square(degrees: f64, normal: f64) -> f64 {
     degrees * (1.0 - spread + normal * spread.sqrt()).max(0.0).powi(3)
 }
 
+/// Where a sum is so uncertain that the gamma distribution has its mode at 0: the factor to both sides for a log-normal one of the same
+/// variance.
+fn wide(sum: f64, variance: f64) -> f64 {
+    let spread = (variance / (sum * sum)).ln_1p().sqrt();
+    (NORMAL * spread).exp()
+}
+
 /// The lower end of the 95 % interval of a weighted sum of counts with this variance (Fay and Feuer 1997).
 pub(super) fn low(sum: f64, variance: f64) -> f64 {
     if sum <= 0.0 {
@@ -35,6 +42,9 @@ pub(super) fn low(sum: f64, variance: f64) -> f64 {
     }
     if variance <= 0.0 {
         return sum;
+    }
+    if variance > sum * sum {
+        return sum / wide(sum, variance);
     }
     let scale = variance / (2.0 * sum);
     (scale * chi_square(sum / scale, -NORMAL)).min(sum)
@@ -45,6 +55,9 @@ pub(super) fn high(sum: f64, variance: f64, most: f64) -> f64 {
     let (sum_one, variance_one) = (sum + most, variance + most * most);
     if sum_one <= 0.0 || variance_one <= 0.0 {
         return sum.max(0.0);
+    }
+    if variance_one > sum_one * sum_one {
+        return sum_one * wide(sum_one, variance_one);
     }
     let scale = variance_one / (2.0 * sum_one);
     (scale * chi_square(sum_one / scale, NORMAL)).max(sum)
@@ -73,6 +86,19 @@ mod tests {
                 (ours - theirs).abs() < 0.05 + theirs * 0.01,
                 "{ours} {theirs}"
             );
+        }
+    }
+
+    #[test]
+    fn the_interval_widens_with_the_variance() {
+        let mut last = (100.0, 100.0);
+        for variance in [10.0, 100.0, 1_000.0, 9_000.0, 40_000.0, 1e6, 1e9] {
+            let now = (low(100.0, variance), high(100.0, variance, 0.0));
+            assert!(
+                now.0 < last.0 && now.1 > last.1,
+                "{variance} {now:?} {last:?}"
+            );
+            last = now;
         }
     }
 
