@@ -102,9 +102,10 @@ const COMFORT: f64 = 0.7;
 /// Windows in a row that must have been so cheap.
 const CHEAP_WINDOWS: u32 = 3;
 
-/// How often the hits are looked at while a window is open.
+/// How soon the hits are looked at again while a window with a planned end is open.
 const LOOK_IN_WINDOW: Duration = Duration::from_millis(5);
-const LOOK_IN_EXACT: Duration = Duration::from_millis(50);
+/// And in one without: as soon as the balance can have been spent, but within these.
+const LOOK_IN_EXACT: (f64, f64) = (0.010, 0.100);
 
 /// An open window.
 #[derive(Clone, Copy, Debug)]
@@ -182,11 +183,24 @@ impl Controller {
         let open = self.open.as_ref()?;
         match (self.limits.choice, self.mode) {
             (Choice::Exact, _) => None,
-            (_, Mode::Exact) => Some(LOOK_IN_EXACT),
+            (_, Mode::Exact) => {
+                let (soonest, latest) = LOOK_IN_EXACT;
+                let wait = (self.account.balance() / self.account.cores()).clamp(soonest, latest);
+                Some(Duration::from_secs_f64(wait))
+            }
             (_, Mode::Sampled) => {
                 let left = (open.since.at + open.length).saturating_sub(at);
                 Some(left.min(LOOK_IN_WINDOW))
             }
+        }
+    }
+
+    /// Processor time that the process may use before its hits need to be counted again: they can have cost no more than that.
+    #[must_use]
+    pub fn slack(&self) -> Duration {
+        match self.mode {
+            Mode::Exact => Duration::from_secs_f64((self.account.balance() / 4.0).max(0.0)),
+            Mode::Sampled => Duration::ZERO,
         }
     }
 

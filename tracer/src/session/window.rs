@@ -256,6 +256,19 @@ impl Session {
     }
 
     fn step_window(&mut self, traced: &mut Traced) -> Result<(), KernelError> {
+        let windows = &mut traced.windows;
+        let at = windows.began.elapsed();
+        if windows.is_open()
+            && let Some(wait) = windows.controller.look_again(at)
+            && let (Ok(now), Some(before)) = (process_cpu_time(traced.pid), windows.cpu_before)
+            && now.saturating_sub(before).saturating_sub(windows.last.cpu)
+                < windows.controller.slack()
+            && at.saturating_sub(windows.last.at) < LOOK_EVERY
+        {
+            // It can have spent no more than the time that it ran.
+            windows.next_observe = Instant::now() + wait;
+            return Ok(());
+        }
         let usage = self.usage(traced);
         traced.windows.last = usage;
         if traced.windows.is_open() {
