@@ -269,7 +269,8 @@ impl Controller {
         let Some(open) = self.open.take() else {
             return;
         };
-        self.open_time += usage.at.saturating_sub(open.since.at);
+        // From then on the breakpoints are gone within milliseconds; what the kernel still waits for slows nobody.
+        self.open_time += decided.at.saturating_sub(open.since.at);
         let length = decided.at.saturating_sub(open.since.at).as_secs_f64();
         let cost = decided.cost.saturating_sub(open.since.cost).as_secs_f64();
         let ending = usage.cost.saturating_sub(decided.cost).as_secs_f64();

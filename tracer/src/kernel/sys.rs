@@ -334,3 +334,9 @@ pub(crate) fn process_cpu_time(pid: u32) -> io::Result<std::time::Duration> {
         u32::try_from(time.tv_nsec).unwrap_or(0),
     ))
 }
+
+/// setpriority(2) for the calling thread; a refusal changes nothing.
+pub(crate) fn set_nice(nice: i32) {
+    // SAFETY: plain numbers; on Linux 0 is the calling thread.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+}

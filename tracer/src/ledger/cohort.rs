@@ -44,6 +44,9 @@ pub struct Span {
     pub effective_s: f64,
     /// How far `effective_s` may be off, as a part of it (one standard deviation).
     pub uncertainty: f64,
+    /// Where traps took most of the window, what is left for the process itself is too small a difference to be measured for each window: then
+    /// these are the calls, and all such windows share one time for a call (see [`Cohorts::set_time_of_a_call`]).
+    pub calls: Option<f64>,
 }
 
 impl Span {
@@ -56,7 +59,7 @@ impl Span {
     fn effective_s(&self) -> f64 {
         let length = self.length_s().max(1e-9);
         if self.effective_s.is_finite() {
-            self.effective_s.clamp(length / 100.0, length)
+            self.effective_s.clamp(length / 1e4, length)
         } else {
             length
         }
@@ -201,6 +204,24 @@ impl Cohorts {
     #[must_use]
     pub fn windows(&self) -> usize {
         self.cohorts.len()
+    }
+
+    /// The time that the process, untraced, takes from call to call, seconds, for the windows that share it; and how far that may be off.
+    pub fn set_time_of_a_call(&mut self, time_s: f64, uncertainty: f64) {
+        for cohort in &mut self.cohorts {
+            if let Some(calls) = cohort.span.calls {
+                cohort.span.effective_s = calls * time_s;
+                cohort.span.uncertainty = uncertainty;
+            }
+        }
+    }
+
+    /// Whether there are windows that share a time for a call.
+    #[must_use]
+    pub fn shares_time_of_a_call(&self) -> bool {
+        self.cohorts
+            .iter()
+            .any(|cohort| cohort.span.calls.is_some())
     }
 
     /// The first window's opening.

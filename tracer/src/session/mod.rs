@@ -129,6 +129,10 @@ pub struct Session {
     progress: Progress,
     /// What a probe hit takes of its process's time, measured on our own.
     cost_of_a_hit: Duration,
+    /// Blocks found stale while windows were being closed.
+    stale_at_ends: u64,
+    /// Whether we run before others, so that windows are closed in time on a machine under load.
+    is_urgent: bool,
 }
 
 impl fmt::Debug for Session {
@@ -170,6 +174,8 @@ impl Session {
             last_crowd_check: now,
             progress: Progress::default(),
             cost_of_a_hit: Duration::ZERO,
+            stale_at_ends: 0,
+            is_urgent: false,
         };
         session.cost_of_a_hit = session.calibrate()?;
         session.started = Instant::now();
@@ -191,6 +197,7 @@ impl Session {
         traced.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut traced)?;
         traced.windows.begin(pid, traced.incarnation);
+        traced.windows.measure(&self.proc_root, pid);
         let attached = self.attach(&mut traced);
         if attached.is_err() || traced.sites.is_empty() {
             self.tables.remove(&mut self.probe, traced.incarnation);
@@ -448,7 +455,6 @@ impl Session {
         self.progress.alloc_objects = allocated;
         self.progress.running = self.running();
         self.progress.lost = self
-            .probe
             .losses()
             .into_iter()
             .filter(|(loss, _)| loss.affects_bytes())
@@ -501,6 +507,11 @@ impl Session {
         self.drain()?;
         self.look();
         self.check_watched(true);
+        for (pid, traced) in &mut self.processes {
+            if traced.windows.cohorts.windows() > 0 && traced.ended.is_none() {
+                traced.windows.measure(&self.proc_root, *pid);
+            }
+        }
         Ok(report::make(self, top))
     }
 
@@ -521,6 +532,12 @@ impl Session {
 
     /// Losses, for the report.
     pub(crate) fn losses(&self) -> Vec<(Loss, u64)> {
-        self.probe.losses()
+        let mut losses = self.probe.losses();
+        for (loss, count) in &mut losses {
+            if *loss == Loss::StaleBlock {
+                *count = count.saturating_sub(self.stale_at_ends);
+            }
+        }
+        losses
     }
 }

@@ -180,6 +180,7 @@ impl Session {
         traced.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut traced)?;
         traced.windows.begin(pid, traced.incarnation);
+        traced.windows.measure(&self.proc_root, pid);
         if let Err(error) = self.attach(&mut traced) {
             self.tables.remove(&mut self.probe, traced.incarnation);
             return Err(error);

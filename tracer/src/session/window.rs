@@ -6,12 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leakscope_common::HIT_SLOTS;
+use leakscope_common::{HIT_SLOTS, Loss};
 
 use super::{Session, process::Traced};
 use crate::{
     budget::{Choice, Close, Controller, Limits, Mode, Usage},
-    kernel::{BlockToRead, KernelError, close_links, monotonic_ns, process_cpu_time, read_blocks},
+    kernel::{
+        BlockToRead, KernelError, close_links, monotonic_ns, process_cpu_time, raise_priority,
+        read_blocks,
+    },
     ledger::{Cohorts, Reading, SiteId, Span, Survivor},
 };
 
@@ -24,6 +27,17 @@ const FRESH: Duration = Duration::from_millis(200);
 
 /// How far the cost of a hit in the process may differ from that of one in our own (deeper stacks cost more).
 const COST_UNCERTAINTY: f64 = 0.25;
+
+/// The share of a window's processor time that traps may take for what is left to be taken as measured, window by window.
+const SMALL_SHARE: f64 = 0.3;
+/// What is left to the process itself is at least this share, and at most so uncertain.
+const LEAST_OWN_SHARE: f64 = 0.02;
+const MOST_UNCERTAIN: f64 = 3.0;
+
+/// Growth below this is within what allocators keep and give back anyway, bytes.
+const LEAST_GROWTH: f64 = 1_048_576.0;
+/// How far growth and what survives may differ otherwise: fragments, memory of other kinds.
+const GROWTH_ERROR: f64 = 0.08;
 
 /// A window that is open.
 struct Open {
@@ -52,6 +66,10 @@ pub(super) struct Windows {
     births: HashMap<SiteId, (u64, u64)>,
     /// Processor time and time between windows: what the process does by itself.
     own: (f64, f64),
+    /// Of windows in which traps took most of the time: processor time, cost, hits.
+    trapped: (f64, f64, f64),
+    /// Anonymous memory when it began, and at the last look, bytes.
+    anonymous: (u64, u64),
     closed_usage: Option<Usage>,
     looked: Option<Instant>,
     looks: usize,
@@ -79,6 +97,8 @@ impl Windows {
             spent: Duration::ZERO,
             births: HashMap::new(),
             own: (0.0, 0.0),
+            trapped: (0.0, 0.0, 0.0),
+            anonymous: (0, 0),
             closed_usage: None,
             looked: None,
             looks: 0,
@@ -130,27 +150,119 @@ impl Windows {
         &self.hits_before
     }
 
-    /// The time in which the process would have done by itself what it did in a window, seconds; and how far that may be off.
+    /// Cores that the process uses by itself, from the times between windows.
+    fn own_cores(&self) -> Option<f64> {
+        (self.own.1 > 0.05 && self.own.0 > 0.0).then(|| self.own.0 / self.own.1)
+    }
+
+    /// The span of a window.
     ///
     /// Traps take processor time. A process that has all it wants (a server that waits for requests) does as much as before and uses more of it; one that
     /// is saturated uses as much as before and does less. Its own processor time in the window, divided by what it uses each second
     /// between windows, is right for both.
-    fn effective(&self, length: f64, cpu: f64, cost: f64) -> (f64, f64) {
-        let cores = if self.own.1 > 0.05 && self.own.0 > 0.0 {
-            self.own.0 / self.own.1
-        } else {
-            // Nothing to compare with yet: saturated, if it never waited.
-            let cores = cpu / length.max(1e-9);
-            if cores < 0.9 {
-                return (length, (cost / length).min(1.0));
-            }
-            cores
+    fn span(&mut self, opened_ns: u64, closed_ns: u64, cpu: f64, cost: f64, hits: f64) -> Span {
+        let length = closed_ns.saturating_sub(opened_ns) as f64 / 1e9;
+        // Before the first gap: what it used in the window itself.
+        let cores = self
+            .own_cores()
+            .unwrap_or_else(|| (cpu / length.max(1e-9)).max(1e-3));
+        let mut span = Span {
+            opened_ns,
+            closed_ns,
+            effective_s: ((cpu - cost) / cores).min(length),
+            uncertainty: (COST_UNCERTAINTY * cost / (cpu - cost).max(1e-9))
+                .clamp(0.02, MOST_UNCERTAIN),
+            calls: None,
         };
-        let own = |cost: f64| ((cpu - cost) / cores).clamp(length * 0.02, length);
-        let effective = own(cost);
-        let spread = own(cost * (1.0 - COST_UNCERTAINTY)) - own(cost * (1.0 + COST_UNCERTAINTY));
-        (effective, (spread / 2.0 / effective).max(0.01))
+        if cost > SMALL_SHARE * cpu && hits > 0.0 {
+            self.trapped.0 += cpu;
+            self.trapped.1 += cost;
+            self.trapped.2 += hits;
+            let (time, uncertainty) = self.time_of_a_call().unwrap_or_default();
+            span.calls = Some(hits);
+            span.effective_s = hits * time;
+            span.uncertainty = uncertainty;
+        }
+        span
     }
+
+    /// The time that the process takes from call to call by itself, seconds, from all windows in which traps took most of the time; and how far that
+    /// may be off, as a part of it.
+    fn time_of_a_call(&self) -> Option<(f64, f64)> {
+        let (cpu, cost, hits) = self.trapped;
+        if hits <= 0.0 {
+            return None;
+        }
+        let cores = self.own_cores().unwrap_or(1.0);
+        let own = (cpu - cost).max(LEAST_OWN_SHARE * cpu);
+        let uncertainty = (COST_UNCERTAINTY * cost / own).clamp(0.02, MOST_UNCERTAIN);
+        Some((own / hits / cores, uncertainty))
+    }
+
+    /// The cohorts with the best that is known of how much the windows missed. Where traps took most of the time in the windows, that
+    /// is little; but what outlives the windows must make the process grow, and how much it grows is measured: the two are
+    /// weighed by how far each may be off.
+    pub(super) fn weighed(&self, now_ns: u64, covered_until_ns: u64) -> Weighed {
+        let mut cohorts = self.cohorts.clone();
+        let mut weighed = Weighed {
+            estimated_growth: None,
+            measured_growth: None,
+            cohorts: Cohorts::default(),
+        };
+        let known = self.time_of_a_call();
+        if let Some((time, uncertainty)) = known {
+            cohorts.set_time_of_a_call(time, uncertainty);
+        }
+        let grown = self.anonymous.1.checked_sub(self.anonymous.0);
+        let elapsed = self.began.elapsed().as_secs_f64();
+        let sites = cohorts.estimates(now_ns, covered_until_ns, 0.0);
+        let (mut footprint, mut blocks) = (0.0, 0.0);
+        for estimate in sites.values() {
+            if estimate.growth_bytes_per_s > 0.0 && estimate.inuse_objects > 0 {
+                let mean = estimate.inuse_bytes as f64 / estimate.inuse_objects as f64;
+                // What an allocator adds: glibc rounds up to 16 bytes, with 8 of its own.
+                let chunk = ((mean + 8.0) / 16.0).ceil().max(2.0) * 16.0;
+                footprint += estimate.growth_bytes_per_s * chunk / mean.max(1.0);
+                blocks += estimate.observed_objects as f64;
+            }
+        }
+        weighed.estimated_growth = Some(footprint);
+        if let Some(grown) = grown {
+            let grown = grown as f64;
+            weighed.measured_growth = Some(grown / elapsed.max(1e-9));
+            if let Some((time, uncertainty)) = known
+                && grown > LEAST_GROWTH
+                && footprint > 0.0
+            {
+                let ratio = (grown / elapsed / footprint).ln();
+                let prior = uncertainty.ln_1p().powi(2);
+                let error = GROWTH_ERROR + LEAST_GROWTH / grown + 1.0 / blocks.max(1.0).sqrt();
+                let weight = prior / (prior + error * error);
+                let left = (prior * error * error / (prior + error * error)).sqrt();
+                cohorts.set_time_of_a_call(time / (weight * ratio).exp(), left);
+            }
+        }
+        weighed.cohorts = cohorts;
+        weighed
+    }
+
+    /// Looks at how much anonymous memory the process holds.
+    pub(super) fn measure(&mut self, proc_root: &std::path::Path, pid: u32) {
+        if let Ok(bytes) = crate::target::process::exact_anonymous_bytes(proc_root, pid) {
+            if self.anonymous.0 == 0 {
+                self.anonymous.0 = bytes;
+            }
+            self.anonymous.1 = bytes;
+        }
+    }
+}
+
+/// See [`Windows::weighed`].
+pub(super) struct Weighed {
+    pub(super) cohorts: Cohorts,
+    /// Bytes that the process must grow by each second for what survives, and by how much it did.
+    pub(super) estimated_growth: Option<f64>,
+    pub(super) measured_growth: Option<f64>,
 }
 
 impl Session {
@@ -180,6 +292,15 @@ impl Session {
             *sum += before;
         }
         hits
+    }
+
+    fn stale_blocks(&self) -> u64 {
+        self.probe
+            .losses()
+            .into_iter()
+            .filter(|(loss, _)| *loss == Loss::StaleBlock)
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// How soon a window wants to be looked at.
@@ -233,6 +354,11 @@ impl Session {
     pub(super) fn step_windows(&mut self) -> Result<(), KernelError> {
         self.check_watched(false);
         let now = Instant::now();
+        if !self.is_urgent {
+            // Now, not earlier: a command that we start must not inherit it.
+            self.is_urgent = true;
+            raise_priority();
+        }
         let due: Vec<u32> = self
             .processes
             .iter()
@@ -321,15 +447,22 @@ impl Session {
                 unseen.insert(block.address);
             }
         }
-        windows.controller.opened(usage);
+        // A window begins when everything is attached; what is seen until then costs, and does not count.
         windows.open = Some(Open {
-            at_ns: monotonic_ns(),
+            at_ns: u64::MAX,
             usage,
             unseen,
         });
         if let Err(error) = traced.arm(&self.probe) {
             // The process may be on its way out; else the next one may do better.
             traced.note(error.to_string());
+        }
+        let usage = self.usage(traced);
+        let windows = &mut traced.windows;
+        windows.controller.opened(usage);
+        if let Some(open) = &mut windows.open {
+            open.at_ns = monotonic_ns();
+            open.usage = usage;
         }
         Ok(())
     }
@@ -341,7 +474,10 @@ impl Session {
         decided: Usage,
     ) -> Result<(), KernelError> {
         let closed_ns = monotonic_ns();
+        let stale = self.stale_blocks();
         close_links(traced.links.drain().map(|(_, link)| link));
+        // While the links go, frees may be missed and allocations seen: that ends blocks as it should, and is no loss.
+        self.stale_at_ends += self.stale_blocks().saturating_sub(stale);
         // Stacks that the survivors' sites stand for.
         self.drain()?;
         let usage = self.usage(traced);
@@ -368,10 +504,10 @@ impl Session {
                 survivors.push((live.address, live.block));
             }
         });
-        let length = closed_ns.saturating_sub(open.at_ns) as f64 / 1e9;
         let cpu = decided.cpu.saturating_sub(open.usage.cpu).as_secs_f64();
         let cost = decided.cost.saturating_sub(open.usage.cost).as_secs_f64();
-        let (effective_s, uncertainty) = windows.effective(length, cpu, cost);
+        let hits = cost / self.cost_of_a_hit.as_secs_f64().max(1e-12);
+        let span = windows.span(open.at_ns, closed_ns, cpu, cost, hits);
         let glibc: HashSet<u8> = traced
             .sites
             .iter()
@@ -398,12 +534,7 @@ impl Session {
             ))
         });
         windows.cohorts.close(
-            Span {
-                opened_ns: open.at_ns,
-                closed_ns,
-                effective_s,
-                uncertainty,
-            },
+            span,
             new_births,
             survivors,
             &untouched,

@@ -30,7 +30,8 @@ pub(super) fn add(session: &Session, traced: &Traced, survey: &Survey, sites: &m
     let now_ns = crate::kernel::monotonic_ns().saturating_sub(since_end);
     let covered_until_ns = windows.opened_ns().unwrap_or(now_ns);
     let min_age = session.options.min_age;
-    let estimates = windows
+    let weighed = windows.weighed(now_ns, covered_until_ns);
+    let estimates = weighed
         .cohorts
         .estimates(now_ns, covered_until_ns, min_age.as_secs_f64());
     let totals = session.joined_sites();
