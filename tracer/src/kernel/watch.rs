@@ -220,33 +220,50 @@ pub fn raise_priority() {
 }
 
 impl Probe {
+    /// Visits the live blocks of an incarnation. Blocks that come and go meanwhile may or may not be visited.
+    pub fn visit_blocks_of(&self, incarnation: u32, mut visit: impl FnMut(LiveBlock)) {
+        self.each_block_of(incarnation, |_, _, live| visit(live));
+    }
+
     /// Takes the live blocks of an incarnation out of the table. To be called while nothing is attached to it.
     pub fn take_blocks(&mut self, incarnation: u32, mut take: impl FnMut(LiveBlock)) {
+        self.each_block_of(incarnation, |index, slot, live| {
+            let key = live_key(incarnation, live.address);
+            let word = self.live.word(index, offset_of!(Bucket, keys) + slot * 8);
+            if word.is_some_and(|word| {
+                word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+            }) {
+                take(live);
+            }
+        });
+    }
+
+    /// Calls back with bucket, slot and block. Looks at the keys first: most buckets are empty.
+    fn each_block_of(&self, incarnation: u32, mut visit: impl FnMut(usize, usize, LiveBlock)) {
+        const { assert!(leakscope_common::BUCKET_SLOTS == 8) };
         for index in 0..self.live.len() {
-            for slot in 0..leakscope_common::BUCKET_SLOTS {
-                let Some(word) = self.live.word(index, offset_of!(Bucket, keys) + slot * 8) else {
-                    return;
-                };
-                let key = word.load(Ordering::SeqCst);
-                if key <= LIVE_CLAIMED {
+            let Some(keys) = self.live.words(index, offset_of!(Bucket, keys)) else {
+                return;
+            };
+            if keys == [0; 8] {
+                continue;
+            }
+            let Some(bucket) = self.live.read(index) else {
+                return;
+            };
+            for (slot, (key, block)) in bucket.keys.into_iter().zip(bucket.blocks).enumerate() {
+                if key <= LIVE_CLAIMED || block.incarnation != incarnation {
                     continue;
                 }
-                let Some(block) = self
+                // The same key after the block was read: nobody replaced the block in between.
+                let still = self
                     .live
-                    .read(index)
-                    .and_then(|bucket| bucket.blocks.get(slot).copied())
-                else {
-                    continue;
-                };
-                if block.incarnation == incarnation
-                    && word
-                        .compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst)
-                        .is_ok()
-                {
-                    take(LiveBlock {
-                        address: live_key(incarnation, key),
-                        block,
-                    });
+                    .word(index, offset_of!(Bucket, keys) + slot * 8)
+                    .is_some_and(|word| word.load(Ordering::SeqCst) == key);
+                if still {
+                    let address = live_key(incarnation, key);
+                    visit(index, slot, LiveBlock { address, block });
                 }
             }
         }

@@ -242,13 +242,13 @@ impl Cohorts {
     }
 
     /// Takes in what a window saw: every site's births (objects and bytes), and the blocks of its own that were alive at its
-    /// end, of which one in `2^thin_shift` is given. `untouched`: of the watched blocks, those that no call in the window freed
-    /// or gave out again.
+    /// end, of which one in `2^thin_shift` is given, with a look at each from then. `untouched`: of the watched blocks, those that
+    /// no call in the window freed or gave out again.
     pub fn close(
         &mut self,
         span: Span,
         births: impl IntoIterator<Item = (SiteId, u64, u64)>,
-        survivors: impl IntoIterator<Item = Survivor>,
+        survivors: impl IntoIterator<Item = (Survivor, Option<Reading>)>,
         untouched: &HashSet<u64>,
         thin_shift: u32,
     ) {
@@ -264,7 +264,8 @@ impl Cohorts {
         }
         let length = span.length_s().max(1e-9);
         let mut taken = HashSet::new();
-        for survivor in survivors {
+        let mut is_looked_at = false;
+        for (survivor, reading) in survivors {
             let age = seconds(survivor.born_ns, span.closed_ns) / length;
             let class = AGE_EDGES
                 .iter()
@@ -276,11 +277,21 @@ impl Cohorts {
                 ages.add(Amount::of(1, survivor.size).times(scale));
             }
             taken.insert(survivor.address);
+            is_looked_at |= reading.is_some();
+            if reading.is_some_and(|reading| !self.keys.is_alive(&survivor, None, &reading)) {
+                continue;
+            }
             if thin_keeps(live_key(self.incarnation, survivor.address), self.shift) {
+                if let Some(reading) = reading {
+                    *self
+                        .looks
+                        .entry((survivor.site, reading.fingerprint))
+                        .or_default() += 1;
+                }
                 self.watched.push(Watched {
                     survivor,
                     cohort: number,
-                    first: None,
+                    first: reading,
                 });
                 if self.watched.len() > 2 * MOST_WATCHED {
                     self.thin();
@@ -297,7 +308,7 @@ impl Cohorts {
         self.cohorts.push(Cohort {
             span,
             sites,
-            checks: 0,
+            checks: u32::from(is_looked_at),
             later_windows: 0,
         });
         while self.watched.len() > MOST_WATCHED && self.shift < MOST_SHIFT {

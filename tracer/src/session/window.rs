@@ -12,10 +12,10 @@ use super::{Session, process::Traced};
 use crate::{
     budget::{Choice, Close, Controller, Limits, Mode, Usage},
     kernel::{
-        BlockToRead, KernelError, close_links, monotonic_ns, process_cpu_time, raise_priority,
-        read_blocks,
+        BlockReading, BlockToRead, KernelError, close_links, monotonic_ns, process_cpu_time,
+        raise_priority, read_blocks,
     },
-    ledger::{Cohorts, Reading, SiteId, Span, Survivor},
+    ledger::{Cohorts, MOST_WATCHED, Reading, SiteId, Span, Survivor},
 };
 
 /// Looks at the survivors after a window's end: two soon, for most blocks that do not last go soon; then each second.
@@ -475,7 +475,51 @@ impl Session {
     ) -> Result<(), KernelError> {
         let closed_ns = monotonic_ns();
         let stale = self.stale_blocks();
-        close_links(traced.links.drain().map(|(_, link)| link));
+        // While the kernel takes the probes away, which it waits for: a first look at what is alive, as soon after the end as can be. Until the next one,
+        // nobody can tell a block from a successor.
+        let links: Vec<_> = traced.links.drain().map(|(_, link)| link).collect();
+        let closing = std::thread::Builder::new()
+            .name("detach".to_owned())
+            // Where no thread can be made, the closure is dropped, and the links with it.
+            .spawn(move || close_links(links));
+        let glibc: HashSet<u8> = traced
+            .sites
+            .iter()
+            .filter(|site| site.allocator.starts_with("glibc"))
+            .map(|site| site.hit_slot)
+            .collect();
+        let opened_ns = traced.windows.opened_ns().unwrap_or(closed_ns);
+        let mut alive = Vec::new();
+        self.probe.visit_blocks_of(traced.incarnation, |live| {
+            if (opened_ns..=closed_ns).contains(&live.block.born_ns) {
+                alive.push((live.address, live.block));
+            }
+        });
+        let has_header = |site: &SiteId| {
+            self.stacks
+                .get(site)
+                .is_some_and(|stack| glibc.contains(&stack.hit_slot))
+        };
+        // Of very many, as many as will be watched.
+        let every = alive.len() / (2 * MOST_WATCHED) + 1;
+        let ask: Vec<BlockToRead> = alive
+            .iter()
+            .filter(|(address, _)| leakscope_common::mix(*address).is_multiple_of(every as u64))
+            .map(|(address, block)| BlockToRead {
+                address: *address,
+                size: block.size,
+                has_header: has_header(&block.site),
+            })
+            .collect();
+        let looks: HashMap<u64, Reading> = ask
+            .iter()
+            .zip(read_blocks(traced.pid, &ask).unwrap_or_default())
+            .filter_map(|(block, reading)| Some((block.address, as_reading(&reading?))))
+            .collect();
+        if let Ok(closing) = closing {
+            // It panics nowhere; and if it did, its links are closed.
+            let _ = closing.join();
+        }
         // While the links go, frees may be missed and allocations seen: that ends blocks as it should, and is no loss.
         self.stale_at_ends += self.stale_blocks().saturating_sub(stale);
         // Stacks that the survivors' sites stand for.
@@ -508,21 +552,16 @@ impl Session {
         let cost = decided.cost.saturating_sub(open.usage.cost).as_secs_f64();
         let hits = cost / self.cost_of_a_hit.as_secs_f64().max(1e-12);
         let span = windows.span(open.at_ns, closed_ns, cpu, cost, hits);
-        let glibc: HashSet<u8> = traced
-            .sites
-            .iter()
-            .filter(|site| site.allocator.starts_with("glibc"))
-            .map(|site| site.hit_slot)
-            .collect();
         let survivors = survivors.into_iter().map(|(address, block)| {
             let stack = self.stacks.get(&block.site);
-            Survivor {
+            let survivor = Survivor {
                 address,
                 size: block.size,
                 born_ns: block.born_ns,
                 site: stack.map_or(block.site, |stack| stack.canonical),
                 has_header: stack.is_some_and(|stack| glibc.contains(&stack.hit_slot)),
-            }
+            };
+            (survivor, looks.get(&address).copied())
         });
         let new_births = births.iter().filter_map(|(site, (objects, bytes))| {
             let (objects_before, bytes_before) =
@@ -587,18 +626,21 @@ fn look_at(traced: &mut Traced) {
     // A process that is gone, or has just replaced its program, holds nothing that could be contradicted.
     if let Ok(readings) = read_blocks(traced.pid, &blocks) {
         let readings: Vec<Option<Reading>> = readings
-            .into_iter()
-            .map(|reading| {
-                reading.map(|reading| Reading {
-                    header: reading.header,
-                    next_header: reading.next_header,
-                    fingerprint: reading.fingerprint,
-                    is_constant: reading.is_constant,
-                    second_word: reading.second_word,
-                    second_is_random: reading.second_is_random,
-                })
-            })
+            .iter()
+            .map(|reading| reading.as_ref().map(as_reading))
             .collect();
         windows.cohorts.check(monotonic_ns(), &readings);
+    }
+}
+
+/// The same in the ledger's terms.
+fn as_reading(reading: &BlockReading) -> Reading {
+    Reading {
+        header: reading.header,
+        next_header: reading.next_header,
+        fingerprint: reading.fingerprint,
+        is_constant: reading.is_constant,
+        second_word: reading.second_word,
+        second_is_random: reading.second_is_random,
     }
 }
