@@ -23,6 +23,7 @@ const SILENT: [&str; 8] = [
     "libplugin-omit.so",
     "leakext.so",
     "exec",
+    "load",
 ];
 
 fn truth_of(name: &str) -> Vec<Truth> {

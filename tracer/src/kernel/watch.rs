@@ -368,7 +368,11 @@ impl Probe {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
+    #![expect(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        reason = "tests say so by failing"
+    )]
 
     use super::{BlockToRead, digest, looks_random, process_cpu_time, read_blocks};
     use std::time::Duration;
@@ -376,7 +380,7 @@ mod tests {
     #[test]
     fn blocks_of_a_process_are_read_and_only_hashed() {
         let mut first = vec![7_u64; 40];
-        let second = vec![1_u64, 2, 3, 4];
+        let second = [1_u64, 2, 3, 4];
         let block = |at: *const u64, size| BlockToRead {
             address: at as u64,
             size,

@@ -68,6 +68,8 @@ struct Sums {
     /// From what was not seen.
     unseen_variance: f64,
     uncertain: f64,
+    /// From how a site's blocks disappear between two looks.
+    shape_variance: f64,
     largest_weight: f64,
 }
 
@@ -192,6 +194,7 @@ impl Cohorts {
         let dispersion = self.dispersion(site, parts, scale);
         let variance = sums.counted_variance
             + sums.unseen_variance * dispersion
+            + sums.shape_variance
             + sums.uncertain * sums.uncertain;
         result.inuse_objects = sums.likely.objects.round() as u64;
         result.inuse_bytes = sums.likely.bytes.round() as u64;
@@ -368,6 +371,7 @@ impl Sums {
         let mut unseen = Amount::default();
         for segment in segments(cohort, site, from, to) {
             unseen.add(segment.amount);
+            self.shape_variance += segment.shape * segment.shape;
             let (start, end) = (
                 (segment.from - length).max(0.0),
                 (segment.to - length).max(0.0),
@@ -421,6 +425,8 @@ struct Segment {
     from: f64,
     to: f64,
     amount: Amount,
+    /// How far the bytes may be off for the curve's shape between two points, one standard deviation.
+    shape: f64,
 }
 
 /// Blocks born outside of the window that are alive at an age between `from` and `to` seconds, by the curve that the window and
@@ -442,6 +448,7 @@ fn segments(cohort: &Cohort, site: &SiteCohort, from: f64, to: f64) -> Vec<Segme
                 from: low,
                 to: high,
                 amount: last.times(high - low),
+                shape: 0.0,
             });
         }
     }
@@ -507,5 +514,7 @@ fn push(
             objects,
             bytes: objects * size,
         },
+        // It falls somewhere between the two points: at once, in the end, or in between; a standard deviation of the even distribution.
+        shape: before.objects * (1.0 - ratio) * (high - low) * size / 12.0_f64.sqrt(),
     });
 }
