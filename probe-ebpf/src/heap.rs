@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::pt_regs,
     helpers::{
         bpf_probe_read_user,
-        generated::{bpf_get_attach_cookie, bpf_get_func_ip, bpf_ktime_get_ns},
+        generated::{bpf_get_attach_cookie, bpf_get_func_ip, bpf_jiffies64, bpf_ktime_get_ns},
     },
 };
 use leakscope_common::{
@@ -62,6 +62,20 @@ fn arrive(regs: *mut pt_regs, thread: *mut ThreadRecord) -> ProbeCookie {
 fn count(thread: *mut ThreadRecord, slot: usize) {
     // SAFETY: `thread` points to the current thread's map value, which only it writes; the slot is masked.
     unsafe { (*thread).hits.slots[slot & (leakscope_common::HIT_SLOTS - 1)] += 1 };
+}
+
+/// The time, CLOCK_MONOTONIC nanoseconds, as of the thread's last look at the clock in this tick of 1 to 10 ms.
+#[inline(always)]
+fn now(thread: *mut ThreadRecord) -> u64 {
+    // SAFETY: `thread` points to the current thread's map value, which only it writes; the helpers take nothing.
+    unsafe {
+        let jiffies = bpf_jiffies64();
+        if (*thread).now_jiffies != jiffies {
+            (*thread).now_jiffies = jiffies;
+            (*thread).now_ns = bpf_ktime_get_ns();
+        }
+        (*thread).now_ns
+    }
 }
 
 /// Whether a call at the same stack pointer as the one in flight is what that one ended in: a jump to another allocating
@@ -200,10 +214,9 @@ pub(crate) fn leave(regs: *mut pt_regs) -> u32 {
     }
     let block = Block {
         size: inflight.size,
-        // SAFETY: the helper takes nothing.
-        born_ns: unsafe { bpf_ktime_get_ns() },
+        born_ns: now(thread),
         site: inflight.site,
-        // SAFETY: as above.
+        // SAFETY: `thread` points to the current thread's map value, which only it writes.
         incarnation: unsafe { (*thread).incarnation },
     };
     stack::count_alloc(settings, &block);

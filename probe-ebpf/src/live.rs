@@ -47,22 +47,17 @@ fn nonzero(value: u64) -> u64 {
 /// Looks at all slots of a bucket; they share a cache line. Without branches: with them the verifier would follow
 /// 3^8 paths.
 #[inline(always)]
-fn look(bucket: *mut Bucket, key: u64, incarnation: u32) -> Seen {
+fn look(bucket: *mut Bucket, key: u64) -> Seen {
     let (mut found, mut free, mut used) = (NONE, NONE, 0);
     let mut slot = 0;
     while slot < BUCKET_SLOTS {
         // SAFETY: `bucket` points to a map value and `slot` is inside its arrays.
-        let (there, whose) = unsafe {
-            (
-                core::ptr::read_volatile(&raw const (*bucket).keys[slot]),
-                core::ptr::read_volatile(&raw const (*bucket).blocks[slot].incarnation),
-            )
-        };
+        let there = unsafe { core::ptr::read_volatile(&raw const (*bucket).keys[slot]) };
         let in_use = nonzero(there);
         used += in_use;
         // All ones where the slot is free, or the key's.
         let is_free = in_use.wrapping_sub(1);
-        let is_found = nonzero((there ^ key) | (whose ^ incarnation) as u64).wrapping_sub(1);
+        let is_found = nonzero(there ^ key).wrapping_sub(1);
         free = (free & !is_free) | (slot as u64 & is_free);
         found = (found & !is_found) | (slot as u64 & is_found);
         slot += 1;
@@ -82,22 +77,28 @@ fn put(bucket: *mut Bucket, slot: u64, key: u64, block: &Block) -> bool {
             return false;
         }
         (*bucket).blocks[slot] = *block;
-        atomic::swap(&raw mut (*bucket).keys[slot], key);
+        // A plain store: x86 keeps stores in order, so that who sees the key sees the block.
+        core::ptr::write_volatile(&raw mut (*bucket).keys[slot], key);
     }
     true
 }
 
-/// Takes the block out of a slot.
+/// Takes the block out of a slot; nothing, if it belongs to an incarnation whose number differs only in the bits that the key
+/// leaves out.
 #[inline(always)]
-fn take(bucket: *mut Bucket, slot: u64) -> Block {
+fn take(bucket: *mut Bucket, slot: u64, incarnation: u32) -> Option<Block> {
     // Hidden, or the compiler drops the mask where it knows the range, and the verifier does not.
     let slot = hide(slot) as usize & (BUCKET_SLOTS - 1);
     // SAFETY: `bucket` points to a map value and the masked `slot` is inside its arrays; the block is copied before
     // the slot is given back.
     unsafe {
         let block = (*bucket).blocks[slot];
-        atomic::swap(&raw mut (*bucket).keys[slot], 0);
-        block
+        if block.incarnation != incarnation {
+            return None;
+        }
+        // A plain store: x86 does not move it before the loads above.
+        core::ptr::write_volatile(&raw mut (*bucket).keys[slot], 0);
+        Some(block)
     }
 }
 
@@ -110,12 +111,12 @@ pub(crate) fn insert(settings: &Settings, address: u64, block: &Block) -> Option
         lose(Loss::LiveTableFull);
         return None;
     };
-    let in_first = look(first, key, block.incarnation);
-    let in_second = look(second, key, block.incarnation);
+    let in_first = look(first, key);
+    let in_second = look(second, key);
     let stale = if in_first.found < NONE {
-        Some(take(first, in_first.found))
+        take(first, in_first.found, block.incarnation)
     } else if in_second.found < NONE {
-        Some(take(second, in_second.found))
+        take(second, in_second.found, block.incarnation)
     } else {
         None
     };
@@ -135,11 +136,11 @@ pub(crate) fn insert(settings: &Settings, address: u64, block: &Block) -> Option
         return stale;
     }
     // Another CPU took the slot between the look and the claim: look once more.
-    let again = look(near, key, block.incarnation);
+    let again = look(near, key);
     if again.free < NONE && put(near, again.free, key, block) {
         return stale;
     }
-    let again = look(far, key, block.incarnation);
+    let again = look(far, key);
     if again.free < NONE && put(far, again.free, key, block) {
         return stale;
     }
@@ -153,14 +154,14 @@ pub(crate) fn remove(settings: &Settings, incarnation: u32, address: u64) -> Opt
     let key = live_key(incarnation, address);
     let (first, second) = live_bucket_pair(key, settings.live_mask);
     let first = LIVE.get_ptr_mut(first)?;
-    let seen = look(first, key, incarnation);
+    let seen = look(first, key);
     if seen.found < NONE {
-        return Some(take(first, seen.found));
+        return take(first, seen.found, incarnation);
     }
     let second = LIVE.get_ptr_mut(second)?;
-    let seen = look(second, key, incarnation);
+    let seen = look(second, key);
     if seen.found < NONE {
-        return Some(take(second, seen.found));
+        return take(second, seen.found, incarnation);
     }
     None
 }

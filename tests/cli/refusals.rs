@@ -141,6 +141,19 @@ fn an_output_that_cannot_be_written() {
 }
 
 #[test]
+fn suppressions_that_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = folder.path().join("known.supp");
+    fs::write(&bad, "# known\nleak:fine\nrace:not_ours\n").unwrap();
+    let missing = folder.path().join("no-such-file");
+    for (file, subject) in [(&bad, "known.supp:3"), (&missing, "no-such-file")] {
+        let file = file.to_str().unwrap();
+        let finished = run(&["trace", "-p", "1", "--suppress", file]).unwrap();
+        assert_refused(&finished, &[subject]);
+    }
+}
+
+#[test]
 fn an_output_on_a_full_disk() {
     let _alone = require_kernel!();
     let basic = require_victim!("basic");

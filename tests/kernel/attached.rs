@@ -5,7 +5,8 @@
 use std::path::Path;
 
 use leakscope_tests::{
-    Report, Sum, Tracer, Truth, Victim, require_kernel, require_victim, run, victim,
+    Outcome, Report, Sum, Tracer, Truth, Victim, by_caller, require_kernel, require_victim, run,
+    victim,
 };
 
 /// What holds for every exact report on one process.
@@ -32,24 +33,15 @@ fn assert_exact(report: &Report, pid: u32) {
 
 /// Lets a victim run under the tracer; the report must meet its truth, found by `found`.
 #[track_caller]
-fn assert_truth(mut running: Victim, found: impl Fn(&Report, u32, &Truth) -> Sum) -> Report {
-    let pid = running.pid();
-    let tracer = Tracer::attach(&running, &[]).expect("attached");
-    let truths = running.go().expect("the victim's truth");
-    let report = tracer.stop().expect("the report");
-    assert!(running.quit().expect("the victim ends").success());
-    assert_exact(&report, pid);
-    let differences = report.differences(&truths, |report, truth| found(report, pid, truth));
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
-    report
+fn assert_truth(running: Victim, found: impl Fn(&Report, u32, &Truth) -> Sum) -> Report {
+    let outcome = Outcome::of_running(running, &[]).expect("traced");
+    assert_exact(&outcome.report, outcome.pid);
+    outcome.assert_true(found);
+    outcome.report
 }
 
 fn start(path: &Path) -> Victim {
     Victim::start(path).expect("started")
-}
-
-fn by_caller(report: &Report, pid: u32, truth: &Truth) -> Sum {
-    report.called_by(pid, &truth.function)
 }
 
 #[test]

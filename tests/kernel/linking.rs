@@ -5,17 +5,9 @@
 
 use std::path::Path;
 
-use leakscope_tests::{Report, Site, Sum, Tracer, Truth, Victim, require_kernel, require_victim};
-
-fn trace(path: &Path) -> (Report, Vec<Truth>, u32) {
-    let mut running = Victim::start(path).expect("started");
-    let pid = running.pid();
-    let tracer = Tracer::attach(&running, &[]).expect("attached");
-    let truths = running.go().expect("the victim's truth");
-    let report = tracer.stop().expect("the report");
-    assert!(running.quit().expect("the victim ends").success());
-    (report, truths, pid)
-}
+use leakscope_tests::{
+    Outcome, Report, Sum, Truth, by_any_frame, by_caller, require_kernel, require_victim,
+};
 
 /// Bytes and blocks are true, every stack reaches its true end, which is below one of `roots`, and nothing is lost.
 #[track_caller]
@@ -23,35 +15,12 @@ fn assert_complete(
     path: &Path,
     roots: &[&str],
     found: impl Fn(&Report, u32, &Truth) -> Sum,
-) -> Report {
-    let (report, truths, pid) = trace(path);
-    let differences = report.differences(&truths, |report, truth| found(report, pid, truth));
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
-    let lost: Vec<_> = report
-        .losses
-        .iter()
-        .filter(|(_, count)| **count > 0)
-        .collect();
-    assert!(lost.is_empty(), "{lost:?}");
-    let rootless: Vec<Vec<&str>> = report
-        .sites
-        .iter()
-        .filter(|site| {
-            !site.stack_complete
-                || site.inuse_objects > 0 && !roots.iter().any(|root| site.contains(root))
-        })
-        .map(Site::names)
-        .collect();
-    assert!(rootless.is_empty(), "{rootless:?}");
-    report
-}
-
-fn by_caller(report: &Report, pid: u32, truth: &Truth) -> Sum {
-    report.called_by(pid, &truth.function)
-}
-
-fn by_any_frame(report: &Report, pid: u32, truth: &Truth) -> Sum {
-    report.below(pid, &truth.function)
+) -> Outcome {
+    let outcome = Outcome::of(path).expect("traced");
+    outcome.assert_true(found);
+    outcome.assert_nothing_lost();
+    outcome.assert_complete(roots);
+    outcome
 }
 
 #[test]
@@ -80,9 +49,9 @@ fn statically_linked_and_position_independent() {
 /// stack ends where the library called `main` is said.
 #[track_caller]
 fn assert_complete_to_main(path: &Path) {
-    let (report, truths, pid) = trace(path);
-    let differences = report.differences(&truths, |report, truth| by_caller(report, pid, truth));
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    let outcome = Outcome::of(path).expect("traced");
+    outcome.assert_true(by_caller);
+    let report = outcome.report;
     let cut: u64 = report
         .sites
         .iter()
@@ -111,10 +80,10 @@ fn musl_statically_linked() {
 #[test]
 fn a_library_that_is_loaded_late() {
     let _alone = require_kernel!();
-    let (report, truths, pid) = trace(&require_victim!("dlopen-omit"));
-    let differences = report.differences(&truths, |report, truth| by_caller(report, pid, truth));
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
-    let early: u64 = report
+    let outcome = Outcome::of(&require_victim!("dlopen-omit")).expect("traced");
+    outcome.assert_true(by_caller);
+    let early: u64 = outcome
+        .report
         .sites
         .iter()
         .filter(|site| !site.stack_complete)
@@ -123,7 +92,7 @@ fn a_library_that_is_loaded_late() {
             site.alloc_objects
         })
         .sum();
-    for (name, count) in &report.losses {
+    for (name, count) in &outcome.report.losses {
         let expected = if name == "unwind_unknown_mapping" {
             early
         } else {
@@ -131,11 +100,7 @@ fn a_library_that_is_loaded_late() {
         };
         assert_eq!(*count, expected, "{name}");
     }
-    let site = report
-        .sites
-        .iter()
-        .find(|site| site.contains("leak_plugin_later"))
-        .unwrap();
+    let site = outcome.site_of("leak_plugin_later").unwrap();
     assert!(
         site.stack_complete && site.contains("main"),
         "{:?}",
@@ -148,17 +113,13 @@ fn a_library_that_is_loaded_late() {
 #[test]
 fn threads_that_the_program_cloned_itself() {
     let _alone = require_kernel!();
-    let report = assert_complete(
+    let outcome = assert_complete(
         &require_victim!("clone-omit"),
         &["main", "worker"],
         by_caller,
     );
     // A thread has a stack of its own: the one that made it is not in it.
-    let site = report
-        .sites
-        .iter()
-        .find(|site| site.contains("leak_cloned"))
-        .unwrap();
+    let site = outcome.site_of("leak_cloned").unwrap();
     assert!(
         site.contains("worker") && !site.contains("main"),
         "{site:?}"
@@ -168,7 +129,7 @@ fn threads_that_the_program_cloned_itself() {
 #[test]
 fn handlers_of_exceptions_in_cold_code() {
     let _alone = require_kernel!();
-    let report = assert_complete(
+    let outcome = assert_complete(
         &require_victim!("cold-omit"),
         &["main"],
         |report, pid, truth| {
@@ -177,27 +138,19 @@ fn handlers_of_exceptions_in_cold_code() {
         },
     );
     // Called from the landing pad of the function that is unwound.
-    let site = report
-        .sites
-        .iter()
-        .find(|site| site.contains("leak_in_cleanup"))
-        .unwrap();
+    let site = outcome.site_of("leak_in_cleanup").unwrap();
     assert!(site.contains("cleaned_up"), "{:?}", site.names());
 }
 
 #[test]
 fn rust_with_debug_information() {
     let _alone = require_kernel!();
-    let report = assert_complete(
+    let outcome = assert_complete(
         &require_victim!("rust"),
         &["main", "rust::leak_in_thread"],
         by_any_rust_frame,
     );
-    let site = report
-        .sites
-        .iter()
-        .find(|site| site.contains("rust::leak_box"))
-        .unwrap();
+    let site = outcome.site_of("rust::leak_box").unwrap();
     let frame = site
         .frames
         .iter()

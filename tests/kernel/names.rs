@@ -7,43 +7,28 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use leakscope_tests::{
-    ALL_SITES, Frame, Report, Site, Tracer, Truth, Victim, leave_out, prebuilt, require_kernel,
-    require_victim, run,
+    ALL_SITES, Frame, Outcome, Report, Site, Tracer, Truth, Victim, by_any_frame, leave_out,
+    prebuilt, require_kernel, require_victim, run,
 };
 use tempfile::TempDir;
 
-fn trace(path: &Path) -> (Report, Vec<Truth>, u32) {
-    let mut running = Victim::start(path).expect("started");
-    let pid = running.pid();
-    let tracer = Tracer::attach(&running, &[]).expect("attached");
-    let truths = running.go().expect("the victim's truth");
-    let report = tracer.stop().expect("the report");
-    assert!(running.quit().expect("the victim ends").success());
-    (report, truths, pid)
+#[track_caller]
+fn trace(path: &Path) -> Outcome {
+    Outcome::of(path).expect("traced")
 }
 
+/// Nothing is lost and no stack is cut.
 #[track_caller]
-fn assert_nothing_lost(report: &Report) {
-    let lost: Vec<_> = report
-        .losses
-        .iter()
-        .filter(|(_, count)| **count > 0)
-        .collect();
-    assert!(lost.is_empty(), "{lost:?}");
-    let cut: Vec<Vec<&str>> = report
+fn assert_whole(outcome: &Outcome) {
+    outcome.assert_nothing_lost();
+    let cut: Vec<Vec<&str>> = outcome
+        .report
         .sites
         .iter()
         .filter(|site| !site.stack_complete)
         .map(Site::names)
         .collect();
     assert!(cut.is_empty(), "{cut:?}");
-}
-
-#[track_caller]
-fn assert_true(report: &Report, truths: &[Truth], pid: u32) {
-    let differences =
-        report.differences(truths, |report, truth| report.below(pid, &truth.function));
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
 /// What survives at each place of the program itself: bytes, blocks, and the offsets of its own frames.
@@ -76,17 +61,17 @@ fn places(report: &Report, program: &Path) -> Vec<(u64, u64, Vec<u64>)> {
 fn a_stripped_program_has_the_same_places_without_names() {
     let _alone = require_kernel!();
     let path = require_victim!("basic-omit");
-    let (report, ..) = trace(&path);
-    let expected = places(&report, &path);
+    let expected = places(&trace(&path).report, &path);
     assert!(
         expected.iter().all(|(.., offsets)| offsets.len() >= 2),
         "{expected:?}"
     );
     let stripped = require_victim!("basic-omit-stripped");
-    let (report, ..) = trace(&stripped);
-    assert_nothing_lost(&report);
-    assert_eq!(places(&report, &stripped), expected);
-    let named: Vec<Vec<&str>> = report
+    let outcome = trace(&stripped);
+    assert_whole(&outcome);
+    assert_eq!(places(&outcome.report, &stripped), expected);
+    let named: Vec<Vec<&str>> = outcome
+        .report
         .sites
         .iter()
         .filter(|site| site.contains("leak_basic") || site.contains("main"))
@@ -98,11 +83,12 @@ fn a_stripped_program_has_the_same_places_without_names() {
 #[test]
 fn dynamic_symbols_of_a_stripped_program() {
     let _alone = require_kernel!();
-    let (report, truths, pid) = trace(&require_victim!("cpp-omit-stripped"));
-    assert_true(&report, &truths, pid);
-    assert_nothing_lost(&report);
+    let outcome = trace(&require_victim!("cpp-omit-stripped"));
+    outcome.assert_true(by_any_frame);
+    assert_whole(&outcome);
     assert!(
-        report
+        outcome
+            .report
             .sites
             .iter()
             .any(|site| site.names().contains(&"operator new(unsigned long)")),
@@ -157,9 +143,10 @@ impl Split {
 
 #[track_caller]
 fn assert_lines(program: &Path) {
-    let (report, truths, pid) = trace(program);
-    assert_true(&report, &truths, pid);
-    assert_nothing_lost(&report);
+    let outcome = trace(program);
+    outcome.assert_true(by_any_frame);
+    assert_whole(&outcome);
+    let Outcome { report, truths, .. } = outcome;
     for site in report.sites.iter().filter(|site| site.inuse_objects > 0) {
         for name in [
             truths
@@ -184,9 +171,10 @@ fn assert_lines(program: &Path) {
 
 #[track_caller]
 fn assert_no_lines(program: &Path) {
-    let (report, ..) = trace(program);
-    assert_nothing_lost(&report);
-    let named: Vec<&Frame> = report
+    let outcome = trace(program);
+    assert_whole(&outcome);
+    let named: Vec<&Frame> = outcome
+        .report
         .sites
         .iter()
         .flat_map(|site| &site.frames)
@@ -299,9 +287,19 @@ fn a_process_that_ended_before_the_report() {
     assert!(running.quit().expect("the victim ends").success());
     // The target's end is the trace's.
     let report = tracer.report().expect("the report");
-    assert_true(&report, &truths, pid);
-    assert_nothing_lost(&report);
-    for site in report.sites.iter().filter(|site| site.inuse_objects > 0) {
+    let outcome = Outcome {
+        report,
+        truths,
+        pid,
+    };
+    outcome.assert_true(by_any_frame);
+    assert_whole(&outcome);
+    for site in outcome
+        .report
+        .sites
+        .iter()
+        .filter(|site| site.inuse_objects > 0)
+    {
         assert!(site.contains("main"), "{:?}", site.names());
         let lines = site.frames.iter().filter(|frame| {
             frame
@@ -337,7 +335,12 @@ fn a_command_that_ended_before_the_report() {
             .collect();
         let pid = report.processes.first().unwrap().pid;
         assert!(!Path::new(&format!("/proc/{pid}/maps")).exists());
-        assert_true(&report, &truths, pid);
-        assert_nothing_lost(&report);
+        let outcome = Outcome {
+            report,
+            truths,
+            pid,
+        };
+        outcome.assert_true(by_any_frame);
+        assert_whole(&outcome);
     }
 }

@@ -5,36 +5,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use leakscope_tests::{Report, Site, Tracer, Truth, Victim, require_kernel, require_victim};
-
-fn trace(mut running: Victim) -> (Report, Vec<Truth>, u32) {
-    let pid = running.pid();
-    let tracer = Tracer::attach(&running, &[]).expect("attached");
-    let truths = running.go().expect("the victim's truth");
-    let report = tracer.stop().expect("the report");
-    assert!(running.quit().expect("the victim ends").success());
-    (report, truths, pid)
-}
+use leakscope_tests::{Outcome, Site, by_any_frame, require_kernel, require_victim};
 
 /// Every line of the truth is met by the stacks in which the function is the nearest of the program's own, and no stack
 /// is cut.
 #[track_caller]
 fn assert_complete(path: &Path) {
-    let (report, truths, pid) = trace(Victim::start(path).expect("started"));
-    let differences =
-        report.differences(&truths, |report, truth| report.below(pid, &truth.function));
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
-    let cut: Vec<Vec<&str>> = report
-        .sites
-        .iter()
-        .filter(|site| !site.stack_complete)
-        .map(Site::names)
-        .collect();
-    assert!(cut.is_empty(), "{cut:?} {:?}", report.losses);
-    for site in report.sites.iter().filter(|site| site.inuse_objects > 0) {
-        let rooted = site.contains("main") || site.contains("worker");
-        assert!(rooted, "{:?}", site.names());
-    }
+    let outcome = Outcome::of(path).expect("traced");
+    outcome.assert_true(by_any_frame);
+    outcome.assert_complete(&["main", "worker"]);
 }
 
 #[test]
@@ -73,7 +52,8 @@ fn through_libc_itself() {
 fn known_depths_without_frame_pointers() {
     let _alone = require_kernel!();
     let path = require_victim!("deep-omit");
-    let (report, truths, pid) = trace(Victim::start(&path).expect("started"));
+    let outcome = Outcome::of(&path).expect("traced");
+    let (report, truths, pid) = (outcome.report, outcome.truths, outcome.pid);
     assert_eq!(truths.len(), 4);
     for truth in truths {
         let sites: Vec<&Site> = report
@@ -130,7 +110,8 @@ fn shape(site: &Site) -> (Vec<String>, usize) {
 /// Every stack of the report against what backtrace() said inside the victim: names, number of frames, bytes.
 #[track_caller]
 fn assert_as_backtrace(path: &Path, walks: u64) {
-    let (report, truths, pid) = trace(Victim::start(path).expect("started"));
+    let outcome = Outcome::of(path).expect("traced");
+    let (report, truths, pid) = (outcome.report, outcome.truths, outcome.pid);
     let mut expected: BTreeMap<(Vec<String>, usize), (u64, u64)> = BTreeMap::new();
     for truth in truths {
         let figures = expected

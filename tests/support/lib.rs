@@ -4,8 +4,11 @@
 //! like (by the contract alone). It must not know the tracer's code: nothing here depends on the package `leakscope`.
 
 mod binary;
+mod faults;
 mod lines;
+mod links;
 mod machine;
+mod outcome;
 mod process;
 mod report;
 mod shared;
@@ -15,7 +18,10 @@ mod truth;
 mod victims;
 
 pub use binary::leakscope;
+pub use faults::{MemoryLimit, children, scripted, send, tampered};
+pub use links::{DEGRADED, degraded};
 pub use machine::{answers, exclusive, kernel_usable, leave_out, missing, prebuilt, skip};
+pub use outcome::{Found, Outcome, by_any_frame, by_caller};
 pub use process::{Victim, python};
 pub use report::{Frame, Overhead, Process, Report, Site, Sum};
 pub use shared::{NOBODY, Shared};

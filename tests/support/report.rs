@@ -268,13 +268,15 @@ impl Report {
             }
         }
         if !differences.is_empty() {
-            for site in self.sites.iter().take(60) {
+            for site in self.sites.iter().take(30) {
+                let names = site.names();
+                let leaf = names.get(..names.len().min(8)).unwrap_or_default();
                 differences.push(format!(
                     "site of {}: {} B / {}: {}",
                     site.pid,
                     site.inuse_bytes,
                     site.inuse_objects,
-                    site.names().join(" < ")
+                    leaf.join(" < ")
                 ));
             }
         }

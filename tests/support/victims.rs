@@ -102,6 +102,7 @@ const PROGRAMS: &[Program] = &[
     c("short", "short.c", POINTERS),
     c("exec", "exec.c", POINTERS),
     c("fork", "fork.c", POINTERS),
+    c("family", "family.c", POINTERS),
     c("basic", "basic.c", POINTERS),
     c(
         "basic-nopie",
@@ -215,6 +216,18 @@ const PROGRAMS: &[Program] = &[
     c("longjmp", "longjmp.c", POINTERS),
     c("load", "load.c", LOAD),
     c("endless", "endless.c", POINTERS),
+    c(
+        "behaviours",
+        "behaviours.c",
+        &[
+            "-g",
+            "-O1",
+            "-fno-omit-frame-pointer",
+            "-mno-omit-leaf-frame-pointer",
+            "-Wl,--no-as-needed",
+            "-lm",
+        ],
+    ),
     c(
         "backtrace",
         "backtrace.c",

@@ -40,6 +40,14 @@ pub(crate) fn perform() -> Result<ExitCode> {
             ),
         );
     }
+    check(
+        "rustfmt of the fuzz targets",
+        shell::run(
+            cargo()
+                .args(["fmt", "--all", "--check", "--manifest-path"])
+                .arg(root().join("tests/fuzz/Cargo.toml")),
+        ),
+    );
     println!("=== clippy");
     check(
         "clippy",

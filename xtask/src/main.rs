@@ -1,4 +1,4 @@
-//! The project's own chores: `cargo xtask bpf build|check`, `run`, `test [vm]`, `bench`, `lint`.
+//! The project's own chores: `cargo xtask bpf build|check`, `run`, `test [vm]`, `bench`, `fuzz`, `lint`.
 //!
 //! This crate owns how things are built, started and checked. It must not know what the tracer computes: it only runs
 //! the tracer's binary and the tests.
@@ -11,6 +11,7 @@
 
 mod bench;
 mod bpf;
+mod fuzz;
 mod lint;
 mod run;
 mod shell;
@@ -42,6 +43,8 @@ enum Chore {
     Test(test::Arguments),
     /// Measure what tracing costs, beside empty probes and other tools
     Bench(bench::Arguments),
+    /// Feed the readers of untrusted input with damaged input, for a bounded time
+    Fuzz(fuzz::Arguments),
     /// rustfmt, clippy with warnings denied, and the rules of the house
     Lint,
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Chore::Run(arguments) => run::perform(&arguments),
         Chore::Test(arguments) => test::perform(&arguments),
         Chore::Bench(arguments) => bench::perform(&arguments),
+        Chore::Fuzz(arguments) => fuzz::perform(&arguments),
         Chore::Lint => lint::perform(),
     };
     match outcome {

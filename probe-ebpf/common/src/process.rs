@@ -187,6 +187,10 @@ pub struct ThreadRecord {
     pub incarnation: u32,
     /// Set while the thread is inside an executable `mmap` call.
     pub mapping_code: u32,
+    /// The kernel's tick (jiffy) in which `now_ns` was read.
+    pub now_jiffies: u64,
+    /// CLOCK_MONOTONIC nanoseconds at some moment of that tick: to read the clock takes longer than to store a block.
+    pub now_ns: u64,
     /// When the thread last asked user space to look at the process's mappings, CLOCK_MONOTONIC nanoseconds.
     pub asked_ns: u64,
     /// The call in flight.
@@ -244,7 +248,7 @@ layout! {
     HitCounts = 8 * HIT_SLOTS;
     Inflight = 8 * 4 + 4 * 4 + core::mem::size_of::<Block>();
     ThreadRecord = 4 * 2
-        + 8
+        + 8 * 3
         + core::mem::size_of::<WalkState>()
         + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
     WalkState = 8 * 8 + 4 * 8;

@@ -1,7 +1,7 @@
 //! The command line as it is typed: names, help, and the form of each value. Whether the values make sense together
 //! is the plan's to say.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -29,7 +29,13 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Trace processes and show which call stacks hold the memory.
-    Trace(TraceArguments),
+    Trace(Box<TraceArguments>),
+    /// Trace on and on, and answer over HTTP: pprof, flame graph, JSON, metrics.
+    Daemon(Box<DaemonArguments>),
+    /// Ask a daemon what holds the memory.
+    Dump(DumpArguments),
+    /// Show what changed between two saved reports or profiles.
+    Diff(DiffArguments),
     /// Say what this machine, this user and a process allow; exit with 1 if tracing cannot work.
     Doctor(DoctorArguments),
     /// Attach programs that do nothing where `trace` would attach its own: the least that a uprobe tracer costs.
@@ -61,9 +67,16 @@ pub(super) enum FormatChoice {
     Svg,
     /// A gzipped profile for `go tool pprof`.
     Pprof,
+    /// A page for browsers that needs nothing else.
+    Html,
 }
 
 impl FormatChoice {
+    /// Whether people read it, who want the most important first and not everything.
+    pub(super) fn is_for_people(self) -> bool {
+        matches!(self, Self::Text | Self::Json | Self::Html)
+    }
+
     /// The name that the report room knows.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -72,6 +85,7 @@ impl FormatChoice {
             Self::Folded => "folded",
             Self::Svg => "svg",
             Self::Pprof => "pprof",
+            Self::Html => "html",
         }
     }
 }
@@ -113,7 +127,7 @@ pub(super) struct TargetArguments {
   leakscope trace -p 1234 --format json -o report.json
 
 Without --for, tracing goes on until Ctrl-C, which prints the result; a second Ctrl-C quits at once.
-Exit status: 0 done, 1 could not do it, 2 usage.")]
+Exit status: 0 done, 1 could not do it, 2 usage, 3 with --fail-on-leak when something leaks.")]
 pub(super) struct TraceArguments {
     #[command(flatten)]
     pub(super) target: TargetArguments,
@@ -134,6 +148,25 @@ pub(super) struct TraceArguments {
     /// Also show the result so far, every so often.
     #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) every: Option<Duration>,
+    /// Show at most so many call stacks; the others are summed up.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(super) top: usize,
+    /// How the result is written.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) format: FormatChoice,
+    /// Write the result to a file instead of stdout.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+    /// End with 3 when a site's verdict is `leaking`, which takes 45 s of tracing at least.
+    #[arg(long)]
+    pub(super) fail_on_leak: bool,
+    #[command(flatten)]
+    pub(super) tracing: TracingArguments,
+}
+
+/// How to trace, whoever asks for it.
+#[derive(Debug, Args)]
+pub(super) struct TracingArguments {
     /// How allocations are seen.
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) tier: TierChoice,
@@ -143,9 +176,6 @@ pub(super) struct TraceArguments {
     /// How long each window is, such as 200ms; they are rarer the longer they are. As the budget allows if it is not given.
     #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) window: Option<Duration>,
-    /// Show at most so many call stacks; the others are summed up.
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    pub(super) top: usize,
     /// Only count blocks at least this old.
     #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) min_age: Option<Duration>,
@@ -155,18 +185,19 @@ pub(super) struct TraceArguments {
     /// Only record allocations of at most so many bytes.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(super) max_size: Option<u64>,
-    /// How the result is written.
-    #[arg(long, value_enum, default_value = "text")]
-    pub(super) format: FormatChoice,
-    /// Write the result to a file instead of stdout.
-    #[arg(short, long, value_name = "FILE")]
-    pub(super) output: Option<PathBuf>,
+    /// Do not report the sites that a file in the syntax of LeakSanitizer names: `leak:PATTERN` with a part of the name of a
+    /// function, source file or module.
+    #[arg(long, value_name = "FILE")]
+    pub(super) suppress: Option<PathBuf>,
     /// Distinct call stacks to hold.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=4_194_304), help_heading = "Limits")]
     pub(super) max_stacks: u32,
     /// Live blocks to hold; beyond that one of two, four, ... is kept and figures are estimates.
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_024..=100_000_000), help_heading = "Limits")]
     pub(super) max_blocks: u32,
+    /// Bytes of the buffer in which the probe hands over new stacks and process events.
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(4_096..=1 << 30), hide = true)]
+    pub(super) event_bytes: u32,
     /// Walk stacks by frame pointers only.
     #[arg(long, help_heading = "Limits")]
     pub(super) frame_pointers: bool,
@@ -179,6 +210,106 @@ pub(super) struct TraceArguments {
     /// The kind of kernel link to use; the best that the kernel has if it is not given.
     #[arg(long, value_enum, value_name = "KIND", help_heading = "Limits")]
     pub(super) links: Option<LinkChoice>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  leakscope daemon                           trace the whole machine
+  leakscope daemon --cgroup /system.slice --listen 127.0.0.1:7117
+  leakscope dump                             what holds the memory now
+  go tool pprof http://127.0.0.1:7117/debug/pprof/heap
+  curl --unix-socket /run/leakscope.sock http://localhost/metrics
+
+Paths: /debug/pprof/heap, /debug/pprof/allocs, /flamegraph.svg, /metrics, /healthz, /api/v1/report, /api/v1/processes,
+/api/v1/snapshots, and / for a browser. Ctrl-C and SIGTERM end it; SIGHUP makes it look again for what is to be traced.
+Exit status: 0 done, 1 could not do it, 2 usage.")]
+pub(super) struct DaemonArguments {
+    #[command(flatten)]
+    pub(super) target: TargetArguments,
+    /// The Unix socket to listen on; only its owner can connect. By default /run/leakscope.sock, or leakscope.sock in
+    /// $XDG_RUNTIME_DIR for others than root.
+    #[arg(long, value_name = "PATH", help_heading = "Listening")]
+    pub(super) socket: Option<PathBuf>,
+    /// Also listen on an address and port, such as 127.0.0.1:7117.
+    #[arg(long, value_name = "ADDRESS", help_heading = "Listening")]
+    pub(super) listen: Option<SocketAddr>,
+    /// The file with the token that clients over TCP must show; needed to listen on more than a loopback address.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "listen",
+        help_heading = "Listening"
+    )]
+    pub(super) auth_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) tracing: TracingArguments,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  leakscope dump                             the largest call stacks, for people
+  leakscope dump -p 1234 --format html -o leaks.html
+  leakscope dump --snapshot monday           keep what there is under a name
+  leakscope dump --base monday               what has grown since then
+
+TARGET is a filter on what the daemon traces. A difference shows growth and shrinkage by call stack.
+Exit status: 0 done, 1 could not do it, 2 usage.")]
+pub(super) struct DumpArguments {
+    #[command(flatten)]
+    pub(super) target: TargetArguments,
+    /// The daemon's Unix socket.
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with = "url",
+        help_heading = "Daemon"
+    )]
+    pub(super) socket: Option<PathBuf>,
+    /// The daemon's address, such as http://127.0.0.1:7117.
+    #[arg(long, value_name = "URL", help_heading = "Daemon")]
+    pub(super) url: Option<String>,
+    /// The file with the token that the daemon wants to see.
+    #[arg(long, value_name = "FILE", requires = "url", help_heading = "Daemon")]
+    pub(super) auth_token_file: Option<PathBuf>,
+    /// Show at most so many call stacks: 20 for people, all for programs, if it is not given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) top: Option<u32>,
+    /// Show what changed since a snapshot.
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub(super) base: Option<String>,
+    /// Show what changes within this time, in whole seconds.
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration, conflicts_with = "base", allow_hyphen_values = true)]
+    pub(super) duration: Option<Duration>,
+    /// Let the daemon keep a snapshot of this name, and show nothing.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["base", "duration", "top", "format", "output", "pid", "comm", "cgroup", "all"])]
+    pub(super) snapshot: Option<String>,
+    /// How the result is written.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) format: FormatChoice,
+    /// Write the result to a file instead of stdout.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each file is a report (--format json) or a heap profile of pprof, compressed or not.
+Exit status: 0 done, 1 could not do it, 2 usage."
+)]
+pub(super) struct DiffArguments {
+    /// The earlier one.
+    pub(super) base: PathBuf,
+    /// The later one.
+    pub(super) new: PathBuf,
+    /// Show at most so many call stacks; the others are summed up.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) top: Option<u32>,
+    /// How the result is written.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) format: FormatChoice,
+    /// Write the result to a file instead of stdout.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
 }
 
 /// Kinds of link.
@@ -207,6 +338,9 @@ pub(super) struct DoctorArguments {
     /// Also look at a process: its allocators, probe sites and unwind tables.
     #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) pid: Option<u32>,
+    /// Look as if the kernel had no better kind of link than this.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) links: Option<LinkChoice>,
 }
 
 /// For `cargo xtask bench`.

@@ -10,14 +10,14 @@ use bytesize::ByteSize;
 
 use super::args::DoctorArguments;
 use crate::{
-    kernel::{self, Probe, ProbeOptions, Verdict},
+    kernel::{self, LinkMode, Probe, ProbeOptions, Verdict},
     session::{Unwinding, inspect},
 };
 
 /// Runs the checks and prints them.
 pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
     let mut out = BufWriter::new(io::stdout().lock());
-    let works = match print(&mut out, arguments.pid).and_then(|works| out.flush().map(|()| works)) {
+    let works = match print(&mut out, arguments).and_then(|works| out.flush().map(|()| works)) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => true,
         result => result?,
     };
@@ -25,7 +25,8 @@ pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// Prints everything; tells whether tracing can work.
-fn print(out: &mut dyn Write, pid: Option<u32>) -> io::Result<bool> {
+fn print(out: &mut dyn Write, arguments: &DoctorArguments) -> io::Result<bool> {
+    let links = arguments.links.map(LinkMode::from);
     let mut works = true;
     writeln!(out, "leakscope {}", env!("CARGO_PKG_VERSION"))?;
     let provenance = kernel::provenance();
@@ -34,7 +35,7 @@ fn print(out: &mut dyn Write, pid: Option<u32>) -> io::Result<bool> {
         "  BPF object     sha256 {} ({})\n                 built by {}\n",
         provenance.sha256, provenance.source, provenance.toolchain
     )?;
-    for check in kernel::checks() {
+    for check in kernel::checks(links) {
         works &= check.verdict != Verdict::Missing;
         line(
             out,
@@ -44,8 +45,8 @@ fn print(out: &mut dyn Write, pid: Option<u32>) -> io::Result<bool> {
             &check.remedy,
         )?;
     }
-    works &= print_probe(out)?;
-    if let Some(pid) = pid {
+    works &= print_probe(out, links)?;
+    if let Some(pid) = arguments.pid {
         works &= print_process(out, pid)?;
     }
     writeln!(
@@ -81,8 +82,12 @@ fn line(
 }
 
 /// Loads the probe, as a trace would, and says what it takes.
-fn print_probe(out: &mut dyn Write) -> io::Result<bool> {
-    let probe = match Probe::load(&ProbeOptions::default()) {
+fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool> {
+    let options = ProbeOptions {
+        links,
+        ..ProbeOptions::default()
+    };
+    let probe = match Probe::load(&options) {
         Ok(probe) => probe,
         Err(error) => {
             line(out, Verdict::Missing, "probe", &error.to_string(), "")?;

@@ -2,7 +2,10 @@
 //! room that writes to stdout and stderr.
 
 mod args;
+mod daemon;
+mod diff;
 mod doctor;
+mod dump;
 mod floor;
 mod output;
 mod plan;
@@ -21,15 +24,60 @@ use args::{Arguments, Command};
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
-        Command::Trace(raw) => plan::TracePlan::new(raw).and_then(|plan| trace::run(&plan)),
+        Command::Trace(raw) => plan::TracePlan::new(*raw).and_then(|plan| trace::run(&plan)),
+        Command::Daemon(raw) => plan::DaemonPlan::new(*raw).and_then(daemon::run),
+        Command::Dump(raw) => dump::run(&raw),
+        Command::Diff(raw) => diff::run(&raw),
         Command::Doctor(raw) => doctor::run(&raw),
         Command::Floor(raw) => floor::run(&raw),
     };
     match result {
         Ok(code) => code,
         Err(error) => {
-            output::complain(&format!("leakscope: {error:#}"));
+            output::complain(&format!("leakscope: {}", told(&error)));
             ExitCode::from(1)
+        }
+    }
+}
+
+/// An error with its causes. Many say their cause themselves, so one whose text was said already is not said again.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+    use crate::kernel::KernelError;
+    use anyhow::Context as _;
+    use std::io;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let refused = || {
+            Err::<(), _>(KernelError::Map {
+                name: "LIVE".to_owned(),
+                bytes: 8,
+                source: io::Error::from_raw_os_error(libc::EPERM),
+            })
+        };
+        for result in [
+            refused().map_err(anyhow::Error::from),
+            refused().context("cannot begin"),
+        ] {
+            let text = result
+                .map_err(|error| told(&error))
+                .err()
+                .unwrap_or_default();
+            assert_eq!(text.matches("not permitted").count(), 1, "{text}");
+            assert!(text.contains("LIVE"), "{text}");
         }
     }
 }

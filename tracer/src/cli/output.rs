@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 
 use super::args::FormatChoice;
-use crate::report::{Format, Report, Style, Text};
+use crate::report::{Difference, Format, Report, Style, Text};
 
 /// A place for results: stdout, or a file that was opened before the trace began.
 #[derive(Debug)]
@@ -57,49 +57,70 @@ impl Output {
     /// Writes a report. A reader that went away is no error.
     pub(super) fn write(&mut self, report: &Report) -> anyhow::Result<()> {
         let view = self.view()?;
-        let result = match &mut self.file {
+        self.put(|out| view.write(report, out))
+    }
+
+    /// Writes what changed between two reports.
+    pub(super) fn write_difference(&mut self, difference: &Difference) -> anyhow::Result<()> {
+        let view = self.view()?;
+        self.put(|out| view.write_difference(difference, out))
+    }
+
+    /// Writes a view that somebody else has made.
+    pub(super) fn write_bytes(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.put(|out| out.write_all(bytes))
+    }
+
+    fn put(
+        &mut self,
+        write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
+        match &mut self.file {
             Some((path, file)) => {
                 let place = path.display().to_string();
-                replace(file, view.as_ref(), report)
-                    .with_context(|| format!("cannot write to {place}"))
-                    .map(|()| true)
+                replace(file, write).with_context(|| format!("cannot write to {place}"))
             }
-            None => to_stdout(view.as_ref(), report).context("cannot write to stdout"),
-        };
-        result.map(|_| ())
+            None => to_stdout(write).context("cannot write to stdout"),
+        }
+    }
+
+    /// Whether colours can be shown.
+    pub(super) fn takes_color(&self) -> bool {
+        self.file.is_none()
+            && io::stdout().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
     }
 
     fn view(&self) -> anyhow::Result<Box<dyn Format>> {
-        let color = self.file.is_none()
-            && io::stdout().is_terminal()
-            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Ok(match self.format {
-            FormatChoice::Text => Box::new(Text::new(Style { color })),
+            FormatChoice::Text => Box::new(Text::new(Style {
+                color: self.takes_color(),
+            })),
             other => <dyn Format>::from_name(other.name())?,
         })
     }
 }
 
 /// Replaces a file's contents. A pipe or a device has no length to set.
-fn replace(file: &mut File, view: &dyn Format, report: &Report) -> io::Result<()> {
+fn replace(
+    file: &mut File,
+    write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+) -> io::Result<()> {
     if file.metadata()?.is_file() {
         file.set_len(0)?;
         file.rewind()?;
     }
     let mut writer = BufWriter::new(file);
-    view.write(report, &mut writer)?;
+    write(&mut writer)?;
     writer.flush()
 }
 
 /// Writes to stdout; `false` when nobody reads any more.
-fn to_stdout(view: &dyn Format, report: &Report) -> io::Result<bool> {
+fn to_stdout(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Result<()> {
     let mut writer = BufWriter::new(io::stdout().lock());
-    match view
-        .write(report, &mut writer)
-        .and_then(|()| writer.flush())
-    {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        result => result.map(|()| true),
+    match write(&mut writer).and_then(|()| writer.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
     }
 }
 

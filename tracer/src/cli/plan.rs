@@ -7,10 +7,14 @@ use std::{
     time::Duration,
 };
 
-use super::args::{FormatChoice, TargetArguments, TierChoice, TraceArguments};
+use super::args::{
+    DaemonArguments, FormatChoice, TargetArguments, TierChoice, TraceArguments, TracingArguments,
+};
 use crate::{
     budget::Choice,
+    daemon::{DaemonOptions, default_socket},
     kernel::ProbeOptions,
+    report::Suppressions,
     session::SessionOptions,
     target::select::{CgroupPath, Selector},
     unwind::BuildOptions,
@@ -39,6 +43,7 @@ pub(super) struct TracePlan {
     pub(super) top: usize,
     pub(super) format: FormatChoice,
     pub(super) output: Option<PathBuf>,
+    pub(super) fail_on_leak: bool,
     pub(super) session: SessionOptions,
 }
 
@@ -48,24 +53,10 @@ impl TracePlan {
         let target = match command(raw.command, !raw.no_follow) {
             Some(command) => command,
             None => running(raw.target)?.unwrap_or_else(|| {
-                usage("name what to trace: -p/--pid PID, --comm GLOB, --cgroup PATH, --all or -- COMMAND")
+                usage("trace", "name what to trace: -p/--pid PID, --comm GLOB, --cgroup PATH, --all or -- COMMAND")
             }),
         };
-        let sizes = (raw.min_size.unwrap_or(0), raw.max_size.unwrap_or(u64::MAX));
-        if sizes.0 > sizes.1 {
-            usage(&format!(
-                "--min-size {} is larger than --max-size {}: no allocation could pass",
-                sizes.0, sizes.1
-            ));
-        }
-        let tier = match raw.tier {
-            TierChoice::Auto => Choice::Auto,
-            TierChoice::Sampled => Choice::Sampled,
-            TierChoice::Exact => Choice::Exact,
-        };
-        if tier == Choice::Exact && raw.window.is_some() {
-            usage("--window has no meaning with --tier exact, which sees every call");
-        }
+        let session = session(raw.tracing, "trace")?;
         Ok(Self {
             target,
             duration: raw.duration,
@@ -73,30 +64,94 @@ impl TracePlan {
             top: raw.top,
             format: raw.format,
             output: raw.output,
-            session: SessionOptions {
-                probe: ProbeOptions {
-                    live_blocks: raw.max_blocks,
-                    stacks: raw.max_stacks,
-                    sizes,
-                    frame_pointers_only: raw.frame_pointers,
-                    unwind_rows: if raw.full_unwind_tables {
-                        FULL_UNWIND_ROWS
-                    } else {
-                        ProbeOptions::default().unwind_rows
-                    },
-                    links: raw.links.map(Into::into),
-                    ..ProbeOptions::default()
-                },
-                unwind: BuildOptions {
-                    full: raw.full_unwind_tables,
-                    ..BuildOptions::default()
-                },
-                unwind_cache: raw.unwind_cache,
-                min_age: raw.min_age.unwrap_or_default(),
-                budget: raw.budget / 100.0,
-                tier,
-                window: raw.window,
+            fail_on_leak: raw.fail_on_leak,
+            session,
+        })
+    }
+}
+
+/// How to trace, checked.
+fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOptions> {
+    let sizes = (raw.min_size.unwrap_or(0), raw.max_size.unwrap_or(u64::MAX));
+    if sizes.0 > sizes.1 {
+        usage(
+            subcommand,
+            &format!(
+                "--min-size {} is larger than --max-size {}: no allocation could pass",
+                sizes.0, sizes.1
+            ),
+        );
+    }
+    let tier = match raw.tier {
+        TierChoice::Auto => Choice::Auto,
+        TierChoice::Sampled => Choice::Sampled,
+        TierChoice::Exact => Choice::Exact,
+    };
+    if tier == Choice::Exact && raw.window.is_some() {
+        usage(
+            subcommand,
+            "--window has no meaning with --tier exact, which sees every call",
+        );
+    }
+    Ok(SessionOptions {
+        probe: ProbeOptions {
+            live_blocks: raw.max_blocks,
+            stacks: raw.max_stacks,
+            event_bytes: raw.event_bytes,
+            sizes,
+            frame_pointers_only: raw.frame_pointers,
+            unwind_rows: if raw.full_unwind_tables {
+                FULL_UNWIND_ROWS
+            } else {
+                ProbeOptions::default().unwind_rows
             },
+            links: raw.links.map(Into::into),
+            ..ProbeOptions::default()
+        },
+        unwind: BuildOptions {
+            full: raw.full_unwind_tables,
+            ..BuildOptions::default()
+        },
+        unwind_cache: raw.unwind_cache,
+        min_age: raw.min_age.unwrap_or_default(),
+        budget: raw.budget / 100.0,
+        tier,
+        window: raw.window,
+        suppressions: raw
+            .suppress
+            .as_deref()
+            .map(Suppressions::read)
+            .transpose()?
+            .unwrap_or_default(),
+    })
+}
+
+/// A validated `daemon`.
+#[derive(Clone, Debug)]
+pub(super) struct DaemonPlan {
+    pub(super) target: Target,
+    pub(super) daemon: DaemonOptions,
+    /// The file of suppressions, to be read again.
+    pub(super) suppress: Option<PathBuf>,
+    pub(super) session: SessionOptions,
+}
+
+impl DaemonPlan {
+    /// Checks the arguments against each other.
+    pub(super) fn new(raw: DaemonArguments) -> anyhow::Result<Self> {
+        let target = match running(raw.target)? {
+            Some(target) => target,
+            None => Target::Selected(Selector::all()?),
+        };
+        Ok(Self {
+            target,
+            daemon: DaemonOptions {
+                socket: raw.socket.unwrap_or_else(default_socket),
+                listen: raw.listen,
+                token_file: raw.auth_token_file,
+            },
+            suppress: raw.tracing.suppress.clone(),
+            session: session(raw.tracing, "daemon")?,
         })
     }
 }
@@ -131,12 +186,12 @@ pub(super) fn running(raw: TargetArguments) -> anyhow::Result<Option<Target>> {
 }
 
 /// Ends with a usage error, as clap does.
-fn usage(message: &str) -> ! {
+fn usage(subcommand: &str, message: &str) -> ! {
     use clap::CommandFactory as _;
     let mut command = super::args::Arguments::command();
     command.build();
     command
-        .find_subcommand_mut("trace")
+        .find_subcommand_mut(subcommand)
         .cloned()
         .unwrap_or(command)
         .error(clap::error::ErrorKind::MissingRequiredArgument, message)

@@ -15,11 +15,14 @@ use super::{
 };
 use crate::{
     kernel::{HeldCommand, RunningCommand, require_capabilities},
-    session::Session,
+    session::{Session, SessionOptions},
 };
 
 /// How long a command's process may take to be reaped after its pidfd said that it ended.
 const REAP_WITHIN: Duration = Duration::from_secs(1);
+
+/// The exit status that `--fail-on-leak` asks for.
+const LEAKING: u8 = 3;
 
 /// Runs the plan.
 pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
@@ -28,22 +31,7 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     let stop = Stop::listen()?;
     let mut child = None;
     let mut session = match &plan.target {
-        Target::Processes(pids) => {
-            // Wrong ids are said before the kernel is asked for anything.
-            for pid in pids {
-                crate::session::check_target(*pid)?;
-            }
-            let mut session = Session::new(plan.session.clone())?;
-            for pid in pids {
-                session.follow(*pid)?;
-            }
-            session
-        }
-        Target::Selected(selector) => {
-            let mut session = Session::new(plan.session.clone())?;
-            session.select(selector.clone())?;
-            session
-        }
+        Target::Processes(_) | Target::Selected(_) => begin(&plan.target, plan.session.clone())?,
         Target::Command(program, arguments, children) => {
             let mut session = Session::new(plan.session.clone())?;
             let mut command = Command::new(program);
@@ -65,16 +53,44 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     }
     result?;
     let report = session.report(plan.top)?;
+    let code = if plan.fail_on_leak && report.leaks() {
+        ExitCode::from(LEAKING)
+    } else {
+        ExitCode::SUCCESS
+    };
     if output.is_regular_file() {
         // Nobody can make us wait: the result first, then the probes, which take some 100 ms.
         let written = output.write(&report);
         drop(session);
-        return written.map(|()| ExitCode::SUCCESS);
+        return written.map(|()| code);
     }
     // Before the result is written: whoever reads it may take their time, and the target would be trapped meanwhile. And to the
     // end: a kill in the middle, such as a second Ctrl-C, can leave a breakpoint behind.
     session.detach_all();
-    output.write(&report).map(|()| ExitCode::SUCCESS)
+    output.write(&report).map(|()| code)
+}
+
+/// Begins to trace processes that run.
+pub(super) fn begin(target: &Target, options: SessionOptions) -> anyhow::Result<Session> {
+    if let Target::Processes(pids) = target {
+        // Wrong ids are said before the kernel is asked for anything.
+        for pid in pids {
+            crate::session::check_target(*pid)?;
+        }
+    }
+    let mut session = Session::new(options)?;
+    match target {
+        Target::Processes(pids) => {
+            for pid in pids {
+                session.follow(*pid)?;
+            }
+        }
+        Target::Selected(selector) => {
+            session.select(selector.clone())?;
+        }
+        Target::Command(..) => {}
+    }
+    Ok(session)
 }
 
 /// Lets the trace go on until its time is over, its targets have ended or somebody asks to stop.

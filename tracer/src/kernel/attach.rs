@@ -34,6 +34,11 @@ impl LinkMode {
             Self::Perf => "perf-event",
         }
     }
+
+    /// Whether a kernel whose best kind this is has the other too: each came when the ones below it were there.
+    pub(crate) const fn includes(self, other: Self) -> bool {
+        self as u8 <= other as u8
+    }
 }
 
 /// One probe to attach.

@@ -14,7 +14,7 @@ pub enum KernelError {
         reason: String,
     },
     /// A map could not be created.
-    #[error("cannot create the BPF map {name} ({bytes} bytes): {source}{}", permission_hint(.source))]
+    #[error("cannot create the BPF map {name} ({bytes} bytes): {source}{}", hint(.source))]
     Map {
         /// The map.
         name: String,
@@ -24,7 +24,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// A program was refused.
-    #[error("the kernel refused the BPF program {name}: {source}{}{}", permission_hint(.source), log_tail(.log))]
+    #[error("the kernel refused the BPF program {name}: {source}{}{}", hint(.source), log_tail(.source, .log))]
     Program {
         /// The program.
         name: String,
@@ -34,7 +34,7 @@ pub enum KernelError {
         log: String,
     },
     /// Probes could not be attached.
-    #[error("cannot attach to {what}: {source}{}", permission_hint(.source))]
+    #[error("cannot attach to {what}: {source}{}", hint(.source))]
     Attach {
         /// The file or event.
         what: String,
@@ -56,7 +56,7 @@ pub enum KernelError {
         missing: String,
     },
     /// Another call to the kernel failed.
-    #[error("{what}: {source}{}", permission_hint(.source))]
+    #[error("{what}: {source}{}", hint(.source))]
     Call {
         /// What was tried.
         what: String,
@@ -75,18 +75,29 @@ impl KernelError {
     }
 }
 
-/// What to do about a refusal for want of privileges.
-fn permission_hint(error: &io::Error) -> &'static str {
+/// What to do about a refusal for want of privileges, memory or descriptors.
+fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             "; run as root, or with the capabilities CAP_BPF and CAP_PERFMON (see `leakscope doctor`)"
         }
+        Some(libc::ENOMEM) => {
+            "; ask for smaller tables (--max-blocks, --max-stacks), or give leakscope's cgroup more memory (`leakscope doctor` says \
+             what the tables take)"
+        }
+        Some(libc::EMFILE) => "; allow more open files (`ulimit -n`)",
         _ => "",
     }
 }
 
-/// The end of a verifier's log, where the reason stands.
-fn log_tail(log: &str) -> String {
+/// The end of a verifier's log, where the reason stands. Empty where the verifier was not the one that refused.
+fn log_tail(error: &io::Error, log: &str) -> String {
+    if matches!(
+        error.raw_os_error(),
+        Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::EINTR)
+    ) {
+        return String::new();
+    }
     let lines: Vec<&str> = log.lines().collect();
     let tail = lines
         .get(lines.len().saturating_sub(30)..)

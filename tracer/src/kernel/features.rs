@@ -134,9 +134,9 @@ pub fn require_capabilities() -> Result<(), KernelError> {
     }
 }
 
-/// Asks for everything that tracing needs, but loads nothing.
+/// Asks for everything that tracing needs, but loads nothing. With `links`, as if the kernel had no better kind of link.
 #[must_use]
-pub fn checks() -> Vec<Check> {
+pub fn checks(links: Option<LinkMode>) -> Vec<Check> {
     vec![
         check_architecture(),
         check_capabilities(),
@@ -144,7 +144,7 @@ pub fn checks() -> Vec<Check> {
         check_pid_namespace(),
         check_tracefs(),
         check_uprobes(),
-        check_links(),
+        check_links(links),
     ]
 }
 
@@ -199,11 +199,12 @@ fn check_btf() -> Check {
             format!("{PATH} ({} bytes)", metadata.len()),
             "",
         ),
+        // The probe brings its own and is not relocated against the kernel's: whether it is accepted is seen when it is loaded.
         Err(error) => Check::new(
             NAME,
-            Verdict::Missing,
-            format!("{PATH}: {error}"),
-            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (Linux 6.1 or later of any large distribution)",
+            Verdict::Degraded,
+            format!("{PATH}: {error}; the probe may be accepted without it, see below"),
+            "if it is not, use a kernel built with CONFIG_DEBUG_INFO_BTF=y (Linux 6.1 or later of any large distribution)",
         ),
     }
 }
@@ -261,9 +262,18 @@ fn check_uprobes() -> Check {
     }
 }
 
-fn check_links() -> Check {
+fn check_links(links: Option<LinkMode>) -> Check {
     const NAME: &str = "links";
-    let mode = attach::best_link_mode();
+    let best = attach::best_link_mode();
+    let mode = links.unwrap_or(best);
+    if !best.includes(mode) {
+        return Check::new(
+            NAME,
+            Verdict::Missing,
+            format!("{}: the kernel has only {}", mode.name(), best.name()),
+            "ask for no kind of link: the best that there is will be used",
+        );
+    }
     let (verdict, detail) = match mode {
         LinkMode::Session => (Verdict::Good, "one for entries and returns".to_owned()),
         LinkMode::Multi => (

@@ -40,6 +40,8 @@ pub struct ProbeOptions {
     pub unwind_pages: u32,
     /// Executable mappings of all processes together.
     pub mappings: u32,
+    /// Bytes of the ring buffer in which the probe hands over stacks and process events: a power of two, a page at least.
+    pub event_bytes: u32,
     /// Smallest and largest allocation to record, bytes.
     pub sizes: (u64, u64),
     /// Walk by frame pointers only.
@@ -59,6 +61,7 @@ impl Default for ProbeOptions {
             unwind_rows: 1 << 20,
             unwind_pages: 1 << 18,
             mappings: 1 << 16,
+            event_bytes: 4 << 20,
             sizes: (0, u64::MAX),
             frame_pointers_only: false,
             links: None,
@@ -119,6 +122,10 @@ impl Probe {
             ("SITES", slots),
             ("TOTALS", slots.saturating_mul(stripes)),
             ("MAPPINGS", options.mappings.max(64)),
+            (
+                "EVENTS",
+                options.event_bytes.clamp(4096, 1 << 30).next_power_of_two(),
+            ),
             ("UNWIND_PAGES", options.unwind_pages.max(64)),
             ("UNWIND_ROWS", options.unwind_rows.max(64)),
         ]);

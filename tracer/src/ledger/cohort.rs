@@ -59,7 +59,8 @@ impl Span {
     fn effective_s(&self) -> f64 {
         let length = self.length_s().max(1e-9);
         if self.effective_s.is_finite() {
-            self.effective_s.clamp(length / 1e4, length)
+            // A few calls more are seen until the last probe is gone.
+            self.effective_s.clamp(length / 1e4, 2.0 * length)
         } else {
             length
         }

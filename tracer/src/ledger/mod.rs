@@ -1,64 +1,213 @@
-//! Surviving blocks per site over time: sums, ages, trends, intervals. Pure: numbers in, numbers out. Knows neither
+//! Surviving blocks per site over time: sums, ages, trends, intervals, verdicts. Pure: numbers in, numbers out. Knows neither
 //! where the numbers come from nor what a site's stack looks like.
 
 mod cohort;
+mod flow;
+mod history;
+mod process;
+mod series;
 mod survey;
+mod survival;
+pub mod trend;
+mod verdict;
 
 pub use cohort::{Cohorts, Estimate, MOST_WATCHED, Reading, Span, Survivor};
+#[cfg(test)]
+mod corpus;
+#[cfg(test)]
+mod simulate;
+
+pub use history::{ProcessLevel, SiteHistory, SiteLevel};
+pub use process::{Limit, Room, SiteOfProcess};
+pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
+pub use survival::{AGES, Cohort, INTERVALS, Survival};
+pub use verdict::{Judgement, Turnover, Verdict};
 
 use std::collections::HashMap;
 
-use leakscope_common::SiteTotals;
+use leakscope_common::{Block, SiteTotals};
+
+use history::ProcessHistory;
 
 /// A site's number. Slots of the probe's stack table, joined where two hold the same stack.
 pub type SiteId = u32;
 
-/// What is known of a site over time.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct History {
-    /// The first look: when, and the bytes in use.
-    first: Option<(f64, f64)>,
-    /// The last look.
-    last: Option<(f64, f64)>,
-}
-
-/// Follows sites from look to look.
+/// Follows sites and processes from look to look. Times are CLOCK_MONOTONIC nanoseconds.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    histories: HashMap<SiteId, History>,
+    started_ns: u64,
+    /// The last look, and the one before.
+    looks_ns: (u64, u64),
+    places: HashMap<SiteId, usize>,
+    sites: Vec<SiteHistory>,
+    /// Places in `sites` that are free.
+    free: Vec<usize>,
+    processes: HashMap<u32, ProcessHistory>,
 }
 
 impl Ledger {
-    /// Notes the totals of a site at a time, in seconds since the trace began.
-    pub fn observe(&mut self, at_s: f64, site: SiteId, totals: &SiteTotals) {
-        let inuse = totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64 as f64;
-        let history = self.histories.entry(site).or_default();
-        history.first.get_or_insert((at_s, inuse));
-        history.last = Some((at_s, inuse));
+    /// A ledger of a trace that begins now.
+    #[must_use]
+    pub fn new(started_ns: u64) -> Self {
+        Self {
+            started_ns,
+            looks_ns: (started_ns, started_ns),
+            ..Self::default()
+        }
+    }
+
+    fn seconds(&self, at_ns: u64) -> f64 {
+        at_ns.saturating_sub(self.started_ns) as f64 / 1e9
+    }
+
+    /// Notes the totals of a site; `weight` is how many blocks each recorded one stands for. Beyond 1, what was freed is
+    /// not known from totals, and the level is taken from surveys.
+    pub fn observe(&mut self, now_ns: u64, site: SiteId, totals: &SiteTotals, weight: u64) {
+        if now_ns > self.looks_ns.0 {
+            self.looks_ns = (now_ns, self.looks_ns.0);
+        }
+        let now_s = self.seconds(now_ns);
+        // It was not there at the look before.
+        let since_ns = self.looks_ns.1;
+        let since_s = self.seconds(since_ns);
+        let new = || SiteHistory::new(since_s, since_ns);
+        let place = *self.places.entry(site).or_insert_with(|| {
+            let place = self.free.pop().unwrap_or(self.sites.len());
+            match self.sites.get_mut(place) {
+                Some(free) => *free = new(),
+                None => self.sites.push(new()),
+            }
+            place
+        });
+        let Some(history) = self.sites.get_mut(place) else {
+            return;
+        };
+        if totals.alloc_objects < history.totals.alloc_objects {
+            // Totals never fall: the number stands for another stack now.
+            *history = new();
+        }
+        history.observe(now_s, now_ns, totals, weight);
     }
 
     /// Forgets a site: its number stands for another stack from now on.
     pub fn forget(&mut self, site: SiteId) {
-        self.histories.remove(&site);
+        if let Some(place) = self.places.remove(&site) {
+            if let Some(history) = self.sites.get_mut(place) {
+                *history = SiteHistory::new(0.0, self.started_ns);
+            }
+            self.free.push(place);
+        }
     }
 
-    /// The mean growth of a site since it was first seen, bytes per second; 0 before the second look. A site that
-    /// first appeared in the middle of the trace began at 0 bytes then.
+    /// Forgets a process that is not followed any more.
+    pub fn forget_process(&mut self, incarnation: u32) {
+        self.processes.remove(&incarnation);
+    }
+
+    /// Notes a process's memory.
+    pub fn observe_process(&mut self, now_ns: u64, incarnation: u32, level: ProcessLevel) {
+        let at_s = self.seconds(now_ns);
+        self.processes
+            .entry(incarnation)
+            .or_default()
+            .observe(at_s, level);
+    }
+
+    /// Begins to count the live blocks by age. `joined` gives the site that each of the first `slots` numbers stands for.
+    pub fn survey_ages(
+        &mut self,
+        now_ns: u64,
+        weight: u64,
+        slots: usize,
+        joined: impl Fn(SiteId) -> SiteId,
+    ) -> AgeSurvey<'_> {
+        // An index by number: there are many more blocks than sites.
+        let mut places = vec![usize::MAX; slots];
+        for (slot, place) in (0..).zip(&mut places) {
+            if let Some(known) = self.places.get(&joined(slot)) {
+                *place = *known;
+            }
+        }
+        for site in &mut self.sites {
+            site.survival.begin_survey(now_ns);
+        }
+        AgeSurvey {
+            now_ns,
+            now_s: self.seconds(now_ns),
+            weight: u32::try_from(weight).unwrap_or(u32::MAX),
+            places,
+            sites: &mut self.sites,
+        }
+    }
+
+    /// What is known of a site.
     #[must_use]
-    pub fn growth_bytes_per_s(&self, site: SiteId) -> f64 {
-        let Some(History {
-            first: Some((from, before)),
-            last: Some((to, after)),
-        }) = self.histories.get(&site).copied()
-        else {
-            return 0.0;
-        };
-        let elapsed = to - from;
-        if elapsed > 0.0 {
-            (after - before) / elapsed
-        } else {
-            0.0
+    pub fn site(&self, site: SiteId) -> Option<&SiteHistory> {
+        self.sites.get(*self.places.get(&site)?)
+    }
+
+    /// Judges a site of a process.
+    #[must_use]
+    pub fn judge(&self, site: SiteId, incarnation: u32) -> Judgement {
+        let process = self.processes.get(&incarnation);
+        self.site(site).map_or_else(Judgement::default, |site| {
+            verdict::judge(site, |last_s| {
+                process.map_or_else(Turnover::default, |process| process.turnover(last_s))
+            })
+        })
+    }
+
+    /// Judges a process by its memory and its sites' verdicts. `room` is what it may still take.
+    #[must_use]
+    pub fn judge_process(
+        &self,
+        incarnation: u32,
+        sites: &[SiteOfProcess],
+        room: Option<&Room>,
+    ) -> Judgement {
+        self.processes
+            .get(&incarnation)
+            .map_or_else(Judgement::default, |process| process.judge(sites, room))
+    }
+
+    /// A process's memory over time, at most so many points.
+    #[must_use]
+    pub fn memory(&self, incarnation: u32, count: usize) -> Vec<Point<ProcessLevel>> {
+        self.processes
+            .get(&incarnation)
+            .map_or_else(Vec::new, |process| thin_out(&process.points(), count))
+    }
+}
+
+/// A count of the live blocks, under way.
+#[derive(Debug)]
+pub struct AgeSurvey<'ledger> {
+    now_ns: u64,
+    now_s: f64,
+    weight: u32,
+    places: Vec<usize>,
+    sites: &'ledger mut Vec<SiteHistory>,
+}
+
+impl AgeSurvey<'_> {
+    /// Counts a live block.
+    #[inline]
+    pub fn note(&mut self, block: &Block) {
+        let site = self
+            .places
+            .get(block.site as usize)
+            .and_then(|place| self.sites.get_mut(*place));
+        if let Some(site) = site {
+            site.survival
+                .note_alive(block.born_ns, block.size, self.weight);
+        }
+    }
+
+    /// All are counted.
+    pub fn finish(self) {
+        for site in self.sites {
+            site.end_survey(self.now_s, self.now_ns);
         }
     }
 }
@@ -66,10 +215,13 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::Ledger;
-    use leakscope_common::SiteTotals;
+    use leakscope_common::{Block, SiteTotals};
+
+    const SECOND: u64 = 1_000_000_000;
 
     fn inuse(bytes: u64) -> SiteTotals {
         SiteTotals {
+            alloc_objects: bytes,
             alloc_bytes: bytes + 10,
             free_bytes: 10,
             ..SiteTotals::default()
@@ -77,29 +229,73 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_the_slope_between_the_first_and_the_last_look() {
-        let mut ledger = Ledger::default();
-        assert!(ledger.growth_bytes_per_s(1).abs() < f64::EPSILON);
-        ledger.observe(1.0, 1, &inuse(100));
-        assert!(ledger.growth_bytes_per_s(1).abs() < f64::EPSILON);
-        ledger.observe(2.0, 1, &inuse(900));
-        ledger.observe(3.0, 1, &inuse(500));
-        assert!((ledger.growth_bytes_per_s(1) - 200.0).abs() < 1e-9);
+    fn growth_of_a_few_looks_is_that_between_the_first_and_the_last() {
+        let mut ledger = Ledger::new(0);
+        ledger.observe(SECOND, 1, &inuse(100), 1);
+        ledger.observe(2 * SECOND, 1, &inuse(900), 1);
+        ledger.observe(3 * SECOND, 1, &inuse(1500), 1);
+        assert!((ledger.judge(1, 1).growth_bytes_per_s - 500.0).abs() < 1e-9);
+        assert!(ledger.judge(2, 1).growth_bytes_per_s.abs() < f64::EPSILON);
     }
 
     #[test]
     fn more_frees_than_allocations_are_a_negative_balance_not_a_huge_one() {
-        let mut ledger = Ledger::default();
-        ledger.observe(0.0, 1, &inuse(100));
-        ledger.observe(
-            1.0,
-            1,
-            &SiteTotals {
-                alloc_bytes: 10,
-                free_bytes: 60,
-                ..SiteTotals::default()
-            },
+        let mut ledger = Ledger::new(0);
+        let totals = SiteTotals {
+            alloc_bytes: 10,
+            free_bytes: 60,
+            ..SiteTotals::default()
+        };
+        ledger.observe(SECOND, 1, &totals, 1);
+        assert!(
+            ledger
+                .site(1)
+                .is_some_and(|site| (site.level().bytes + 50.0).abs() < 1e-9)
         );
-        assert!((ledger.growth_bytes_per_s(1) + 150.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_number_that_stands_for_another_stack_begins_anew() {
+        let mut ledger = Ledger::new(0);
+        ledger.observe(SECOND, 1, &inuse(100), 1);
+        ledger.observe(9 * SECOND, 1, &inuse(7), 1);
+        assert!(ledger.site(1).is_some_and(|site| site.since_s > 0.5));
+    }
+
+    #[test]
+    fn a_site_that_was_forgotten_begins_anew() {
+        let mut ledger = Ledger::new(0);
+        ledger.observe(SECOND, 1, &inuse(100), 1);
+        ledger.observe(SECOND, 2, &inuse(5), 1);
+        ledger.forget(1);
+        assert!(ledger.site(1).is_none());
+        ledger.observe(9 * SECOND, 3, &inuse(7), 1);
+        ledger.observe(9 * SECOND, 1, &inuse(8), 1);
+        let level = |site| ledger.site(site).map(|site| site.level().bytes as u64);
+        assert_eq!([level(1), level(2), level(3)], [Some(8), Some(5), Some(7)]);
+    }
+
+    #[test]
+    fn blocks_count_at_the_site_that_theirs_is_joined_to() {
+        let mut ledger = Ledger::new(0);
+        ledger.observe(SECOND, 1, &inuse(100), 1);
+        let mut survey = ledger.survey_ages(2 * SECOND, 4, 3, |slot| slot.min(1));
+        for site in [1, 2, 3] {
+            survey.note(&Block {
+                site,
+                size: 5,
+                born_ns: SECOND / 2,
+                ..Block::default()
+            });
+        }
+        survey.finish();
+        let alive: u64 = ledger.site(1).map_or(0, |site| {
+            site.survival
+                .cohorts()
+                .iter()
+                .map(|cohort| cohort.alive_bytes)
+                .sum()
+        });
+        assert_eq!(alive, 2 * 5 * 4);
     }
 }

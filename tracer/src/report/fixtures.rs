@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Frame, FrameKind, Overhead, Probe, Process, Report, ReportParts, Sample, Site, Tier, Timestamp,
-    Verdict,
+    Frame, FrameKind, MemoryPoint, Overhead, Probe, Process, Report, ReportParts, Sample, Site,
+    Suppressed, Tier, Timestamp, Verdict,
 };
 
 pub(super) const KIB: u64 = 1024;
@@ -84,6 +84,17 @@ fn indexer() -> Process {
         allocators: vec![format!("glibc {LIBC}")],
         rss_bytes: 87 * MIB,
         rss_growth_bytes_per_s: 104_857.6,
+        verdict: Verdict::Leaking,
+        verdict_reason:
+            "one site leaks, +102 KiB/s; at this rate the machine's memory is used up in 1 d 3 h"
+                .to_owned(),
+        memory_series: (0_u32..11)
+            .map(|second| MemoryPoint {
+                at_s: f64::from(second),
+                inuse_bytes: u64::from(second) * 100 * KIB,
+                rss_bytes: 86 * MIB + u64::from(second) * 100 * KIB,
+            })
+            .collect(),
         frees_of_unknown_blocks: 17,
         probes: [
             ("malloc", 0x9_8f00, 24_345),
@@ -210,6 +221,12 @@ pub(super) fn exact_report() -> Report {
         })
     });
     let mut parts = ReportParts {
+        suppressed: vec![Suppressed {
+            pattern: "libcrypto.so*".to_owned(),
+            sites: 2,
+            inuse_bytes: 3 * KIB,
+            inuse_objects: 12,
+        }],
         captured_at: Timestamp::from_unix_ms(1_767_225_600_000),
         duration_s: 10.02,
         tier: Tier::Exact,

@@ -7,9 +7,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 
-use super::Format;
 use super::model::{Frame, FrameKind, Report, Site};
 use super::names::{UNKNOWN_STACK, clean, function, incomplete, omitted, unnamed};
+use super::{Difference, Format};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +30,26 @@ impl Format for Folded {
         }
         Ok(())
     }
+
+    fn write_difference(&self, difference: &Difference, out: &mut dyn io::Write) -> io::Result<()> {
+        for (stack, (before, after)) in changed_stacks(difference) {
+            writeln!(out, "{stack} {before} {after}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Every distinct stack whose surviving bytes changed: before and after, as `difffolded.pl` writes them.
+pub(super) fn changed_stacks(difference: &Difference) -> BTreeMap<String, (u64, u64)> {
+    let mut stacks: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for change in &difference.changes {
+        if change.by.inuse_bytes_change != 0 {
+            let sum = stacks.entry(stack(&change.comm, &change.site)).or_default();
+            sum.0 = sum.0.saturating_add(change.inuse_bytes_base);
+            sum.1 = sum.1.saturating_add(change.site.inuse_bytes);
+        }
+    }
+    stacks
 }
 
 /// Every distinct stack that holds memory, and how many bytes.
@@ -41,7 +61,10 @@ pub(super) fn stacks(report: &Report) -> BTreeMap<String, u64> {
     };
     for site in &report.sites {
         if site.inuse_bytes > 0 {
-            add(stack(report, site), site.inuse_bytes);
+            let comm = report
+                .process_of(site)
+                .map_or("", |process| process.comm.as_str());
+            add(stack(comm, site), site.inuse_bytes);
         }
     }
     if report.omitted.inuse_bytes > 0 {
@@ -50,12 +73,8 @@ pub(super) fn stacks(report: &Report) -> BTreeMap<String, u64> {
     stacks
 }
 
-fn stack(report: &Report, site: &Site) -> String {
-    let comm = report
-        .process_of(site)
-        .map(|process| process.comm.as_str())
-        .filter(|comm| !comm.is_empty())
-        .unwrap_or("pid");
+fn stack(comm: &str, site: &Site) -> String {
+    let comm = if comm.is_empty() { "pid" } else { comm };
     // A line that begins with `#` is a comment.
     let comm = comm.trim_start_matches('#');
     let mut stack = format!("{}-{}", field(comm), site.pid);

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Format, Report};
+use super::{Difference, Format, Report};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,6 +19,11 @@ impl Format for Json {
 
     fn write(&self, report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
         serde_json::to_writer(&mut *out, report)?;
+        out.write_all(b"\n")
+    }
+
+    fn write_difference(&self, difference: &Difference, out: &mut dyn io::Write) -> io::Result<()> {
+        serde_json::to_writer(&mut *out, difference)?;
         out.write_all(b"\n")
     }
 }

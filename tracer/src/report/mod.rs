@@ -5,11 +5,16 @@
 
 mod allocator;
 mod check;
+mod difference;
+mod filter;
 mod folded;
+mod html;
 mod json;
+pub mod metrics;
 mod model;
 mod names;
 pub mod pprof;
+mod suppress;
 mod svg;
 mod text;
 mod time;
@@ -25,13 +30,17 @@ use std::io;
 
 use thiserror::Error;
 
+pub use difference::{Change, ChangeKind, Changed, Difference, Figures, Moment};
+pub use filter::Filter;
 pub use folded::Folded;
+pub use html::Html;
 pub use json::Json;
 pub use model::{
-    Frame, FrameKind, Omitted, Overhead, Probe, Process, ReadError, Report, ReportParts, SCHEMA,
-    Sample, Site, Tier, Verdict,
+    Frame, FrameKind, MemoryPoint, Omitted, Overhead, Probe, Process, ReadError, Report,
+    ReportParts, SCHEMA, Sample, Site, Suppressed, Tier, Verdict,
 };
-pub use pprof::Pprof;
+pub use pprof::{Pprof, PprofAllocs};
+pub use suppress::{SuppressError, Suppressions};
 pub use svg::Svg;
 pub use text::{Style, Text};
 pub use time::{Timestamp, TimestampError};
@@ -54,14 +63,20 @@ pub trait Format: Send + Sync {
     /// # Errors
     /// Those of `out`.
     fn write(&self, report: &Report, out: &mut dyn io::Write) -> io::Result<()>;
+
+    /// Writes what changed between two reports.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn write_difference(&self, difference: &Difference, out: &mut dyn io::Write) -> io::Result<()>;
 }
 
 /// The names of all formats.
-pub const FORMAT_NAMES: [&str; 5] = ["text", "json", "folded", "svg", "pprof"];
+pub const FORMAT_NAMES: [&str; 6] = ["text", "json", "folded", "svg", "pprof", "html"];
 
 /// There is no format of this name.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{name:?} is no format; there are text, json, folded, svg and pprof")]
+#[error("{name:?} is no format; there are text, json, folded, svg, pprof and html")]
 pub struct UnknownFormat {
     name: String,
 }
@@ -78,6 +93,7 @@ impl dyn Format {
             "folded" => Box::new(Folded),
             "svg" => Box::new(Svg),
             "pprof" => Box::new(Pprof),
+            "html" => Box::new(Html),
             _ => {
                 return Err(UnknownFormat {
                     name: name.to_owned(),

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use super::time::Timestamp;
+pub use crate::ledger::Verdict;
 
 /// The version of the JSON contract that this program writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -48,6 +49,9 @@ pub struct ReportParts {
     /// What `sites` leaves out.
     #[serde(default)]
     pub omitted: Omitted,
+    /// What suppressions took away, a line each, also those that took nothing; counted nowhere else.
+    #[serde(default)]
+    pub suppressed: Vec<Suppressed>,
     /// What could not be recorded, by cause ([`Loss::name`]); 0 where nothing was lost.
     pub losses: BTreeMap<String, u64>,
     /// What tracing cost.
@@ -124,6 +128,26 @@ pub struct Process {
     /// Why there are no sites of this process, for people.
     #[serde(default)]
     pub empty_reason: Option<String>,
+    /// What to make of it.
+    #[serde(default)]
+    pub verdict: Verdict,
+    /// The evidence, in a sentence; may be empty.
+    #[serde(default)]
+    pub verdict_reason: String,
+    /// Its memory over time, the oldest first.
+    #[serde(default)]
+    pub memory_series: Vec<MemoryPoint>,
+}
+
+/// The memory of a process at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryPoint {
+    /// Seconds since the trace began.
+    pub at_s: f64,
+    /// Bytes allocated while traced and not freed.
+    pub inuse_bytes: u64,
+    /// Resident memory, bytes.
+    pub rss_bytes: u64,
 }
 
 /// A probed function.
@@ -208,37 +232,6 @@ fn one() -> u64 {
     1
 }
 
-/// Whether a site is a leak.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// Its blocks are not freed and there are ever more.
-    Leaking,
-    /// It grew and has stopped.
-    Plateau,
-    /// Its blocks come and go.
-    Churn,
-    /// It grows, but ever more slowly, or too young to tell.
-    WarmingUp,
-    /// There is too little to judge by.
-    #[default]
-    InsufficientData,
-}
-
-impl Verdict {
-    /// The name in JSON, labels and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Leaking => "leaking",
-            Self::Plateau => "plateau",
-            Self::Churn => "churn",
-            Self::WarmingUp => "warming-up",
-            Self::InsufficientData => "insufficient-data",
-        }
-    }
-}
-
 /// A frame of a stack. What is not known is `None`, `null` in JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Frame {
@@ -301,6 +294,19 @@ pub struct Omitted {
     pub alloc_objects: u64,
 }
 
+/// The sum of the sites that a suppression took away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suppressed {
+    /// The suppression's pattern.
+    pub pattern: String,
+    /// How many sites.
+    pub sites: u64,
+    /// Their surviving bytes.
+    pub inuse_bytes: u64,
+    /// Their surviving blocks.
+    pub inuse_objects: u64,
+}
+
 /// What tracing cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
@@ -341,6 +347,7 @@ impl Default for ReportParts {
             processes: Vec::new(),
             sites: Vec::new(),
             omitted: Omitted::default(),
+            suppressed: Vec::new(),
             losses: BTreeMap::new(),
             overhead: Overhead::default(),
         }
@@ -403,6 +410,33 @@ impl ReportParts {
         total
     }
 
+    /// A copy without processes and sites.
+    pub(super) fn without_lists(&self) -> Self {
+        Self {
+            schema: self.schema,
+            captured_at: self.captured_at,
+            duration_s: self.duration_s,
+            tier: self.tier,
+            tier_reason: self.tier_reason.clone(),
+            processes: Vec::new(),
+            sites: Vec::new(),
+            omitted: self.omitted,
+            suppressed: self.suppressed.clone(),
+            losses: self.losses.clone(),
+            overhead: self.overhead,
+        }
+    }
+
+    /// Whether anything leaks, shown or not.
+    #[must_use]
+    pub fn leaks(&self) -> bool {
+        let of_processes = self.processes.iter().map(|process| process.verdict);
+        let of_sites = self.sites.iter().map(|site| site.verdict);
+        of_processes
+            .chain(of_sites)
+            .any(|verdict| verdict == Verdict::Leaking)
+    }
+
     /// The process that a site belongs to.
     #[must_use]
     pub fn process_of(&self, site: &Site) -> Option<&Process> {
@@ -413,7 +447,8 @@ impl ReportParts {
 }
 
 impl Omitted {
-    fn add(&mut self, site: &Site) {
+    /// Adds a site's figures.
+    pub(super) fn add(&mut self, site: &Site) {
         self.sites = self.sites.saturating_add(1);
         self.inuse_bytes = self.inuse_bytes.saturating_add(site.inuse_bytes);
         self.inuse_objects = self.inuse_objects.saturating_add(site.inuse_objects);
@@ -438,12 +473,13 @@ impl Report {
             &mut overhead.budget,
         ]
         .into_iter()
-        .chain(
-            parts
-                .processes
+        .chain(parts.processes.iter_mut().flat_map(|process| {
+            process
+                .memory_series
                 .iter_mut()
-                .map(|process| &mut process.rss_growth_bytes_per_s),
-        )
+                .map(|point| &mut point.at_s)
+                .chain([&mut process.rss_growth_bytes_per_s])
+        }))
         .chain(
             parts
                 .sites

@@ -65,17 +65,23 @@ pub(super) fn unnamed(frame: &Frame) -> String {
 /// The pseudo frame at the root of a stack that does not reach its true end; `None` when it does.
 pub(super) fn incomplete(site: &Site) -> Option<String> {
     (!site.stack_complete && !site.frames.is_empty()).then(|| match &site.stack_incomplete_reason {
-        Some(reason) => format!("[stack incomplete: {}]", clean(reason)),
-        None => "[stack incomplete]".to_owned(),
+        Some(reason) => format!("[{INCOMPLETE}: {}]", clean(reason)),
+        None => format!("[{INCOMPLETE}]"),
     })
 }
+
+/// How the pseudo frame of [`incomplete`] begins.
+pub(super) const INCOMPLETE: &str = "stack incomplete";
+
+/// How the pseudo frame of [`omitted`] begins.
+pub(super) const OMITTED: &str = "sites not shown";
 
 /// The pseudo frame of a site without a stack.
 pub(super) const UNKNOWN_STACK: &str = "[unknown stack]";
 
 /// The pseudo frame that stands for all sites that a report leaves out.
 pub(super) fn omitted(sites: u64) -> String {
-    format!("[sites not shown: {sites}]")
+    format!("[{OMITTED}: {sites}]")
 }
 
 /// Why a process has no surviving block: as it says itself, else as far as its figures tell.

@@ -6,6 +6,7 @@
 
 mod build;
 pub mod proto;
+mod read;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -17,6 +18,7 @@ use prost::Message;
 use thiserror::Error;
 
 use super::Format;
+use super::difference::Difference;
 use super::model::Report;
 use proto::Profile;
 
@@ -44,11 +46,72 @@ impl Format for Pprof {
     }
 
     fn write(&self, report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
-        let mut gzip = GzEncoder::new(out, Compression::fast());
-        io::Write::write_all(&mut gzip, &profile(report).encode_to_vec())?;
-        gzip.finish()?;
-        Ok(())
+        write(&profile(report), out)
     }
+
+    fn write_difference(&self, difference: &Difference, out: &mut dyn io::Write) -> io::Result<()> {
+        write(&difference_profile(difference), out)
+    }
+}
+
+/// Writes a profile, compressed.
+fn write(profile: &Profile, out: &mut dyn io::Write) -> io::Result<()> {
+    let mut gzip = GzEncoder::new(out, Compression::fast());
+    io::Write::write_all(&mut gzip, &profile.encode_to_vec())?;
+    gzip.finish()?;
+    Ok(())
+}
+
+/// The same profile, of which pprof shows first what was allocated, not what survives.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PprofAllocs;
+
+impl PprofAllocs {
+    fn shown_first(mut profile: Profile) -> Profile {
+        let allocated = profile
+            .sample_type
+            .iter()
+            .map(|kind| kind.r#type)
+            .find(|kind| profile.string(*kind) == "alloc_space");
+        profile.default_sample_type = allocated.unwrap_or(profile.default_sample_type);
+        profile
+    }
+}
+
+impl Format for PprofAllocs {
+    fn name(&self) -> &'static str {
+        "pprof-allocs"
+    }
+
+    fn media_type(&self) -> &'static str {
+        Pprof.media_type()
+    }
+
+    fn is_binary(&self) -> bool {
+        true
+    }
+
+    fn write(&self, report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
+        write(&Self::shown_first(profile(report)), out)
+    }
+
+    fn write_difference(&self, difference: &Difference, out: &mut dyn io::Write) -> io::Result<()> {
+        write(&Self::shown_first(difference_profile(difference)), out)
+    }
+}
+
+/// The differences as a profile, whose values may be negative.
+#[must_use]
+pub fn difference_profile(difference: &Difference) -> Profile {
+    build::build_difference(difference)
+}
+
+/// The report that a profile tells of; see [`read`] for the bytes.
+///
+/// # Errors
+/// When it is no heap profile.
+pub fn to_report(profile: &Profile) -> Result<Report, PprofError> {
+    read::report(profile)
 }
 
 /// The report as a profile.
@@ -66,6 +129,9 @@ pub enum PprofError {
     /// Not a profile.
     #[error("not a profile of pprof: {0}")]
     Proto(#[from] prost::DecodeError),
+    /// A profile of something else.
+    #[error("the profile has no inuse_space and inuse_objects: it is no heap profile")]
+    NoHeap,
     /// More than the reader is ready to hold.
     #[error("the profile is larger than {} MiB uncompressed", LARGEST_PROFILE >> 20)]
     TooLarge,

@@ -4,10 +4,10 @@ use std::io;
 
 use inferno::flamegraph::{self, Options};
 
-use super::Format;
-use super::folded::stacks;
+use super::folded::{changed_stacks, stacks};
 use super::model::Report;
 use super::names::why_all_empty;
+use super::{Difference, Format};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,13 +35,50 @@ impl Format for Svg {
             .into_iter()
             .map(|(stack, bytes)| format!("{stack} {}", bytes.min(largest)))
             .collect();
-        let mut options = Options::default();
-        options.title = "Surviving memory".to_owned();
-        options.subtitle = Some(subtitle(report));
-        options.count_name = "bytes".to_owned();
-        options.deterministic = true;
-        flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)
+        draw("Surviving memory", subtitle(report), &lines, out)
     }
+
+    fn write_difference(&self, difference: &Difference, out: &mut dyn io::Write) -> io::Result<()> {
+        let stacks = changed_stacks(difference);
+        if stacks.is_empty() {
+            let lines = ["No change of surviving memory".to_owned(), span(difference)];
+            return write_lines(&lines, out);
+        }
+        let largest = LARGEST_SUM / stacks.len() as u64;
+        let lines: Vec<String> = stacks
+            .into_iter()
+            .map(|(stack, (before, after))| {
+                format!("{stack} {} {}", before.min(largest), after.min(largest))
+            })
+            .collect();
+        draw(
+            "Surviving memory at stacks that changed: red has grown, blue has shrunk",
+            span(difference),
+            &lines,
+            out,
+        )
+    }
+}
+
+fn draw(
+    title: &str,
+    subtitle: String,
+    lines: &[String],
+    out: &mut dyn io::Write,
+) -> io::Result<()> {
+    let mut options = Options::default();
+    options.title = title.to_owned();
+    options.subtitle = Some(subtitle);
+    options.count_name = "bytes".to_owned();
+    options.deterministic = true;
+    flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)
+}
+
+fn span(difference: &Difference) -> String {
+    format!(
+        "from {} to {}",
+        difference.base.captured_at, difference.new.captured_at
+    )
 }
 
 fn subtitle(report: &Report) -> String {
@@ -55,9 +92,14 @@ fn subtitle(report: &Report) -> String {
 
 /// A picture of nothing says why.
 fn write_empty(report: &Report, out: &mut dyn io::Write) -> io::Result<()> {
-    const LINE_HEIGHT: usize = 20;
     let mut lines = vec!["No surviving memory".to_owned(), subtitle(report)];
     lines.extend(why_all_empty(&report.processes));
+    write_lines(&lines, out)
+}
+
+/// A picture of lines of text.
+fn write_lines(lines: &[String], out: &mut dyn io::Write) -> io::Result<()> {
+    const LINE_HEIGHT: usize = 20;
     let height = LINE_HEIGHT * (lines.len() + 1);
     writeln!(
         out,

@@ -3,18 +3,22 @@
 //! The processes first, then a block of lines per site, the largest first, then what the figures rest on: totals,
 //! losses, tier, overhead.
 
+mod chart;
+mod difference;
 mod stack;
-mod units;
 
 use std::io::{self, Write};
 
 use leakscope_common::Loss;
 
-use super::Format;
 use super::model::{Probe, Process, Report, Site, Tier, Verdict};
-use super::names::{UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
+use super::names::{self, UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
+use super::{Difference, Format};
+use crate::units::{blocks, bytes, count, duration, percent, plural, rate, share};
 use stack::Line;
-use units::{blocks, bytes, count, duration, percent, plural, rate, share};
+
+/// Of so many processes, memory is drawn.
+const PROCESSES_DRAWN: usize = 4;
 
 /// So many processes are described; of the others the number is given.
 const PROCESSES_SHOWN: usize = 20;
@@ -88,6 +92,35 @@ impl Format for Text {
         }
         self.footer(report, rank, out)
     }
+
+    fn write_difference(&self, difference: &Difference, out: &mut dyn Write) -> io::Result<()> {
+        difference::write(*self, difference, out)
+    }
+}
+
+/// A site's stack without the allocator's own frames, a line each.
+pub(super) fn stack_lines(site: &Site) -> Vec<String> {
+    let (own, callers) = stack::split(&site.frames);
+    let mut lines: Vec<String> = stack::lines(callers)
+        .into_iter()
+        .map(|line| match line {
+            Line::Frame(text) | Line::Remark(text) => text,
+        })
+        .collect();
+    if lines.is_empty() {
+        lines.push(missing(own.is_empty()).to_owned());
+    }
+    lines.extend(names::incomplete(site));
+    lines
+}
+
+/// What stands where no caller does.
+fn missing(no_allocator: bool) -> &'static str {
+    if no_allocator {
+        UNKNOWN_STACK
+    } else {
+        "[no caller recorded]"
+    }
 }
 
 /// Sites whose blocks are all freed are counted, not listed.
@@ -117,7 +150,7 @@ impl Text {
             .filter(is_shown)
             .take(PROCESSES_SHOWN)
         {
-            self.process(report, process, nothing, out)?;
+            self.process(report, process, nothing, shown < PROCESSES_DRAWN, out)?;
             shown += 1;
         }
         let more = report.processes.len() - shown;
@@ -143,9 +176,16 @@ impl Text {
         report: &Report,
         process: &Process,
         nothing: bool,
+        drawn: bool,
         out: &mut dyn Write,
     ) -> io::Result<()> {
         writeln!(out, "{}", self.dress(BOLD, &process_name(process)))?;
+        if !process.verdict_reason.is_empty() {
+            let color = verdict_color(process.verdict);
+            let verdict = self.dress(color, process.verdict.name());
+            let reason = clean(&process.verdict_reason);
+            writeln!(out, "  {:<11}{verdict}: {reason}", "verdict")?;
+        }
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<11}{value}");
         if !process.cgroup.is_empty() && process.cgroup != "/" {
             line("cgroup", &clean(&process.cgroup))?;
@@ -195,6 +235,11 @@ impl Text {
                 .unwrap_or("while it was traced");
             line("ended", &clean(note))?;
         }
+        if let Some((what, curve)) = chart::lines(&process.memory_series).filter(|_| drawn) {
+            for (place, text) in curve.iter().enumerate() {
+                line(if place == 0 { what } else { "" }, text)?;
+            }
+        }
         writeln!(out)
     }
 
@@ -226,12 +271,8 @@ impl Text {
         match site.verdict {
             Verdict::InsufficientData => {}
             verdict => {
-                let color = match verdict {
-                    Verdict::Leaking => RED,
-                    Verdict::WarmingUp => YELLOW,
-                    _ => BOLD,
-                };
-                write!(out, "  {}", self.dress(color, verdict.name()))?;
+                let verdict = self.dress(verdict_color(verdict), verdict.name());
+                write!(out, "  {verdict}")?;
             }
         }
         writeln!(out)?;
@@ -258,12 +299,7 @@ impl Text {
         out: &mut dyn Write,
     ) -> io::Result<()> {
         if callers.is_empty() {
-            let missing = if no_allocator {
-                UNKNOWN_STACK
-            } else {
-                "[no caller recorded]"
-            };
-            writeln!(out, "      {missing}")?;
+            writeln!(out, "      {}", missing(no_allocator))?;
         }
         for line in stack::lines(callers) {
             match line {
@@ -323,6 +359,17 @@ impl Text {
                 out,
             )?;
         }
+        for suppressed in &report.suppressed {
+            let text = format!(
+                "{} in {} at {} site{}: {}",
+                bytes(suppressed.inuse_bytes),
+                blocks(suppressed.inuse_objects),
+                count(suppressed.sites),
+                plural(suppressed.sites),
+                clean(&suppressed.pattern)
+            );
+            self.line("Suppressed", &text, out)?;
+        }
         self.losses(report, out)?;
         let mut tier = report.tier.name().to_owned();
         if !report.tier_reason.is_empty() {
@@ -376,6 +423,14 @@ impl Text {
             writeln!(out, "  {:>9}  {sentence}{effect}", count(times))?;
         }
         Ok(())
+    }
+}
+
+fn verdict_color(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Leaking => RED,
+        Verdict::WarmingUp => YELLOW,
+        Verdict::Plateau | Verdict::Churn | Verdict::InsufficientData => BOLD,
     }
 }
 

@@ -9,6 +9,7 @@ mod process;
 mod report;
 mod select;
 mod tables;
+mod verdicts;
 mod window;
 
 use std::{
@@ -29,7 +30,7 @@ use crate::{
     budget::{Choice, Limits},
     kernel::{KernelError, Probe, ProbeEvent, ProbeOptions, close_links},
     ledger::{Ledger, SiteId},
-    report::Report,
+    report::{Report, Suppressions},
     symbol::{Modules, Resolver},
     target::discover::Files,
     unwind::BuildOptions,
@@ -64,6 +65,8 @@ pub struct SessionOptions {
     pub tier: Choice,
     /// The length of every window; as the budget allows when `None`.
     pub window: Option<Duration>,
+    /// Sites that are not reported.
+    pub suppressions: Suppressions,
 }
 
 /// The share of the targets' CPU time that tracing may take, unless something else is asked for.
@@ -79,6 +82,7 @@ impl Default for SessionOptions {
             budget: DEFAULT_BUDGET,
             tier: Choice::default(),
             window: None,
+            suppressions: Suppressions::default(),
         }
     }
 }
@@ -118,6 +122,8 @@ pub struct Session {
     files: Files,
     resolver: Resolver,
     ledger: Ledger,
+    /// When the ages of the live blocks are looked at next.
+    next_survey: Instant,
     processes: BTreeMap<u32, Traced>,
     links: Links,
     selecting: Selecting,
@@ -163,7 +169,8 @@ impl Session {
             modules: Modules::default(),
             files: Files::default(),
             resolver: Resolver::default(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(crate::kernel::monotonic_ns()),
+            next_survey: now,
             processes: BTreeMap::new(),
             links: Links::default(),
             selecting: Selecting::default(),
@@ -179,6 +186,7 @@ impl Session {
         };
         session.cost_of_a_hit = session.calibrate()?;
         session.started = Instant::now();
+        session.ledger = Ledger::new(crate::kernel::monotonic_ns());
         Ok(session)
     }
 
@@ -438,7 +446,6 @@ impl Session {
     /// Looks at the sites' totals.
     fn look(&mut self) {
         self.last_look = Instant::now();
-        let at_s = self.started.elapsed().as_secs_f64();
         for pid in self.due_for_measurement() {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.measure(&self.proc_root);
@@ -446,10 +453,12 @@ impl Session {
         }
         let mut inuse = 0_i64;
         let mut allocated = 0;
-        for (site, (_, totals)) in self.joined_sites() {
-            self.ledger.observe(at_s, site, &totals);
+        for (_, totals) in self.note_levels().values() {
             inuse = inuse.wrapping_add(totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64);
             allocated += totals.alloc_objects;
+        }
+        if self.last_look >= self.next_survey {
+            self.note_ages();
         }
         self.progress.inuse_bytes = inuse;
         self.progress.alloc_objects = allocated;
@@ -513,6 +522,11 @@ impl Session {
             }
         }
         Ok(report::make(self, top))
+    }
+
+    /// Reports from now on with these suppressions.
+    pub fn suppress(&mut self, suppressions: Suppressions) {
+        self.options.suppressions = suppressions;
     }
 
     /// Takes all probes away. The targets are free at once; the kernel waits out a grace period of some 20 to 40 ms.

@@ -123,6 +123,8 @@ pub(super) struct Traced {
     /// Resident memory when the trace began, and when.
     pub(super) rss_first: Option<(Instant, u64)>,
     pub(super) rss_last: Option<(Instant, u64)>,
+    /// Resident anonymous memory at the last look, bytes.
+    pub(super) anonymous_bytes: u64,
     /// Processor time when the trace began, and at the last look.
     pub(super) cpu_first: Option<Duration>,
     pub(super) cpu_last: Option<Duration>,
@@ -178,6 +180,7 @@ impl Traced {
             notes: Vec::new(),
             rss_first: None,
             rss_last: None,
+            anonymous_bytes: 0,
             cpu_first: None,
             cpu_last: None,
             refreshed: None,
@@ -209,6 +212,7 @@ impl Traced {
             let now = (Instant::now(), memory.resident_bytes);
             self.rss_first.get_or_insert(now);
             self.rss_last = Some(now);
+            self.anonymous_bytes = memory.anonymous_bytes;
         }
     }
 

@@ -42,7 +42,7 @@ impl Session {
 
     /// The live blocks of the incarnations that are followed, by site. Blocks without a known stack are told apart by
     /// incarnation.
-    fn survey(&self) -> (Survey, HashMap<u32, Survey>) {
+    fn survey(&mut self) -> (Survey, HashMap<u32, Survey>) {
         let filter = BlockFilter {
             min_age_ns: u64::try_from(self.options.min_age.as_nanos()).unwrap_or(u64::MAX),
             now_ns: crate::kernel::monotonic_ns(),
@@ -55,16 +55,30 @@ impl Session {
         let shift = self.probe.thin_shift();
         let mut known = Survey::new(shift);
         let mut unknown: HashMap<u32, Survey> = HashMap::new();
+        // The ages in the same walk.
+        let stacks = &self.stacks;
+        let joined = |site| {
+            stacks
+                .get(&site)
+                .map_or(site, |stack: &super::Stack| stack.canonical)
+        };
+        let mut ages =
+            self.ledger
+                .survey_ages(filter.now_ns, 1 << shift, self.probe.site_slots(), joined);
         // By slot first: there are many more blocks than sites, and a slot's number is an index.
         let mut slots = vec![SiteSurvey::default(); self.probe.site_slots()];
         let mut last = (0, false);
         self.probe.visit_blocks(|live| {
             let block = live.block;
+            // A time of birth of 0: a watched block of an earlier window.
+            if block.born_ns == 0 {
+                return;
+            }
+            ages.note(&block);
             if last.0 != block.incarnation {
                 last = (block.incarnation, followed.contains(&block.incarnation));
             }
-            // A time of birth of 0: a watched block of an earlier window.
-            if !last.1 || block.born_ns == 0 {
+            if !last.1 {
                 return;
             }
             if block.site == UNKNOWN_SITE {
@@ -76,9 +90,10 @@ impl Session {
                 slot.note(&block, &filter);
             }
         });
+        ages.finish();
         for (slot, survey) in (0..).zip(&slots) {
             if survey.kept_objects > 0 {
-                known.merge(self.joined(slot), survey);
+                known.merge(joined(slot), survey);
             }
         }
         (known, unknown)
@@ -197,10 +212,16 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         },
         ..ReportParts::default()
     };
+    let suppressions = session.options.suppressions.clone();
+    if !suppressions.is_empty() {
+        name(session, &mut parts.sites);
+        suppressions.apply(&mut parts);
+    }
     parts.add_up();
     for process in &mut parts.processes {
         process.empty_reason = empty_reason(process, parts.sites.is_empty(), filtered);
     }
+    session.judge(&mut parts);
     parts.keep_top(top);
     name(session, &mut parts.sites);
     Report::new(parts)
@@ -254,7 +275,7 @@ fn site(
             .site(id)
             .oldest_born_ns
             .map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
-        growth_bytes_per_s: session.ledger.growth_bytes_per_s(id),
+        growth_bytes_per_s: 0.0,
         verdict: Verdict::InsufficientData,
         verdict_reason: String::new(),
         weight: survey.weight(),
@@ -329,6 +350,9 @@ fn name(session: &mut Session, sites: &mut [Site]) {
         let Ok(id) = SiteId::try_from(site.id) else {
             continue;
         };
+        if !site.frames.is_empty() {
+            continue;
+        }
         let Some(stack) = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE) else {
             continue;
         };

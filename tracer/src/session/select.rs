@@ -35,6 +35,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// So many processes that have ended stay in the report, the last ones.
 const KEEP_ENDED: usize = 64;
 
+/// So many stay when the stack table is half full.
+const KEEP_ENDED_CROWDED: usize = 16;
+
 /// How often the room of ended processes is taken back: the whole live table is read for it, some 10 ms.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -254,6 +257,10 @@ impl Session {
     /// A process has ended; the oldest of those that ended is forgotten when there are many.
     pub(super) fn note_end(&mut self, pid: u32) {
         self.selecting.candidates.remove(&pid);
+        if self.selecting.selector.is_none() && self.processes.len() <= KEEP_ENDED {
+            // What was named stays.
+            return;
+        }
         self.selecting.ended.push_back(pid);
         while self.selecting.ended.len() > KEEP_ENDED {
             if let Some(oldest) = self.selecting.ended.front().copied() {
@@ -292,10 +299,19 @@ impl Session {
 
     /// Takes back the room of what was dropped, every now and then.
     pub(super) fn sweep(&mut self) {
-        let is_due = self
-            .selecting
-            .swept
-            .is_none_or(|last| last.elapsed() >= SWEEP_EVERY);
+        let crowded = self.stacks.len() > self.probe.site_slots() / 4;
+        if crowded {
+            while self.selecting.ended.len() > KEEP_ENDED_CROWDED
+                && let Some(oldest) = self.selecting.ended.front().copied()
+            {
+                self.forget_ended(oldest);
+            }
+        }
+        let is_due = crowded
+            || self
+                .selecting
+                .swept
+                .is_none_or(|last| last.elapsed() >= SWEEP_EVERY);
         if !is_due || self.selecting.dropped.is_empty() {
             return;
         }
@@ -303,6 +319,9 @@ impl Session {
         let dropped = std::mem::take(&mut self.selecting.dropped);
         for site in self.probe.drop_incarnations(&dropped) {
             self.ledger.forget(site);
+        }
+        for incarnation in &dropped {
+            self.ledger.forget_process(*incarnation);
         }
         self.stacks
             .retain(|_, stack| !dropped.contains(&stack.incarnation));

@@ -160,16 +160,26 @@ impl Windows {
     /// Traps take processor time. A process that has all it wants (a server that waits for requests) does as much as before and uses more of it; one that
     /// is saturated uses as much as before and does less. Its own processor time in the window, divided by what it uses each second
     /// between windows, is right for both.
-    fn span(&mut self, opened_ns: u64, closed_ns: u64, cpu: f64, cost: f64, hits: f64) -> Span {
+    ///
+    /// Until the last probe is gone a few `late` hits are seen; the time at which each block was born is known to a tick of the clock only (1 to 10 ms), so
+    /// that they belong to the window, and make it longer.
+    fn span(
+        &mut self,
+        opened_ns: u64,
+        closed_ns: u64,
+        (cpu, cost, hits): (f64, f64, f64),
+        late: f64,
+    ) -> Span {
         let length = closed_ns.saturating_sub(opened_ns) as f64 / 1e9;
         // Before the first gap: what it used in the window itself.
         let cores = self
             .own_cores()
             .unwrap_or_else(|| (cpu / length.max(1e-9)).max(1e-3));
+        let longer = (hits + late) / hits.max(1.0);
         let mut span = Span {
             opened_ns,
             closed_ns,
-            effective_s: ((cpu - cost) / cores).min(length),
+            effective_s: ((cpu - cost) / cores).min(length) * longer,
             uncertainty: (COST_UNCERTAINTY * cost / (cpu - cost).max(1e-9))
                 .clamp(0.02, MOST_UNCERTAIN),
             calls: None,
@@ -179,8 +189,8 @@ impl Windows {
             self.trapped.1 += cost;
             self.trapped.2 += hits;
             let (time, uncertainty) = self.time_of_a_call().unwrap_or_default();
-            span.calls = Some(hits);
-            span.effective_s = hits * time;
+            span.calls = Some(hits + late);
+            span.effective_s = (hits + late) * time;
             span.uncertainty = uncertainty;
         }
         span
@@ -491,7 +501,7 @@ impl Session {
         let opened_ns = traced.windows.opened_ns().unwrap_or(closed_ns);
         let mut alive = Vec::new();
         self.probe.visit_blocks_of(traced.incarnation, |live| {
-            if (opened_ns..=closed_ns).contains(&live.block.born_ns) {
+            if live.block.born_ns >= opened_ns {
                 alive.push((live.address, live.block));
             }
         });
@@ -544,14 +554,15 @@ impl Session {
         self.probe.take_blocks(traced.incarnation, |live| {
             if live.block.born_ns == 0 {
                 untouched.insert(live.address);
-            } else if (open.at_ns..=closed_ns).contains(&live.block.born_ns) {
+            } else if live.block.born_ns >= open.at_ns {
                 survivors.push((live.address, live.block));
             }
         });
         let cpu = decided.cpu.saturating_sub(open.usage.cpu).as_secs_f64();
         let cost = decided.cost.saturating_sub(open.usage.cost).as_secs_f64();
-        let hits = cost / self.cost_of_a_hit.as_secs_f64().max(1e-12);
-        let span = windows.span(open.at_ns, closed_ns, cpu, cost, hits);
+        let hit = self.cost_of_a_hit.as_secs_f64().max(1e-12);
+        let late = usage.cost.saturating_sub(decided.cost).as_secs_f64() / hit;
+        let span = windows.span(open.at_ns, closed_ns, (cpu, cost, cost / hit), late);
         let survivors = survivors.into_iter().map(|(address, block)| {
             let stack = self.stacks.get(&block.site);
             let survivor = Survivor {

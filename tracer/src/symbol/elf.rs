@@ -1,4 +1,10 @@
-//! The backend for ELF files: blazesym.
+//! The backend for ELF files: blazesym. Files are what traced processes please, and the library is not ours: whatever it does on
+//! a damaged one costs that file's names and nothing else.
+
+use std::{
+    collections::HashSet,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use blazesym::symbolize::{Input, Symbolized, Symbolizer, source};
 
@@ -30,20 +36,27 @@ pub trait Symbols {
 pub struct ElfSymbols {
     symbolizer: Symbolizer,
     debug: DebugFiles,
+    /// Modules on which the library failed, by number: they are not looked at again.
+    broken: HashSet<u64>,
 }
 
 impl Default for ElfSymbols {
     fn default() -> Self {
         Self {
-            // Separate debug files are looked for by `DebugFiles`, by build-id; the files are named by descriptors, of
-            // which blazesym could not find the folder.
-            symbolizer: Symbolizer::builder()
-                .set_debug_dirs(Some(std::iter::empty::<&str>()))
-                .enable_auto_reload(false)
-                .build(),
+            symbolizer: symbolizer(),
             debug: DebugFiles::default(),
+            broken: HashSet::new(),
         }
     }
+}
+
+fn symbolizer() -> Symbolizer {
+    // Separate debug files are looked for by `DebugFiles`, by build-id; the files are named by descriptors, of which blazesym
+    // could not find the folder.
+    Symbolizer::builder()
+        .set_debug_dirs(Some(std::iter::empty::<&str>()))
+        .enable_auto_reload(false)
+        .build()
 }
 
 impl ElfSymbols {
@@ -62,17 +75,33 @@ impl ElfSymbols {
 
 impl Symbols for ElfSymbols {
     fn name(&mut self, module: &Module, virtual_address: u64) -> Vec<Named> {
-        if module.elf.is_none() {
+        // Nothing is loaded elsewhere, and the library adds to addresses without a care.
+        let is_loaded = module.elf.as_ref().is_some_and(|elf| {
+            elf.segments.iter().any(|segment| {
+                virtual_address
+                    .checked_sub(segment.vaddr)
+                    .is_some_and(|distance| distance < segment.memory_size)
+            })
+        });
+        if !is_loaded || virtual_address == u64::MAX || self.broken.contains(&module.number) {
             return Vec::new();
         }
         let own = module.open_path();
         let best = self.debug.path_for(module);
-        let names = self.look_up(best.clone(), virtual_address);
-        if names.is_empty() && best != own {
-            // A debug file may lack what the module's own dynamic symbols have.
-            return self.look_up(own, virtual_address);
-        }
-        names
+        let looked_up = catch_unwind(AssertUnwindSafe(|| {
+            let names = self.look_up(best.clone(), virtual_address);
+            if names.is_empty() && best != own {
+                // A debug file may lack what the module's own dynamic symbols have.
+                return self.look_up(own, virtual_address);
+            }
+            names
+        }));
+        looked_up.unwrap_or_else(|_| {
+            // What it remembers of its files may be half made.
+            self.symbolizer = symbolizer();
+            self.broken.insert(module.number);
+            Vec::new()
+        })
     }
 }
 
@@ -105,4 +134,42 @@ fn named(symbol: &blazesym::symbolize::Sym<'_>) -> Vec<Named> {
     }
     names.reverse();
     names
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::{ElfSymbols, Symbols as _};
+    use crate::{symbol::Module, target::elf::ElfFile};
+    use std::{fs::File, path::PathBuf};
+
+    fn ourselves() -> Module {
+        let path = std::env::current_exe().unwrap();
+        let file = File::open(&path).unwrap();
+        Module {
+            number: 1,
+            elf: Some(ElfFile::parse(&file).unwrap()),
+            path,
+            root: PathBuf::from("/"),
+            file,
+            build_id: None,
+            identity: (0, 0, 0, 0),
+        }
+    }
+
+    #[test]
+    fn the_last_address_of_all_overflows_nothing() {
+        let module = ourselves();
+        let mut symbols = ElfSymbols::default();
+        for address in [u64::MAX, u64::MAX - 1, 1 << 47] {
+            assert_eq!(symbols.name(&module, address), []);
+        }
+        let entry = module.elf.as_ref().unwrap().entry;
+        let named = symbols.name(&module, entry);
+        assert!(
+            named.iter().any(|named| named.function == "_start"),
+            "{named:?}"
+        );
+    }
 }

@@ -3,12 +3,16 @@
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{self, BufRead, BufReader, Read},
     path::Path,
 };
 
-/// The most that is read of a map, bytes: some million functions.
-const MAX_BYTES: u64 = 256 << 20;
+/// The most that is read of a map, bytes. Names that are no UTF-8 take three times as much.
+const MAX_BYTES: u64 = 64 << 20;
+/// The most functions that are kept: with names of usual length, some 100 MB. A large program of node has some ten thousand.
+const MAX_FUNCTIONS: usize = 1 << 20;
+/// The most that is read of a line, bytes.
+const MAX_LINE: u64 = 4096;
 
 /// The functions of a perf map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,17 +40,33 @@ impl PerfMap {
                 }
                 File::open(path).ok()
             })
-            .map(|file| {
-                let mut functions = Vec::new();
-                let reader = BufReader::new(file.take(MAX_BYTES));
-                for line in reader.split(b'\n').map_while(Result::ok) {
-                    if let Some(function) = parse(&String::from_utf8_lossy(&line)) {
-                        functions.push(function);
-                    }
-                }
-                Self::new(functions)
-            })
+            .map(Self::read)
             .unwrap_or_default()
+    }
+
+    /// Reads a perf map, as far as it can be read and no further than the limits of memory allow: the process that is named by
+    /// it wrote it.
+    #[must_use]
+    pub fn read(source: impl Read) -> Self {
+        let mut functions = Vec::new();
+        let mut reader = BufReader::new(source.take(MAX_BYTES));
+        let mut line = Vec::new();
+        while functions.len() < MAX_FUNCTIONS {
+            line.clear();
+            let Ok(1..) = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line) else {
+                break;
+            };
+            if line.last() != Some(&b'\n') && line.len() as u64 == MAX_LINE {
+                // Longer than any name: what is left of it is no line of its own.
+                if skip_line(&mut reader).is_err() {
+                    break;
+                }
+            }
+            if let Some(function) = parse(&String::from_utf8_lossy(&line)) {
+                functions.push(function);
+            }
+        }
+        Self::new(functions)
     }
 
     /// Of functions that share an address, the last one written holds: the runtime has used the memory again.
@@ -65,6 +85,21 @@ impl PerfMap {
             .partition_point(|(start, ..)| *start <= address);
         let (start, end, name) = self.functions.get(behind.checked_sub(1)?)?;
         (address < *end).then_some((name.as_str(), *start))
+    }
+}
+
+/// Reads up to the end of a line, and keeps nothing of it.
+fn skip_line(reader: &mut impl BufRead) -> io::Result<()> {
+    loop {
+        let bytes = reader.fill_buf()?;
+        let (used, ended) = match bytes.iter().position(|byte| *byte == b'\n') {
+            Some(at) => (at + 1, true),
+            None => (bytes.len(), bytes.is_empty()),
+        };
+        reader.consume(used);
+        if ended {
+            return Ok(());
+        }
     }
 }
 
@@ -97,7 +132,8 @@ fn parse(line: &str) -> Option<(u64, u64, String)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{PerfMap, parse};
+    use super::{MAX_LINE, PerfMap, parse};
+    use std::io::Read as _;
 
     #[test]
     fn lines_are_read_and_others_passed_over() {
@@ -112,6 +148,20 @@ mod tests {
         for bad in ["", "1", "1 2", "x y z", "ffffffffffffffff 10 wraps"] {
             assert_eq!(parse(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_line_without_end_takes_no_memory_and_hides_no_other() {
+        // A map of 64 MiB with a single name, made as it is read.
+        let endless = std::io::repeat(b'x').take(64 << 20);
+        let text = (&b"1000 10 first\n2000 10 "[..])
+            .chain(endless)
+            .chain(&b"\n3000 10 last\n"[..]);
+        let map = PerfMap::read(text);
+        assert_eq!(map.find(0x1000), Some(("first", 0x1000)));
+        assert_eq!(map.find(0x3000), Some(("last", 0x3000)));
+        let (name, _) = map.find(0x2000).unwrap_or_default();
+        assert_eq!(name.len() as u64, MAX_LINE - "2000 10 ".len() as u64);
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub enum SelectError {
 pub struct Selector {
     comms: Vec<String>,
     cgroups: Vec<CgroupPath>,
-    selection: Selection,
+    selection: Box<Selection>,
 }
 
 impl Selector {
@@ -100,7 +100,7 @@ impl Selector {
         Ok(Self {
             comms: comms.to_vec(),
             cgroups,
-            selection,
+            selection: Box::new(selection),
         })
     }
 

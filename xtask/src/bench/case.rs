@@ -141,14 +141,19 @@ pub(super) const SCALING_BAR: f64 = 1.8;
 pub(super) const ATTACH: &str = "attach";
 /// The time from the question to the report.
 pub(super) const REPORT: &str = "report";
+/// Many processes, and many that start.
+pub(super) const PROCESSES: &str = "processes";
 /// Where the time goes inside the programs.
 pub(super) const PROFILE: &str = "profile";
+
+/// What is said of programs whose truth is known.
+pub(super) const VERDICTS: &str = "verdicts";
 
 /// Every name that can be asked for.
 pub(super) fn names() -> Vec<&'static str> {
     CASES
         .iter()
         .map(|case| case.name)
-        .chain([ATTACH, REPORT, PROFILE])
+        .chain([ATTACH, REPORT, PROCESSES, PROFILE, VERDICTS])
         .collect()
 }

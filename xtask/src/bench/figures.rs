@@ -1,5 +1,6 @@
 //! What was measured, as it is printed and as `--json` writes it.
 
+use super::verdicts::Verdicts;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -17,8 +18,12 @@ pub(super) struct Figures {
     pub(super) attach: Vec<AttachFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) report: Option<ReportFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) processes: Option<ProcessesFigures>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) profile: Vec<ProfileFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) verdicts: Option<Verdicts>,
     /// What could not be measured, and why; reports that show losses.
     pub(super) problems: Vec<String>,
 }
@@ -60,6 +65,20 @@ pub(super) struct BarFigures {
     pub(super) measured: f64,
     pub(super) limit: f64,
     pub(super) met: bool,
+}
+
+/// Many processes, and many that start.
+#[derive(Debug, Serialize)]
+pub(super) struct ProcessesFigures {
+    /// How many ran.
+    pub(super) running: usize,
+    /// What a trace of the whole machine took beyond the time asked for: attaching, reporting and detaching.
+    pub(super) attach: Times,
+    pub(super) started_per_second: u32,
+    /// What leakscope took of one processor, without and with the processes that started; percent.
+    pub(super) idle_percent: f64,
+    pub(super) busy_percent: f64,
+    pub(super) bars: Vec<BarFigures>,
 }
 
 /// Operations a second with one and with two threads.

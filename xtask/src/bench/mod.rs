@@ -10,16 +10,18 @@ mod case;
 mod child;
 mod figures;
 mod proc;
+mod processes;
 mod profile;
 mod report_file;
 mod rounds;
 mod subject;
 mod table;
+mod verdicts;
 mod victim;
 
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
-use case::{ATTACH, CASES, PROFILE, REPORT, SCALING};
+use case::{ATTACH, CASES, PROCESSES, PROFILE, REPORT, SCALING, VERDICTS};
 use clap::Args;
 use figures::Figures;
 use std::fs;
@@ -30,7 +32,7 @@ use subject::Subject;
 /// What `bench` is given.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Cases to run; none: all but `full`
+    /// Cases to run; none: all but `full` and `verdicts`
     cases: Vec<String>,
     /// Write the figures to stdout as one JSON object
     #[arg(long)]
@@ -186,12 +188,13 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
             names.join(", ")
         );
     }
+    // The verdicts are no figures of cost, and take four minutes.
     let large = |name: &str| CASES.iter().any(|case| case.name == name && case.large);
     Ok(names
         .into_iter()
         .filter(|name| {
             if arguments.cases.is_empty() {
-                arguments.full_set || !large(name)
+                name != &VERDICTS && (arguments.full_set || !large(name))
             } else {
                 arguments.cases.iter().any(|wanted| wanted == name)
                     || arguments.full_set && large(name)
@@ -212,7 +215,18 @@ fn run(
             figures.attach = attach::measure(bench)?;
             table::Attach(&figures.attach).to_string()
         }
+        PROCESSES => figures
+            .processes
+            .insert(processes::measure(bench)?)
+            .to_string(),
         REPORT => figures.report.insert(asked::measure(bench)?).to_string(),
+        VERDICTS => {
+            let verdicts = figures.verdicts.insert(verdicts::measure(bench)?);
+            for problem in verdicts.broken() {
+                bench.note(problem);
+            }
+            verdicts.to_string()
+        }
         PROFILE => {
             figures.profile = profile::measure(bench)?;
             table::Profile(&figures.profile).to_string()

@@ -1,8 +1,8 @@
 //! The figures as text.
 
 use super::figures::{
-    AttachFigures, BarFigures, CaseFigures, Figures, ProfileFigures, ReportFigures, Scaling,
-    SubjectFigures, Times,
+    AttachFigures, BarFigures, CaseFigures, Figures, ProcessesFigures, ProfileFigures,
+    ReportFigures, Scaling, SubjectFigures, Times,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -179,6 +179,21 @@ impl Display for ReportFigures {
             losses(&self.lost),
             self.tracer_resident_bytes as f64 / f64::from(1 << 20),
             self.map_bytes as f64 / f64::from(1 << 20)
+        )?;
+        bars(out, &self.bars)
+    }
+}
+
+impl Display for ProcessesFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "processes: {} at once: followed, reported and let go in {} ms; {} short ones a second: {:.1} % of one processor ({:.1} % without them)",
+            self.running,
+            self.attach,
+            self.started_per_second,
+            self.busy_percent,
+            self.idle_percent
         )?;
         bars(out, &self.bars)
     }

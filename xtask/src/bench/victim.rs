@@ -33,7 +33,8 @@ pub(super) fn compile(program: &str) -> Result<PathBuf> {
         shell::command(compiler)
             .args(["-O2", "-g", "-fomit-frame-pointer", "-pthread", "-o"])
             .arg(&path)
-            .arg(root().join(format!("tests/programs/{program}.c"))),
+            .arg(root().join(format!("tests/programs/{program}.c")))
+            .arg("-lm"),
     )
     .context(
         "the benchmark's programs need a C compiler (Debian: apt-get install gcc libc6-dev)",

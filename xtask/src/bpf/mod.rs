@@ -1,12 +1,13 @@
 //! `bpf build` and `bpf check`: the committed BPF object, made from `probe-ebpf`.
 //!
-//! Owns the layout of `tracer/bpf`: per architecture `<arch>.o`, `<arch>.o.sha256` (as sha256sum(1) writes it) and
-//! `<arch>.toolchain` (one `key: value` a line). `tracer/build.rs` reads the first two and shows the third.
+//! Owns the layout of `tracer/bpf`: per architecture `<arch>.o`, `<arch>.o.sha256` (as sha256sum(1) writes it),
+//! `<arch>.toolchain` (one `key: value` a line) and `<arch>.verified` (see `verified`). `tracer/build.rs` reads the first two and shows the third.
 
 mod compile;
 mod object_file;
 mod sources;
 mod toolchain;
+pub(crate) mod verified;
 
 use crate::shell::{self, relative, root};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -21,8 +22,10 @@ use toolchain::{Toolchain, parse_record};
 pub(crate) enum Action {
     /// Compile probe-ebpf and write the object, its sha256 and its toolchain to tracer/bpf
     Build,
-    /// Rebuild and compare with the committed object
+    /// Rebuild and compare with the committed object; as root, also what the verifier walked with the committed table
     Check,
+    /// How many instructions the verifier of each kernel walked, beside the committed table
+    Verified(verified::Arguments),
 }
 
 /// The architecture whose object is built. The instructions are the same everywhere, but the probe reads `pt_regs`,
@@ -57,7 +60,17 @@ impl Committed {
 pub(crate) fn perform(action: &Action) -> Result<ExitCode> {
     match action {
         Action::Build => build()?,
-        Action::Check => check()?,
+        Action::Check => {
+            check()?;
+            if shell::is_root() {
+                verified::compare_here()?;
+            } else {
+                println!(
+                    "NOT LOADED: that takes root, so nothing is known of what the verifier walks"
+                );
+            }
+        }
+        Action::Verified(arguments) => verified::perform(arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 use super::boot::{End, Machine, boot};
 use super::tree::Tree;
 use super::victims;
+use crate::bpf::verified::{Counts, LINKS, Measured, WORDS, parse};
 use crate::shell::{self, Executable, cargo, command, root};
 use crate::test::{BINARY, REQUIRE_KERNEL, SKIPPED, required};
 use anyhow::{Context as _, Result, bail};
@@ -70,6 +71,10 @@ pub(super) fn prepare(arguments: &[String]) -> Result<Guest> {
     {
         victims::add_python(&mut tree)?;
     }
+    // For tests that let calls to the kernel fail.
+    if let Some(strace) = shell::find_program("strace") {
+        tree.own(&strace)?;
+    }
     // Tests run where cargo would run them.
     let package = root().join("tests");
     tree.directory(&package.to_string_lossy());
@@ -88,7 +93,27 @@ pub(super) fn prepare(arguments: &[String]) -> Result<Guest> {
     })
 }
 
-/// Runs the tests on one machine and shows their output line by line; gives what is to be complained of.
+/// leakscope alone, for what the verifier says.
+///
+/// # Errors
+/// As [`prepare`].
+pub(super) fn prepare_bare() -> Result<Guest> {
+    let binary = shell::build_leakscope()?;
+    let work = shell::target_dir().join("vm/programs");
+    shell::make_dir(&work)?;
+    let mut tree = base()?;
+    tree.program(&slim(&binary, &work)?, &format!("{HOME}/leakscope"))?;
+    tree.content("/init", init(&[], &[], Path::new("/")), 0o755);
+    let initramfs = shell::target_dir().join("vm/bare.cpio");
+    tree.write(&initramfs)?;
+    Ok(Guest {
+        initramfs,
+        tests: Vec::new(),
+    })
+}
+
+/// Runs the tests on one machine and shows their output line by line; gives what the verifier walked, if the machine came so far,
+/// and what is to be complained of.
 ///
 /// # Errors
 /// When QEMU cannot be started or the console's log cannot be read.
@@ -97,7 +122,7 @@ pub(super) fn run(
     machine: &Machine,
     timeout: Duration,
     show: &dyn Fn(&str),
-) -> Result<Vec<String>> {
+) -> Result<(Option<Measured>, Vec<String>)> {
     let mut results = Results::default();
     let end = boot(machine, &guest.initramfs, timeout, &mut |line| {
         if let Some(text) = results.heed(line) {
@@ -136,7 +161,9 @@ pub(super) fn run(
             show(line.trim_end());
         }
     }
-    Ok(complaints)
+    let counts = results.verified;
+    let measured = results.kernel.map(|release| Measured { release, counts });
+    Ok((measured, complaints))
 }
 
 /// Whether the machine gets as far as its first program.
@@ -211,6 +238,13 @@ fn init(tests: &[String], arguments: &[String], package: &Path) -> String {
         victims::VARIABLE,
         quote(&package.to_string_lossy()),
     );
+    // A kind of link that the kernel lacks gives no line.
+    script.push_str(&format!(
+        "for links in {}; do\n\
+         {HOME}/leakscope doctor --links $links | sed -n 's/.*{WORDS}/{MARK} verified &/p'\n\
+         done\n",
+        LINKS.join(" ")
+    ));
     for test in tests {
         // One test at a time: under emulation two would only wait for each other, and the one that hangs is known.
         script.push_str(&format!(
@@ -238,6 +272,7 @@ struct Results {
     passed: Vec<String>,
     failed: Vec<String>,
     skipped: Vec<String>,
+    verified: Counts,
     done: bool,
 }
 
@@ -255,6 +290,10 @@ impl Results {
             ["kernel", release] => {
                 self.kernel = Some((*release).to_owned());
                 Some(format!("booted Linux {release}"))
+            }
+            ["verified", ..] => {
+                self.verified.extend(parse(line));
+                None
             }
             ["begin", name] => {
                 self.running = Some((*name).to_owned());
@@ -402,6 +441,25 @@ mod tests {
         assert_eq!(
             complaints(&incomplete, &End::Off),
             ["1 of 2 test programs ran"]
+        );
+    }
+
+    #[test]
+    fn what_the_verifier_walked_is_collected() {
+        let mut results = Results::default();
+        for line in [
+            "##leakscope verified   ok  probe  accepted; instructions verified: enter 5, exit 6",
+            "##leakscope verified   ok  probe  accepted; instructions verified: release 7",
+        ] {
+            assert_eq!(results.heed(line), None);
+        }
+        assert_eq!(
+            results.verified.into_iter().collect::<Vec<_>>(),
+            [
+                ("enter".to_owned(), 5),
+                ("exit".to_owned(), 6),
+                ("release".to_owned(), 7)
+            ]
         );
     }
 

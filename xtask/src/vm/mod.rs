@@ -10,13 +10,14 @@ mod kernel;
 mod tree;
 mod victims;
 
+use crate::bpf::verified::{Measured, Table};
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use boot::{Accelerator, Machine};
 use clap::{Args, ValueEnum};
 use guest::Guest;
 use kernel::Kernel;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -55,8 +56,7 @@ const TRIAL: Duration = Duration::from_secs(15);
 /// # Errors
 /// When something is missing or cannot be built, a test fails, or a kernel does not finish in time.
 pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
-    let qemu = shell::find_program("qemu-system-x86_64")
-        .context("no qemu-system-x86_64 (Debian: apt-get install qemu-system-x86)")?;
+    let qemu = find_qemu()?;
     let kernels = arguments
         .kernel
         .iter()
@@ -100,8 +100,47 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Boots each kernel for as long as it takes to load the probe; gives what their verifiers walked.
+///
+/// # Errors
+/// When something is missing or cannot be built, or a kernel does not say in time.
+pub(crate) fn verified(wishes: &[&String], timeout: u64) -> Result<Vec<Measured>> {
+    let qemu = find_qemu()?;
+    let guest = guest::prepare_bare()?;
+    wishes
+        .iter()
+        .map(|wish| {
+            let kernel = Kernel::find(wish)?;
+            let machine = Machine {
+                qemu: qemu.clone(),
+                console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
+                kernel: kernel.image,
+                accelerator: Accelerator::Tcg,
+            };
+            let show = |_: &str| ();
+            let (measured, complaints) =
+                guest::run(&guest, &machine, Duration::from_secs(timeout), &show)?;
+            match measured {
+                Some(measured) if complaints.is_empty() => Ok(measured),
+                _ => bail!(
+                    "{} did not load the probe: {}; its log: {}",
+                    kernel.name,
+                    complaints.join("; "),
+                    shell::relative(&machine.console)
+                ),
+            }
+        })
+        .collect()
+}
+
+fn find_qemu() -> Result<PathBuf> {
+    shell::find_program("qemu-system-x86_64")
+        .context("no qemu-system-x86_64 (Debian: apt-get install qemu-system-x86)")
+}
+
 /// Runs the kernel tests on one kernel; gives what is to be complained of.
 fn test(arguments: &Arguments, qemu: &Path, kernel: &Kernel, guest: &Guest) -> Result<Vec<String>> {
+    let table = Table::read()?;
     let started = Instant::now();
     let machine = Machine {
         qemu: qemu.to_owned(),
@@ -117,7 +156,14 @@ fn test(arguments: &Arguments, qemu: &Path, kernel: &Kernel, guest: &Guest) -> R
         arguments.timeout
     ));
     let timeout = Duration::from_secs(arguments.timeout);
-    let complaints = guest::run(guest, &machine, timeout, &show)?;
+    let (measured, mut complaints) = guest::run(guest, &machine, timeout, &show)?;
+    if let Some(measured) = measured {
+        let (lines, of_verifier) = table.compare(&measured);
+        for line in lines {
+            show(&line);
+        }
+        complaints.extend(of_verifier);
+    }
     show(&format!(
         "=== {} in {} s; the kernel's own log: {}",
         if complaints.is_empty() {

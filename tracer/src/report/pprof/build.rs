@@ -6,6 +6,7 @@ use hashbrown::HashMap;
 
 use super::proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType};
 use crate::report::allocator::DROP_FRAMES;
+use crate::report::difference::{Change, Difference};
 use crate::report::model::{Frame, FrameKind, Omitted, Report, Site};
 use crate::report::names::{
     UNKNOWN_STACK, base_name, clean, function, incomplete, omitted, unnamed,
@@ -57,7 +58,55 @@ pub(super) fn build(report: &Report) -> Profile {
     builder.profile
 }
 
+/// The stacks that changed, with by how much they did.
+pub(super) fn build_difference(difference: &Difference) -> Profile {
+    let report = difference.as_report();
+    let mut profile = build(&report);
+    // A sample for each site, in their order, and no site left out.
+    let changes: HashMap<u64, &Change> = (0..).zip(&difference.changes).collect();
+    for (sample, site) in profile.sample.iter_mut().zip(&report.sites) {
+        if let Some(change) = changes.get(&site.id) {
+            let by = change.by;
+            sample.value = vec![
+                by.inuse_bytes_change,
+                by.inuse_objects_change,
+                by.alloc_bytes_change,
+                by.alloc_objects_change,
+            ];
+        }
+    }
+    let left_out = difference.omitted;
+    if left_out.stacks > 0 {
+        let mut builder = Builder::resume(profile);
+        let location = builder.pseudo(&omitted(left_out.stacks));
+        builder.profile.sample.push(Sample {
+            location_id: vec![location],
+            value: vec![
+                left_out.inuse_bytes_change,
+                left_out.inuse_objects_change,
+                left_out.alloc_bytes_change,
+                left_out.alloc_objects_change,
+            ],
+            label: Vec::new(),
+        });
+        profile = builder.profile;
+    }
+    profile
+}
+
 impl<'a> Builder<'a> {
+    /// Goes on with a finished profile: only pseudo frames can be added, as the tables' indexes are gone.
+    fn resume(profile: Profile) -> Self {
+        let strings = profile.string_table.iter().cloned().zip(0..).collect();
+        Self {
+            profile,
+            strings,
+            functions: HashMap::new(),
+            mappings: HashMap::new(),
+            locations: HashMap::new(),
+        }
+    }
+
     fn header(&mut self, report: &Report) {
         let space = self.value_type("inuse_space", "bytes");
         let sample_type = vec![

@@ -103,10 +103,15 @@ fn the_schema_describes_every_field() {
     for (described, written) in [
         ("/properties", ""),
         ("/$defs/process/properties", "/processes/0"),
+        (
+            "/$defs/memory_point/properties",
+            "/processes/0/memory_series/0",
+        ),
         ("/$defs/probe/properties", "/processes/0/probes/0"),
         ("/$defs/site/properties", "/sites/0"),
         ("/$defs/frame/properties", "/sites/0/frames/0"),
         ("/$defs/omitted/properties", "/omitted"),
+        ("/$defs/suppressed/properties", "/suppressed/0"),
         ("/$defs/overhead/properties", "/overhead"),
     ] {
         let names = |value: &Value, pointer: &str| {

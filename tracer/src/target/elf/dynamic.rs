@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use object::elf;
 use object::endian::LittleEndian as LE;
 
+use super::headers::read_pods;
 use super::symbols::read_string;
-use super::{ElfError, ElfFile, ReadAt, Segment, file_offset_of, read_pods};
+use super::{ElfError, ElfFile, ReadAt, Segment, file_offset_of};
 
 /// Most entries of a dynamic section that are read; real ones have some dozens, and one for each needed library.
 const MOST_ENTRIES: u64 = 16_384;

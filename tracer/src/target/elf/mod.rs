@@ -6,6 +6,7 @@
 //! what an allocator is.
 
 mod dynamic;
+mod headers;
 mod source;
 mod symbols;
 
@@ -19,10 +20,13 @@ use std::path::PathBuf;
 
 use object::elf;
 use object::endian::LittleEndian as LE;
-use object::pod::{self, Pod};
 use thiserror::Error;
 
 use dynamic::Dynamic;
+use headers::{
+    find_build_id, name_sections, program_headers, read_bytes, read_debug_link, read_pod,
+    read_program, section_headers,
+};
 use symbols::SymbolTable;
 
 /// `EM_X86_64` of the psABI: the machine whose code this build can read.
@@ -30,11 +34,6 @@ pub const MACHINE_X86_64: u16 = 62;
 
 /// Bytes of a page of x86_64, the unit of mappings.
 const PAGE: u64 = 4096;
-
-/// Longest note segment, interpreter and string that is read, bytes. Real ones are shorter than a hundredth of it.
-const SMALL: u64 = 64 * 1024;
-/// Most section headers that are read. The largest real files have some thousands.
-const MOST_SECTIONS: u64 = 262_144;
 
 /// Why an ELF file could not be used.
 #[derive(Debug, Error)]
@@ -349,176 +348,6 @@ fn file_offset_of(segments: &[Segment], vaddr: u64) -> Option<u64> {
     segments.iter().find_map(|segment| {
         let distance = vaddr.checked_sub(segment.vaddr)?;
         (distance < segment.file_size).then(|| segment.file_offset.checked_add(distance))?
-    })
-}
-
-/// Reads `size` bytes, after a check that the file holds them.
-fn read_bytes(
-    source: &(impl ReadAt + ?Sized),
-    offset: u64,
-    size: u64,
-    otherwise: &'static str,
-) -> Result<Vec<u8>, ElfError> {
-    let end = offset
-        .checked_add(size)
-        .ok_or(ElfError::Damaged(otherwise))?;
-    if end > source.size()? {
-        return Err(ElfError::Damaged(otherwise));
-    }
-    let size = usize::try_from(size).map_err(|_| ElfError::Damaged(otherwise))?;
-    let mut bytes = vec![0; size];
-    source.read_at(offset, &mut bytes)?;
-    Ok(bytes)
-}
-
-fn read_pod<T: Pod + Copy>(
-    source: &(impl ReadAt + ?Sized),
-    offset: u64,
-    otherwise: &'static str,
-) -> Result<T, ElfError> {
-    let bytes = read_bytes(source, offset, size_of::<T>() as u64, otherwise)?;
-    let (value, _) = pod::from_bytes::<T>(&bytes).map_err(|()| ElfError::Damaged(otherwise))?;
-    Ok(*value)
-}
-
-fn read_pods<T: Pod + Copy>(
-    source: &(impl ReadAt + ?Sized),
-    offset: u64,
-    count: u64,
-    otherwise: &'static str,
-) -> Result<Vec<T>, ElfError> {
-    let size = count
-        .checked_mul(size_of::<T>() as u64)
-        .ok_or(ElfError::Damaged(otherwise))?;
-    let bytes = read_bytes(source, offset, size, otherwise)?;
-    let values =
-        pod::slice_from_all_bytes::<T>(&bytes).map_err(|()| ElfError::Damaged(otherwise))?;
-    Ok(values.to_vec())
-}
-
-fn program_headers(
-    source: &(impl ReadAt + ?Sized),
-    header: &elf::FileHeader64<LE>,
-) -> Result<Vec<elf::ProgramHeader64<LE>>, ElfError> {
-    let count = u64::from(header.e_phnum.get(LE));
-    if count > 0 && usize::from(header.e_phentsize.get(LE)) != size_of::<elf::ProgramHeader64<LE>>()
-    {
-        return Err(ElfError::Damaged(
-            "its program headers have an unknown size",
-        ));
-    }
-    read_pods(
-        source,
-        header.e_phoff.get(LE),
-        count,
-        "its program headers lie outside of it",
-    )
-}
-
-fn section_headers(
-    source: &(impl ReadAt + ?Sized),
-    header: &elf::FileHeader64<LE>,
-) -> Result<Vec<elf::SectionHeader64<LE>>, ElfError> {
-    let offset = header.e_shoff.get(LE);
-    if offset == 0
-        || usize::from(header.e_shentsize.get(LE)) != size_of::<elf::SectionHeader64<LE>>()
-    {
-        return Ok(Vec::new());
-    }
-    let outside = "its section headers lie outside of it";
-    let count = match header.e_shnum.get(LE) {
-        // 65,280 sections and more: the number stands in the first header.
-        0 => read_pod::<elf::SectionHeader64<LE>>(source, offset, outside)?
-            .sh_size
-            .get(LE),
-        count => count.into(),
-    };
-    if count > MOST_SECTIONS {
-        return Err(ElfError::Damaged("it claims an absurd number of sections"));
-    }
-    read_pods(source, offset, count, outside)
-}
-
-fn name_sections(
-    source: &(impl ReadAt + ?Sized),
-    header: &elf::FileHeader64<LE>,
-    headers: &[elf::SectionHeader64<LE>],
-) -> Vec<Section> {
-    let index = match header.e_shstrndx.get(LE).0 {
-        // SHN_XINDEX: the index stands in the first header.
-        0xffff => headers.first().map_or(0, |first| first.sh_link.get(LE)),
-        index => index.into(),
-    };
-    let names = headers
-        .get(index as usize)
-        .and_then(|section| {
-            let size = section.sh_size.get(LE).min(MOST_SECTIONS * 16);
-            read_bytes(source, section.sh_offset.get(LE), size, "").ok()
-        })
-        .unwrap_or_default();
-    headers
-        .iter()
-        .map(|section| {
-            let name = names
-                .get(section.sh_name.get(LE) as usize..)
-                .unwrap_or_default();
-            let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
-            Section {
-                // A hostile file could point a hundred thousand sections at one long string.
-                name: String::from_utf8_lossy(name.get(..name.len().min(64)).unwrap_or_default())
-                    .into_owned(),
-                vaddr: section.sh_addr.get(LE),
-                file_offset: section.sh_offset.get(LE),
-                size: section.sh_size.get(LE),
-            }
-        })
-        .collect()
-}
-
-fn read_program(
-    source: &(impl ReadAt + ?Sized),
-    program: &elf::ProgramHeader64<LE>,
-    otherwise: &'static str,
-) -> Result<Vec<u8>, ElfError> {
-    read_bytes(
-        source,
-        program.p_offset.get(LE),
-        program.p_filesz.get(LE).min(SMALL),
-        otherwise,
-    )
-}
-
-/// Finds `NT_GNU_BUILD_ID` among notes: three words (name size, descriptor size, type), name, descriptor, each padded.
-fn find_build_id(mut notes: &[u8], align: u64) -> Option<Vec<u8>> {
-    let align = if align == 8 { 8 } else { 4 };
-    loop {
-        let (header, _) = pod::from_bytes::<elf::NoteHeader64<LE>>(notes).ok()?;
-        let name_size = header.n_namesz.get(LE) as usize;
-        let size = header.n_descsz.get(LE) as usize;
-        let name_end = size_of::<elf::NoteHeader64<LE>>().checked_add(name_size)?;
-        let name = notes.get(size_of::<elf::NoteHeader64<LE>>()..name_end)?;
-        let start = name_end.checked_next_multiple_of(align)?;
-        let end = start.checked_add(size)?;
-        if header.n_type.get(LE) == elf::NT_GNU_BUILD_ID && name == b"GNU\0" {
-            return Some(notes.get(start..end)?.to_vec()).filter(|id| !id.is_empty());
-        }
-        notes = notes.get(end.checked_next_multiple_of(align)?..)?;
-    }
-}
-
-/// The file's name, padding to four bytes, and its CRC.
-fn read_debug_link(source: &(impl ReadAt + ?Sized), section: &Section) -> Option<DebugLink> {
-    let bytes = read_bytes(source, section.file_offset, section.size.min(SMALL), "").ok()?;
-    let end = bytes.iter().position(|&byte| byte == 0)?;
-    let crc = (end + 1).next_multiple_of(4);
-    let crc: [u8; 4] = bytes.get(crc..crc + 4)?.try_into().ok()?;
-    let name = bytes.get(..end)?;
-    if name.is_empty() || name.contains(&b'/') {
-        return None;
-    }
-    Some(DebugLink {
-        name: PathBuf::from(OsString::from_vec(name.to_vec())),
-        crc: u32::from_le_bytes(crc),
     })
 }
 

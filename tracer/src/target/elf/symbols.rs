@@ -6,7 +6,8 @@ use object::elf;
 use object::endian::LittleEndian as LE;
 
 use super::dynamic::{Dynamic, Range};
-use super::{ElfError, ElfFile, ReadAt, read_bytes, read_pod, read_pods};
+use super::headers::{read_bytes, read_pod, read_pods};
+use super::{ElfError, ElfFile, ReadAt};
 
 /// Symbols are read in pieces of this many (96 KiB).
 const SYMBOLS_AT_ONCE: u64 = 4096;

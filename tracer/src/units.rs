@@ -1,12 +1,12 @@
-//! Numbers as people read them.
+//! Numbers as people read them: sizes, counts, rates, durations. Knows nothing of what they measure.
 
 /// The plural's `s`.
-pub(super) fn plural(count: u64) -> &'static str {
+pub(crate) fn plural(count: u64) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 
 /// `1,234,567`.
-pub(super) fn count(value: u64) -> String {
+pub(crate) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (place, digit) in digits.chars().enumerate() {
@@ -19,12 +19,12 @@ pub(super) fn count(value: u64) -> String {
 }
 
 /// `1 block`, `1,024 blocks`.
-pub(super) fn blocks(value: u64) -> String {
+pub(crate) fn blocks(value: u64) -> String {
     format!("{} block{}", count(value), plural(value))
 }
 
 /// `512 B`, `1.50 KiB`, `12.3 MiB`, `123 GiB`: three significant digits.
-pub(super) fn bytes(value: u64) -> String {
+pub(crate) fn bytes(value: u64) -> String {
     if value < 1024 {
         format!("{value} B")
     } else {
@@ -54,7 +54,7 @@ fn scaled(value: f64) -> String {
 }
 
 /// `+1.20 MiB/s`, `-30 B/min`; `None` for less than a byte an hour.
-pub(super) fn rate(bytes_per_s: f64) -> Option<String> {
+pub(crate) fn rate(bytes_per_s: f64) -> Option<String> {
     let sign = if bytes_per_s < 0.0 { '-' } else { '+' };
     for (seconds, unit) in [(1.0, "s"), (60.0, "min"), (3600.0, "h")] {
         let value = bytes_per_s.abs() * seconds;
@@ -66,7 +66,7 @@ pub(super) fn rate(bytes_per_s: f64) -> Option<String> {
 }
 
 /// `350 ms`, `12.3 s`, `5 min 20 s`, `3 h 12 min`, `2 d 4 h`.
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     if seconds < 0.9995 {
         return format!("{:.0} ms", seconds.max(0.0) * 1000.0);
     }
@@ -85,7 +85,7 @@ pub(super) fn duration(seconds: f64) -> String {
 }
 
 /// `12.3 %` of a fraction between 0 and 1; what is there and smaller than can be shown is `<0.1 %`.
-pub(super) fn percent(fraction: f64) -> String {
+pub(crate) fn percent(fraction: f64) -> String {
     let percent = fraction * 100.0;
     if percent > 0.0 && percent < 0.05 {
         "<0.1 %".to_owned()
@@ -95,7 +95,7 @@ pub(super) fn percent(fraction: f64) -> String {
 }
 
 /// A share of a whole; nothing of nothing is 0 %.
-pub(super) fn share(part: u64, whole: u64) -> String {
+pub(crate) fn share(part: u64, whole: u64) -> String {
     if whole == 0 {
         percent(0.0)
     } else {

@@ -1,0 +1,364 @@
+//! Which processes are traced: by name, by control group, all of them, children of a command; those that run and those that
+//! start later.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leakscope_tests::{
+    ALL_SITES, Report, Tracer, Victim, leave_out, require_kernel, require_victim, run,
+};
+
+/// How long a process may take to call exec.
+const READY: Duration = Duration::from_secs(20);
+
+/// Traces a selection.
+fn select(arguments: &[&str]) -> Tracer {
+    let mut all = vec!["--tier", "exact"];
+    all.extend(arguments);
+    Tracer::start(&all).expect("leakscope starts")
+}
+
+/// A program under another name.
+fn named(program: &Path, name: &str, folder: &Path) -> PathBuf {
+    let path = folder.join(name);
+    fs::copy(program, &path).unwrap();
+    path
+}
+
+#[track_caller]
+fn assert_truth(report: &Report, pid: u32, truths: &[leakscope_tests::Truth]) {
+    let differences = report.differences(truths, |report, truth| {
+        report.called_by(pid, &truth.function)
+    });
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[track_caller]
+fn assert_leaks(
+    report: &Report,
+    comm: &str,
+    function: &str,
+    bytes: u64,
+    objects: u64,
+    times: usize,
+) {
+    let found: Vec<_> = report
+        .processes
+        .iter()
+        .filter(|process| process.comm == comm)
+        .map(|process| report.called_by(process.pid, function))
+        .filter(|sum| sum.sites > 0)
+        .collect();
+    assert_eq!(
+        found.len(),
+        times,
+        "{comm} {function}: {:?}",
+        report.processes
+    );
+    for sum in found {
+        assert_eq!(
+            (sum.bytes, sum.objects),
+            (bytes, objects),
+            "{comm} {function}"
+        );
+    }
+}
+
+/// Waits until a process has called exec.
+#[track_caller]
+fn wait_for_name(pid: u32, name: &str) {
+    let begun = Instant::now();
+    while fs::read_to_string(format!("/proc/{pid}/comm"))
+        .unwrap()
+        .trim()
+        != name
+    {
+        assert!(begun.elapsed() < READY, "no exec");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Traces the family as a command.
+fn trace_family(arguments: &[&str]) -> Report {
+    let path = leakscope_tests::victim("family").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("report.json");
+    let mut all = vec![
+        "trace", "--tier", "exact", "--top", ALL_SITES, "--format", "json", "-o",
+    ];
+    all.push(output.to_str().unwrap());
+    all.extend(arguments);
+    all.extend(["--", path.to_str().unwrap()]);
+    let finished = run(&all).expect("leakscope runs");
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    assert_eq!(finished.stdout, "family done\n");
+    serde_json::from_str(&fs::read_to_string(&output).unwrap()).expect("by the contract")
+}
+
+#[test]
+fn a_command_with_its_children_and_theirs() {
+    let _alone = require_kernel!();
+    require_victim!("family");
+    let report = trace_family(&[]);
+    assert_leaks(&report, "family", "leak_of_parent", 77, 1, 1);
+    assert_leaks(&report, "family", "leak_of_worker", 20_000, 20, 4);
+    assert_leaks(&report, "family", "leak_of_clone", 4_500, 9, 1);
+    let shells = report
+        .processes
+        .iter()
+        .filter(|process| process.comm == "sh")
+        .count();
+    assert_eq!(shells, 2, "{:?}", report.processes);
+    assert_eq!(report.byte_losses(), []);
+}
+
+#[test]
+fn a_command_without_its_children() {
+    let _alone = require_kernel!();
+    require_victim!("family");
+    let report = trace_family(&["--no-follow"]);
+    assert_eq!(report.processes.len(), 1, "{:?}", report.processes);
+    assert_leaks(&report, "family", "leak_of_parent", 77, 1, 1);
+}
+
+#[test]
+fn by_name_those_that_run_and_those_that_start_later() {
+    let _alone = require_kernel!();
+    let folder = tempfile::tempdir().unwrap();
+    let basic = require_victim!("basic");
+    let wanted = named(&basic, "lsc-wanted", folder.path());
+    let other = named(&basic, "lsc-other", folder.path());
+    let mut before = Victim::start(&wanted).unwrap();
+    let mut unwanted = Victim::start(&other).unwrap();
+    let mut tracer = select(&["--comm", "lsc-w*"]);
+    tracer.wait_until_attached(before.pid()).unwrap();
+    let mut after = Victim::start(&wanted).unwrap();
+    tracer.wait_until_attached(after.pid()).unwrap();
+    let first = before.go().unwrap();
+    let second = after.go().unwrap();
+    unwanted.go().unwrap();
+    let report = tracer.stop().unwrap();
+    assert_truth(&report, before.pid(), &first);
+    assert_truth(&report, after.pid(), &second);
+    assert!(
+        report
+            .processes
+            .iter()
+            .all(|process| process.comm == "lsc-wanted"),
+        "{:?}",
+        report.processes
+    );
+}
+
+#[test]
+fn a_process_that_changes_its_program_is_let_go_when_the_name_no_longer_matches() {
+    let _alone = require_kernel!();
+    let folder = tempfile::tempdir().unwrap();
+    let basic = require_victim!("basic");
+    let wanted = named(&basic, "lsc-wanted", folder.path());
+    let mut stays = Victim::start(&wanted).unwrap();
+    // A shell of a matching name that gives way to another program.
+    let shell = folder.path().join("lsc-wanted-sh");
+    fs::copy("/bin/sh", &shell).unwrap();
+    let mut goes = Command::new(&shell)
+        .args(["-c", "read line; exec sleep 100"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut tracer = select(&["--comm", "lsc-wanted*"]);
+    tracer.wait_until_attached(stays.pid()).unwrap();
+    tracer.wait_until_attached(goes.id()).unwrap();
+    drop(goes.stdin.take());
+    wait_for_name(goes.id(), "sleep");
+    let truths = stays.go().unwrap();
+    thread::sleep(Duration::from_millis(300));
+    let report = tracer.stop().unwrap();
+    let _ = goes.kill();
+    let _ = goes.wait();
+    assert_truth(&report, stays.pid(), &truths);
+    assert_eq!(report.processes.len(), 1, "{:?}", report.processes);
+}
+
+/// A control group made for a test, gone when dropped.
+struct Group {
+    path: PathBuf,
+}
+
+impl Group {
+    fn make(below: &Path) -> Option<Self> {
+        let path = below.join(format!("leakscope-test-{}", std::process::id()));
+        fs::create_dir_all(path.join("inner")).ok()?;
+        Some(Self { path })
+    }
+
+    fn take(&self, pid: u32, inner: bool) {
+        let group = if inner {
+            self.path.join("inner")
+        } else {
+            self.path.clone()
+        };
+        fs::write(group.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // A group that still has processes stays behind: the test failed already.
+        let _ = fs::remove_dir(self.path.join("inner"));
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// Two victims in a group and below it, and one beside; a third that starts there later.
+fn by_group(mount: &Path) {
+    let Some(group) = Group::make(mount) else {
+        leave_out("no control group can be made");
+        return;
+    };
+    let basic = require_victim!("basic");
+    let mut inside = Victim::start(&basic).unwrap();
+    let mut below = Victim::start(&basic).unwrap();
+    let mut beside = Victim::start(&basic).unwrap();
+    group.take(inside.pid(), false);
+    group.take(below.pid(), true);
+    let mut tracer = select(&["--cgroup", group.path.to_str().unwrap()]);
+    tracer.wait_until_attached(inside.pid()).unwrap();
+    tracer.wait_until_attached(below.pid()).unwrap();
+    // A shell that moves itself and then calls exec, as service managers do.
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; exec {} nap 4000",
+        group.path.join("inner").display(),
+        require_victim!("family").display()
+    );
+    let mut later = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    wait_for_name(later.id(), "family");
+    tracer.wait_until_attached(later.id()).unwrap();
+    let truths = [inside.go().unwrap(), below.go().unwrap()];
+    beside.go().unwrap();
+    later.wait().unwrap();
+    let report = tracer.stop().unwrap();
+    assert_truth(&report, inside.pid(), &truths[0]);
+    assert_truth(&report, below.pid(), &truths[1]);
+    let nap = report.called_by(later.id(), "leak_of_nap");
+    assert!(nap.objects >= 4, "{nap:?}");
+    assert_eq!(report.processes.len(), 3, "{:?}", report.processes);
+    inside.quit().unwrap();
+    below.quit().unwrap();
+    beside.quit().unwrap();
+}
+
+#[test]
+fn by_control_group() {
+    let _alone = require_kernel!();
+    let mount = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|mount| Path::new(mount).join("cgroup.procs").exists());
+    match mount {
+        Some(mount) => by_group(Path::new(mount)),
+        None => leave_out("no cgroup v2 hierarchy is mounted"),
+    }
+}
+
+#[test]
+fn by_control_group_of_the_first_version() {
+    let _alone = require_kernel!();
+    let mount = Path::new("/sys/fs/cgroup/memory");
+    if mount.join("cgroup.procs").exists() {
+        by_group(mount);
+    } else {
+        leave_out("no cgroup v1 memory hierarchy is mounted");
+    }
+}
+
+#[test]
+fn the_whole_machine() {
+    let _alone = require_kernel!();
+    let basic = require_victim!("basic");
+    let threads = require_victim!("threads");
+    let stripped = require_victim!("basic-omit-static");
+    let mut victims = vec![
+        Victim::start(&basic).unwrap(),
+        Victim::start(&threads).unwrap(),
+        Victim::start(&stripped).unwrap(),
+    ];
+    let mut tracer = select(&["--all"]);
+    for victim in &victims {
+        tracer.wait_until_attached(victim.pid()).unwrap();
+    }
+    // Links are for all processes: that a later one is trapped does not mean yet that it is recorded.
+    victims.push(Victim::start(&basic).unwrap());
+    thread::sleep(Duration::from_secs(1));
+    let truths: Vec<_> = victims
+        .iter_mut()
+        .map(|victim| victim.go().unwrap())
+        .collect();
+    let report = tracer.stop().unwrap();
+    for (victim, truths) in victims.iter().zip(&truths) {
+        assert_truth(&report, victim.pid(), truths);
+    }
+    assert!(
+        !report
+            .processes
+            .iter()
+            .any(|process| process.comm == "leakscope"),
+        "{:?}",
+        report.processes
+    );
+}
+
+#[test]
+fn processes_that_come_and_go_leave_no_stack_and_no_block_behind() {
+    let _alone = require_kernel!();
+    let family = require_victim!("family");
+    let folder = tempfile::tempdir().unwrap();
+    let nap = named(&family, "lsc-nap", folder.path());
+    let tracer = select(&[
+        "--comm",
+        "lsc-nap",
+        "--max-stacks",
+        "512",
+        "--max-blocks",
+        "1024",
+    ]);
+    thread::sleep(Duration::from_secs(2));
+    // 400 processes with 4 stacks each: more than the stack table's 1,024 slots.
+    for _ in 0..20 {
+        let children: Vec<Child> = (0..20)
+            .map(|_| Command::new(&nap).args(["nap", "600"]).spawn().unwrap())
+            .collect();
+        for mut child in children {
+            assert!(child.wait().unwrap().success());
+        }
+    }
+    let report = tracer.stop().unwrap();
+    assert_eq!(
+        report.losses.get("stack_table_full"),
+        Some(&0),
+        "{:?}",
+        report.losses
+    );
+    assert_eq!(
+        report.losses.get("live_table_full"),
+        Some(&0),
+        "{:?}",
+        report.losses
+    );
+    // The last ones stay in the report.
+    assert!(
+        (8..=64).contains(&report.processes.len()),
+        "{} processes",
+        report.processes.len()
+    );
+    let nap = report
+        .processes
+        .iter()
+        .map(|process| report.called_by(process.pid, "leak_of_nap"))
+        .max_by_key(|sum| sum.objects)
+        .unwrap();
+    assert!((4..=8).contains(&nap.objects), "{nap:?}");
+}

@@ -1,0 +1,263 @@
+//! The daemon: a trace that goes on, and HTTP over a Unix socket and TCP by which its reports are asked for.
+//!
+//! Owns connections, their bounds, and who may ask what. Tracing runs on a thread of its own, which no client can hold up;
+//! everything that is handed out is a view of an immutable report. It must not know what is traced or how: it is given a
+//! [`Source`] of reports.
+
+mod auth;
+mod error;
+mod query;
+mod render;
+mod routes;
+mod serve;
+mod snapshots;
+mod socket;
+mod stream;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+pub use auth::TokenError;
+pub use socket::SocketError;
+pub use thread::Source;
+
+use auth::{Entrance, Token};
+use serve::{Counters, Listener, Server};
+
+/// Where to listen, and who may ask.
+#[derive(Clone, Debug)]
+pub struct DaemonOptions {
+    /// The Unix socket.
+    pub socket: PathBuf,
+    /// An address for TCP.
+    pub listen: Option<SocketAddr>,
+    /// The file with the token that clients over TCP must show.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Why the daemon cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The token cannot be read.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// Everybody could ask.
+    #[error(
+        "{address} can be reached from other machines; give --auth-token-file FILE with a token that clients must show, or listen on 127.0.0.1"
+    )]
+    Open {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {source}; name another with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Signals cannot be listened for.
+    #[error("cannot listen for signals: {0}")]
+    Signals(io::Error),
+}
+
+/// Where daemons listen and clients ask if nothing else is said: for root the machine's place, for others their own.
+#[must_use]
+pub fn default_socket() -> PathBuf {
+    const MACHINE: &str = "/run/leakscope.sock";
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(folder)
+            if !Path::new("/proc/self")
+                .metadata()
+                .is_ok_and(|own| is_root(&own)) =>
+        {
+            Path::new(&folder).join("leakscope.sock")
+        }
+        _ => PathBuf::from(MACHINE),
+    }
+}
+
+fn is_root(metadata: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::MetadataExt::uid(metadata) == 0
+}
+
+/// Reads a token file, for clients.
+///
+/// # Errors
+/// See [`TokenError`].
+pub fn read_token(path: &Path) -> Result<String, TokenError> {
+    Token::read(path).map(|token| token.text())
+}
+
+/// Runs until a signal or until tracing ends. `make` begins the trace, on the thread where it will run; `say` is told where
+/// the daemon listens.
+///
+/// # Errors
+/// The daemon cannot begin, or tracing cannot go on.
+pub async fn run<S: Source>(
+    options: &DaemonOptions,
+    make: impl FnOnce() -> anyhow::Result<S> + Send + 'static,
+    say: impl Fn(&str),
+) -> anyhow::Result<()> {
+    let entrance = tcp_entrance(options)?;
+    let mut end = Signals::listen().map_err(DaemonError::Signals)?;
+    // Before anything is traced: a second daemon should not get that far.
+    let (unix, claim) = socket::claim(&options.socket)
+        .await
+        .map_err(DaemonError::Socket)?;
+    let tcp = match options.listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let begun = thread::start(make);
+    let (tracing, thread) = tokio::select! {
+        begun = begun => begun?,
+        () = end.stop() => return Ok(()),
+    };
+    let counters = Arc::new(Counters::default());
+    let (say_ending, ending) = watch::channel(false);
+    let server = Server {
+        router: routes::router(tracing.clone(), Arc::clone(&counters)),
+        counters,
+        ending,
+    };
+    let mut listeners = JoinSet::new();
+    listeners.spawn(serve::listen(
+        Listener::Unix(unix),
+        Entrance::Socket,
+        server.clone(),
+    ));
+    say(&format!("listening on {}", options.socket.display()));
+    if let Some(listener) = tcp {
+        if let Ok(address) = listener.local_addr() {
+            say(&format!("listening on http://{address}"));
+        }
+        listeners.spawn(serve::listen(Listener::Tcp(listener), entrance, server));
+    }
+    let mut thread = thread;
+    let result = loop {
+        tokio::select! {
+            ended = &mut thread.ended => {
+                break ended.unwrap_or_else(|_| Err(anyhow::anyhow!("the tracing thread ended without a word")));
+            }
+            asked = end.next() => match asked {
+                Asked::Stop => {
+                    tracing.stop();
+                    break Ok(());
+                }
+                Asked::SelectAgain => {
+                    tracing.select_again();
+                    say("looking again at what is to be traced");
+                }
+            },
+        }
+    };
+    // Nobody finds us from here on; detaching goes on meanwhile.
+    drop(claim);
+    // All receivers may be gone.
+    let _ = say_ending.send(true);
+    while listeners.join_next().await.is_some() {}
+    // A second signal is somebody who does not want to wait.
+    let joined = tokio::task::spawn_blocking(move || thread.join());
+    tokio::select! {
+        _ = joined => {}
+        () = end.stop() => std::process::exit(130),
+    }
+    result
+}
+
+/// Who may ask over TCP.
+fn tcp_entrance(options: &DaemonOptions) -> Result<Entrance, DaemonError> {
+    let token = options.token_file.as_deref().map(Token::read).transpose()?;
+    match options.listen {
+        Some(address) if !address.ip().to_canonical().is_loopback() && token.is_none() => {
+            Err(DaemonError::Open { address })
+        }
+        _ => Ok(Entrance::Tcp(token)),
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| DaemonError::Listen { address, source })
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// Ctrl-C or SIGTERM.
+    Stop,
+    /// SIGHUP.
+    SelectAgain,
+}
+
+/// The signals that a daemon listens for.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next one.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::SelectAgain,
+        }
+    }
+
+    /// The next one that asks to stop.
+    async fn stop(&mut self) {
+        while self.next().await != Asked::Stop {}
+    }
+}
+
+/// Runs a future on threads of its own: two, for answers are short and writing views has others.
+///
+/// # Errors
+/// The threads cannot be made, or what the future says.
+pub fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(4)
+        .thread_name("http")
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(future);
+    // Views that are being written are for nobody any more.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}

@@ -1,0 +1,238 @@
+//! The thread that traces, and what the rest of the daemon sees of it: the newest report, and a wish for a newer one.
+//!
+//! Owns when reports are made. Nothing that a client does reaches this thread but one flag, so that no client can make it
+//! wait; however many ask at once, one report is made for all of them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::sync::{oneshot, watch};
+
+use crate::report::Report;
+
+/// How long one step of the trace lasts at most: how soon a wish or a signal is noticed.
+const STEP: Duration = Duration::from_millis(50);
+
+/// A report is made unasked, for metrics, so that making them takes at most this share of the
+/// thread's time, but no more often than every [`EVERY`]`.0` and no less often than `.1`.
+const SHARE_UNASKED: u32 = 100;
+const EVERY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+/// A report is handed out again while it is not older than this many times what making it took, within [`WARM`].
+const SHARE_ASKED: u32 = 4;
+const WARM: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// What is traced, as the thread drives it.
+pub trait Source {
+    /// Waits for what happens next, at most so long, and deals with it.
+    ///
+    /// # Errors
+    /// Tracing cannot go on.
+    fn step(&mut self, at_most: Duration) -> anyhow::Result<()>;
+
+    /// The result so far, with all sites.
+    ///
+    /// # Errors
+    /// Tracing cannot go on.
+    fn report(&mut self) -> anyhow::Result<Report>;
+
+    /// Looks again at which processes are to be traced.
+    ///
+    /// # Errors
+    /// Tracing cannot go on.
+    fn select_again(&mut self) -> anyhow::Result<()>;
+
+    /// Takes all probes away.
+    fn detach(&mut self);
+}
+
+/// A report, and when it was made.
+#[derive(Clone, Debug)]
+pub(super) struct Published {
+    /// Counts up.
+    pub(super) number: u64,
+    /// When making it began: it knows all that had happened by then.
+    pub(super) begun: Instant,
+    /// How long making it took.
+    pub(super) took: Duration,
+    /// The report.
+    pub(super) report: Arc<Report>,
+}
+
+impl Published {
+    /// How long it may be handed out for.
+    fn warm_for(&self) -> Duration {
+        (self.took * SHARE_ASKED).clamp(WARM.0, WARM.1)
+    }
+
+    /// When the next one is due if nobody asks.
+    fn next_unasked(&self) -> Instant {
+        self.begun + (self.took * SHARE_UNASKED).clamp(EVERY.0, EVERY.1)
+    }
+}
+
+/// The flags by which the thread is spoken to.
+#[derive(Debug, Default)]
+struct Wishes {
+    report: AtomicBool,
+    selection: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// Tracing has ended, so that there are no more reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tracing has ended")]
+pub(super) struct Ended;
+
+/// The tracing thread, as others see it.
+#[derive(Clone)]
+pub(super) struct Tracing {
+    wishes: Arc<Wishes>,
+    newest: watch::Receiver<Option<Published>>,
+}
+
+/// The thread itself, to be joined.
+pub(super) struct TracingThread {
+    /// Resolves when the thread is about to end, with what went wrong if anything did.
+    pub(super) ended: oneshot::Receiver<anyhow::Result<()>>,
+    thread: JoinHandle<()>,
+}
+
+impl TracingThread {
+    /// Waits for the thread's end.
+    pub(super) fn join(self) {
+        // It does not panic, and if it did, it said so.
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts the thread. The source is made on it; the answer comes when that is done.
+pub(super) async fn start<S: Source>(
+    make: impl FnOnce() -> anyhow::Result<S> + Send + 'static,
+) -> anyhow::Result<(Tracing, TracingThread)> {
+    let wishes = Arc::new(Wishes::default());
+    let (publish, newest) = watch::channel(None);
+    let (made, is_made) = oneshot::channel();
+    let (say_ended, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("tracing".to_owned())
+        .spawn({
+            let wishes = Arc::clone(&wishes);
+            move || {
+                let mut source = match make() {
+                    Ok(source) => source,
+                    Err(error) => {
+                        let _ = made.send(Err(error));
+                        return;
+                    }
+                };
+                let _ = made.send(Ok(()));
+                let result = trace(&mut source, &wishes, &publish);
+                source.detach();
+                // Who waits for a report learns that there will be none.
+                drop(publish);
+                // The daemon may have given up waiting.
+                let _ = say_ended.send(result);
+            }
+        })?;
+    is_made
+        .await
+        .map_err(|_| anyhow::anyhow!("the tracing thread ended while it began"))??;
+    let tracing = Tracing { wishes, newest };
+    Ok((tracing, TracingThread { ended, thread }))
+}
+
+fn trace(
+    source: &mut impl Source,
+    wishes: &Wishes,
+    publish: &watch::Sender<Option<Published>>,
+) -> anyhow::Result<()> {
+    let mut number = 0;
+    let mut due = Instant::now();
+    while !wishes.stop.load(Ordering::SeqCst) {
+        if wishes.selection.swap(false, Ordering::SeqCst) {
+            source.select_again()?;
+        }
+        if wishes.report.swap(false, Ordering::SeqCst) || Instant::now() >= due {
+            let begun = Instant::now();
+            let report = source.report()?;
+            number += 1;
+            let published = Published {
+                number,
+                begun,
+                took: begun.elapsed(),
+                report: Arc::new(report),
+            };
+            due = published.next_unasked();
+            publish.send_replace(Some(published));
+        }
+        source.step(STEP.min(due.saturating_duration_since(Instant::now())))?;
+    }
+    Ok(())
+}
+
+impl Tracing {
+    /// Whether tracing goes on.
+    pub(super) fn check(&self) -> Result<(), Ended> {
+        self.newest.has_changed().map(|_| ()).map_err(|_| Ended)
+    }
+
+    /// The newest report as it is; the first one is waited for.
+    pub(super) async fn newest(&self) -> Result<Published, Ended> {
+        let mut newest = self.newest.clone();
+        let published = newest
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| Ended)?
+            .clone();
+        published.ok_or(Ended)
+    }
+
+    /// A report that is warm, else a new one.
+    pub(super) async fn warm(&self) -> Result<Published, Ended> {
+        let published = self.newest().await?;
+        if published.begun.elapsed() <= published.warm_for() {
+            return Ok(published);
+        }
+        self.fresh().await
+    }
+
+    /// A report that knows all that has happened by now.
+    pub(super) async fn fresh(&self) -> Result<Published, Ended> {
+        let asked = Instant::now();
+        let mut newest = self.newest.clone();
+        self.wishes.report.store(true, Ordering::SeqCst);
+        let published = newest
+            .wait_for(|published| {
+                published
+                    .as_ref()
+                    .is_some_and(|published| published.begun >= asked)
+            })
+            .await
+            .map_err(|_| Ended)?
+            .clone();
+        published.ok_or(Ended)
+    }
+
+    /// Asks to look again at which processes are to be traced.
+    pub(super) fn select_again(&self) {
+        self.wishes.selection.store(true, Ordering::SeqCst);
+    }
+
+    /// Asks to end.
+    pub(super) fn stop(&self) {
+        self.wishes.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+/// How old a report is, by the wall clock.
+pub(super) fn age(report: &Report) -> Duration {
+    let captured = SystemTime::UNIX_EPOCH + Duration::from_millis(report.captured_at.unix_ms());
+    captured.elapsed().unwrap_or_default()
+}

@@ -1,0 +1,506 @@
+//! The evidence of a leak: a flow of blocks that stay, or of blocks that are replaced by ever larger ones. Owns the tests
+//! that such a flow must pass; what a site is that does not pass is for the verdict to say.
+
+use super::{
+    history::{SiteHistory, SiteLevel},
+    series::{Point, thin_out},
+    trend,
+    verdict::{TREND_POINTS, Turnover},
+};
+use crate::units::{blocks, count, duration, rate};
+
+/// A leak is named after so many seconds at the earliest. A cache that takes longer to fill, evenly, looks like one.
+pub(super) const LEAK_AFTER_S: f64 = 45.0;
+
+/// Of more blocks than this that grow together, a leak is named later: buffers of connections and lists of bounded length
+/// grow like that when a program is young.
+const FEW_GROWING: f64 = 4.0;
+const MANY_GROWING_AFTER_S: f64 = 240.0;
+
+/// A flow is made of at least so many births that are apart. Fewer are a few jumps, however regular.
+const STEPS: usize = 8;
+
+/// At least so many intervals are looked at.
+const INTERVALS: usize = 12;
+
+/// Of blocks that got through their youth, at most this share may have died since.
+const MAY_DIE: f64 = 0.05;
+
+/// And no more than this share of those that came to stay.
+const MAY_DIE_OF_FLOW: f64 = 0.1;
+
+/// What takes the place of blocks from before the trace comes with a like number of their frees: at least this share.
+const REPLACES: f64 = 0.4;
+
+/// The flow of the last third is at least this share of the largest of the others, unless chance explains it.
+const KEEPS: f64 = 0.6;
+
+/// So many standard deviations explain a difference between two parts.
+const CHANCE: f64 = 1.6;
+
+/// A flow that falls steadily is at least this share of the first third's.
+const KEEPS_STEADILY: f64 = 0.9;
+
+/// 99.5 % confidence, one-sided: of a fall by ranks.
+const SURE: f64 = 2.576;
+
+/// 97.5 % confidence, one-sided: enough to distrust a part of the time for what the whole of it shows.
+const LIKELY: f64 = 1.96;
+
+/// The gap between two births that stay is at most this share of the time.
+const LONGEST_GAP: f64 = 1.0 / 3.0;
+
+/// Where the time that is looked at begins, as a share of all: a leak may begin late, or hide behind what was built up
+/// at first.
+const WINDOWS: [f64; 4] = [0.0, 0.25, 0.5, 0.75];
+
+/// Why a site is not called a leak.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum NoLeak {
+    /// It was not watched long enough.
+    TooShort,
+    /// It grew in so many steps only.
+    FewSteps(usize),
+    /// The parts of the time differ too much.
+    Uneven,
+    /// Less and less stays, blocks a second.
+    Slows {
+        /// Of the first part.
+        first: f64,
+        /// Of the last.
+        last: f64,
+    },
+    /// Nothing was added for so many seconds.
+    Stopped(f64),
+    /// Old blocks are freed.
+    OldDie {
+        /// So many.
+        died: f64,
+        /// Of so many.
+        of: f64,
+    },
+    /// As many blocks from before the trace were freed.
+    Turnover(f64),
+}
+
+impl NoLeak {
+    /// The reason that says more; the first, if in doubt.
+    fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::FewSteps(one), Self::FewSteps(two)) => Self::FewSteps(one.max(two)),
+            _ => self,
+        }
+    }
+}
+
+/// A leak.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Flow {
+    /// How fast.
+    pub(super) bytes_per_s: f64,
+    /// How long it was watched, seconds.
+    window_s: f64,
+    /// Blocks that stay.
+    stay: f64,
+    /// Blocks born in that time.
+    born: f64,
+    /// Old blocks that died.
+    died: f64,
+    /// The age beyond which blocks count, seconds.
+    young_s: f64,
+    /// The blocks are replaced by larger ones.
+    replaced: bool,
+}
+
+impl Flow {
+    /// The leak of the longest window that shows one; else why the whole time does not.
+    pub(super) fn best(
+        site: &SiteHistory,
+        points: &[Point<SiteLevel>],
+        turnover: impl Fn(f64) -> Turnover,
+    ) -> Result<Self, NoLeak> {
+        // Most sites of most programs have nothing new: they are not looked at closely.
+        if let Some(quiet) = Self::quiet(site) {
+            return Err(NoLeak::Stopped(quiet));
+        }
+        let mut why = None;
+        for begin in WINDOWS {
+            for found in [
+                Self::of_blocks_that_stay(site, points, begin),
+                Self::of_growing_blocks(site, points, begin),
+            ] {
+                let found = found.and_then(|flow| {
+                    let turnover = turnover(flow.window_s);
+                    if turnover.frees > REPLACES * flow.stay && !turnover.borne_out {
+                        return Err(NoLeak::Turnover(turnover.frees));
+                    }
+                    Ok(flow)
+                });
+                match found {
+                    Ok(flow) => return Ok(flow),
+                    Err(reason) => why = Some(why.map_or(reason, |why: NoLeak| why.or(reason))),
+                }
+            }
+        }
+        Err(why.unwrap_or(NoLeak::TooShort))
+    }
+
+    /// For how many seconds no block was born, where that is more than a third of the time.
+    fn quiet(site: &SiteHistory) -> Option<f64> {
+        let width = site.survival.width_s();
+        let looked = (site.now_s - site.since_s) / width;
+        let last = site
+            .survival
+            .cohorts()
+            .iter()
+            .rposition(|cohort| cohort.born > 0)?;
+        let quiet = looked - (last + 1) as f64;
+        (quiet > LONGEST_GAP * looked).then_some(quiet * width)
+    }
+
+    fn of_blocks_that_stay(
+        site: &SiteHistory,
+        points: &[Point<SiteLevel>],
+        begin: f64,
+    ) -> Result<Self, NoLeak> {
+        let cohorts = &site.survival;
+        let width = cohorts.width_s();
+        let surveyed = cohorts.surveyed_ns().ok_or(NoLeak::TooShort)?;
+        let now = surveyed.saturating_sub(cohorts.origin_ns()) as f64 / 1e9 / width;
+        let first = (begin * now).ceil();
+        let window = now - first;
+        let young = (window / 8.0).max(2.0);
+        let end = (now - young).floor().max(first);
+        let chosen: Vec<_> = cohorts
+            .cohorts()
+            .iter()
+            .take(end as usize)
+            .skip(first as usize)
+            .collect();
+        if window * width < LEAK_AFTER_S || chosen.len() < INTERVALS {
+            return Err(NoLeak::TooShort);
+        }
+        let counts: Vec<f64> = chosen
+            .iter()
+            .map(|cohort| f64::from(cohort.alive))
+            .collect();
+        let sizes: Vec<f64> = chosen
+            .iter()
+            .map(|cohort| cohort.alive_bytes as f64)
+            .collect();
+        let stay: f64 = counts.iter().sum();
+
+        // Those that came through their youth do not die.
+        let (mut died, mut of) = (0.0, 0.0);
+        for (place, cohort) in cohorts.cohorts().iter().enumerate() {
+            let age = now - (place + 1) as f64;
+            if age < (window / 3.0).max(4.0) {
+                break;
+            }
+            if let Some(before) = cohort.alive_at((age / 2.0) as u64) {
+                of += f64::from(before);
+                died += f64::from(before.saturating_sub(cohort.alive));
+            }
+        }
+        // Where the live table was thinned, counts are estimates.
+        let chance = if site.weight > 1 {
+            2.0 * (of * site.weight as f64).sqrt()
+        } else {
+            0.0
+        };
+        if died > MAY_DIE * of + chance || died > MAY_DIE_OF_FLOW * stay + chance {
+            return Err(NoLeak::OldDie { died, of });
+        }
+
+        let steps = steps(&counts);
+        if steps < STEPS {
+            return Err(NoLeak::FewSteps(steps));
+        }
+        even(&counts, width)?;
+        if sizes.iter().any(|size| *size > 0.0) {
+            even(&sizes, width)?;
+        }
+        if begin > 0.0 {
+            let whole: Vec<f64> = cohorts
+                .cohorts()
+                .iter()
+                .take(end as usize)
+                .map(|cohort| f64::from(cohort.alive))
+                .collect();
+            not_slowing(&whole, width)?;
+        }
+        not_stopped(site, &counts, first, now, width)?;
+        level_rises(points, site.now_s - window * width)?;
+        Ok(Self {
+            bytes_per_s: sizes.iter().sum::<f64>() / (chosen.len() as f64 * width),
+            window_s: window * width,
+            stay,
+            // By the intervals, births are up to a look's time askew.
+            born: if site.totals.free_objects == 0 {
+                stay
+            } else {
+                chosen.iter().map(|cohort| cohort.born as f64).sum()
+            },
+            died,
+            young_s: (now - end) * width,
+            replaced: false,
+        })
+    }
+
+    /// The number of blocks is steady, and they are ever larger.
+    fn of_growing_blocks(
+        site: &SiteHistory,
+        points: &[Point<SiteLevel>],
+        begin: f64,
+    ) -> Result<Self, NoLeak> {
+        let observed = site.now_s - site.since_s;
+        let from = site.since_s + begin * observed;
+        let window_s = site.now_s - from;
+        if window_s < LEAK_AFTER_S {
+            return Err(NoLeak::TooShort);
+        }
+        let chosen: Vec<_> = points
+            .iter()
+            .filter(|point| point.at_s >= from)
+            .copied()
+            .collect();
+        let chosen = thin_out(&chosen, TREND_POINTS);
+        let objects = chosen.iter().map(|point| point.value.objects);
+        let most = objects.clone().fold(0.0, f64::max);
+        // The first look may have been before the first block.
+        let least = objects.filter(|count| *count > 0.0).fold(most, f64::min);
+        if most - least > (0.05 * most).max(2.0) || least < 1.0 {
+            return Err(NoLeak::Uneven);
+        }
+        if most > FEW_GROWING && window_s < MANY_GROWING_AFTER_S {
+            return Err(NoLeak::TooShort);
+        }
+        let (Some(begin), Some(end)) = (
+            chosen.iter().find(|point| point.value.objects > 0.5),
+            chosen.last(),
+        ) else {
+            return Err(NoLeak::TooShort);
+        };
+        let more = end.value.objects - begin.value.objects;
+        let mean = begin.value.bytes / begin.value.objects;
+        if more * mean > 0.3 * (end.value.bytes - begin.value.bytes) {
+            return Err(NoLeak::Uneven);
+        }
+        let changes: Vec<f64> = chosen
+            .windows(2)
+            .filter_map(|pair| match pair {
+                [one, two] => Some(two.value.bytes - one.value.bytes),
+                _ => None,
+            })
+            .collect();
+        let up: f64 = changes.iter().filter(|change| **change > 0.0).sum();
+        let down: f64 = -changes.iter().filter(|change| **change < 0.0).sum::<f64>();
+        let largest = changes.iter().copied().fold(0.0, f64::max);
+        let steps = changes.iter().filter(|change| **change > 0.0).count();
+        if steps < STEPS {
+            return Err(NoLeak::FewSteps(steps));
+        }
+        let values: Vec<f64> = chosen.iter().map(|point| point.value.bytes).collect();
+        if down > MAY_DIE * up || largest > LONGEST_GAP * up || trend::rise(&values) < SURE {
+            return Err(NoLeak::Uneven);
+        }
+        let between = window_s / changes.len().max(1) as f64;
+        thirds_agree(&changes, between)?;
+        let quiet = changes
+            .iter()
+            .rev()
+            .take_while(|change| **change <= 0.0)
+            .count() as f64
+            * between;
+        if quiet > window_s / 8.0 {
+            return Err(NoLeak::Stopped(quiet));
+        }
+        Ok(Self {
+            bytes_per_s: (up - down) / window_s,
+            window_s,
+            stay: most,
+            born: most,
+            died: 0.0,
+            young_s: 0.0,
+            replaced: true,
+        })
+    }
+
+    /// The evidence in a sentence.
+    pub(super) fn reason(&self) -> String {
+        let trend = rate_of(self.bytes_per_s);
+        let time = duration(self.window_s);
+        if self.replaced {
+            let which = if self.stay < 1.5 {
+                "its block is".to_owned()
+            } else {
+                format!("its {} are", blocks(self.stay as u64))
+            };
+            return format!(
+                "{which} replaced by ever larger ones; {trend} for {time}, no sign of levelling off"
+            );
+        }
+        let young = duration(self.young_s);
+        let evidence = if self.stay >= self.born {
+            format!(
+                "every one of {} born more than {young} ago is alive",
+                blocks(self.stay as u64)
+            )
+        } else {
+            let since = if self.died < 0.5 {
+                "and no old one was freed since".to_owned()
+            } else {
+                format!(
+                    "and only {} older ones were freed since",
+                    count(self.died as u64)
+                )
+            };
+            format!(
+                "{} of {} born more than {young} ago are alive, {since}",
+                count(self.stay as u64),
+                blocks(self.born as u64)
+            )
+        };
+        format!("{evidence}; {trend} for {time}, no sign of levelling off")
+    }
+}
+
+/// A rate for a sentence.
+pub(super) fn rate_of(bytes_per_s: f64) -> String {
+    rate(bytes_per_s).unwrap_or_else(|| "less than a byte an hour".to_owned())
+}
+
+/// Births that are apart: neighbours belong together, but a long row of them is a flow.
+fn steps(counts: &[f64]) -> usize {
+    counts
+        .chunk_by(|one, two| (*one > 0.0) == (*two > 0.0))
+        .filter(|row| row.first().is_some_and(|count| *count > 0.0))
+        .map(|row| row.len().saturating_sub(1).max(1))
+        .sum()
+}
+
+/// Whether all of the time, of which the last part is even, shows less and less: what saturates looks even wherever one
+/// looks closely. The first third may hold anything, for that is where programs start up.
+fn not_slowing(counts: &[f64], width_s: f64) -> Result<(), NoLeak> {
+    let third = counts.len() / 3;
+    let mut thirds = counts.chunks(third.max(1));
+    let mut next = || trend::moments(thirds.next().unwrap_or_default());
+    let (_, (second, noise_2), (last, noise_3)) = (next(), next(), next());
+    let noise = ((noise_2 + noise_3) / third.max(1) as f64).sqrt();
+    let falls = last < KEEPS * second && second - last > CHANCE * noise;
+    if falls || trend::rise(counts) < -LIKELY {
+        return Err(NoLeak::Slows {
+            first: second / width_s,
+            last: last / width_s,
+        });
+    }
+    Ok(())
+}
+
+/// Whether later parts of the time keep as much as earlier ones.
+fn even(values: &[f64], width_s: f64) -> Result<(), NoLeak> {
+    let (first, last) = thirds_agree(values, width_s)?;
+    if last < KEEPS_STEADILY * first && trend::rise(values) < -SURE {
+        return Err(NoLeak::Slows {
+            first: first / width_s,
+            last: last / width_s,
+        });
+    }
+    Ok(())
+}
+
+/// Compares the thirds of the time with the scatter within them; gives the means of the first and the last.
+fn thirds_agree(values: &[f64], width_s: f64) -> Result<(f64, f64), NoLeak> {
+    let third = (values.len() / 3).max(1);
+    let (one, rest) = values.split_at(third.min(values.len()));
+    let (two, three) = rest.split_at(third.min(rest.len()));
+    let ((first, noise_1), (second, noise_2), (last, noise_3)) = (
+        trend::moments(one),
+        trend::moments(two),
+        trend::moments(three),
+    );
+    let most = first.max(second);
+    let noise = ((noise_1 + noise_2 + noise_3) / 3.0 * 2.0 / third as f64).sqrt();
+    let falls = last < KEEPS * most && most - last > CHANCE * noise;
+    if falls || last <= 0.0 {
+        return Err(NoLeak::Slows {
+            first: most / width_s,
+            last: last.max(0.0) / width_s,
+        });
+    }
+    // A flow that rises from nothing has not been steady for long.
+    if second <= 0.0 || first < last / 5.0 {
+        return Err(NoLeak::Uneven);
+    }
+    Ok((first, last))
+}
+
+/// Whether blocks that stay were born lately, and without too long a gap before.
+fn not_stopped(
+    site: &SiteHistory,
+    counts: &[f64],
+    first: f64,
+    now: f64,
+    width: f64,
+) -> Result<(), NoLeak> {
+    let (mut gap, mut longest) = (0.0_f64, 0.0_f64);
+    for count in counts {
+        gap = if *count > 0.0 { 0.0 } else { gap + 1.0 };
+        longest = longest.max(gap);
+    }
+    let window = now - first;
+    if longest > LONGEST_GAP * window {
+        return Err(NoLeak::Uneven);
+    }
+    let last = site
+        .survival
+        .cohorts()
+        .iter()
+        .rposition(|cohort| cohort.alive > 0)
+        .map_or(0.0, |place| (place + 1) as f64);
+    let quiet = now - last;
+    if quiet > 1.5 * longest + 2.0 {
+        return Err(NoLeak::Stopped(quiet * width));
+    }
+    Ok(())
+}
+
+/// Whether the level rises to the end, where it is smooth enough to tell.
+fn level_rises(points: &[Point<SiteLevel>], from_s: f64) -> Result<(), NoLeak> {
+    let chosen: Vec<_> = points
+        .iter()
+        .filter(|point| point.at_s >= from_s)
+        .copied()
+        .collect();
+    let thin: Vec<(f64, f64)> = thin_out(&chosen, TREND_POINTS)
+        .iter()
+        .map(|point| (point.at_s, point.value.bytes))
+        .collect();
+    let (Some(line), Some((begin, _)), Some((end, value))) =
+        (trend::line(&thin), thin.first(), thin.last())
+    else {
+        return Err(NoLeak::TooShort);
+    };
+    let rise = line.slope * (end - begin);
+    if rise < -4.0 * line.scatter && rise < 0.0 {
+        return Err(NoLeak::Uneven);
+    }
+    let lately = (end - begin) / 8.0;
+    let expected = line.slope * lately;
+    let before = thin
+        .iter()
+        .rev()
+        .find(|(at, _)| *at <= end - lately)
+        .map_or(*value, |(_, value)| *value);
+    let jump = thin
+        .windows(2)
+        .filter_map(|pair| match pair {
+            [(_, one), (_, two)] => Some((two - one).abs()),
+            _ => None,
+        })
+        .fold(0.0, f64::max);
+    if expected > 4.0 * line.scatter && expected > 2.0 * jump && value - before < 0.3 * expected {
+        return Err(NoLeak::Stopped(lately));
+    }
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! What is kept of a site and of a process from look to look: bounded series, and the site's cohorts. Numbers only.
+
+use leakscope_common::SiteTotals;
+
+use super::{
+    series::{Point, Resolution, Series, Value},
+    survival::Survival,
+};
+
+/// Seconds for two minutes, minutes for an hour and a half, hours for a week: 386 points of 40 bytes.
+const SITE: [Resolution; 3] = [
+    Resolution {
+        width_s: 1.0,
+        kept: 128,
+    },
+    Resolution {
+        width_s: 60.0,
+        kept: 90,
+    },
+    Resolution {
+        width_s: 3600.0,
+        kept: 168,
+    },
+];
+
+/// Seconds for five minutes, minutes for six hours, hours for four weeks: 1332 points of 56 bytes.
+const PROCESS: [Resolution; 3] = [
+    Resolution {
+        width_s: 1.0,
+        kept: 300,
+    },
+    Resolution {
+        width_s: 60.0,
+        kept: 360,
+    },
+    Resolution {
+        width_s: 3600.0,
+        kept: 672,
+    },
+];
+
+/// What is alive of a site.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SiteLevel {
+    /// Bytes.
+    pub bytes: f64,
+    /// The fewest bytes in the interval that the value stands for.
+    pub least_bytes: f64,
+    /// The most.
+    pub most_bytes: f64,
+    /// Blocks.
+    pub objects: f64,
+}
+
+impl SiteLevel {
+    /// The level at a moment.
+    #[must_use]
+    pub fn new(bytes: f64, objects: f64) -> Self {
+        Self {
+            bytes,
+            least_bytes: bytes,
+            most_bytes: bytes,
+            objects,
+        }
+    }
+}
+
+impl Value for SiteLevel {
+    fn absorb(&mut self, later: Self) {
+        *self = Self {
+            least_bytes: self.least_bytes.min(later.least_bytes),
+            most_bytes: self.most_bytes.max(later.most_bytes),
+            ..later
+        };
+    }
+}
+
+/// The memory of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProcessLevel {
+    /// Bytes allocated while traced and not freed.
+    pub inuse_bytes: f64,
+    /// The most of them in the interval that the value stands for.
+    pub most_inuse_bytes: f64,
+    /// Resident bytes.
+    pub resident_bytes: f64,
+    /// Those of them that hold no file and are shared with nobody: what allocators hand out.
+    pub anonymous_bytes: f64,
+    /// Bytes allocated since the trace began.
+    pub alloc_bytes: f64,
+    /// Frees of blocks from before the trace, since it began.
+    pub unknown_frees: f64,
+}
+
+impl Value for ProcessLevel {
+    fn absorb(&mut self, later: Self) {
+        *self = Self {
+            most_inuse_bytes: self.most_inuse_bytes.max(later.most_inuse_bytes),
+            ..later
+        };
+    }
+}
+
+/// A site over time.
+#[derive(Clone, Debug)]
+pub struct SiteHistory {
+    /// What was alive.
+    pub levels: Series<SiteLevel>,
+    /// What became of the blocks.
+    pub survival: Survival,
+    /// The totals at the last look.
+    pub totals: SiteTotals,
+    /// How many blocks each recorded one stands for.
+    pub weight: u64,
+    /// When the site was first seen at the latest, seconds since the trace began.
+    pub since_s: f64,
+    /// The last look, seconds since the trace began.
+    pub now_s: f64,
+}
+
+impl SiteHistory {
+    /// A site of which nothing was known at this time, seconds since the trace began and CLOCK_MONOTONIC nanoseconds.
+    #[must_use]
+    pub fn new(since_s: f64, since_ns: u64) -> Self {
+        let mut levels = Series::new(&SITE);
+        levels.push(since_s, SiteLevel::default());
+        Self {
+            levels,
+            survival: Survival::new(since_ns),
+            totals: SiteTotals::default(),
+            weight: 1,
+            since_s,
+            now_s: since_s,
+        }
+    }
+
+    /// Notes the totals.
+    pub fn observe(&mut self, at_s: f64, at_ns: u64, totals: &SiteTotals, weight: u64) {
+        let births = totals
+            .alloc_objects
+            .saturating_sub(self.totals.alloc_objects);
+        if births > 0 {
+            // They were born since the last look: in the middle of that time, for want of better.
+            let before = ((at_s - self.now_s).max(0.0) * 5e8) as u64;
+            self.survival
+                .note_births(at_ns.saturating_sub(before), births);
+        }
+        self.totals = *totals;
+        self.weight = weight;
+        self.now_s = at_s;
+        if weight == 1 {
+            let balance = |allocated: u64, freed: u64| allocated.wrapping_sub(freed) as i64 as f64;
+            self.levels.push(
+                at_s,
+                SiteLevel::new(
+                    balance(totals.alloc_bytes, totals.free_bytes),
+                    balance(totals.alloc_objects, totals.free_objects),
+                ),
+            );
+        }
+    }
+
+    /// The live blocks have been counted. Once the live table is thinned, they are all that tells what is alive: frees of
+    /// blocks that are not kept cannot be told.
+    pub fn end_survey(&mut self, at_s: f64, at_ns: u64) {
+        self.survival.end_survey(at_ns);
+        if self.weight > 1 {
+            let (mut bytes, mut objects) = (0.0, 0.0);
+            for cohort in self.survival.cohorts() {
+                bytes += cohort.alive_bytes as f64;
+                objects += f64::from(cohort.alive);
+            }
+            self.levels.push(at_s, SiteLevel::new(bytes, objects));
+        }
+    }
+
+    /// The last level.
+    #[must_use]
+    pub fn level(&self) -> SiteLevel {
+        self.levels
+            .last()
+            .map_or_else(SiteLevel::default, |point| point.value)
+    }
+}
+
+/// A process over time.
+#[derive(Clone, Debug)]
+pub(super) struct ProcessHistory {
+    levels: Series<ProcessLevel>,
+}
+
+impl Default for ProcessHistory {
+    fn default() -> Self {
+        Self {
+            levels: Series::new(&PROCESS),
+        }
+    }
+}
+
+impl ProcessHistory {
+    /// Notes its memory, at seconds since the trace began.
+    pub(super) fn observe(&mut self, at_s: f64, level: ProcessLevel) {
+        self.levels.push(at_s, level);
+    }
+
+    /// All that is kept, the oldest first.
+    #[must_use]
+    pub(super) fn points(&self) -> Vec<Point<ProcessLevel>> {
+        self.levels.points()
+    }
+}

@@ -1,0 +1,218 @@
+//! The verdict of a process: from its sites' verdicts and its memory over time, with a forecast. Pure.
+
+use super::{
+    flow::rate_of,
+    history::ProcessHistory,
+    series::thin_out,
+    trend,
+    verdict::{Judgement, TREND_POINTS, Turnover, Verdict},
+};
+use crate::units::{bytes, duration};
+
+/// What bounds a process's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The `memory.max` of its cgroup or of one above it.
+    Cgroup,
+    /// The machine's memory.
+    Machine,
+}
+
+/// How much memory a process may still take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes.
+    pub bytes: u64,
+    /// What ends it.
+    pub limit: Limit,
+}
+
+/// A site of the process, judged.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SiteOfProcess {
+    /// Its verdict.
+    pub verdict: Verdict,
+    /// Its growth, bytes per second.
+    pub growth_bytes_per_s: f64,
+    /// Its bytes in use.
+    pub inuse_bytes: u64,
+}
+
+/// Nothing is forecast for longer than a year, seconds.
+const FORECAST_S: f64 = 365.0 * 86_400.0;
+
+/// Resident memory moves by pages and by what allocators keep: less than so many bytes says nothing.
+const RESIDENT_NOISE: f64 = 1_048_576.0;
+
+/// The growth of resident memory that bears out the growth of bytes in use is at least this share of it.
+const BORNE_OUT: f64 = 0.5;
+
+/// A site counts towards the process's verdict with at least this share of the bytes in use.
+const COUNTS: f64 = 0.05;
+
+impl ProcessHistory {
+    /// What is freed of the blocks from before the trace in so many seconds, by the second half of them: a cache that is
+    /// turned over soon is through by then.
+    pub(super) fn turnover(&self, last_s: f64) -> Turnover {
+        let points = self.points();
+        let Some(now) = points.last() else {
+            return Turnover::default();
+        };
+        let Some(then) = points
+            .iter()
+            .rev()
+            .find(|point| point.at_s <= now.at_s - last_s / 2.0)
+            .or(points.first())
+        else {
+            return Turnover::default();
+        };
+        let inuse = now.value.inuse_bytes - then.value.inuse_bytes;
+        let resident = now.value.anonymous_bytes - then.value.anonymous_bytes;
+        Turnover {
+            frees: 2.0 * (now.value.unknown_frees - then.value.unknown_frees),
+            borne_out: inuse > RESIDENT_NOISE && resident > BORNE_OUT * inuse,
+        }
+    }
+
+    /// See [`super::Ledger::judge_process`].
+    pub(super) fn judge(&self, sites: &[SiteOfProcess], room: Option<&Room>) -> Judgement {
+        let points = thin_out(&self.points(), TREND_POINTS);
+        let (Some(first), Some(last)) = (points.first(), points.last()) else {
+            return Judgement::default();
+        };
+        let observed = last.at_s - first.at_s;
+        let inuse: Vec<(f64, f64)> = points
+            .iter()
+            .map(|point| (point.at_s, point.value.inuse_bytes))
+            .collect();
+        let growth = trend::line(&inuse).map_or(0.0, |line| line.slope);
+        let with = |verdict, reason| Judgement {
+            verdict,
+            reason,
+            growth_bytes_per_s: growth,
+        };
+
+        let leaks: Vec<&SiteOfProcess> = sites
+            .iter()
+            .filter(|site| site.verdict == Verdict::Leaking)
+            .collect();
+        if !leaks.is_empty() {
+            let together: f64 = leaks.iter().map(|site| site.growth_bytes_per_s).sum();
+            let mut reason = format!(
+                "{}, {}",
+                match leaks.len() {
+                    1 => "one site leaks".to_owned(),
+                    several => format!("{several} sites leak"),
+                },
+                rate_of(together)
+            );
+            if let Some(forecast) = room.and_then(|room| forecast(room, together)) {
+                reason.push_str(&forecast);
+            }
+            return Judgement {
+                growth_bytes_per_s: growth.max(together),
+                ..with(Verdict::Leaking, reason)
+            };
+        }
+        let resident = self.unexplained(growth * observed);
+        let all: u64 = sites.iter().map(|site| site.inuse_bytes).sum();
+        let weighs = |verdict| {
+            let part: u64 = sites
+                .iter()
+                .filter(|site| site.verdict == verdict)
+                .map(|site| site.inuse_bytes)
+                .sum();
+            part as f64 / all.max(1) as f64
+        };
+        if sites.is_empty() {
+            return with(
+                Verdict::InsufficientData,
+                "no allocation was seen".to_owned(),
+            );
+        }
+        if let Some(resident) = resident {
+            return with(Verdict::WarmingUp, resident);
+        }
+        // What grows decides; then what there is most of.
+        if weighs(Verdict::WarmingUp) >= COUNTS {
+            return with(
+                Verdict::WarmingUp,
+                format!(
+                    "no site leaks so far; {:.0} % of the bytes in use are at sites that may still grow",
+                    100.0 * weighs(Verdict::WarmingUp)
+                ),
+            );
+        }
+        let (plateau, churn, unknown) = (
+            weighs(Verdict::Plateau),
+            weighs(Verdict::Churn),
+            weighs(Verdict::InsufficientData),
+        );
+        let inuse = bytes(last.value.inuse_bytes.max(0.0) as u64);
+        let time = duration(observed);
+        if unknown > plateau + churn || all == 0 && unknown_only(sites) {
+            with(
+                Verdict::InsufficientData,
+                format!("too little was seen in {time} to judge most of the {inuse} in use"),
+            )
+        } else if plateau >= churn && all > 0 {
+            with(
+                Verdict::Plateau,
+                format!("no site grows any more; {inuse} in use after {time}"),
+            )
+        } else {
+            with(
+                Verdict::Churn,
+                format!("blocks come and go; {inuse} in use after {time}"),
+            )
+        }
+    }
+
+    /// A sentence where resident memory grows steadily, and the bytes in use do not.
+    fn unexplained(&self, inuse_growth: f64) -> Option<String> {
+        let points = thin_out(&self.points(), TREND_POINTS);
+        let (first, last) = points.first().zip(points.last())?;
+        // What a process that was just attached to touches at first says nothing.
+        let middle = f64::midpoint(first.at_s, last.at_s);
+        let late: Vec<(f64, f64)> = points
+            .iter()
+            .filter(|point| point.at_s >= middle)
+            .map(|point| (point.at_s, point.value.anonymous_bytes))
+            .collect();
+        if late.len() < 8 {
+            return None;
+        }
+        let line = trend::line(&late)?;
+        let values: Vec<f64> = late.iter().map(|(_, value)| *value).collect();
+        let grown = line.slope * (last.at_s - middle);
+        let sure = trend::rise(&values) > 2.576;
+        if !sure
+            || grown < RESIDENT_NOISE.max(4.0 * line.scatter)
+            || inuse_growth > BORNE_OUT * grown
+        {
+            return None;
+        }
+        Some(format!(
+            "resident memory grows {} and the bytes in use do not: fragmentation, mappings, or memory touched for the first time",
+            rate_of(line.slope)
+        ))
+    }
+}
+
+fn unknown_only(sites: &[SiteOfProcess]) -> bool {
+    sites
+        .iter()
+        .all(|site| site.verdict == Verdict::InsufficientData)
+}
+
+/// When the room will be used up.
+fn forecast(room: &Room, bytes_per_s: f64) -> Option<String> {
+    let seconds = room.bytes as f64 / bytes_per_s;
+    (bytes_per_s > 0.0 && seconds < FORECAST_S).then(|| {
+        let what = match room.limit {
+            Limit::Cgroup => "the cgroup's memory limit is reached",
+            Limit::Machine => "the machine's memory is used up",
+        };
+        format!("; at this rate {what} in {}", duration(seconds))
+    })
+}

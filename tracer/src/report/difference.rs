@@ -1,0 +1,570 @@
+//! What changed between two reports, by stack.
+//!
+//! Owns when two stacks are the same: when their frames have the same names, source files and lines, or, without a name,
+//! the same place in the same file. So a saved profile, a saved report and a running trace compare with each other, and
+//! address space randomization does not matter. Sites with the same stack are taken together.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
+
+use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
+
+use super::model::{Process, Report, ReportParts, SCHEMA, Site};
+use super::names::base_name;
+use super::pprof::profile;
+use super::pprof::proto::{Location, Mapping, Profile};
+use super::time::Timestamp;
+
+/// What changed from one report to a later one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Tells the JSON of a difference from that of a report: `difference`.
+    pub kind: String,
+    /// The earlier report.
+    pub base: Moment,
+    /// The later one.
+    pub new: Moment,
+    /// The processes of the later report.
+    pub processes: Vec<Process>,
+    /// What changed in all, with what `changes` leaves out.
+    pub total: Changed,
+    /// Stacks whose figures changed; the greatest change of surviving bytes first, growth before shrinkage of the same
+    /// size.
+    pub changes: Vec<Change>,
+    /// What `changes` leaves out.
+    pub omitted: Changed,
+}
+
+/// One of the two reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Moment {
+    /// When it was captured.
+    pub captured_at: Timestamp,
+    /// How long had been traced by then, seconds.
+    pub duration_s: f64,
+    /// Surviving bytes then, over all sites.
+    pub inuse_bytes: u64,
+    /// Surviving blocks then.
+    pub inuse_objects: u64,
+}
+
+/// A sum of changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// How many stacks.
+    pub stacks: u64,
+    /// More surviving bytes.
+    pub inuse_bytes_change: i64,
+    /// More surviving blocks.
+    pub inuse_objects_change: i64,
+    /// More bytes allocated since the start.
+    pub alloc_bytes_change: i64,
+    /// More blocks allocated since the start.
+    pub alloc_objects_change: i64,
+}
+
+/// A stack whose figures changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// In what way.
+    pub change: ChangeKind,
+    /// The process's name.
+    pub comm: String,
+    /// Surviving bytes in the earlier report.
+    pub inuse_bytes_base: u64,
+    /// By how much the figures changed.
+    #[serde(flatten)]
+    pub by: Figures,
+    /// The site as it is in the later report; where it is gone from that, as it was, with figures of 0.
+    #[serde(flatten)]
+    pub site: Site,
+}
+
+/// Changes of one stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Figures {
+    /// More surviving bytes.
+    pub inuse_bytes_change: i64,
+    /// More surviving blocks.
+    pub inuse_objects_change: i64,
+    /// More bytes allocated since the start.
+    pub alloc_bytes_change: i64,
+    /// More blocks allocated since the start.
+    pub alloc_objects_change: i64,
+}
+
+/// In what way a stack changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangeKind {
+    /// Nothing of it survived before: new since.
+    New,
+    /// More survives.
+    Grown,
+    /// Less survives.
+    Shrunk,
+    /// Nothing of it survives any more.
+    Gone,
+    /// As much survives; blocks came and went.
+    Churned,
+}
+
+impl ChangeKind {
+    /// The name in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Grown => "grown",
+            Self::Shrunk => "shrunk",
+            Self::Gone => "gone",
+            Self::Churned => "churned",
+        }
+    }
+}
+
+/// What makes a stack of a process distinct, in both reports.
+type Key<'a> = (u32, &'a str, Vec<u32>);
+
+impl Difference {
+    /// What changed from `base` to `new`.
+    #[must_use]
+    pub fn between(base: &Report, new: &Report) -> Self {
+        let mut names = Names::default();
+        let same = same_processes(base, new);
+        let mut changes: BTreeMap<Key<'_>, Change> = BTreeMap::new();
+        for (site, key) in names.keyed(new, &same) {
+            let comm = key.1.to_owned();
+            match changes.entry(key) {
+                std::collections::btree_map::Entry::Vacant(vacant) => {
+                    vacant.insert(Change::of(site.clone(), comm));
+                }
+                std::collections::btree_map::Entry::Occupied(mut other) => {
+                    add(&mut other.get_mut().site, site);
+                }
+            }
+        }
+        for change in changes.values_mut() {
+            change.by.add(&change.site, 1);
+        }
+        for (site, key) in names.keyed(base, &same) {
+            let comm = key.1.to_owned();
+            let change = changes.entry(key).or_insert_with(|| {
+                let gone = Site {
+                    inuse_bytes: 0,
+                    inuse_objects: 0,
+                    alloc_bytes: 0,
+                    alloc_objects: 0,
+                    inuse_bytes_low: 0,
+                    inuse_bytes_high: 0,
+                    oldest_age_s: 0.0,
+                    ..site.clone()
+                };
+                Change::of(gone, comm)
+            });
+            change.inuse_bytes_base = change.inuse_bytes_base.saturating_add(site.inuse_bytes);
+            change.by.add(site, -1);
+        }
+        let mut difference = Self {
+            schema: SCHEMA,
+            kind: "difference".to_owned(),
+            base: Moment::of(base),
+            new: Moment::of(new),
+            processes: new.processes.clone(),
+            total: Changed::default(),
+            changes: changes
+                .into_values()
+                .filter(|change| change.by != Figures::default())
+                .collect(),
+            omitted: Changed::default(),
+        };
+        for change in &mut difference.changes {
+            change.decide();
+            difference.total.add(&change.by);
+        }
+        difference.sort();
+        difference
+    }
+
+    /// The changed sites as a report, their place in `changes` as their number.
+    pub(super) fn as_report(&self) -> Report {
+        let mut processes = self.processes.clone();
+        for change in &self.changes {
+            let (pid, incarnation) = (change.site.pid, change.site.incarnation);
+            if !processes
+                .iter()
+                .any(|process| (process.pid, process.incarnation) == (pid, incarnation))
+            {
+                // It is gone from the later report.
+                processes.push(Process {
+                    pid,
+                    incarnation,
+                    comm: change.comm.clone(),
+                    ..Process::default()
+                });
+            }
+        }
+        Report::new(ReportParts {
+            captured_at: self.new.captured_at,
+            duration_s: (self.new.captured_at.unix_ms() as f64
+                - self.base.captured_at.unix_ms() as f64)
+                / 1000.0,
+            tier_reason: format!("what changed since {}", self.base.captured_at),
+            processes,
+            sites: (0..)
+                .zip(&self.changes)
+                .map(|(id, change)| Site {
+                    id,
+                    ..change.site.clone()
+                })
+                .collect(),
+            ..ReportParts::default()
+        })
+    }
+
+    fn sort(&mut self) {
+        self.changes.sort_by_key(|change| {
+            (
+                Reverse(change.by.inuse_bytes_change.unsigned_abs()),
+                Reverse(change.by.inuse_bytes_change),
+                Reverse(change.by.alloc_bytes_change.unsigned_abs()),
+                (change.site.pid, change.site.incarnation, change.site.id),
+            )
+        });
+    }
+
+    /// Keeps the `count` greatest changes; the others' sum is added to `omitted`.
+    #[must_use]
+    pub fn keep_top(mut self, count: usize) -> Self {
+        for change in self.changes.drain(count.min(self.changes.len())..) {
+            self.omitted.add(&change.by);
+        }
+        self
+    }
+}
+
+impl Moment {
+    fn of(report: &Report) -> Self {
+        let total = report.total();
+        Self {
+            captured_at: report.captured_at,
+            duration_s: report.duration_s,
+            inuse_bytes: total.inuse_bytes,
+            inuse_objects: total.inuse_objects,
+        }
+    }
+}
+
+impl Changed {
+    /// Adds one stack.
+    pub(super) fn add(&mut self, by: &Figures) {
+        self.stacks += 1;
+        for (sum, part) in [
+            (&mut self.inuse_bytes_change, by.inuse_bytes_change),
+            (&mut self.inuse_objects_change, by.inuse_objects_change),
+            (&mut self.alloc_bytes_change, by.alloc_bytes_change),
+            (&mut self.alloc_objects_change, by.alloc_objects_change),
+        ] {
+            *sum = sum.saturating_add(part);
+        }
+    }
+}
+
+impl Figures {
+    fn add(&mut self, site: &Site, sign: i64) {
+        for (sum, part) in [
+            (&mut self.inuse_bytes_change, site.inuse_bytes),
+            (&mut self.inuse_objects_change, site.inuse_objects),
+            (&mut self.alloc_bytes_change, site.alloc_bytes),
+            (&mut self.alloc_objects_change, site.alloc_objects),
+        ] {
+            let part = i64::try_from(part).unwrap_or(i64::MAX);
+            *sum = sum.saturating_add(part.saturating_mul(sign));
+        }
+    }
+}
+
+impl Change {
+    fn of(site: Site, comm: String) -> Self {
+        Self {
+            change: ChangeKind::Churned,
+            comm,
+            inuse_bytes_base: 0,
+            by: Figures::default(),
+            site,
+        }
+    }
+
+    fn decide(&mut self) {
+        let more = self.by.inuse_bytes_change;
+        self.change = if more == 0 {
+            ChangeKind::Churned
+        } else if self.inuse_bytes_base == 0 {
+            ChangeKind::New
+        } else if self.site.inuse_bytes == 0 {
+            ChangeKind::Gone
+        } else if more > 0 {
+            ChangeKind::Grown
+        } else {
+            ChangeKind::Shrunk
+        };
+    }
+}
+
+/// Adds the figures of a site with the same stack.
+fn add(sum: &mut Site, site: &Site) {
+    for (sum, part) in [
+        (&mut sum.inuse_bytes, site.inuse_bytes),
+        (&mut sum.inuse_objects, site.inuse_objects),
+        (&mut sum.alloc_bytes, site.alloc_bytes),
+        (&mut sum.alloc_objects, site.alloc_objects),
+        (&mut sum.inuse_bytes_low, site.inuse_bytes_low),
+        (&mut sum.inuse_bytes_high, site.inuse_bytes_high),
+    ] {
+        *sum = sum.saturating_add(part);
+    }
+    sum.oldest_age_s = sum.oldest_age_s.max(site.oldest_age_s);
+    sum.growth_bytes_per_s += site.growth_bytes_per_s;
+}
+
+/// The ids that mean the same program in both reports. Of other processes, the name alone has to do: a service that was
+/// started anew is compared with itself.
+fn same_processes(base: &Report, new: &Report) -> HashSet<u32> {
+    let before: HashSet<(u32, &str)> = base
+        .processes
+        .iter()
+        .map(|process| (process.pid, process.comm.as_str()))
+        .collect();
+    new.processes
+        .iter()
+        .filter(|process| before.contains(&(process.pid, process.comm.as_str())))
+        .map(|process| process.pid)
+        .collect()
+}
+
+/// The texts of frames, as numbers.
+#[derive(Default)]
+struct Names {
+    numbers: HashMap<String, u32>,
+}
+
+impl Names {
+    /// The sites of a report with what makes them distinct. The profile of a report has a sample for each site, in the
+    /// same order, and says of a frame what any profile can say.
+    fn keyed<'a>(&mut self, report: &'a Report, same: &HashSet<u32>) -> Vec<(&'a Site, Key<'a>)> {
+        let comms: HashMap<(u32, u32), &str> = report
+            .processes
+            .iter()
+            .map(|process| ((process.pid, process.incarnation), process.comm.as_str()))
+            .collect();
+        let profile = profile(report);
+        let stacks = self.stacks(&profile);
+        report
+            .sites
+            .iter()
+            .zip(stacks)
+            .map(|(site, stack)| {
+                let comm = comms
+                    .get(&(site.pid, site.incarnation))
+                    .copied()
+                    .unwrap_or_default();
+                let pid = if same.contains(&site.pid) {
+                    site.pid
+                } else {
+                    0
+                };
+                (site, (pid, comm, stack))
+            })
+            .collect()
+    }
+
+    fn stacks(&mut self, profile: &Profile) -> Vec<Vec<u32>> {
+        let mappings: HashMap<u64, &Mapping> = profile
+            .mapping
+            .iter()
+            .map(|mapping| (mapping.id, mapping))
+            .collect();
+        let names: HashMap<u64, (i64, i64)> = profile
+            .function
+            .iter()
+            .map(|function| (function.id, (function.name, function.filename)))
+            .collect();
+        let locations: HashMap<u64, u32> = profile
+            .location
+            .iter()
+            .map(|location| {
+                let mapping = mappings.get(&location.mapping_id).copied();
+                let text = text(profile, location, mapping, &names);
+                let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX);
+                (location.id, *self.numbers.entry(text).or_insert(next))
+            })
+            .collect();
+        profile
+            .sample
+            .iter()
+            .map(|sample| {
+                sample
+                    .location_id
+                    .iter()
+                    .filter_map(|id| locations.get(id).copied())
+                    .collect()
+            })
+            .collect()
+    }
+}
+
+/// What makes a location distinct.
+fn text(
+    profile: &Profile,
+    location: &Location,
+    mapping: Option<&Mapping>,
+    names: &HashMap<u64, (i64, i64)>,
+) -> String {
+    let mut text = String::new();
+    for line in &location.line {
+        let (name, file) = names.get(&line.function_id).copied().unwrap_or_default();
+        text.push_str(&format!(
+            "{}\0{}\0{}\n",
+            profile.string(name),
+            profile.string(file),
+            line.line
+        ));
+    }
+    if text.is_empty() {
+        let (module, offset) = mapping.map_or(("", location.address), |mapping| {
+            let offset = location
+                .address
+                .wrapping_sub(mapping.memory_start)
+                .wrapping_add(mapping.file_offset);
+            (base_name(profile.string(mapping.filename)), offset)
+        });
+        text = format!("{module}+{offset:#x}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        reason = "a failing test may panic"
+    )]
+
+    use proptest::prelude::*;
+
+    use super::super::arbitrary::any_report;
+    use super::super::fixtures::exact_report;
+    use super::super::{Format, Pprof, Report, pprof};
+    use super::{ChangeKind, Difference};
+
+    fn through_pprof(report: &Report) -> Report {
+        let mut bytes = Vec::new();
+        Pprof.write(report, &mut bytes).unwrap();
+        pprof::to_report(&pprof::read(&bytes).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn growth_shrinkage_and_what_is_new_or_gone() {
+        let base = exact_report();
+        let mut parts = base.clone().into_parts();
+        let sites = &mut parts.sites;
+        let grown = sites[0].frames.clone();
+        sites[0].inuse_bytes += 1000;
+        sites[0].alloc_bytes += 1000;
+        let gone = sites.remove(1);
+        let mut new = sites[0].clone();
+        new.frames.remove(0);
+        new.id = 999;
+        new.inuse_bytes = 77;
+        sites.push(new);
+        let after = Report::new(parts);
+        let difference = Difference::between(&base, &after);
+        let of = |kind| {
+            difference
+                .changes
+                .iter()
+                .find(|change| change.change == kind)
+                .unwrap()
+        };
+        assert_eq!(difference.changes.len(), 3, "{difference:#?}");
+        assert_eq!(of(ChangeKind::Grown).by.inuse_bytes_change, 1000);
+        assert_eq!(of(ChangeKind::Grown).site.frames, grown);
+        assert_eq!(of(ChangeKind::New).by.inuse_bytes_change, 77);
+        let was = i64::try_from(gone.inuse_bytes).unwrap();
+        assert_eq!(of(ChangeKind::Gone).by.inuse_bytes_change, -was);
+        assert_eq!(of(ChangeKind::Gone).site.frames, gone.frames);
+        assert_eq!(difference.total.inuse_bytes_change, 1000 + 77 - was);
+        let sizes: Vec<u64> = difference
+            .changes
+            .iter()
+            .map(|change| change.by.inuse_bytes_change.unsigned_abs())
+            .collect();
+        assert!(sizes.is_sorted_by(|one, other| one >= other), "{sizes:?}");
+    }
+
+    #[test]
+    fn a_program_that_was_started_anew_is_compared_with_itself() {
+        let base = exact_report();
+        let mut parts = base.clone().into_parts();
+        for process in &mut parts.processes {
+            process.pid += 1000;
+        }
+        for site in &mut parts.sites {
+            site.pid += 1000;
+        }
+        let difference = Difference::between(&base, &Report::new(parts));
+        assert_eq!(difference.changes, []);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_differs_from_itself(report in any_report()) {
+            let difference = Difference::between(&report, &report);
+            prop_assert_eq!(difference.changes, vec![]);
+        }
+
+        #[test]
+        fn changes_add_up(base in any_report(), new in any_report(), top in 0..12_usize) {
+            let difference = Difference::between(&base, &new).keep_top(top);
+            prop_assert!(difference.changes.len() <= top);
+            let sum: i64 = difference.changes.iter().map(|change| change.by.inuse_bytes_change).sum();
+            let sites = |report: &Report| report.sites.iter().map(|site| site.inuse_bytes).sum::<u64>();
+            prop_assert_eq!(
+                sum + difference.omitted.inuse_bytes_change,
+                i64::try_from(sites(&new)).unwrap() - i64::try_from(sites(&base)).unwrap()
+            );
+        }
+
+        #[test]
+        fn json_of_a_difference_is_read_back(base in any_report(), new in any_report()) {
+            let difference = Difference::between(&base, &new);
+            let json = serde_json::to_vec(&difference).unwrap();
+            prop_assert_eq!(serde_json::from_slice::<Difference>(&json).unwrap(), difference);
+        }
+
+        #[test]
+        fn a_profile_read_back_has_the_same_sums(report in any_report()) {
+            let back = through_pprof(&report);
+            prop_assert_eq!(back.total(), report.total());
+        }
+    }
+
+    #[test]
+    fn a_report_does_not_differ_from_its_own_profile() {
+        for report in [
+            exact_report(),
+            super::super::fixtures::sampled_report(),
+            super::super::fixtures::hostile_report(),
+        ] {
+            let back = through_pprof(&report);
+            let difference = Difference::between(&back, &report);
+            assert_eq!(difference.changes, [], "{:#?}", report.sites);
+            assert_eq!(back.sites.len(), report.sites.len());
+            assert_eq!(back.omitted, report.omitted);
+        }
+    }
+}

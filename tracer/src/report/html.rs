@@ -1,0 +1,269 @@
+//! The report as one HTML page that needs nothing else: memory over time, the sites, the flame graph.
+//!
+//! Everything that was traced is text to this page: a process cannot put markup into it.
+
+mod chart;
+
+use std::io::{self, Write};
+
+use super::difference::{ChangeKind, Difference};
+use super::model::{Process, Report, Site};
+use super::names::{clean, process_name, why_empty};
+use super::text::stack_lines;
+use super::{Format, Svg};
+use crate::units;
+
+/// So many processes are described; of the others the number is given.
+const PROCESSES_SHOWN: usize = 20;
+
+/// See the module.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Html;
+
+/// The flame graph's script takes the first `svg` of the document for its own: it comes first, and is shown last.
+const STYLE: &str = "
+:root{color-scheme:light;--ink:#1c2430;--dim:#5d6875;--line:#d9dee5;--hot:#b3261e;--warm:#9a5b00}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:1.5rem;max-width:1260px;display:flex;flex-direction:column;color:var(--ink);background:#fff;font:15px/1.5 system-ui,sans-serif}
+header{order:1}#about{order:2}#processes{order:3}#sites{order:4}#graph{order:5;overflow-x:auto}
+h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}
+p{margin:.2rem 0}.dim{color:var(--dim)}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid var(--line)}
+th{font-weight:600;color:var(--dim)}.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+details summary{cursor:pointer;font-family:ui-monospace,monospace;font-size:13px;overflow-wrap:anywhere}
+ol{margin:.3rem 0;padding-left:2.2rem;font-family:ui-monospace,monospace;font-size:13px;overflow-wrap:anywhere}
+.v{border-radius:.6em;padding:0 .5em;border:1px solid var(--line);white-space:nowrap}.leaking,.new,.grown{color:#fff;background:var(--hot);border-color:var(--hot)}.warming-up{color:#fff;background:var(--warm);border-color:var(--warm)}
+#graph>svg{width:100%;height:auto}
+figure{margin:.6rem 0}figcaption{font-weight:600}
+";
+
+impl Format for Html {
+    fn name(&self) -> &'static str {
+        "html"
+    }
+
+    fn media_type(&self) -> &'static str {
+        "text/html; charset=utf-8"
+    }
+
+    fn write(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+        begin("Surviving memory", out)?;
+        let mut graph = Vec::new();
+        Svg.write(report, &mut graph)?;
+        embed(&graph, out)?;
+        about(report, out)?;
+        writeln!(out, "<section id=\"processes\"><h2>Processes</h2>")?;
+        for process in report.processes.iter().take(PROCESSES_SHOWN) {
+            describe(process, out)?;
+        }
+        let more = report.processes.len().saturating_sub(PROCESSES_SHOWN) as u64;
+        if more > 0 {
+            writeln!(out, "<p class=\"dim\">and {} more</p>", units::count(more))?;
+        }
+        writeln!(out, "</section>")?;
+        sites(report, out)?;
+        writeln!(out, "</body></html>")
+    }
+
+    fn write_difference(&self, difference: &Difference, out: &mut dyn Write) -> io::Result<()> {
+        begin("What changed", out)?;
+        let mut graph = Vec::new();
+        Svg.write_difference(difference, &mut graph)?;
+        embed(&graph, out)?;
+        let total = difference.total;
+        writeln!(
+            out,
+            "<header><h1>What changed</h1><p class=\"dim\">from {} to {}</p></header>\n\
+             <section id=\"about\"><p><b>{}</b>: {} before, {} now</p></section>",
+            difference.base.captured_at,
+            difference.new.captured_at,
+            change(total.inuse_bytes_change),
+            units::bytes(difference.base.inuse_bytes),
+            units::bytes(difference.new.inuse_bytes)
+        )?;
+        writeln!(
+            out,
+            "<section id=\"sites\"><h2>Stacks</h2><table><thead><tr><th class=\"n\">change</th><th class=\"n\">before</th>\
+             <th class=\"n\">now</th><th></th><th>stack</th></tr></thead><tbody>"
+        )?;
+        for one in &difference.changes {
+            if one.change == ChangeKind::Churned {
+                continue;
+            }
+            writeln!(
+                out,
+                "<tr><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td><span class=\"v {kind}\">{kind}</span></td><td>",
+                change(one.by.inuse_bytes_change),
+                units::bytes(one.inuse_bytes_base),
+                units::bytes(one.site.inuse_bytes),
+                kind = one.change.name()
+            )?;
+            writeln!(
+                out,
+                "<span class=\"dim\">{} (pid {})</span>",
+                text(&one.comm),
+                one.site.pid
+            )?;
+            stack(&one.site, out)?;
+            writeln!(out, "</td></tr>")?;
+        }
+        writeln!(out, "</tbody></table>")?;
+        if difference.omitted.stacks > 0 {
+            writeln!(
+                out,
+                "<p class=\"dim\">{} stacks with {} are not shown</p>",
+                units::count(difference.omitted.stacks),
+                change(difference.omitted.inuse_bytes_change)
+            )?;
+        }
+        writeln!(out, "</section></body></html>")
+    }
+}
+
+fn begin(title: &str, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>leakscope: {title}</title>\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><style>{STYLE}</style></head><body>"
+    )
+}
+
+/// Puts an SVG file into the page: without what only a file may begin with.
+fn embed(svg: &[u8], out: &mut dyn Write) -> io::Result<()> {
+    let begin = svg
+        .windows(4)
+        .position(|window| window == b"<svg")
+        .unwrap_or(0);
+    writeln!(out, "<section id=\"graph\"><h2>Flame graph</h2>")?;
+    out.write_all(svg.get(begin..).unwrap_or_default())?;
+    writeln!(out, "</section>")
+}
+
+fn about(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let total = report.total();
+    writeln!(
+        out,
+        "<header><h1>Surviving memory: {} in {}</h1><p class=\"dim\">{}, traced for {}</p></header>",
+        units::bytes(total.inuse_bytes),
+        units::blocks(total.inuse_objects),
+        report.captured_at,
+        units::duration(report.duration_s)
+    )?;
+    writeln!(
+        out,
+        "<section id=\"about\"><p>{} tier: {}</p><p class=\"dim\">{} probe hits, about {} of the traced CPU time (budget {})</p>",
+        report.tier.name(),
+        text(&report.tier_reason),
+        units::count(report.overhead.probe_hits),
+        units::percent(report.overhead.target_cpu_fraction),
+        units::percent(report.overhead.budget)
+    )?;
+    let lost: Vec<String> = report
+        .losses
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(cause, lost)| format!("{} {}", text(cause), units::count(*lost)))
+        .collect();
+    if !lost.is_empty() {
+        writeln!(out, "<p>Lost: {}</p>", lost.join(", "))?;
+    }
+    writeln!(out, "</section>")
+}
+
+fn describe(process: &Process, out: &mut dyn Write) -> io::Result<()> {
+    let surviving = if process.inuse_bytes > 0 {
+        format!(
+            "{} in {} survive",
+            units::bytes(process.inuse_bytes),
+            units::blocks(process.inuse_objects)
+        )
+    } else {
+        text(&why_empty(process))
+    };
+    let trend = units::rate(process.rss_growth_bytes_per_s)
+        .map(|rate| format!(", {rate}"))
+        .unwrap_or_default();
+    writeln!(
+        out,
+        "<figure><figcaption>{}</figcaption><p>{surviving}; {} resident{trend}{}</p>",
+        text(&process_name(process)),
+        units::bytes(process.rss_bytes),
+        if process.exited { "; it has ended" } else { "" }
+    )?;
+    chart::write(&process.memory_series, out)?;
+    writeln!(out, "</figure>")
+}
+
+fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "<section id=\"sites\"><h2>Sites</h2><table><thead><tr><th class=\"n\">survives</th><th class=\"n\">blocks</th>\
+         <th class=\"n\">allocated</th><th class=\"n\">growth</th><th>verdict</th><th>stack</th></tr></thead><tbody>"
+    )?;
+    let several = report.processes.len() > 1;
+    for site in &report.sites {
+        if site.inuse_bytes == 0 && site.inuse_objects == 0 {
+            continue;
+        }
+        writeln!(
+            out,
+            "<tr><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td><span class=\"v {verdict}\">{verdict}</span></td><td>",
+            units::bytes(site.inuse_bytes),
+            units::count(site.inuse_objects),
+            units::bytes(site.alloc_bytes),
+            units::rate(site.growth_bytes_per_s).unwrap_or_default(),
+            verdict = site.verdict.name()
+        )?;
+        if several {
+            let name = report
+                .process_of(site)
+                .map_or_else(|| format!("pid {}", site.pid), process_name);
+            writeln!(out, "<span class=\"dim\">{}</span>", text(&name))?;
+        }
+        if !site.verdict_reason.is_empty() {
+            writeln!(out, "<p class=\"dim\">{}</p>", text(&site.verdict_reason))?;
+        }
+        stack(site, out)?;
+        writeln!(out, "</td></tr>")?;
+    }
+    writeln!(out, "</tbody></table>")?;
+    if report.omitted.sites > 0 {
+        writeln!(
+            out,
+            "<p class=\"dim\">{} sites with {} are not shown</p>",
+            units::count(report.omitted.sites),
+            units::bytes(report.omitted.inuse_bytes)
+        )?;
+    }
+    writeln!(out, "</section>")
+}
+
+/// A stack, of which the first caller shows until it is opened.
+fn stack(site: &Site, out: &mut dyn Write) -> io::Result<()> {
+    let lines = stack_lines(site);
+    let first = lines.first().map(String::as_str).unwrap_or_default();
+    write!(out, "<details><summary>{}</summary><ol>", text(first))?;
+    for line in &lines {
+        write!(out, "<li>{}</li>", text(line))?;
+    }
+    write!(out, "</ol></details>")
+}
+
+fn change(value: i64) -> String {
+    let sign = match value {
+        ..0 => "−",
+        0 => "±",
+        1.. => "+",
+    };
+    format!("{sign}{}", units::bytes(value.unsigned_abs()))
+}
+
+/// Text in HTML: no markup, nothing unfit.
+fn text(text: &str) -> String {
+    clean(text)
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}

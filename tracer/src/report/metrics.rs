@@ -1,0 +1,445 @@
+//! The report as metrics, for Prometheus and whatever else reads its formats.
+//!
+//! Names and units follow Prometheus' conventions. The number of time series is bounded: the [`TOP`] processes have series
+//! of their own, all others together one, with `pid="others"`.
+
+use std::sync::atomic::AtomicU64;
+
+use hashbrown::HashMap;
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::model::{Process, Report, Verdict};
+use super::names::clean;
+
+/// Processes with series of their own.
+pub const TOP: usize = 20;
+
+/// The labels of a time series.
+pub type Labels = Vec<(&'static str, String)>;
+
+/// A gauge for each set of labels.
+pub type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+
+/// A counter for each set of labels.
+pub type Counters = Family<Labels, Counter>;
+
+/// How metrics are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposition {
+    /// Prometheus' own text format, version 0.0.4.
+    Text,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl Exposition {
+    /// What a client takes that sent this `Accept` header.
+    #[must_use]
+    pub fn accepted(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") {
+            Self::OpenMetrics
+        } else {
+            Self::Text
+        }
+    }
+
+    /// The media type.
+    #[must_use]
+    pub const fn media_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+/// Writes metrics.
+///
+/// # Errors
+/// None is known: text is written into memory.
+pub fn write(registry: &Registry, exposition: Exposition) -> Result<String, std::fmt::Error> {
+    let mut open = String::new();
+    encode(&mut open, registry)?;
+    if exposition == Exposition::OpenMetrics {
+        return Ok(open);
+    }
+    // The formats differ in what a counter is called above its series, and the older one knows neither units nor an end.
+    let mut text = String::with_capacity(open.len());
+    let counters: Vec<&str> = open
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    for line in open.lines() {
+        if line == "# EOF" || line.starts_with("# UNIT ") {
+            continue;
+        }
+        let named = ["# HELP ", "# TYPE "]
+            .into_iter()
+            .find_map(|key| Some((key, line.strip_prefix(key)?.split_once(' ')?)));
+        match named {
+            Some((key, (name, rest))) if counters.contains(&name) => {
+                text.push_str(&format!("{key}{name}_total {rest}\n"));
+            }
+            _ => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// What a process has series of.
+#[derive(Clone, Copy, Default)]
+struct Figures {
+    resident: f64,
+    growth: f64,
+    inuse_bytes: f64,
+    inuse_objects: f64,
+    sites: [u64; Verdict::ALL.len()],
+}
+
+impl Figures {
+    fn of(process: &Process, sites: [u64; Verdict::ALL.len()]) -> Self {
+        Self {
+            resident: process.rss_bytes as f64,
+            growth: process.rss_growth_bytes_per_s,
+            inuse_bytes: process.inuse_bytes as f64,
+            inuse_objects: process.inuse_objects as f64,
+            sites,
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.resident += other.resident;
+        self.growth += other.growth;
+        self.inuse_bytes += other.inuse_bytes;
+        self.inuse_objects += other.inuse_objects;
+        for (sum, part) in self.sites.iter_mut().zip(other.sites) {
+            *sum += part;
+        }
+    }
+}
+
+/// The series of the processes.
+#[derive(Default)]
+struct ProcessSeries {
+    resident: Gauges,
+    growth: Gauges,
+    inuse_bytes: Gauges,
+    inuse_objects: Gauges,
+    sites: Gauges,
+}
+
+impl ProcessSeries {
+    fn set(&self, labels: &Labels, figures: &Figures) {
+        self.resident.get_or_create(labels).set(figures.resident);
+        self.growth.get_or_create(labels).set(figures.growth);
+        self.inuse_bytes
+            .get_or_create(labels)
+            .set(figures.inuse_bytes);
+        self.inuse_objects
+            .get_or_create(labels)
+            .set(figures.inuse_objects);
+        for (verdict, count) in Verdict::ALL.into_iter().zip(figures.sites) {
+            let mut labels = labels.clone();
+            labels.push(("verdict", verdict.name().to_owned()));
+            self.sites.get_or_create(&labels).set(count as f64);
+        }
+    }
+
+    fn register(self, registry: &mut Registry) {
+        registry.register(
+            "process_resident_memory_bytes",
+            "Resident memory of a traced process",
+            self.resident,
+        );
+        registry.register(
+            "process_resident_memory_growth_bytes_per_second",
+            "Trend of the resident memory of a traced process",
+            self.growth,
+        );
+        registry.register(
+            "process_inuse_bytes",
+            "Bytes that were allocated while traced and not freed",
+            self.inuse_bytes,
+        );
+        registry.register(
+            "process_inuse_blocks",
+            "Blocks that were allocated while traced and not freed",
+            self.inuse_objects,
+        );
+        registry.register(
+            "process_sites",
+            "Call stacks that hold memory by what to make of them; those with the verdict leaking are leaks",
+            self.sites,
+        );
+    }
+}
+
+/// Registers a report's metrics.
+pub fn register(report: &Report, registry: &mut Registry) {
+    processes(report, registry);
+    let losses = Counters::default();
+    for (cause, count) in &report.losses {
+        losses
+            .get_or_create(&vec![("cause", cause.clone())])
+            .inc_by(*count);
+    }
+    registry.register("events_lost", "Events that could not be recorded", losses);
+    let hits: Counter = Counter::default();
+    hits.inc_by(report.overhead.probe_hits);
+    registry.register("probe_hits", "Calls of probed functions", hits);
+    let total = report.total();
+    let running = report
+        .processes
+        .iter()
+        .filter(|process| !process.exited)
+        .count();
+    let overhead = &report.overhead;
+    for (name, help, value) in [
+        (
+            "overhead_ratio",
+            "Share of the traced processes' CPU time that the probes took",
+            overhead.target_cpu_fraction,
+        ),
+        (
+            "overhead_budget_ratio",
+            "Share of the traced processes' CPU time that tracing may take",
+            overhead.budget,
+        ),
+        (
+            "probes_attached_ratio",
+            "Share of the time during which probes were attached",
+            overhead.duty,
+        ),
+        (
+            "processes",
+            "Processes that are traced and run",
+            running as f64,
+        ),
+        (
+            "sites",
+            "Call stacks that allocated while traced",
+            total.sites as f64,
+        ),
+        (
+            "trace_duration_seconds",
+            "How long has been traced",
+            report.duration_s,
+        ),
+        (
+            "report_timestamp_seconds",
+            "When the figures were read, seconds since 1970",
+            report.captured_at.unix_ms() as f64 / 1000.0,
+        ),
+    ] {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    }
+}
+
+fn processes(report: &Report, registry: &mut Registry) {
+    let mut sites: HashMap<(u32, u32), [u64; Verdict::ALL.len()]> = HashMap::new();
+    for site in &report.sites {
+        let counts = sites.entry((site.pid, site.incarnation)).or_default();
+        let place = Verdict::ALL
+            .into_iter()
+            .position(|verdict| verdict == site.verdict);
+        if let Some(count) = place.and_then(|place| counts.get_mut(place))
+            && site.inuse_objects > 0
+        {
+            *count += 1;
+        }
+    }
+    let series = ProcessSeries::default();
+    let mut others = Figures::default();
+    let mut left = 0;
+    let running = report.processes.iter().filter(|process| !process.exited);
+    for (place, process) in running.enumerate() {
+        let counts = sites
+            .get(&(process.pid, process.incarnation))
+            .copied()
+            .unwrap_or_default();
+        let figures = Figures::of(process, counts);
+        if place < TOP {
+            series.set(
+                &labels(
+                    &process.pid.to_string(),
+                    &escape(&process.comm),
+                    &escape(&process.cgroup),
+                ),
+                &figures,
+            );
+        } else {
+            others.add(&figures);
+            left += 1;
+        }
+    }
+    if left > 0 {
+        series.set(&labels("others", "", ""), &others);
+    }
+    series.register(registry);
+}
+
+/// A label's value as both formats want it; the encoder writes it as it is. Line ends are among what is replaced.
+fn escape(text: &str) -> String {
+    clean(text).replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+fn labels(pid: &str, comm: &str, cgroup: &str) -> Labels {
+    vec![
+        ("pid", pid.to_owned()),
+        ("comm", comm.to_owned()),
+        ("cgroup", cgroup.to_owned()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::panic,
+        reason = "a failing test may panic"
+    )]
+
+    use std::collections::BTreeMap;
+
+    use prometheus_client::registry::Registry;
+    use proptest::prelude::*;
+
+    use super::super::arbitrary::any_report;
+    use super::super::fixtures::{exact_report, hostile_report};
+    use super::super::{Process, Report, ReportParts};
+    use super::{Exposition, TOP, register, write};
+
+    fn text(report: &Report) -> String {
+        let mut registry = Registry::with_prefix("leakscope");
+        register(report, &mut registry);
+        write(&registry, Exposition::Text).unwrap()
+    }
+
+    /// Reads the text format as strictly as its description has it: every series has a HELP and a TYPE of its name above
+    /// it, and no series comes twice.
+    fn parse(text: &str) -> BTreeMap<String, f64> {
+        let mut values = BTreeMap::new();
+        let mut kinds = BTreeMap::new();
+        let mut helped = Vec::new();
+        assert!(text.ends_with('\n'));
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                helped.push(rest.split_once(' ').unwrap().0);
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                assert!(helped.contains(&name), "{line}");
+                assert!(kinds.insert(name, kind).is_none(), "{line}");
+            } else {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let kind = kinds.get(name).unwrap_or_else(|| panic!("no type: {line}"));
+                assert_eq!(name.ends_with("_total"), *kind == "counter", "{line}");
+                let (series, value) = line.rsplit_once(' ').unwrap();
+                if let Some(labels) = series.strip_prefix(name).filter(|rest| !rest.is_empty()) {
+                    check_labels(labels);
+                }
+                assert!(
+                    values
+                        .insert(series.to_owned(), value.parse().unwrap())
+                        .is_none(),
+                    "{line}"
+                );
+            }
+        }
+        values
+    }
+
+    fn check_labels(labels: &str) {
+        let mut rest = labels.strip_prefix('{').unwrap().strip_suffix('}').unwrap();
+        while !rest.is_empty() {
+            let (name, after) = rest.split_once("=\"").unwrap();
+            assert!(
+                name.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
+                "{labels}"
+            );
+            let mut escaped = false;
+            let end = after
+                .char_indices()
+                .find(|(_, c)| {
+                    let is_end = *c == '"' && !escaped;
+                    escaped = *c == '\\' && !escaped;
+                    is_end
+                })
+                .unwrap_or_else(|| panic!("{labels}"))
+                .0;
+            rest = after.get(end + 1..).unwrap();
+            rest = rest.strip_prefix(',').unwrap_or(rest);
+        }
+    }
+
+    #[test]
+    fn series_are_well_formed_whatever_a_process_calls_itself() {
+        for report in [exact_report(), hostile_report()] {
+            let values = parse(&text(&report));
+            assert!(
+                values.contains_key("leakscope_events_lost_total{cause=\"stack_table_full\"}")
+                    || values
+                        .keys()
+                        .any(|key| key.starts_with("leakscope_events_lost_total"))
+            );
+            let first = report.processes.iter().find(|process| !process.exited);
+            if let Some(process) = first {
+                let start = format!("leakscope_process_inuse_bytes{{pid=\"{}\"", process.pid);
+                let (_, value) = values
+                    .iter()
+                    .find(|(key, _)| key.starts_with(&start))
+                    .unwrap();
+                assert!((value - process.inuse_bytes as f64).abs() < 0.5);
+            }
+        }
+    }
+
+    #[test]
+    fn many_processes_are_summed_up() {
+        let report = Report::new(ReportParts {
+            processes: (1..1001)
+                .map(|pid| Process {
+                    pid,
+                    comm: format!("p\"{pid}\\"),
+                    inuse_bytes: 1000,
+                    ..Process::default()
+                })
+                .collect(),
+            ..ReportParts::default()
+        });
+        let values = parse(&text(&report));
+        assert!(values.len() < 12 * (TOP + 1) + 60, "{}", values.len());
+        let sum: f64 = values
+            .iter()
+            .filter(|(key, _)| key.starts_with("leakscope_process_inuse_bytes"))
+            .map(|(_, value)| value)
+            .sum();
+        assert!((sum - 1_000_000.0).abs() < 0.5);
+    }
+
+    #[test]
+    fn the_format_is_what_the_client_takes() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2";
+        assert_eq!(Exposition::accepted(prometheus), Exposition::OpenMetrics);
+        assert_eq!(Exposition::accepted("*/*"), Exposition::Text);
+        let mut registry = Registry::with_prefix("leakscope");
+        register(&exact_report(), &mut registry);
+        let open = write(&registry, Exposition::OpenMetrics).unwrap();
+        assert!(open.ends_with("# EOF\n"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_report_has_metrics(report in any_report()) {
+            parse(&text(&report));
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What the ledger is told at each look, and what it makes of the sites: levels every second, ages of the live blocks now
+//! and then, verdicts for the report.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use leakscope_common::{SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
+
+use super::Session;
+use crate::{
+    kernel::monotonic_ns,
+    ledger::{Limit, ProcessLevel, Room, SiteId, SiteOfProcess},
+    report::{MemoryPoint, ReportParts, Tier},
+};
+
+/// The ages of the live blocks are looked at so often at most: about the width of a site's first cohorts.
+const SURVEY_EVERY: Duration = Duration::from_secs(2);
+
+/// Looking at them takes at most one part in so many of our time.
+const SURVEY_PART: u32 = 100;
+
+/// So many points of a process's memory are reported.
+const MEMORY_POINTS: usize = 120;
+
+/// Where cgroups are mounted: version 2, and version 1's memory controller.
+const CGROUPS: [(&str, &str, &str); 2] = [
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    (
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+    ),
+];
+
+impl Session {
+    /// Tells the ledger what every site and process has now; gives the sites' totals.
+    pub(super) fn note_levels(&mut self) -> BTreeMap<SiteId, (u32, SiteTotals)> {
+        let now_ns = monotonic_ns();
+        let weight = 1 << self.probe.thin_shift();
+        let sites = self.joined_sites();
+        let mut levels: BTreeMap<u32, ProcessLevel> = BTreeMap::new();
+        for (site, (incarnation, totals)) in &sites {
+            self.ledger.observe(now_ns, *site, totals, weight);
+            let level = levels.entry(*incarnation).or_default();
+            let balance = totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64 as f64;
+            level.inuse_bytes += balance;
+            level.most_inuse_bytes += balance;
+            level.alloc_bytes += totals.alloc_bytes as f64;
+        }
+        let hits = self.probe.hits();
+        for traced in self.processes.values() {
+            let mut level = levels.remove(&traced.incarnation).unwrap_or_default();
+            level.anonymous_bytes = traced.anonymous_bytes as f64;
+            level.resident_bytes = traced.rss_last.map_or(0.0, |(_, bytes)| bytes as f64);
+            level.unknown_frees = hits
+                .get(&traced.incarnation)
+                .and_then(|hits| hits.get(UNKNOWN_FREE_SLOT))
+                .map_or(0.0, |count| *count as f64);
+            self.ledger
+                .observe_process(now_ns, traced.incarnation, level);
+        }
+        sites
+    }
+
+    /// Looks at the ages of all live blocks.
+    pub(super) fn note_ages(&mut self) {
+        let begun = Instant::now();
+        let stacks = &self.stacks;
+        let mut ages = self.ledger.survey_ages(
+            monotonic_ns(),
+            1 << self.probe.thin_shift(),
+            self.probe.site_slots(),
+            |site| stacks.get(&site).map_or(site, |stack| stack.canonical),
+        );
+        self.probe.visit_blocks(|live| {
+            // A time of birth of 0: a watched block of an earlier window.
+            if live.block.born_ns != 0 {
+                ages.note(&live.block);
+            }
+        });
+        ages.finish();
+        let cost = begun.elapsed();
+        self.next_survey = begun + SURVEY_EVERY.max(cost.saturating_mul(SURVEY_PART));
+    }
+
+    /// Judges the sites and processes of a report that still has all of its sites.
+    pub(super) fn judge(&self, parts: &mut ReportParts) {
+        let mut judged: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
+        // Totals and ages are of what was seen; where that is a part, what was not seen freed would look like a leak.
+        let is_complete = parts.tier == Tier::Exact;
+        for site in &mut parts.sites {
+            let Ok(id) = SiteId::try_from(site.id) else {
+                continue;
+            };
+            if id == UNKNOWN_SITE {
+                "its blocks have many stacks".clone_into(&mut site.verdict_reason);
+            } else if !is_complete {
+                "not all of its calls were seen".clone_into(&mut site.verdict_reason);
+            } else {
+                let judgement = self.ledger.judge(id, site.incarnation);
+                site.verdict = judgement.verdict;
+                site.verdict_reason = judgement.reason;
+                site.growth_bytes_per_s = judgement.growth_bytes_per_s;
+            }
+            judged
+                .entry(site.incarnation)
+                .or_default()
+                .push(SiteOfProcess {
+                    verdict: site.verdict,
+                    growth_bytes_per_s: site.growth_bytes_per_s,
+                    inuse_bytes: site.inuse_bytes,
+                });
+        }
+        for process in &mut parts.processes {
+            let sites = judged.remove(&process.incarnation).unwrap_or_default();
+            let room = room(self.proc_root(), &process.cgroup);
+            let judgement = self
+                .ledger
+                .judge_process(process.incarnation, &sites, room.as_ref());
+            process.verdict = judgement.verdict;
+            process.verdict_reason = judgement.reason;
+            process.memory_series = self
+                .ledger
+                .memory(process.incarnation, MEMORY_POINTS)
+                .into_iter()
+                .map(|point| MemoryPoint {
+                    at_s: point.at_s,
+                    inuse_bytes: point.value.inuse_bytes.max(0.0) as u64,
+                    rss_bytes: point.value.resident_bytes as u64,
+                })
+                .collect();
+        }
+    }
+}
+
+/// What a process of a cgroup may still take: what the nearest limit of the cgroup and those above it leaves, or what the machine
+/// has.
+fn room(proc_root: &Path, cgroup: &str) -> Option<Room> {
+    let machine = fs::read_to_string(proc_root.join("meminfo"))
+        .ok()
+        .and_then(|text| available(&text))
+        .map(|bytes| Room {
+            bytes,
+            limit: Limit::Machine,
+        });
+    let mut rooms: Vec<Room> = machine.into_iter().collect();
+    for (root, limit, usage) in CGROUPS {
+        let root = Path::new(root);
+        let folder = root.join(cgroup.trim_start_matches('/'));
+        for folder in folder
+            .ancestors()
+            .take_while(|folder| folder.starts_with(root))
+        {
+            let number = |name: &str| -> Option<u64> {
+                fs::read_to_string(folder.join(name))
+                    .ok()?
+                    .trim()
+                    .parse()
+                    .ok()
+            };
+            // `max`, which is no number, is no limit.
+            if let (Some(limit), Some(usage)) = (number(limit), number(usage)) {
+                rooms.push(Room {
+                    bytes: limit.saturating_sub(usage),
+                    limit: Limit::Cgroup,
+                });
+            }
+        }
+    }
+    // Version 1 writes a limit that is beyond any machine for none.
+    rooms.into_iter().min_by_key(|room| room.bytes)
+}
+
+/// `MemAvailable` of `/proc/meminfo` (`proc_meminfo(5)`), bytes.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::available;
+
+    #[test]
+    fn the_machine_says_what_it_has() {
+        let text = "MemTotal:       16316412 kB\nMemFree:  1 kB\nMemAvailable:   12345678 kB\n";
+        assert_eq!(available(text), Some(12_345_678 * 1024));
+        assert_eq!(available("MemTotal: 1 kB"), None);
+        assert_eq!(available("MemAvailable: 99999999999999999999 kB"), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! `fuzz`: the readers of what a traced process controls, fed with damaged input for a bounded time.
+//!
+//! The targets in tests/fuzz are libFuzzer's. They are built here with the coverage counters that it needs and no sanitizer: these
+//! passes are in stable compilers, and what a sanitizer would find in addition cannot be where no code is unsafe. Overflowing
+//! arithmetic and failed debug assertions are crashes. What is found grows in target/fuzz; the seeds are committed and not touched.
+
+use crate::shell::{self, cargo, root};
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+
+/// What `fuzz` is given.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Seconds for each target
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// The targets; all if none is named
+    targets: Vec<String>,
+}
+
+/// What rustc is told, as libFuzzer's documentation and `cargo fuzz` have it: counters at each edge, a table of their places, and
+/// calls at each comparison, so that magic numbers are found.
+const FLAGS: [&str; 7] = [
+    "--cfg=fuzzing",
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Ccodegen-units=1",
+];
+
+/// Only with a target named, the flags spare build scripts and macros.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+/// The longest input, bytes: the smallest real ELF files are about as long, and longer ones are mutated more slowly.
+const LONGEST: u32 = 16_384;
+
+/// Builds the targets and runs each.
+///
+/// # Errors
+/// When one cannot be built, or crashes: the input is kept and named.
+pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
+    let workspace = root().join("tests/fuzz");
+    let work = shell::target_dir().join("fuzz");
+    let mut build = cargo();
+    build
+        .args(["build", "--release", "--target", TRIPLE, "--manifest-path"])
+        .arg(workspace.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&work)
+        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"));
+    let built = shell::build(&mut build)?;
+    let wanted: Vec<_> = built
+        .iter()
+        .filter(|target| arguments.targets.is_empty() || arguments.targets.contains(&target.name))
+        .collect();
+    if wanted.is_empty() {
+        let names: Vec<&str> = built.iter().map(|target| target.name.as_str()).collect();
+        bail!("there is no such target: {}", names.join(", "));
+    }
+    let mut failed = Vec::new();
+    // Two at a time: each is busy with one processor.
+    for pair in wanted.chunks(2) {
+        let outcomes: Vec<Result<()>> = thread::scope(|scope| {
+            let running: Vec<_> = pair
+                .iter()
+                .map(|target| {
+                    scope.spawn(|| run(&target.path, &target.name, &work, arguments.seconds))
+                })
+                .collect();
+            running
+                .into_iter()
+                .map(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|_| bail!("the thread that ran a target panicked"))
+                })
+                .collect()
+        });
+        for outcome in outcomes {
+            if let Err(error) = outcome {
+                failed.push(format!("{error:#}"));
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("fuzz:\n  {}", failed.join("\n  "));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs one target on its seeds and on what was found before.
+fn run(program: &Path, name: &str, work: &Path, seconds: u64) -> Result<()> {
+    let found = work.join("found").join(name);
+    shell::make_dir(&found)?;
+    let crashes = work.join("crashes");
+    shell::make_dir(&crashes)?;
+    let output = Command::new(program)
+        .arg(&found)
+        .arg(root().join("tests/fuzz/seeds").join(name))
+        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-max_len={LONGEST}"))
+        .arg(format!("-artifact_prefix={}/{name}-", crashes.display()))
+        // An input that takes so long or so much is a defect too: MiB, for all and in one piece; seconds.
+        .args(["-rss_limit_mb=1024", "-malloc_limit_mb=256", "-timeout=10"])
+        .args(["-print_final_stats=1", "-verbosity=1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let figure = |what: &str| {
+        said.lines()
+            .find_map(|line| line.strip_prefix(what))
+            .map_or("?", str::trim)
+    };
+    if output.status.success() {
+        println!(
+            "{name}: {} inputs, at most {} MiB, no complaint",
+            figure("stat::number_of_executed_units:"),
+            figure("stat::peak_rss_mb:"),
+        );
+        return Ok(());
+    }
+    let lines: Vec<&str> = said.lines().collect();
+    for line in lines.iter().skip(lines.len().saturating_sub(40)) {
+        println!("{name} | {line}");
+    }
+    bail!(
+        "{name} failed ({}): the input is in {}",
+        output.status,
+        shell::relative(&crashes)
+    )
+}
