@@ -1,26 +1,32 @@
 //! Surviving blocks per site over time: sums, ages, trends, intervals, verdicts. Pure: numbers in, numbers out. Knows neither
 //! where the numbers come from nor what a site's stack looks like.
 
+mod cohort;
 mod flow;
 mod history;
+mod mappings;
 mod process;
 mod series;
 mod survey;
 mod survival;
 pub mod trend;
 mod verdict;
+mod windows;
 
+pub use cohort::{Cohorts, Estimate, MOST_WATCHED, Reading, Span, Survivor};
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
 mod simulate;
 
 pub use history::{ProcessLevel, SiteHistory, SiteLevel};
+pub use mappings::{MappingKind, MappingSurvey, Mappings, PAGE, Step};
 pub use process::{Limit, Room, SiteOfProcess};
 pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use verdict::{Judgement, Turnover, Verdict};
+pub use windows::{WindowOfSite, judge_windows};
 
 use std::collections::HashMap;
 
