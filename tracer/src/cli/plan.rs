@@ -11,6 +11,7 @@ use super::args::{
     DaemonArguments, FormatChoice, TargetArguments, TierChoice, TraceArguments, TracingArguments,
 };
 use crate::{
+    budget::Choice,
     daemon::{DaemonOptions, default_socket},
     kernel::ProbeOptions,
     report::Suppressions,
@@ -81,8 +82,16 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
             ),
         );
     }
-    match raw.tier {
-        TierChoice::Auto | TierChoice::Exact => {}
+    let tier = match raw.tier {
+        TierChoice::Auto => Choice::Auto,
+        TierChoice::Sampled => Choice::Sampled,
+        TierChoice::Exact => Choice::Exact,
+    };
+    if tier == Choice::Exact && raw.window.is_some() {
+        usage(
+            subcommand,
+            "--window has no meaning with --tier exact, which sees every call",
+        );
     }
     Ok(SessionOptions {
         probe: ProbeOptions {
@@ -105,13 +114,15 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
         },
         unwind_cache: raw.unwind_cache,
         min_age: raw.min_age.unwrap_or_default(),
+        budget: raw.budget / 100.0,
+        tier,
+        window: raw.window,
         suppressions: raw
             .suppress
             .as_deref()
             .map(Suppressions::read)
             .transpose()?
             .unwrap_or_default(),
-        ..SessionOptions::default()
     })
 }
 

@@ -1,6 +1,7 @@
 //! Surviving blocks per site over time: sums, ages, trends, intervals, verdicts. Pure: numbers in, numbers out. Knows neither
 //! where the numbers come from nor what a site's stack looks like.
 
+mod cohort;
 mod flow;
 mod history;
 mod process;
@@ -11,6 +12,7 @@ pub mod trend;
 mod verdict;
 mod windows;
 
+pub use cohort::{Cohorts, Estimate, MOST_WATCHED, Reading, Span, Survivor};
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]

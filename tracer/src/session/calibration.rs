@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::{Session, process::Traced};
-use crate::kernel::{KernelError, close_links};
+use crate::{
+    budget::Limits,
+    kernel::{KernelError, close_links},
+};
 
 /// Pairs of malloc and free to time. At some microseconds each, about a millisecond.
 const PAIRS: u32 = 300;
@@ -24,7 +27,7 @@ impl Session {
     /// The kernel refused something.
     pub(super) fn calibrate(&mut self) -> Result<Duration, KernelError> {
         let pid = std::process::id();
-        let Ok(mut ourselves) = Traced::open(&self.proc_root, pid) else {
+        let Ok(mut ourselves) = Traced::open(&self.proc_root, pid, Limits::exact()) else {
             return Ok(Duration::ZERO);
         };
         let untraced = median(time_pairs);

@@ -76,7 +76,12 @@ impl Session {
             self.probe.site_slots(),
             |site| stacks.get(&site).map_or(site, |stack| stack.canonical),
         );
-        self.probe.visit_blocks(|live| ages.note(&live.block));
+        self.probe.visit_blocks(|live| {
+            // A time of birth of 0: a watched block of an earlier window.
+            if live.block.born_ns != 0 {
+                ages.note(&live.block);
+            }
+        });
         ages.finish();
         let cost = begun.elapsed();
         self.next_survey = begun + SURVEY_EVERY.max(cost.saturating_mul(SURVEY_PART));
