@@ -4,6 +4,7 @@
 mod cohort;
 mod flow;
 mod history;
+mod mappings;
 mod process;
 mod series;
 mod survey;
@@ -19,6 +20,7 @@ mod corpus;
 mod simulate;
 
 pub use history::{ProcessLevel, SiteHistory, SiteLevel};
+pub use mappings::{MappingKind, MappingSurvey, Mappings, PAGE, Step};
 pub use process::{Limit, Room, SiteOfProcess};
 pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};

@@ -167,18 +167,22 @@ impl Cohorts {
                 births.add(there.births.times(cohort.span.weight_until(next_ns)));
                 result.windows += 1;
             }
+            let hazard = hazard(cohort, there, counts);
             let seconds_watched = seconds(cohort.span.closed_ns, now_ns);
+            let alike = part.alike / part.objects.max(1.0);
+            let alive = part.bytes
+                * scale
+                * kept_share(alike, hazard.likely, seconds_watched, seconds_watched);
             if seconds_watched >= half {
-                lasting += part.bytes * scale;
+                lasting += alive;
                 lasting_time += cohort.span.effective_s();
             } else {
-                young += part.bytes * scale;
+                young += alive;
                 young_time += cohort.span.effective_s();
             }
             if there.is_none() && part.objects <= 0.0 {
                 continue;
             }
-            let hazard = hazard(cohort, there, counts);
             if is_old {
                 sums.add_settled(cohort, &part, hazard, now_ns, next_ns, scale);
             } else {
