@@ -13,7 +13,7 @@ pub mod trend;
 mod verdict;
 mod windows;
 
-pub use cohort::{Cohorts, Estimate, MOST_WATCHED, Reading, Span, Survivor};
+pub use cohort::{Cohorts, Estimate, MOST_WATCHED, Reading, SiteWindows, Span, Survivor};
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
@@ -162,17 +162,21 @@ impl Ledger {
         })
     }
 
-    /// Judges a process by its memory and its sites' verdicts. `room` is what it may still take.
+    /// Judges a process by its memory and its sites' verdicts. `room` is what it may still take;
+    /// `is_complete`: every call was seen, so that bytes in use are known at every look.
     #[must_use]
     pub fn judge_process(
         &self,
         incarnation: u32,
         sites: &[SiteOfProcess],
         room: Option<&Room>,
+        is_complete: bool,
     ) -> Judgement {
         self.processes
             .get(&incarnation)
-            .map_or_else(Judgement::default, |process| process.judge(sites, room))
+            .map_or_else(Judgement::default, |process| {
+                process.judge(sites, room, is_complete)
+            })
     }
 
     /// A process's memory over time, at most so many points.
