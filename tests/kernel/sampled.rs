@@ -71,8 +71,9 @@ fn a_leak_under_churn_is_found_first_and_the_truth_lies_in_the_interval() {
     let mut victim = start(&program);
     let pid = victim.pid().to_string();
     let before = count(&mut victim);
-    let mut tracer = Tracer::start(&["-p", &pid, "--tier", "sampled"]).unwrap();
-    tracer.wait_until_attached(victim.pid()).unwrap();
+    let tracer = Tracer::start(&["-p", &pid, "--tier", "sampled"]).unwrap();
+    // Windows are too short to be waited for.
+    sleep(Duration::from_secs(2));
     let began = count(&mut victim);
     sleep(Duration::from_secs(30));
     let (ended, report) = {

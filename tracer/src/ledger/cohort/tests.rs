@@ -318,7 +318,7 @@ fn table_of_bias() {
             let mut cells = Vec::new();
             for window_s in [0.01, 0.04, 0.2] {
                 let (mut truth, mut estimate, mut held, mut all) = (0.0, 0.0, 0, 0);
-                for seed in 0..4 {
+                for seed in 0..2 {
                     // Ten such sites among forty others, which use the same memory.
                     let mut sites = fifty_sites(contents);
                     for site in sites.iter_mut().take(10) {
@@ -327,7 +327,7 @@ fn table_of_bias() {
                     }
                     let mut program = Program::new(sites, Reuse::AtOnce, seed + 1);
                     let watch = Watch {
-                        time_s: 30.0,
+                        time_s: 20.0,
                         window_s,
                         period_s: 2.0,
                     };
