@@ -37,7 +37,7 @@ pub use html::Html;
 pub use json::Json;
 pub use model::{
     Frame, FrameKind, MemoryPoint, Omitted, Overhead, Probe, Process, ReadError, Report,
-    ReportParts, SCHEMA, Site, Suppressed, Tier, Verdict,
+    ReportParts, SCHEMA, Sample, Site, Suppressed, Tier, Verdict,
 };
 pub use pprof::{Pprof, PprofAllocs};
 pub use suppress::{SuppressError, Suppressions};

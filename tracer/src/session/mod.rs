@@ -10,6 +10,7 @@ mod report;
 mod select;
 mod tables;
 mod verdicts;
+mod window;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,6 +27,7 @@ pub use process::{ProbeSite, TraceError, check_target};
 pub use tables::{Tables, Unwinding};
 
 use crate::{
+    budget::{Choice, Limits},
     kernel::{KernelError, Probe, ProbeEvent, ProbeOptions, close_links},
     ledger::{Ledger, SiteId},
     report::{Report, Suppressions},
@@ -65,12 +67,16 @@ pub struct SessionOptions {
     pub min_age: Duration,
     /// The share of the targets' CPU time that tracing may take.
     pub budget: f64,
+    /// How allocations are to be seen.
+    pub tier: Choice,
+    /// The length of every window; as the budget allows when `None`.
+    pub window: Option<Duration>,
     /// Sites that are not reported.
     pub suppressions: Suppressions,
 }
 
 /// The share of the targets' CPU time that tracing may take, unless something else is asked for.
-const DEFAULT_BUDGET: f64 = 0.01;
+pub(crate) const DEFAULT_BUDGET: f64 = 0.01;
 
 impl Default for SessionOptions {
     fn default() -> Self {
@@ -80,6 +86,8 @@ impl Default for SessionOptions {
             unwind_cache: None,
             min_age: Duration::ZERO,
             budget: DEFAULT_BUDGET,
+            tier: Choice::default(),
+            window: None,
             suppressions: Suppressions::default(),
         }
     }
@@ -135,6 +143,10 @@ pub struct Session {
     progress: Progress,
     /// What a probe hit takes of its process's time, measured on our own.
     cost_of_a_hit: Duration,
+    /// Blocks found stale while windows were being closed.
+    stale_at_ends: u64,
+    /// Whether we run before others, so that windows are closed in time on a machine under load.
+    is_urgent: bool,
 }
 
 impl fmt::Debug for Session {
@@ -178,6 +190,8 @@ impl Session {
             look_every: OBSERVE_EVERY,
             progress: Progress::default(),
             cost_of_a_hit: Duration::ZERO,
+            stale_at_ends: 0,
+            is_urgent: false,
         };
         session.cost_of_a_hit = session.calibrate()?;
         session.started = Instant::now();
@@ -190,7 +204,7 @@ impl Session {
     /// # Errors
     /// There is no such process, it cannot be read, or has no allocator that is known.
     pub fn follow(&mut self, pid: u32) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid)?;
+        let mut traced = Traced::open(&self.proc_root, pid, self.limits(false))?;
         traced
             .space
             .refresh(&self.proc_root, pid, &mut self.modules)
@@ -199,6 +213,8 @@ impl Session {
         // for all functions at the same instant.
         traced.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut traced)?;
+        traced.windows.begin(pid, traced.incarnation);
+        traced.windows.measure(&self.proc_root, pid);
         let attached = self.attach(&mut traced);
         if attached.is_err() || traced.sites.is_empty() {
             self.tables.remove(&mut self.probe, traced.incarnation);
@@ -221,7 +237,7 @@ impl Session {
     /// # Errors
     /// The child is gone, or children are to be seen and cannot be.
     pub fn follow_command(&mut self, pid: u32, children: bool) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid)?;
+        let mut traced = Traced::open(&self.proc_root, pid, self.limits(true))?;
         traced.incarnation = self.probe.new_incarnation();
         self.probe
             .follow_command(pid, traced.incarnation, children)?;
@@ -248,7 +264,10 @@ impl Session {
             .map(|(pid, traced)| (*pid, traced.pidfd.as_fd()))
             .collect();
         let fds: Vec<_> = running.iter().map(|(_, fd)| *fd).collect();
-        let at_most = at_most.min(TICK).min(self.selecting.wait_at_most());
+        let at_most = at_most
+            .min(TICK)
+            .min(self.selecting.wait_at_most())
+            .min(self.next_window_step());
         let ready = self.probe.wait(&fds, at_most)?;
         let ended: Vec<u32> = running
             .iter()
@@ -270,6 +289,7 @@ impl Session {
         }
         self.consider_candidates()?;
         self.links.close_retired();
+        self.step_windows()?;
         if self.last_look.elapsed() >= self.look_every {
             self.sweep();
             self.look();
@@ -382,6 +402,7 @@ impl Session {
             return Ok(());
         }
         traced.begin_program(&self.proc_root, incarnation);
+        self.begin_windows(&mut traced)?;
         self.processes.insert(pid, traced);
         self.note_mapping(pid, held)
     }
@@ -454,12 +475,21 @@ impl Session {
         self.progress.alloc_objects = allocated;
         self.progress.running = self.running();
         self.progress.lost = self
-            .probe
             .losses()
             .into_iter()
             .filter(|(loss, _)| loss.affects_bytes())
             .map(|(_, count)| count)
             .sum();
+    }
+
+    /// How a process is to be kept within the budget.
+    fn limits(&self, is_command: bool) -> Limits {
+        Limits {
+            choice: self.options.tier,
+            budget: self.options.budget,
+            window: self.options.window,
+            is_command,
+        }
     }
 
     /// How many followed processes have not ended.
@@ -496,6 +526,12 @@ impl Session {
     pub fn report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.drain()?;
         self.look();
+        self.check_watched(true);
+        for (pid, traced) in &mut self.processes {
+            if traced.windows.cohorts.windows() > 0 && traced.ended.is_none() {
+                traced.windows.measure(&self.proc_root, *pid);
+            }
+        }
         Ok(report::make(self, top))
     }
 
@@ -521,6 +557,12 @@ impl Session {
 
     /// Losses, for the report.
     pub(crate) fn losses(&self) -> Vec<(Loss, u64)> {
-        self.probe.losses()
+        let mut losses = self.probe.losses();
+        for (loss, count) in &mut losses {
+            if *loss == Loss::StaleBlock {
+                *count = count.saturating_sub(self.stale_at_ends);
+            }
+        }
+        losses
     }
 }
