@@ -215,7 +215,10 @@ impl Mappings {
                 if keeps_old {
                     for (start, piece) in &pieces {
                         // What stays is empty, and becomes memory only when it is written again.
-                        let empty = Piece { site: OLD, ..*piece };
+                        let empty = Piece {
+                            site: OLD,
+                            ..*piece
+                        };
                         self.insert(*start, empty);
                     }
                 }
@@ -326,7 +329,11 @@ impl Mappings {
             .next_back()
             .filter(|(_, piece)| piece.end > from)
             .map_or(from, |(start, _)| *start);
-        let starts: Vec<u64> = self.pieces.range(first..to).map(|(start, _)| *start).collect();
+        let starts: Vec<u64> = self
+            .pieces
+            .range(first..to)
+            .map(|(start, _)| *start)
+            .collect();
         for start in starts {
             let Some(piece) = self.pieces.remove(&start) else {
                 continue;
@@ -360,14 +367,7 @@ impl Mappings {
         };
         self.take(address, new_length);
         if length == 0 {
-            self.add(
-                address,
-                new_length,
-                MappingKind::Shared,
-                true,
-                site,
-                at_ns,
-            );
+            self.add(address, new_length, MappingKind::Shared, true, site, at_ns);
             return;
         }
         let limit = address.saturating_add(new_length);
