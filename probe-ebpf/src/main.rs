@@ -13,6 +13,7 @@
 
 mod atomic;
 mod filter;
+mod growth;
 mod heap;
 mod lifecycle;
 mod live;
@@ -90,6 +91,18 @@ pub fn mmap_enter(ctx: TracePointContext) -> u32 {
 #[tracepoint]
 pub fn mmap_return(ctx: TracePointContext) -> u32 {
     lifecycle::mmap_return(&ctx)
+}
+
+/// A thread is about to change its process's mappings.
+#[tracepoint]
+pub fn mapping_enter(_ctx: TracePointContext) -> u32 {
+    growth::mapping_enter()
+}
+
+/// A thread has changed its process's mappings, or not.
+#[tracepoint]
+pub fn mapping_return(_ctx: TracePointContext) -> u32 {
+    growth::mapping_return()
 }
 
 #[panic_handler]

@@ -24,6 +24,29 @@ pub(crate) fn capture(
     cookie: ProbeCookie,
 ) -> u32 {
     let walk = unwind::walk(regs, settings, thread);
+    keep(settings, thread, &walk, cookie)
+}
+
+/// As [`capture`], from the middle of a function (see [`unwind::walk_within`]). No probe of an allocator saw it.
+#[inline(always)]
+pub(crate) fn capture_within(
+    settings: &Settings,
+    thread: *mut ThreadRecord,
+    registers: &unwind::Registers,
+    executed: u64,
+) -> u32 {
+    let walk = unwind::walk_within(settings, thread, registers, executed);
+    keep(settings, thread, &walk, ProbeCookie::from_bits(0))
+}
+
+/// Returns the site of a stack that was walked.
+#[inline(always)]
+fn keep(
+    settings: &Settings,
+    thread: *mut ThreadRecord,
+    walk: &unwind::Walk,
+    cookie: ProbeCookie,
+) -> u32 {
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
     unsafe {
         let stack = &mut (*thread).stack;

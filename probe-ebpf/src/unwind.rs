@@ -1,4 +1,4 @@
-//! The walk: from the probed function's entry to the end of the user stack.
+//! The walk: from the probed function's entry, or from wherever the thread entered the kernel, to the end of the user stack.
 //!
 //! One `bpf_loop` (Linux 5.17), a frame for each iteration. The probed function has just been called, so that its
 //! return address stands at the stack pointer and the caller's frame pointer in bp; from there on each frame is left by
@@ -81,18 +81,68 @@ fn cut(state: &mut WalkState, flag: u16, loss: Loss) -> i64 {
 const STOP: i64 = 1;
 const CONTINUE: i64 = 0;
 
-/// Walks the current thread's user stack into its record.
+/// Walks the current thread's user stack into its record, from a function's first instructions on.
 #[inline(always)]
 pub(crate) fn walk(regs: *mut pt_regs, settings: &Settings, thread: *mut ThreadRecord) -> Walk {
     // SAFETY: the kernel passes its registers as the context.
     let (ip, sp, bp) = unsafe { ((*regs).rip, (*regs).rsp, (*regs).rbp) };
+    begin(settings, thread, sp + 8, bp);
+    // SAFETY: `thread` points to the current thread's map value, which only it writes; its fields do not overlap.
+    let (state, stack) = unsafe { (&mut (*thread).walk, &mut (*thread).stack) };
+    push(state, stack, ip);
+    // SAFETY: the helper checks the address.
+    match unsafe { bpf_probe_read_user(sp as *const u64) } {
+        Ok(caller) => {
+            state.ip = caller;
+            push(state, stack, caller);
+            run(thread);
+        }
+        Err(_) => {
+            cut(state, STACK_FAULT, Loss::UnwindFault);
+        }
+    }
+    found(thread)
+}
+
+/// Walks the current thread's user stack from the middle of a function on. `executed`: bytes by which the instruction that is looked up
+/// lies before `ip`: 1 behind a system call, 0 at an instruction that faulted.
+#[inline(always)]
+pub(crate) fn walk_within(
+    settings: &Settings,
+    thread: *mut ThreadRecord,
+    registers: &Registers,
+    executed: u64,
+) -> Walk {
+    begin(settings, thread, registers.sp, registers.bp);
+    // SAFETY: `thread` points to the current thread's map value, which only it writes; its fields do not overlap.
+    let (state, stack) = unsafe { (&mut (*thread).walk, &mut (*thread).stack) };
+    push(state, stack, registers.ip);
+    // Each step looks up the byte before.
+    state.ip = registers.ip.wrapping_sub(executed).wrapping_add(1);
+    run(thread);
+    found(thread)
+}
+
+/// What a walk begins with.
+pub(crate) struct Registers {
+    /// The instruction pointer.
+    pub(crate) ip: u64,
+    /// The stack pointer.
+    pub(crate) sp: u64,
+    /// The frame pointer.
+    pub(crate) bp: u64,
+}
+
+/// Sets the walk's state to the beginning.
+#[inline(always)]
+fn begin(settings: &Settings, thread: *mut ThreadRecord, sp: u64, bp: u64) {
     // SAFETY: `thread` points to the current thread's map value.
     let incarnation = unsafe { (*thread).incarnation };
     let slice = slice_of(incarnation);
-    // SAFETY: `thread` points to the current thread's map value, which only it writes; its fields do not overlap.
-    let (state, stack) = unsafe { (&mut (*thread).walk, &mut (*thread).stack) };
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    let state = unsafe { &mut (*thread).walk };
     *state = WalkState {
-        sp: sp + 8,
+        sp,
         bp,
         tag: incarnation as u64,
         check: !(incarnation as u64),
@@ -109,28 +159,27 @@ pub(crate) fn walk(regs: *mut pt_regs, settings: &Settings, thread: *mut ThreadR
         flags: 0,
         bp_lost: 0,
     };
-    push(state, stack, ip);
-    // SAFETY: the helper checks the address.
-    match unsafe { bpf_probe_read_user(sp as *const u64) } {
-        Ok(caller) => {
-            state.ip = caller;
-            push(state, stack, caller);
-            let mut context = Context { thread };
-            // SAFETY: the callback has the signature that the helper asks for and the context outlives the loop.
-            unsafe {
-                bpf_loop(
-                    MAX_FRAMES as u32,
-                    step as *mut c_void,
-                    (&raw mut context).cast::<c_void>(),
-                    0,
-                );
-            }
-        }
-        Err(_) => {
-            cut(state, STACK_FAULT, Loss::UnwindFault);
-        }
+}
+
+/// Leaves frame after frame.
+#[inline(always)]
+fn run(thread: *mut ThreadRecord) {
+    let mut context = Context { thread };
+    // SAFETY: the callback has the signature that the helper asks for and the context outlives the loop.
+    unsafe {
+        bpf_loop(
+            MAX_FRAMES as u32,
+            step as *mut c_void,
+            (&raw mut context).cast::<c_void>(),
+            0,
+        );
     }
-    // SAFETY: as above.
+}
+
+/// What the walk found.
+#[inline(always)]
+fn found(thread: *mut ThreadRecord) -> Walk {
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
     let state = unsafe { &(*thread).walk };
     Walk {
         depth: state.depth,
@@ -186,6 +235,7 @@ fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 
     const CFA_PLT: u8 = CfaRule::Plt as u8;
     const CFA_END: u8 = CfaRule::End as u8;
     const CFA_SIGNAL: u8 = CfaRule::Signal as u8;
+    const CFA_SP_FAR: u8 = CfaRule::SpFar as u8;
     const BP_SAME: u8 = BpRule::Same as u8;
     const BP_AT_CFA: u8 = BpRule::AtCfa as u8;
     const BP_AT_BP: u8 = BpRule::AtBp as u8;
@@ -201,6 +251,7 @@ fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 
     let mut cfa = base.wrapping_add(offset as u64);
     match row.cfa {
         CFA_SP | CFA_BP => {}
+        CFA_SP_FAR => cfa = state.sp.wrapping_add(row.far_offset() * 8),
         CFA_PLT => {
             // The entry's address modulo 16 says whether its index has been pushed.
             if state.ip.wrapping_sub(1) & 15 >= (row.packed >> 8) as u64 {

@@ -5,13 +5,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
-use std::path::Path;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use leakscope_tests::{
-    ALL_SITES, Report, answers, leave_out, prebuilt, python, require_kernel, require_victim, run,
-    run_command,
+    ALL_SITES, PATIENCE, Report, Tracer, answers, leave_out, prebuilt, python, require_kernel,
+    require_victim, run, run_command,
 };
+use tempfile::TempDir;
 
 /// Of a thousand allocations this many must have a complete stack.
 const PER_MILLE: u64 = 999;
@@ -30,6 +35,11 @@ fn assert_share(what: &str, command: &[&str], least: u64) {
     assert_eq!(finished.code(), 0, "{}", finished.stderr);
     let text = fs::read_to_string(&path).expect("a report");
     let report: Report = serde_json::from_str(&text).expect("by the contract");
+    assert_share_of(what, &report, least);
+}
+
+#[track_caller]
+fn assert_share_of(what: &str, report: &Report, least: u64) {
     let mut all = 0;
     let mut complete = 0;
     // Where the others end: the frame, and how many.
@@ -122,7 +132,7 @@ fn python_with_its_own_tests() {
     };
     assert_share("python3, a workload", &[&python, "-c", PYTHON_WORK], 10_000);
     let modules = ["test_list", "test_dict", "test_json"];
-    let mut check = std::process::Command::new(&python);
+    let mut check = Command::new(&python);
     check.args([
         "-c",
         "import test.test_list, test.test_dict, test.test_json",
@@ -155,4 +165,167 @@ fn gdb() {
         &["gdb", "-nx", "-batch", "-ex", "info functions", "/bin/true"],
         10_000,
     );
+}
+
+/// A server of the distribution, stripped as it ships, on a Unix socket of its own. Killed when dropped.
+struct Server {
+    child: Child,
+    socket: PathBuf,
+    _folder: TempDir,
+}
+
+impl Server {
+    /// Starts the program with arguments that are made from the folder and the socket; none where it is not installed.
+    fn start(program: &str, arguments: impl Fn(&Path, &Path) -> Vec<String>) -> Option<Self> {
+        let found = ["/usr/bin", "/usr/sbin"]
+            .map(|folder| Path::new(folder).join(program))
+            .into_iter()
+            .find(|path| path.exists());
+        let Some(path) = found else {
+            leave_out(&format!("{program} is not installed"));
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let child = Command::new(path)
+            .args(arguments(folder.path(), &socket))
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
+        let server = Self {
+            child,
+            socket,
+            _folder: folder,
+        };
+        let start = Instant::now();
+        while UnixStream::connect(&server.socket).is_err() {
+            assert!(start.elapsed() < PATIENCE, "{program} does not listen");
+            sleep(Duration::from_millis(10));
+        }
+        Some(server)
+    }
+
+    /// Says something on a new connection and reads until the answer ends as it should.
+    fn ask(&self, words: &[u8], end: &[u8]) -> Vec<u8> {
+        let mut stream = UnixStream::connect(&self.socket).expect("connected");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(words).unwrap();
+        let mut answer = Vec::new();
+        let mut bytes = [0; 4096];
+        while !answer.ends_with(end) || end.is_empty() {
+            match stream.read(&mut bytes).expect("an answer") {
+                0 => break,
+                length => answer.extend_from_slice(bytes.get(..length).unwrap()),
+            }
+        }
+        answer
+    }
+
+    /// Attaches, lets it work, and looks at the stacks.
+    #[track_caller]
+    fn assert_share(self, what: &str, least: u64, mut work: impl FnMut(&Self, usize)) {
+        let pid = self.child.id().to_string();
+        let mut tracer = Tracer::start(&["--tier", "exact", "-p", &pid]).expect("leakscope starts");
+        tracer
+            .wait_until_attached(self.child.id())
+            .expect("attached");
+        for round in 0..200 {
+            work(&self, round);
+        }
+        assert_share_of(what, &tracer.stop().expect("the report"), least);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn redis() {
+    let _alone = require_kernel!();
+    let Some(server) = Server::start("redis-server", |_, socket| {
+        let socket = socket.display().to_string();
+        ["--port", "0", "--save", "", "--unixsocket", &socket]
+            .map(str::to_owned)
+            .to_vec()
+    }) else {
+        return;
+    };
+    server.assert_share("redis-server", 5_000, |server, round| {
+        let mut words = Vec::new();
+        for number in 0..10 {
+            let value = "x".repeat(number * 97 + round);
+            for line in [
+                format!("SET key:{round}:{number} {value}"),
+                format!("LPUSH list:{number} {value}"),
+                format!("HSET hash:{number} field:{round} {value}"),
+                format!("ZADD sorted:{number} {round} member:{round}"),
+                format!("EVAL \"return string.rep('y', {round})\" 0"),
+                format!("DEL key:{round}:{}", number / 2),
+            ] {
+                words.extend_from_slice(line.trim_end().as_bytes());
+                words.extend_from_slice(b"\r\n");
+            }
+        }
+        words.extend_from_slice(b"PING\r\n");
+        server.ask(&words, b"+PONG\r\n");
+    });
+}
+
+#[test]
+fn memcached() {
+    let _alone = require_kernel!();
+    let Some(server) = Server::start("memcached", |_, socket| {
+        let socket = socket.display().to_string();
+        ["-u", "root", "-m", "256", "-s", &socket]
+            .map(str::to_owned)
+            .to_vec()
+    }) else {
+        return;
+    };
+    // It takes its memory in large pieces: one more for each size, and what a connection needs.
+    server.assert_share("memcached", 100, |server, round| {
+        let held: Vec<_> = (0..round % 40)
+            .map(|_| UnixStream::connect(&server.socket).unwrap())
+            .collect();
+        let value = "x".repeat(round * 997);
+        let words = format!("set key{round} 0 0 {}\r\n{value}\r\n", value.len());
+        server.ask(words.as_bytes(), b"STORED\r\n");
+        drop(held);
+    });
+}
+
+#[test]
+fn nginx() {
+    let _alone = require_kernel!();
+    let Some(server) = Server::start("nginx", |folder, socket| {
+        let configuration = folder.join("nginx.conf");
+        let text = format!(
+            "daemon off; master_process off; pid {0}/pid; error_log {0}/error; events {{ }}\n\
+             http {{ access_log {0}/access; client_body_temp_path {0}/body; proxy_temp_path {0}/proxy; fastcgi_temp_path {0}/fastcgi; \
+             uwsgi_temp_path {0}/uwsgi; scgi_temp_path {0}/scgi; gzip on; gzip_min_length 0; gzip_types *;\n\
+             server {{ listen unix:{1}; root {0}; autoindex on; }} }}\n",
+            folder.display(),
+            socket.display()
+        );
+        fs::write(&configuration, text).unwrap();
+        vec!["-c".to_owned(), configuration.display().to_string()]
+    }) else {
+        return;
+    };
+    server.assert_share("nginx", 1_000, |server, round| {
+        let path = if round % 2 == 0 { "/" } else { "/nginx.conf" };
+        let words = format!(
+            "GET {path} HTTP/1.1\r\nHost: here\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n"
+        );
+        let answer = server.ask(words.as_bytes(), b"");
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{path}");
+    });
 }

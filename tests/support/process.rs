@@ -54,6 +54,21 @@ impl Victim {
         Self::launch(command)
     }
 
+    /// Starts node with its victim, its generated code named for profilers in a perf map.
+    ///
+    /// # Errors
+    /// See [`Victim::start`].
+    pub fn start_node(program: &str) -> Result<Self> {
+        let mut command = Command::new(program);
+        command
+            // Code is compiled before it is called for the first time, for code that is interpreted has no name.
+            .args(["--perf-basic-prof", "--always-sparkplug", "--expose-gc"])
+            .arg(programs_folder().join("node.js"))
+            // It leaves a log beside the perf map, in the folder where it runs.
+            .current_dir(env::temp_dir());
+        Self::launch(command)
+    }
+
     fn launch(mut command: Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())

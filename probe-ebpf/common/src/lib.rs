@@ -6,6 +6,7 @@
 
 #![no_std]
 
+mod growth;
 mod layout;
 mod loss;
 mod process;
@@ -13,6 +14,7 @@ mod select;
 mod site;
 mod unwind;
 
+pub use growth::{MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep};
 pub use layout::Plain;
 pub use loss::Loss;
 pub use process::{

@@ -43,11 +43,13 @@ pub enum Loss {
     UnwindTooDeep = 17,
     /// A stack ended early: the frame-pointer chain broke in code for which there are no unwind tables.
     UnwindFramePointers = 18,
+    /// A change of a process's mappings could not be handed over because the ring buffer was full.
+    MappingLost = 19,
 }
 
 impl Loss {
     /// Every cause, in the order of its number.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::LiveTableFull,
         Self::StackTableFull,
         Self::ThreadTableFull,
@@ -67,6 +69,7 @@ impl Loss {
         Self::UnwindSignalFrame,
         Self::UnwindTooDeep,
         Self::UnwindFramePointers,
+        Self::MappingLost,
     ];
 
     /// The number of causes: the size of the `LOSSES` map.
@@ -95,6 +98,7 @@ impl Loss {
             Self::UnwindSignalFrame => "unwind_signal_frame",
             Self::UnwindTooDeep => "unwind_too_deep",
             Self::UnwindFramePointers => "unwind_frame_pointers",
+            Self::MappingLost => "mapping_lost",
         }
     }
 
@@ -123,6 +127,7 @@ impl Loss {
             Self::UnwindSignalFrame => "stacks cut short: signal handler",
             Self::UnwindTooDeep => "stacks cut short: too many frames",
             Self::UnwindFramePointers => "stacks cut short: frame-pointer chain broken",
+            Self::MappingLost => "changes of mappings lost: the ring buffer was full",
         }
     }
 
@@ -139,6 +144,7 @@ impl Loss {
                 | Self::ArgumentUnreadable
                 | Self::StaleBlock
                 | Self::ProcessTableFull
+                | Self::MappingLost
         )
     }
 }

@@ -220,6 +220,8 @@ pub enum EventKind {
     Candidate = 5,
     /// A child of a traced command of ours started, and is traced: `value` is the thread group id of its parent.
     Fork = 6,
+    /// A process changes its mappings: a [`crate::MappingRecord`].
+    Mapping = 7,
 }
 
 /// A process event in the ring buffer.

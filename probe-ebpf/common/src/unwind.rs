@@ -31,6 +31,14 @@ impl UnwindRow {
         (bp_offset as u8 as u16) | ((deref_add as u8 as u16) << 8)
     }
 
+    /// The offset of [`CfaRule::SpFar`] in 8-byte units: `cfa_offset` is its low 16 bits, the high byte of `packed` the next 8, all
+    /// without a sign.
+    #[inline(always)]
+    #[must_use]
+    pub const fn far_offset(self) -> u64 {
+        self.cfa_offset as u16 as u64 | ((self.packed >> 8) as u64) << 16
+    }
+
     /// The bp rule's operand and the `b` of a dereferencing CFA rule, both in 8-byte units.
     #[inline(always)]
     #[must_use]
@@ -67,6 +75,8 @@ pub enum CfaRule {
     Signal = 7,
     /// A rule that the rows cannot express.
     Unsupported = 8,
+    /// CFA = sp + offset, for frames of 256 KiB to 128 MiB: see [`UnwindRow::far_offset`].
+    SpFar = 9,
 }
 
 /// How the caller's frame pointer is found.

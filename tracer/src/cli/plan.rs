@@ -131,6 +131,8 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
 pub(super) struct DaemonPlan {
     pub(super) target: Target,
     pub(super) daemon: DaemonOptions,
+    /// What the target was made of, to be looked at again.
+    pub(super) again: TargetArguments,
     /// The file of suppressions, to be read again.
     pub(super) suppress: Option<PathBuf>,
     pub(super) session: SessionOptions,
@@ -139,12 +141,10 @@ pub(super) struct DaemonPlan {
 impl DaemonPlan {
     /// Checks the arguments against each other.
     pub(super) fn new(raw: DaemonArguments) -> anyhow::Result<Self> {
-        let target = match running(raw.target)? {
-            Some(target) => target,
-            None => Target::Selected(Selector::all()?),
-        };
+        let again = raw.target.clone();
         Ok(Self {
-            target,
+            target: running_or_all(raw.target)?,
+            again,
             daemon: DaemonOptions {
                 socket: raw.socket.unwrap_or_else(default_socket),
                 listen: raw.listen,
@@ -183,6 +183,14 @@ pub(super) fn running(raw: TargetArguments) -> anyhow::Result<Option<Target>> {
         .map(|path| CgroupPath::resolve(Path::new("/proc"), path))
         .collect::<Result<_, _>>()?;
     Ok(Some(Target::Selected(Selector::new(&raw.comm, groups)?)))
+}
+
+/// The same, and all processes if nothing was named.
+pub(super) fn running_or_all(raw: TargetArguments) -> anyhow::Result<Target> {
+    match running(raw)? {
+        Some(target) => Ok(target),
+        None => Ok(Target::Selected(Selector::all()?)),
+    }
 }
 
 /// Ends with a usage error, as clap does.

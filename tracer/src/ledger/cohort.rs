@@ -5,11 +5,13 @@
 mod estimate;
 mod fate;
 mod interval;
+mod profile;
 #[cfg(test)]
 mod tests;
 
 pub use estimate::Estimate;
 pub use fate::Reading;
+pub use profile::SiteWindows;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

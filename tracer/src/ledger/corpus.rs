@@ -1,6 +1,8 @@
 //! Behaviours of known truth, simulated: what a site looks like to the ledger when its program does this. The programs of
 //! `tests/programs` do the same in earnest.
 
+#![expect(clippy::indexing_slicing, reason = "a failing test may panic")]
+
 use leakscope_common::mix;
 
 /// A block's life, seconds since its program began.
@@ -14,25 +16,25 @@ pub(super) struct Life {
 pub(super) const FOREVER: f64 = f64::INFINITY;
 
 /// Everything is simulated for so long, seconds.
-const END: f64 = 620.0;
+pub(super) const END: f64 = 620.0;
 
 /// Numbers that look random, the same for the same seed.
 pub(super) struct Chance(pub(super) u64);
 
 impl Chance {
-    fn share(&mut self) -> f64 {
+    pub(super) fn share(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         (mix(self.0) >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// Exponentially distributed.
-    fn wait(&mut self, mean: f64) -> f64 {
+    pub(super) fn wait(&mut self, mean: f64) -> f64 {
         -mean * (1.0 - self.share()).ln()
     }
 }
 
 /// Births at a steady pace, a little irregular as sleeping programs are, until `until`.
-fn pace(
+pub(super) fn pace(
     chance: &mut Chance,
     from: f64,
     until: f64,
@@ -48,7 +50,7 @@ fn pace(
     lives
 }
 
-fn stays(born: f64, size: u64) -> Option<Life> {
+pub(super) fn stays(born: f64, size: u64) -> Option<Life> {
     Some(Life {
         born,
         size,
@@ -56,7 +58,7 @@ fn stays(born: f64, size: u64) -> Option<Life> {
     })
 }
 
-fn lives_for(born: f64, size: u64, age: f64) -> Option<Life> {
+pub(super) fn lives_for(born: f64, size: u64, age: f64) -> Option<Life> {
     Some(Life {
         born,
         size,
@@ -65,7 +67,7 @@ fn lives_for(born: f64, size: u64, age: f64) -> Option<Life> {
 }
 
 /// Births of which every one dies when as many as `capacity` came after it.
-fn fifo(mut births: Vec<Life>, capacity: usize) -> Vec<Life> {
+pub(super) fn fifo(mut births: Vec<Life>, capacity: usize) -> Vec<Life> {
     let born: Vec<f64> = births.iter().map(|life| life.born).collect();
     for (life, successor) in births.iter_mut().zip(born.iter().skip(capacity)) {
         life.dies = *successor;
@@ -74,7 +76,7 @@ fn fifo(mut births: Vec<Life>, capacity: usize) -> Vec<Life> {
 }
 
 /// Blocks collected until the end of each period, then freed at once.
-fn flushed(births: Vec<Life>, period: f64) -> Vec<Life> {
+pub(super) fn flushed(births: Vec<Life>, period: f64) -> Vec<Life> {
     births
         .into_iter()
         .map(|life| Life {
@@ -411,7 +413,7 @@ pub(super) const CORPUS: &[Behaviour] = &[
     ("flush-of-most-every-12s", Truth::Bounded, |c| {
         let (most, rest): (Vec<Life>, Vec<Life>) = pace(c, 0.0, END, 50.0, |_, at| stays(at, 80))
             .into_iter()
-            .partition(|life| (life.born * 50.0) as u64 % 10 != 0);
+            .partition(|life| !((life.born * 50.0) as u64).is_multiple_of(10));
         let mut lives = flushed(most, 12.0);
         lives.extend(flushed(rest, 36.0));
         lives

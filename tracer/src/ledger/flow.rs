@@ -26,6 +26,9 @@ const INTERVALS: usize = 12;
 /// Of blocks that got through their youth, at most this share may have died since.
 const MAY_DIE: f64 = 0.05;
 
+/// Of those born in the first third of the time, this share may be gone beyond what is gone of those born in the last.
+const MAY_BE_GONE: f64 = 0.2;
+
 /// And no more than this share of those that came to stay.
 const MAY_DIE_OF_FLOW: f64 = 0.1;
 
@@ -40,6 +43,9 @@ const CHANCE: f64 = 1.6;
 
 /// A flow that falls steadily is at least this share of the first third's.
 const KEEPS_STEADILY: f64 = 0.9;
+
+/// The same where it is less sure that it falls.
+const KEEPS_LIKELY: f64 = 0.8;
 
 /// 99.5 % confidence, one-sided: of a fall by ranks.
 const SURE: f64 = 2.576;
@@ -220,6 +226,8 @@ impl Flow {
         if sizes.iter().any(|size| *size > 0.0) {
             even(&sizes, width)?;
         }
+        let born: Vec<f64> = chosen.iter().map(|cohort| cohort.born as f64).collect();
+        same_share(&counts, &born)?;
         if begin > 0.0 {
             let whole: Vec<f64> = cohorts
                 .cohorts()
@@ -232,7 +240,7 @@ impl Flow {
         not_stopped(site, &counts, first, now, width)?;
         level_rises(points, site.now_s - window * width)?;
         Ok(Self {
-            bytes_per_s: sizes.iter().sum::<f64>() / (chosen.len() as f64 * width),
+            bytes_per_s: steady_rate(&sizes) / width,
             window_s: window * width,
             stay,
             // By the intervals, births are up to a look's time askew.
@@ -365,6 +373,19 @@ impl Flow {
     }
 }
 
+/// What comes to stay with each interval: the slope of the sum, which what was built up at first does not change.
+fn steady_rate(sizes: &[f64]) -> f64 {
+    let mut sum = 0.0;
+    let sums: Vec<(f64, f64)> = (0_u32..)
+        .zip(sizes)
+        .map(|(at, size)| {
+            sum += size;
+            (f64::from(at), sum)
+        })
+        .collect();
+    trend::line(&sums).map_or(0.0, |line| line.slope)
+}
+
 /// A rate for a sentence.
 pub(super) fn rate_of(bytes_per_s: f64) -> String {
     rate(bytes_per_s).unwrap_or_else(|| "less than a byte an hour".to_owned())
@@ -398,9 +419,12 @@ fn not_slowing(counts: &[f64], width_s: f64) -> Result<(), NoLeak> {
 }
 
 /// Whether later parts of the time keep as much as earlier ones.
-fn even(values: &[f64], width_s: f64) -> Result<(), NoLeak> {
+pub(super) fn even(values: &[f64], width_s: f64) -> Result<(), NoLeak> {
     let (first, last) = thirds_agree(values, width_s)?;
-    if last < KEEPS_STEADILY * first && trend::rise(values) < -SURE {
+    let rise = trend::rise(values);
+    if last < KEEPS_STEADILY * first && rise < -SURE
+        || last < KEEPS_LIKELY * first && rise < -LIKELY
+    {
         return Err(NoLeak::Slows {
             first: first / width_s,
             last: last / width_s,
@@ -433,6 +457,23 @@ fn thirds_agree(values: &[f64], width_s: f64) -> Result<(f64, f64), NoLeak> {
         return Err(NoLeak::Uneven);
     }
     Ok((first, last))
+}
+
+/// Whether of those born at first as large a share stayed as of those born lately. If not, time takes its toll: of what
+/// is freed at long intervals, only what came after the last time stays.
+fn same_share(alive: &[f64], born: &[f64]) -> Result<(), NoLeak> {
+    let third = alive.len() / 3;
+    let first = |values: &[f64]| values.iter().take(third).sum::<f64>();
+    let last = |values: &[f64]| values.iter().rev().take(third).sum::<f64>();
+    let expected = (last(alive) / last(born).max(1.0)).min(1.0) * first(born);
+    let missing = expected - first(alive);
+    if missing > MAY_BE_GONE * expected && missing > 2.0 * expected.sqrt() {
+        return Err(NoLeak::OldDie {
+            died: missing,
+            of: expected,
+        });
+    }
+    Ok(())
 }
 
 /// Whether blocks that stay were born lately, and without too long a gap before.

@@ -134,7 +134,11 @@ pub fn thin_out<V: Copy>(points: &[Point<V>], count: usize) -> Vec<Point<V>> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
+    #![expect(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        reason = "a failing test may panic"
+    )]
 
     use super::{Resolution, Series, Value, thin_out};
     use proptest::prelude::*;

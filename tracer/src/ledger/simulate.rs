@@ -3,6 +3,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::indexing_slicing,
     reason = "a failing test may panic"
 )]
 
@@ -10,7 +11,7 @@ use leakscope_common::{Block, SiteTotals};
 
 use super::{
     Judgement, Ledger, ProcessLevel, Verdict,
-    corpus::{CORPUS, Chance, Life, Truth},
+    corpus::{CORPUS, Chance, END, Life, Truth, fifo, flushed, lives_for, pace, stays},
 };
 
 /// Traces a behaviour from a time on, and judges it at the given times since then.
@@ -137,9 +138,9 @@ fn the_corpus_is_judged_rightly() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    // Seven judgements of each leak are due; one in a hundred may be put off by chance.
+    // Seven judgements of each leak are due; one in fifty may be put off by chance.
     assert!(
-        missed.len() * 100 <= traced * 7,
+        missed.len() * 50 <= traced * 7,
         "{} of {} missed:\n{}",
         missed.len(),
         traced * 7,
@@ -190,4 +191,206 @@ fn the_time_that_judging_takes() {
         ));
     }
     panic!("{text}");
+}
+
+/// A bounded behaviour made up by chance, and when it has filled, seconds since its start.
+fn any_bounded(chance: &mut Chance) -> (String, Vec<Life>, f64) {
+    let between =
+        |chance: &mut Chance, low: f64, high: f64| low * (high / low).powf(chance.share());
+    let rate = between(chance, 2.0, 100.0);
+    let size = 16 + (chance.share() * 2000.0) as u64;
+    let births =
+        |chance: &mut Chance, until: f64| pace(chance, 0.0, until, rate, |_, at| stays(at, size));
+    match (chance.share() * 8.0) as u32 {
+        0 => {
+            let held = between(chance, 0.5, 120.0);
+            let lives = fifo(births(chance, END), (held * rate).ceil() as usize);
+            (
+                format!("first in first out, {held:.1} s at {rate:.1}/s"),
+                lives,
+                held,
+            )
+        }
+        1 => {
+            let period = between(chance, 1.0, 120.0);
+            (
+                format!("flushed every {period:.1} s at {rate:.1}/s"),
+                flushed(births(chance, END), period),
+                period,
+            )
+        }
+        2 => {
+            let mean = between(chance, 0.1, 200.0);
+            let mut lives = births(chance, END);
+            for life in &mut lives {
+                life.dies = life.born + chance.wait(mean);
+            }
+            (format!("lives of {mean:.1} s at {rate:.1}/s"), lives, 0.0)
+        }
+        3 => {
+            let tau = between(chance, 3.0, 120.0);
+            let rate = rate.max(600.0 / tau);
+            let lives = pace(chance, 0.0, END, rate, |chance, at| {
+                if chance.share() < (-at / tau).exp() {
+                    stays(at, size)
+                } else {
+                    None
+                }
+            });
+            (
+                format!("saturates in {tau:.1} s from {rate:.1}/s"),
+                lives,
+                0.0,
+            )
+        }
+        4 => {
+            let (steps, gap) = (
+                1 + (chance.share() * 7.0) as u32,
+                between(chance, 1.0, 12.0),
+            );
+            let lives = (0..steps)
+                .flat_map(|step| {
+                    pace(
+                        chance,
+                        gap * f64::from(step),
+                        gap * f64::from(step) + 0.4,
+                        500.0,
+                        |_, at| stays(at, size),
+                    )
+                })
+                .collect();
+            (format!("{steps} steps, {gap:.1} s apart"), lives, 0.0)
+        }
+        5 => {
+            let full = between(chance, 1.0, 38.0);
+            (
+                format!("filled in {full:.1} s at {rate:.1}/s"),
+                births(chance, full),
+                0.0,
+            )
+        }
+        6 => {
+            let age = between(chance, 0.1, 100.0);
+            let mut lives = births(chance, END);
+            for life in &mut lives {
+                life.dies = life.born + age * (0.8 + 0.4 * chance.share());
+            }
+            (
+                format!("expires after {age:.1} s at {rate:.1}/s"),
+                lives,
+                age * 1.2,
+            )
+        }
+        _ => {
+            let (period, mean) = (between(chance, 5.0, 100.0), between(chance, 0.5, 15.0));
+            let lives = pace(chance, 0.0, END, rate, |chance, at| {
+                let busy = 0.5 + 0.5 * (at * std::f64::consts::TAU / period).sin();
+                let age = chance.wait(mean);
+                if chance.share() < busy {
+                    lives_for(at, size, age)
+                } else {
+                    None
+                }
+            });
+            (
+                format!("waves of {period:.1} s, lives of {mean:.1} s, {rate:.1}/s"),
+                lives,
+                0.0,
+            )
+        }
+    }
+}
+
+/// A leak made up by chance, beside churn.
+fn any_leak(chance: &mut Chance) -> (String, Vec<Life>) {
+    let between =
+        |chance: &mut Chance, low: f64, high: f64| low * (high / low).powf(chance.share());
+    let rate = between(chance, 0.2, 100.0);
+    let (churn, mean) = (between(chance, 0.1, 100.0), between(chance, 0.01, 2.0));
+    let (swing, period) = (0.4 * chance.share(), between(chance, 2.0, 20.0));
+    let mut lives = pace(chance, 0.0, END, rate, |chance, at| {
+        let busy = 1.0 - swing * (0.5 + 0.5 * (at * std::f64::consts::TAU / period).sin());
+        if chance.share() < busy {
+            stays(at, 100)
+        } else {
+            None
+        }
+    });
+    lives.extend(pace(chance, 0.0, END, churn, |chance, at| {
+        lives_for(at, 100, chance.wait(mean))
+    }));
+    (
+        format!(
+            "leaks {rate:.2}/s swinging by {swing:.2} in {period:.1} s, churn {churn:.1}/s of {mean:.2} s"
+        ),
+        lives,
+    )
+}
+
+/// A trace of a program that began with it, or up to 100 s before.
+fn any_attach(chance: &mut Chance) -> f64 {
+    if chance.share() < 0.5 {
+        0.0
+    } else {
+        100.0 * chance.share()
+    }
+}
+
+#[test]
+fn hardly_any_bounded_behaviour_is_called_a_leak() {
+    let (mut wrong, mut judged) = (Vec::new(), 0);
+    for seed in 0..200 {
+        let mut chance = Chance(seed * 7919);
+        let (name, lives, filled) = any_bounded(&mut chance);
+        let attached = any_attach(&mut chance);
+        for (at, judgement) in TIMES.into_iter().zip(trace(&lives, attached, &TIMES)) {
+            // Until it has filled, nothing tells it from a leak.
+            if at < filled + (0.15 * filled).max(2.0) {
+                continue;
+            }
+            judged += 1;
+            if judgement.verdict == Verdict::Leaking {
+                wrong.push(format!(
+                    "{seed} {name}, attached at {attached:.1}, after {at} s: {}",
+                    judgement.reason
+                ));
+            }
+        }
+    }
+    // What saturates slowly and by chance, seen late, may look even for a minute: two of a thousand.
+    assert!(
+        judged > 1500 && wrong.len() * 500 <= judged,
+        "{}",
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn nearly_every_leak_is_named_within_a_minute() {
+    let (mut missed, mut judged) = (Vec::new(), 0);
+    for seed in 0..100 {
+        let mut chance = Chance(seed * 104_729);
+        let (name, lives) = any_leak(&mut chance);
+        let attached = any_attach(&mut chance);
+        for (at, judgement) in TIMES.into_iter().zip(trace(&lives, attached, &TIMES)) {
+            let line = format!(
+                "{seed} {name}, attached at {attached:.1}, after {at} s: {} ({})",
+                judgement.verdict.name(),
+                judgement.reason
+            );
+            assert_ne!(judgement.verdict, Verdict::Plateau, "{line}");
+            if at < 60.0 || attached + at > END {
+                continue;
+            }
+            judged += 1;
+            if judgement.verdict != Verdict::Leaking {
+                missed.push(line);
+            }
+        }
+    }
+    assert!(
+        judged > 500 && missed.len() * 50 <= judged,
+        "{}",
+        missed.join("\n")
+    );
 }

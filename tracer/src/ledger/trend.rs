@@ -113,7 +113,11 @@ pub fn moments(values: &[f64]) -> (f64, f64) {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
+    #![expect(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        reason = "a failing test may panic"
+    )]
 
     use super::{line, median, rise};
     use proptest::prelude::*;

@@ -101,6 +101,9 @@ pub struct Process {
     pub rss_bytes: u64,
     /// Its trend.
     pub rss_growth_bytes_per_s: f64,
+    /// Resident anonymous memory, bytes: heaps, stacks and private copies, without files.
+    #[serde(default)]
+    pub anonymous_bytes: u64,
     /// Bytes allocated while traced and not freed, over all of the process's sites, shown or not.
     #[serde(default)]
     pub inuse_bytes: u64,

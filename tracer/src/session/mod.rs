@@ -48,6 +48,12 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often the sites' totals are looked at.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 
+/// A look takes at most one part in so many of a processor: with very many sites looks are rarer.
+const LOOK_SHARE: u32 = 50;
+
+/// But there is a look at least this often.
+const OBSERVE_AT_LEAST: Duration = Duration::from_secs(10);
+
 /// How to trace.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
@@ -132,6 +138,8 @@ pub struct Session {
     started: Instant,
     last_look: Instant,
     last_crowd_check: Instant,
+    /// When a look is due: see [`LOOK_SHARE`].
+    look_every: Duration,
     progress: Progress,
     /// What a probe hit takes of its process's time, measured on our own.
     cost_of_a_hit: Duration,
@@ -179,6 +187,7 @@ impl Session {
             started: now,
             last_look: now,
             last_crowd_check: now,
+            look_every: OBSERVE_EVERY,
             progress: Progress::default(),
             cost_of_a_hit: Duration::ZERO,
             stale_at_ends: 0,
@@ -281,7 +290,7 @@ impl Session {
         self.consider_candidates()?;
         self.links.close_retired();
         self.step_windows()?;
-        if self.last_look.elapsed() >= OBSERVE_EVERY {
+        if self.last_look.elapsed() >= self.look_every {
             self.sweep();
             self.look();
         }
@@ -460,6 +469,8 @@ impl Session {
         if self.last_look >= self.next_survey {
             self.note_ages();
         }
+        self.look_every =
+            (self.last_look.elapsed() * LOOK_SHARE).clamp(OBSERVE_EVERY, OBSERVE_AT_LEAST);
         self.progress.inuse_bytes = inuse;
         self.progress.alloc_objects = allocated;
         self.progress.running = self.running();

@@ -388,6 +388,7 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
         allocators,
         rss_bytes: traced.rss_last.map_or(0, |(_, bytes)| bytes),
         rss_growth_bytes_per_s: growth,
+        anonymous_bytes: traced.anonymous_bytes,
         frees_of_unknown_blocks: hits.get(UNKNOWN_FREE_SLOT).copied().unwrap_or(0),
         probes: traced
             .sites

@@ -19,7 +19,7 @@ use leakscope_common::{
 use crate::{
     kernel::{KernelError, Probe},
     symbol::{AddressSpace, Module},
-    target::elf::Segment,
+    target::elf::{Segment, SymbolKind},
     unwind::{BuildOptions, Cache, Key, Table, UnwindError},
 };
 
@@ -427,11 +427,21 @@ fn keeps_frame_pointers(module: &Module) -> Option<&'static str> {
 }
 
 /// Whether V8's builtins are linked into a file: assembler without call frame information that keeps frame pointers, as all
-/// code that V8 generates.
+/// code that V8 generates. A builtin's own name tells, or, where the file was stripped, the function that gives the builtins'
+/// address, which shared builds of node export.
 fn holds_v8_builtins(module: &Module) -> bool {
+    const NAMES: [&[u8]; 2] = [
+        b"Builtins_CallApiCallback",
+        // v8::internal::DefaultEmbeddedBlobCode()
+        b"_ZN2v88internal23DefaultEmbeddedBlobCodeEv",
+    ];
     module.elf.as_ref().is_some_and(|elf| {
-        elf.symbols(&module.file, |name| name == b"Builtins_CallApiCallback")
-            .is_ok_and(|found| !found.is_empty())
+        elf.symbols(&module.file, |name| NAMES.contains(&name))
+            .is_ok_and(|found| {
+                found
+                    .iter()
+                    .any(|symbol| symbol.kind != SymbolKind::Undefined)
+            })
     })
 }
 

@@ -26,7 +26,7 @@ use super::table::{Stats, Table};
 
 const MAGIC: &[u8; 8] = b"LSUNWIND";
 /// To be raised with every change of the format, of the rows' meaning, or of which rows are kept.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A table file may not be larger than this; the largest seen is a few MiB, a full one of a GiB of text 200 MiB.
 const MAX_BYTES: u64 = 1 << 30;
 
@@ -176,7 +176,7 @@ fn is_sound(table: &Table) -> bool {
             .is_some_and(|rows| rows.is_sorted_by(|a, b| a.address_low < b.address_low))
     });
     let known =
-        |row: &UnwindRow| row.cfa <= CfaRule::Unsupported as u8 && row.bp <= BpRule::Unknown as u8;
+        |row: &UnwindRow| row.cfa <= CfaRule::SpFar as u8 && row.bp <= BpRule::Unknown as u8;
     let last_page = table.first_page.checked_add(starts.len() as u64);
     ends && ascend && table.rows.iter().all(known) && last_page.is_some_and(|page| page < 1 << 48)
 }

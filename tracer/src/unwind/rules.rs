@@ -10,6 +10,10 @@ pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
 /// psABI x86_64, figure 3.36: DWARF register numbers.
 const RBP: Register = Register(6);
 const RSP: Register = Register(7);
+/// The largest frame that a [`CfaRule::Sp`] row can say, bytes.
+const NEAR: i64 = 8 * i16::MAX as i64;
+/// Frames that a [`CfaRule::SpFar`] row can say are smaller, in 8-byte units: 24 bits.
+const FAR_SLOTS: u32 = 1 << 24;
 const RIP: Register = Register(16);
 
 /// `DW_CFA_remember_state` may nest this deep; compilers nest once.
@@ -110,6 +114,7 @@ impl Columns {
             _ => return plain(CfaRule::Unsupported),
         }
         let (rule, offset, add) = match self.cfa {
+            Cfa::Offset(RSP, offset) if offset > NEAR => return self.far_row(offset),
             Cfa::Offset(RSP, offset) => (CfaRule::Sp, slots(offset), Some(0)),
             Cfa::Offset(RBP, offset) => (CfaRule::Bp, slots(offset), Some(0)),
             Cfa::Deref(RSP, a, b) => (CfaRule::DerefSp, slots(a), slots(b)),
@@ -129,6 +134,23 @@ impl Columns {
             bp: bp as u8,
             cfa_offset,
             packed: UnwindRow::pack(bp_offset, add),
+        }
+    }
+
+    /// The row of a frame that is larger than the usual rows can say.
+    fn far_row(&self, offset: i64) -> UnwindRow {
+        let Some(far) = slots::<u32>(offset).filter(|far| *far < FAR_SLOTS) else {
+            return plain(CfaRule::Unsupported);
+        };
+        let (bp, bp_offset) = self.bp_rule();
+        let [low, next, high, _] = far.to_le_bytes();
+        let [bp_byte, _] = UnwindRow::pack(bp_offset, 0).to_le_bytes();
+        UnwindRow {
+            address_low: 0,
+            cfa: CfaRule::SpFar as u8,
+            bp: bp as u8,
+            cfa_offset: i16::from_le_bytes([low, next]),
+            packed: u16::from_le_bytes([bp_byte, high]),
         }
     }
 
@@ -427,7 +449,8 @@ mod tests {
         let unsupported = plain(CfaRule::Unsupported);
         let cases = [
             (Cfa::Offset(RSP, 12), unsupported),
-            (Cfa::Offset(RSP, 8 * 32_768), unsupported),
+            (Cfa::Offset(RSP, 8 << 24), unsupported),
+            (Cfa::Offset(RSP, 8 * 32_768 + 4), unsupported),
             (Cfa::Offset(Register(10), 0), unsupported),
             (Cfa::Deref(RBP, -8, 8 * 128), unsupported),
             (Cfa::Other, unsupported),
@@ -441,6 +464,13 @@ mod tests {
             (largest.cfa, largest.cfa_offset),
             (CfaRule::Sp as u8, 32_767)
         );
+        // rustc has functions with frames of half a MiB: their callers were never seen.
+        for slots in [32_768, 67_510, (1 << 24) - 1] {
+            let far = columns(Cfa::Offset(RSP, 8 * slots), Saved::AtCfa(-16)).row();
+            assert_eq!(far.cfa, CfaRule::SpFar as u8);
+            assert_eq!(far.far_offset(), slots as u64);
+            assert_eq!((far.bp, far.operands().0), (BpRule::AtCfa as u8, -2));
+        }
         // A saved rbp that is out of reach costs rbp, not the frame.
         for bp in [
             Saved::AtCfa(-8 * 129),

@@ -185,11 +185,13 @@ pub(super) fn leave(
     const DEREF_SP: u8 = CfaRule::DerefSp as u8;
     const DEREF_BP: u8 = CfaRule::DerefBp as u8;
     const PLT: u8 = CfaRule::Plt as u8;
+    const SP_FAR: u8 = CfaRule::SpFar as u8;
     const END: u8 = CfaRule::End as u8;
     const SIGNAL: u8 = CfaRule::Signal as u8;
     const NONE: u8 = CfaRule::None as u8;
     let cfa = match row.cfa {
         SP => at(frame.sp, offset),
+        SP_FAR => frame.sp.wrapping_add(row.far_offset() * 8),
         BP => at(bp()?, offset),
         DEREF_SP => at(load(at(frame.sp, offset))?, add),
         DEREF_BP => at(load(at(bp()?, offset))?, add),

@@ -11,7 +11,7 @@ use crate::{
 
 impl Session {
     /// Whether calls of a process were not seen all the time.
-    pub(super) fn is_sampled(&self, pid: u32) -> bool {
+    pub(in crate::session) fn is_sampled(&self, pid: u32) -> bool {
         self.processes
             .get(&pid)
             .is_some_and(|traced| traced.windows.cohorts.windows() > 0)

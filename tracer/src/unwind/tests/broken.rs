@@ -17,7 +17,7 @@ fn assert_sound(table: &Table) {
     assert_eq!(addresses.len(), table.rows.len());
     assert!(addresses.is_sorted_by(|a, b| a < b));
     for row in &table.rows {
-        assert!(row.cfa <= CfaRule::Unsupported as u8 && row.bp <= BpRule::Unknown as u8);
+        assert!(row.cfa <= CfaRule::SpFar as u8 && row.bp <= BpRule::Unknown as u8);
     }
 }
 

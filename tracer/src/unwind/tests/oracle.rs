@@ -309,7 +309,10 @@ fn steps_agree_with_framehop() {
             };
             // framehop does not follow expressions that read memory (gimli's evaluation above does), and takes code without
             // a rule for code with frame pointers.
-            if row.cfa != CfaRule::Sp as u8 && row.cfa != CfaRule::Bp as u8 {
+            if ![CfaRule::Sp, CfaRule::SpFar, CfaRule::Bp]
+                .map(|rule| rule as u8)
+                .contains(&row.cfa)
+            {
                 continue;
             }
             let Ok(ours) = leave(row, last, frame, &mut |at| Some(memory(at))) else {

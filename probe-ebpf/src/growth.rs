@@ -1,0 +1,218 @@
+//! Mappings: the system calls that make, move and take away memory, as they come from the program.
+//!
+//! One program stands at the entry of those that take something away, one at the return of all; which call it is, its arguments
+//! and its result stand in the thread's user registers, which the kernel keeps as they were at the call.
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
+    },
+};
+use leakscope_common::{
+    EventKind, Loss, MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, Settings, ThreadRecord,
+    UNKNOWN_SITE,
+};
+
+use crate::{
+    filter,
+    maps::{EVENTS, lose, settings},
+    stack,
+    unwind::Registers,
+};
+
+/// System call numbers (arch/x86/entry/syscalls/syscall_64.tbl).
+const MMAP: u64 = 9;
+const MPROTECT: u64 = 10;
+const MUNMAP: u64 = 11;
+const BRK: u64 = 12;
+const MREMAP: u64 = 25;
+const PKEY_MPROTECT: u64 = 329;
+
+/// `MAP_FIXED`, `MAP_ANONYMOUS` (asm-generic/mman-common.h) and `MAP_FIXED_NOREPLACE`.
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+
+/// Results from here on are errors (`IS_ERR_VALUE`, include/linux/err.h).
+const FIRST_ERROR: u64 = -4095_i64 as u64;
+
+/// The user registers of the current thread.
+#[inline(always)]
+fn user_registers() -> *const pt_regs {
+    // SAFETY: the helpers take the current task and return its registers, which live as long as the task.
+    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs }
+}
+
+/// Whether the thread is in a call of an allocator that is followed: what it maps there is the allocator's.
+#[inline(always)]
+fn in_allocator(thread: *const ThreadRecord, stack_pointer: u64) -> bool {
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    let entered = unsafe { (*thread).inflight.stack_pointer };
+    // A call that never returned lies below where the thread is now.
+    entered != 0 && stack_pointer <= entered
+}
+
+/// A record with what every step has.
+#[inline(always)]
+fn record(thread: *const ThreadRecord, step: MappingStep) -> MappingRecord {
+    let id = bpf_get_current_pid_tgid();
+    MappingRecord {
+        kind: EventKind::Mapping as u32,
+        tgid: (id >> 32) as u32,
+        // SAFETY: `thread` points to the current thread's map value, which only it writes.
+        incarnation: unsafe { (*thread).incarnation },
+        thread: id as u32,
+        step: step as u32,
+        site: UNKNOWN_SITE,
+        protection: 0,
+        flags: 0,
+        marks: 0,
+        reserved: 0,
+        address: 0,
+        length: 0,
+        new_length: 0,
+        // SAFETY: the helper takes nothing.
+        at_ns: unsafe { bpf_ktime_get_ns() },
+    }
+}
+
+/// Hands a record to user space.
+#[inline(always)]
+fn tell(record: &MappingRecord) {
+    if EVENTS.output::<MappingRecord>(record, 0).is_err() {
+        lose(Loss::MappingLost);
+    }
+}
+
+/// Entry of munmap and mremap.
+#[inline(always)]
+pub(crate) fn mapping_enter() -> u32 {
+    let Some(thread) = filter::current_thread() else {
+        return 0;
+    };
+    let registers = user_registers();
+    // SAFETY: the registers are the kernel's; the verifier knows their layout.
+    let (call, first, second, third, fourth, sp) = unsafe {
+        (
+            (*registers).orig_rax,
+            (*registers).rdi,
+            (*registers).rsi,
+            (*registers).rdx,
+            (*registers).r10,
+            (*registers).rsp,
+        )
+    };
+    if in_allocator(thread, sp) {
+        return 0;
+    }
+    let step = match call {
+        MUNMAP => MappingStep::Unmapping,
+        MREMAP => MappingStep::Remapping,
+        _ => return 0,
+    };
+    let mut record = record(thread, step);
+    record.address = first;
+    record.length = second;
+    if call == MREMAP {
+        record.new_length = third;
+        record.flags = fourth as u32;
+    }
+    tell(&record);
+    0
+}
+
+/// Return of mmap, munmap, mremap, brk and mprotect.
+#[inline(always)]
+pub(crate) fn mapping_return() -> u32 {
+    let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
+        return 0;
+    };
+    let registers = user_registers();
+    // SAFETY: the registers are the kernel's; the verifier knows their layout.
+    let (call, result, first, second, third, fourth, sp) = unsafe {
+        (
+            (*registers).orig_rax,
+            (*registers).rax,
+            (*registers).rdi,
+            (*registers).rsi,
+            (*registers).rdx,
+            (*registers).r10,
+            (*registers).rsp,
+        )
+    };
+    let failed = result >= FIRST_ERROR;
+    let own = in_allocator(thread, sp);
+    if own && call != BRK {
+        return 0;
+    }
+    let mut record = match call {
+        MMAP => {
+            // A file's mapping matters where it replaces memory.
+            if failed || fourth & (MAP_ANONYMOUS | MAP_FIXED) == 0 {
+                return 0;
+            }
+            let mut record = record(thread, MappingStep::Mapped);
+            record.address = result;
+            record.length = second;
+            record.protection = third as u32;
+            record.flags = fourth as u32;
+            record
+        }
+        MUNMAP => {
+            if !failed {
+                return 0;
+            }
+            record(thread, MappingStep::UnmapFailed)
+        }
+        MREMAP => {
+            let mut record = record(thread, MappingStep::Remapped);
+            record.address = if failed { 0 } else { result };
+            record
+        }
+        BRK => {
+            let mut record = record(thread, MappingStep::Broke);
+            record.length = result;
+            if own {
+                record.marks = MAPPING_BY_ALLOCATOR;
+            }
+            record
+        }
+        MPROTECT | PKEY_MPROTECT => {
+            if failed {
+                return 0;
+            }
+            let mut record = record(thread, MappingStep::Protected);
+            record.address = first;
+            record.length = second;
+            record.protection = third as u32;
+            record
+        }
+        _ => return 0,
+    };
+    let maps = match call {
+        MMAP => fourth & MAP_ANONYMOUS != 0,
+        MREMAP => record.address != 0,
+        BRK => !own && first != 0,
+        _ => false,
+    };
+    if maps {
+        record.site = site(settings, thread, registers);
+    }
+    tell(&record);
+    0
+}
+
+/// The site of the system call that the thread is in.
+#[inline(always)]
+fn site(settings: &Settings, thread: *mut ThreadRecord, registers: *const pt_regs) -> u32 {
+    // SAFETY: the registers are the kernel's; the verifier knows their layout.
+    let registers = unsafe {
+        Registers {
+            ip: (*registers).rip,
+            sp: (*registers).rsp,
+            bp: (*registers).rbp,
+        }
+    };
+    stack::capture_within(settings, thread, &registers, 1)
+}
