@@ -178,6 +178,8 @@ fn a_second_ctrl_c_quits() {
     let mut child = Command::new(leakscope().unwrap())
         .args([
             "trace",
+            "--tier",
+            "exact",
             "--top",
             ALL_SITES,
             "--format",

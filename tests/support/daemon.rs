@@ -47,7 +47,8 @@ impl Daemon {
     fn start_in(folder: TempDir, arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(leakscope()?);
         command
-            .args(["daemon", "--socket"])
+            // Sums are compared with what the victim says: no estimates.
+            .args(["daemon", "--tier", "exact", "--socket"])
             .arg(folder.path().join("socket"))
             .args(arguments)
             .stdin(Stdio::null())
