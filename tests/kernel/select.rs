@@ -245,7 +245,7 @@ fn by_group(mount: &Path) {
     assert_truth(&report, inside.pid(), &truths[0]);
     assert_truth(&report, below.pid(), &truths[1]);
     let nap = report.called_by(later.id(), "leak_of_nap");
-    assert!(nap.objects >= 4, "{nap:?}");
+    assert!(nap.objects >= 4, "{nap:?} in {report:?}");
     assert_eq!(report.processes.len(), 3, "{:?}", report.processes);
     inside.quit().unwrap();
     below.quit().unwrap();

@@ -29,6 +29,9 @@ const EXEC_WITHIN: Duration = Duration::from_millis(2);
 /// number squared (500 processes: 46 s against 1 s), and at every hit the kernel asks each whether it is meant.
 const MANY: usize = 24;
 
+/// How long after it was followed a process is looked at once more.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
 /// How often the probe's suggestions are looked at where it does not wake us.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -191,6 +194,11 @@ impl Session {
         self.probe.follow(pid, traced.incarnation)?;
         self.forget_ended(pid);
         self.processes.insert(pid, traced);
+        // What it mapped after we looked and before the probe knew it, nobody was told of: a program that has just begun maps its
+        // libraries at this very time.
+        self.selecting
+            .candidates
+            .insert(pid, Instant::now() + LOOK_AGAIN_AFTER);
         Ok(())
     }
 
@@ -236,11 +244,11 @@ impl Session {
             .collect();
         for pid in due {
             self.selecting.candidates.remove(&pid);
-            let is_child = self
+            let is_followed = self
                 .processes
                 .get(&pid)
-                .is_some_and(|traced| traced.ended.is_none() && traced.space.ranges().is_empty());
-            if is_child {
+                .is_some_and(|traced| traced.ended.is_none());
+            if is_followed {
                 self.note_mapping(pid, false)?;
             } else if self.selecting.selector.is_some() {
                 self.consider(pid)?;

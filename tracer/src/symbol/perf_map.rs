@@ -152,8 +152,8 @@ mod tests {
 
     #[test]
     fn a_line_without_end_takes_no_memory_and_hides_no_other() {
-        // A map of 64 MiB with a single name, made as it is read.
-        let endless = std::io::repeat(b'x').take(64 << 20);
+        // A name of 8 MiB, made as it is read.
+        let endless = std::io::repeat(b'x').take(8 << 20);
         let text = (&b"1000 10 first\n2000 10 "[..])
             .chain(endless)
             .chain(&b"\n3000 10 last\n"[..]);
