@@ -7,10 +7,14 @@
     reason = "tests"
 )]
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use leakscope_tests::{Report, Site, Tracer, Victim, breakpoints, require_kernel, require_victim};
+use leakscope_tests::{
+    Report, Site, Tracer, Victim, breakpoints, leave_out, prebuilt, require_kernel, require_victim,
+};
 
 /// What the victim says of itself.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +42,7 @@ fn count(victim: &mut Victim) -> Count {
 }
 
 /// The victim, at full speed.
-fn start(program: &std::path::Path) -> Victim {
+fn start(program: &Path) -> Victim {
     let mut victim = Victim::start(program).expect("the victim starts");
     victim.say("go").unwrap();
     victim.say("fast").unwrap();
@@ -53,6 +57,23 @@ fn halt(mut victim: Victim) {
     assert!(truth.contains("leak_slowly"), "{truth}");
     assert_eq!(victim.line().unwrap().as_deref(), Some("done"));
     assert!(victim.quit().expect("it ends").success());
+}
+
+/// Estimates rest on chance and on the processor time that the victim gets, which on a busy machine is somebody else's: of three
+/// trials one must hold.
+fn one_of_three(trial: impl Fn()) {
+    if prebuilt() {
+        leave_out("an emulated machine is slowed by traps in another measure than its clock says");
+        return;
+    }
+    for _ in 0..2 {
+        if catch_unwind(AssertUnwindSafe(&trial)).is_ok() {
+            return;
+        }
+    }
+    if let Err(failure) = catch_unwind(AssertUnwindSafe(&trial)) {
+        resume_unwind(failure);
+    }
 }
 
 fn is_leak(site: &Site) -> bool {
@@ -73,7 +94,11 @@ fn assert_budget_kept(report: &Report, budget: f64, seconds: f64) {
 fn a_leak_under_churn_is_found_first_and_the_truth_lies_in_the_interval() {
     let _alone = require_kernel!();
     let program = require_victim!("load");
-    let mut victim = start(&program);
+    one_of_three(|| find_the_leak(&program));
+}
+
+fn find_the_leak(program: &Path) {
+    let mut victim = start(program);
     let pid = victim.pid().to_string();
     let before = count(&mut victim);
     let tracer = Tracer::start(&["-p", &pid, "--tier", "sampled"]).unwrap();
@@ -121,7 +146,11 @@ fn a_leak_under_churn_is_found_first_and_the_truth_lies_in_the_interval() {
 fn auto_sees_all_calls_of_a_quiet_process_and_keeps_the_budget_when_it_jumps() {
     let _alone = require_kernel!();
     let program = require_victim!("load");
-    let mut victim = start(&program);
+    one_of_three(|| jump(&program));
+}
+
+fn jump(program: &Path) {
+    let mut victim = start(program);
     victim.say("slow").unwrap();
     sleep(Duration::from_millis(200));
     let pid = victim.pid().to_string();
@@ -156,7 +185,11 @@ fn auto_sees_all_calls_of_a_quiet_process_and_keeps_the_budget_when_it_jumps() {
 fn five_times_the_budget_in_a_second_detaches_at_once() {
     let _alone = require_kernel!();
     let program = require_victim!("load");
-    let mut victim = start(&program);
+    one_of_three(|| overdraw(&program));
+}
+
+fn overdraw(program: &Path) {
+    let mut victim = start(program);
     let pid = victim.pid().to_string();
     // Windows so long that each would cost some hundred times the budget.
     let mut tracer = Tracer::start(&["-p", &pid, "--tier", "sampled", "--window", "20s"]).unwrap();
