@@ -356,7 +356,10 @@ fn a_full_live_table_is_thinned_and_says_so() {
         .iter()
         .find(|site| site.pid == pid && site.contains("leak_many"))
         .expect("the leak is shown");
-    assert!(site.inuse_bytes_low < site.inuse_bytes && site.inuse_bytes <= site.inuse_bytes_high);
+    // No more can survive than was allocated: an estimate that came out above that is cut to it, and one in forty so far above
+    // that its interval's lower end is cut, too.
+    assert!(site.inuse_bytes_low <= site.inuse_bytes && site.inuse_bytes <= site.inuse_bytes_high);
+    assert!(site.inuse_bytes_low < site.inuse_bytes_high || site.inuse_bytes == site.alloc_bytes);
     // Five standard deviations, so that the test does not fail by chance: the interval is 1.96 of them on either side.
     let margin = (site.inuse_bytes - site.inuse_bytes_low) * 5 / 2;
     assert!(

@@ -172,7 +172,7 @@ pub(super) fn running(raw: TargetArguments) -> anyhow::Result<Option<Target>> {
         return Ok(Some(Target::Processes(pids)));
     }
     if raw.all {
-        return Ok(Some(Target::Selected(Selector::all()?)));
+        return Ok(Some(Target::Selected(Selector::all())));
     }
     if raw.comm.is_empty() && raw.cgroup.is_empty() {
         return Ok(None);
@@ -189,7 +189,7 @@ pub(super) fn running(raw: TargetArguments) -> anyhow::Result<Option<Target>> {
 pub(super) fn running_or_all(raw: TargetArguments) -> anyhow::Result<Target> {
     match running(raw)? {
         Some(target) => Ok(target),
-        None => Ok(Target::Selected(Selector::all()?)),
+        None => Ok(Target::Selected(Selector::all())),
     }
 }
 

@@ -170,21 +170,6 @@ impl Probe {
         Ok(())
     }
 
-    /// Drops the records of a process's threads. Only once nothing is attached to it any more: a record that a program is
-    /// using must not be given to another thread.
-    pub fn forget_threads(&mut self, pid: u32) {
-        let threads: Vec<u64> = self
-            .threads
-            .keys()
-            .flatten()
-            .filter(|thread| thread >> 32 == u64::from(pid))
-            .collect();
-        for thread in threads {
-            // The thread may have ended by itself.
-            let _ = self.threads.remove(&thread);
-        }
-    }
-
     /// The incarnation of a followed process.
     #[must_use]
     pub fn incarnation(&self, pid: u32) -> Option<u32> {

@@ -94,6 +94,13 @@ impl Probe {
         found
     }
 
+    /// Whether a slot of the live table holds a key; asked after its block was read: nobody replaced the block in between.
+    pub(super) fn still_holds(&self, index: usize, slot: usize, key: u64) -> bool {
+        self.live
+            .word(index, offset_of!(Bucket, keys) + slot * 8)
+            .is_some_and(|word| word.load(Ordering::SeqCst) == key)
+    }
+
     /// Visits every live block. Blocks that come and go meanwhile may or may not be visited; none is seen half written.
     pub fn visit_blocks(&self, mut visit: impl FnMut(LiveBlock)) {
         for index in 0..self.live.len() {
@@ -104,12 +111,7 @@ impl Probe {
                 if key == 0 || key == LIVE_CLAIMED {
                     continue;
                 }
-                // The same key after the block was read: nobody replaced the block in between.
-                let still = self
-                    .live
-                    .word(index, offset_of!(Bucket, keys) + slot * 8)
-                    .is_some_and(|word| word.load(Ordering::SeqCst) == key);
-                if still {
+                if self.still_holds(index, slot, key) {
                     visit(LiveBlock {
                         address: live_key(block.incarnation, key),
                         block,

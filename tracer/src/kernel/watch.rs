@@ -256,12 +256,7 @@ impl Probe {
                 if key <= LIVE_CLAIMED || block.incarnation != incarnation {
                     continue;
                 }
-                // The same key after the block was read: nobody replaced the block in between.
-                let still = self
-                    .live
-                    .word(index, offset_of!(Bucket, keys) + slot * 8)
-                    .is_some_and(|word| word.load(Ordering::SeqCst) == key);
-                if still {
+                if self.still_holds(index, slot, key) {
                     let address = live_key(incarnation, key);
                     visit(index, slot, LiveBlock { address, block });
                 }
@@ -317,8 +312,8 @@ impl Probe {
         false
     }
 
-    /// Drops the records of a process's threads and hands out their hits. As for [`Probe::forget_threads`]: only once nothing is
-    /// attached to it any more. A call that a detached probe saw begin and not end would hide later ones.
+    /// Drops the records of a process's threads and hands out their hits. Only once nothing is attached to it any more: a record that
+    /// a program is using must not be given to another thread. A call that a detached probe saw begin and not end would hide later ones.
     pub fn take_thread_hits(&mut self, pid: u32) -> [u64; HIT_SLOTS] {
         let mut sum = [0_u64; HIT_SLOTS];
         let threads: Vec<u64> = self

@@ -340,19 +340,9 @@ impl Cohorts {
     /// Drops the blocks that the window contradicts, and keeps count of those that looked as if nothing had happened.
     fn contradict(&mut self, span: &Span, untouched: &HashSet<u64>) {
         let effective = span.effective_s();
-        for watched in &self.watched {
-            if watched.first.is_none() || !self.looks_alike(watched) {
-                continue;
-            }
-            let seen_before = self
-                .cohorts
-                .get(watched.cohort as usize)
-                .is_some_and(|cohort| cohort.later_windows > 0);
-            let site = self
-                .contradictions
-                .entry(watched.survivor.site)
-                .or_default();
-            if let Some(counts) = site.get_mut(usize::from(seen_before)) {
+        let mut all = std::mem::take(&mut self.watched);
+        for watched in &all {
+            if let Some(counts) = self.contradictions_of(watched) {
                 if untouched.contains(&watched.survivor.address) {
                     counts.window_exposure += effective;
                 } else {
@@ -361,8 +351,23 @@ impl Cohorts {
                 }
             }
         }
-        self.watched
-            .retain(|watched| untouched.contains(&watched.survivor.address));
+        all.retain(|watched| untouched.contains(&watched.survivor.address));
+        self.watched = all;
+    }
+
+    /// Where a block's contradictions are counted: blocks that look alike by site, those of a cohort that a later window has seen apart.
+    fn contradictions_of(&mut self, watched: &Watched) -> Option<&mut Contradictions> {
+        if watched.first.is_none() || !self.looks_alike(watched) {
+            return None;
+        }
+        let seen_before = self
+            .cohorts
+            .get(watched.cohort as usize)
+            .is_some_and(|cohort| cohort.later_windows > 0);
+        self.contradictions
+            .entry(watched.survivor.site)
+            .or_default()
+            .get_mut(usize::from(seen_before))
     }
 
     /// Whether a successor at the same address could not be told from the block: its bytes are all the same, or other
@@ -416,18 +421,7 @@ impl Cohorts {
             }
         }
         for (watched, is_gone) in gone {
-            if watched.first.is_none() || !self.looks_alike(&watched) {
-                continue;
-            }
-            let seen_before = self
-                .cohorts
-                .get(watched.cohort as usize)
-                .is_some_and(|cohort| cohort.later_windows > 0);
-            let site = self
-                .contradictions
-                .entry(watched.survivor.site)
-                .or_default();
-            if let Some(counts) = site.get_mut(usize::from(seen_before)) {
+            if let Some(counts) = self.contradictions_of(&watched) {
                 counts.check_exposure += if is_gone { since / 2.0 } else { since };
                 counts.by_checks += f64::from(u8::from(is_gone));
             }

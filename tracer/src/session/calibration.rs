@@ -41,7 +41,7 @@ impl Session {
         // Waits out a grace period of the kernel.
         close_links(ourselves.links.into_values());
         self.probe.forget(pid, ourselves.incarnation);
-        self.probe.forget_threads(pid);
+        self.probe.take_thread_hits(pid);
         self.probe
             .drop_incarnations(&HashSet::from([ourselves.incarnation]));
         self.tables.remove(&mut self.probe, ourselves.incarnation);

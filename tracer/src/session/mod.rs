@@ -204,21 +204,9 @@ impl Session {
     /// # Errors
     /// There is no such process, it cannot be read, or has no allocator that is known.
     pub fn follow(&mut self, pid: u32) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid, self.limits(false))?;
-        traced
-            .space
-            .refresh(&self.proc_root, pid, &mut self.modules)
-            .map_err(TraceError::from)?;
-        // Tables, probes, filter, in this order: a target is trapped for nothing as briefly as can be, and recording begins
-        // for all functions at the same instant.
-        traced.incarnation = self.probe.new_incarnation();
-        self.install_tables(&mut traced)?;
-        traced.windows.begin(pid, traced.incarnation);
-        traced.windows.measure(&self.proc_root, pid);
-        let attached = self.attach(&mut traced);
-        if attached.is_err() || traced.sites.is_empty() {
+        let traced = self.prepare(pid)?;
+        if traced.sites.is_empty() {
             self.tables.remove(&mut self.probe, traced.incarnation);
-            attached?;
             return Err(TraceError::NoAllocator {
                 pid,
                 comm: traced.comm,
@@ -230,6 +218,25 @@ impl Session {
         self.probe.follow(pid, traced.incarnation)?;
         self.processes.insert(pid, traced);
         Ok(())
+    }
+
+    /// Makes a running process ready to be recorded: its tables and its probes are there, and the filter does not know it yet. In this
+    /// order a target is trapped for nothing as briefly as can be, and recording begins for all functions at the same instant.
+    fn prepare(&mut self, pid: u32) -> Result<Traced, TraceError> {
+        let mut traced = Traced::open(&self.proc_root, pid, self.limits(false))?;
+        traced
+            .space
+            .refresh(&self.proc_root, pid, &mut self.modules)
+            .map_err(TraceError::from)?;
+        traced.incarnation = self.probe.new_incarnation();
+        self.install_tables(&mut traced)?;
+        traced.windows.begin(pid, traced.incarnation);
+        traced.windows.measure(&self.proc_root, pid);
+        if let Err(error) = self.attach(&mut traced) {
+            self.tables.remove(&mut self.probe, traced.incarnation);
+            return Err(error);
+        }
+        Ok(traced)
     }
 
     /// Begins to trace a child that has not called exec yet; with `children`, also its children and theirs.

@@ -163,12 +163,10 @@ impl Session {
         }
         match self.follow_as_it_is(pid) {
             Ok(()) => Ok(()),
-            Err(TraceError::Kernel(KernelError::Attach { .. })) => {
-                self.selecting.failed += 1;
-                Ok(())
+            Err(TraceError::Kernel(error)) if !matches!(error, KernelError::Attach { .. }) => {
+                Err(error)
             }
-            Err(TraceError::Kernel(error)) => Err(error),
-            // It has ended meanwhile, or is another user's.
+            // It has ended meanwhile, is another user's, or a file of its cannot be attached to.
             Err(_) => {
                 self.selecting.failed += 1;
                 Ok(())
@@ -178,19 +176,7 @@ impl Session {
 
     /// Follows a process even if it has no allocator that is known: one may be loaded later, and the report says why nothing is seen.
     fn follow_as_it_is(&mut self, pid: u32) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid, self.limits(false))?;
-        traced
-            .space
-            .refresh(&self.proc_root, pid, &mut self.modules)
-            .map_err(TraceError::from)?;
-        traced.incarnation = self.probe.new_incarnation();
-        self.install_tables(&mut traced)?;
-        traced.windows.begin(pid, traced.incarnation);
-        traced.windows.measure(&self.proc_root, pid);
-        if let Err(error) = self.attach(&mut traced) {
-            self.tables.remove(&mut self.probe, traced.incarnation);
-            return Err(error);
-        }
+        let traced = self.prepare(pid)?;
         self.probe.follow(pid, traced.incarnation)?;
         self.forget_ended(pid);
         self.processes.insert(pid, traced);

@@ -57,11 +57,16 @@ pub struct Selector {
 
 impl Selector {
     /// Every process.
-    ///
-    /// # Errors
-    /// None: see [`Selector::new`].
-    pub fn all() -> Result<Self, SelectError> {
-        Self::new(&[], Vec::new())
+    #[must_use]
+    pub fn all() -> Self {
+        Self {
+            comms: Vec::new(),
+            cgroups: Vec::new(),
+            selection: Box::new(Selection {
+                flags: SELECT_ACTIVE,
+                ..Selection::NONE
+            }),
+        }
     }
 
     /// The processes whose name matches one of the patterns (any name where there are none), and that are in one of the groups
@@ -70,13 +75,11 @@ impl Selector {
     /// # Errors
     /// A pattern is not well formed, or there are too many.
     pub fn new(comms: &[String], cgroups: Vec<CgroupPath>) -> Result<Self, SelectError> {
-        let mut selection = Selection {
-            flags: SELECT_ACTIVE,
-            ..Selection::NONE
-        };
+        let mut selector = Self::all();
+        let selection = &mut *selector.selection;
         let mut states = 0;
         for pattern in comms {
-            add_pattern(&mut selection, &mut states, pattern)?;
+            add_pattern(selection, &mut states, pattern)?;
             selection.flags |= SELECT_COMM;
         }
         if cgroups.len() > SELECTED_CGROUPS {
@@ -97,11 +100,9 @@ impl Selector {
                 }
             }
         }
-        Ok(Self {
-            comms: comms.to_vec(),
-            cgroups,
-            selection: Box::new(selection),
-        })
+        selector.comms = comms.to_vec();
+        selector.cgroups = cgroups;
+        Ok(selector)
     }
 
     /// Whether a process is wanted.

@@ -2,7 +2,7 @@
 
 use super::Bench;
 use super::child::Running;
-use super::figures::{BarFigures, ProcessesFigures, Times};
+use super::figures::{BarFigures, ProcessesFigures, Times, median};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -78,7 +78,7 @@ pub(super) fn measure(bench: &mut Bench) -> Result<ProcessesFigures> {
         busy.push(loaded);
     }
     let attach = Times::of(&beyond);
-    let (idle_percent, busy_percent) = (median(&mut idle), median(&mut busy));
+    let (idle_percent, busy_percent) = (median(&idle), median(&busy));
     Ok(ProcessesFigures {
         running: RUNNING,
         bars: vec![
@@ -148,10 +148,4 @@ fn processor_seconds(pid: u32) -> Result<f64> {
         .map(str::parse)
         .collect::<Result<_, _>>()?;
     Ok(ticks.iter().sum::<u64>() as f64 / 100.0)
-}
-
-/// The median.
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
