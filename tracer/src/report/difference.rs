@@ -482,7 +482,7 @@ mod tests {
 
     use super::super::arbitrary::any_report;
     use super::super::fixtures::exact_report;
-    use super::super::{Format, Pprof, Report, ReportParts, pprof};
+    use super::super::{FORMAT_NAMES, Format, Pprof, Report, ReportParts, pprof};
     use super::{ChangeKind, Difference};
 
     fn through_pprof(report: &Report) -> Report {
@@ -494,7 +494,7 @@ mod tests {
     #[test]
     fn figures_that_do_not_fit_contradict_nothing() {
         let mut parts = exact_report().into_parts();
-        let mut site = parts.sites.swap_remove(0);
+        let mut site = parts.sites.remove(0);
         for figure in [
             &mut site.inuse_bytes,
             &mut site.inuse_objects,
@@ -504,8 +504,10 @@ mod tests {
             *figure = u64::MAX;
         }
         site.growth_bytes_per_s = f64::MAX;
-        // The same stack three times.
-        parts.sites = vec![site.clone(), site.clone(), site];
+        // The same stack three times, and one that is wide enough to be drawn beside it.
+        let mut other = parts.sites.remove(0);
+        other.inuse_bytes = u64::MAX / 16;
+        parts.sites = vec![site.clone(), site.clone(), site, other];
         let report = Report::new(parts);
         assert_eq!(Difference::between(&report, &report).changes, []);
         let empty = Report::new(ReportParts::default());
@@ -515,6 +517,14 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Difference>(&json).unwrap(), grown);
         let gone = Difference::between(&report, &empty);
         assert_eq!(gone.total.inuse_bytes_change, i64::MIN);
+        for difference in [grown, gone] {
+            for name in FORMAT_NAMES {
+                let view = <dyn Format>::from_name(name).unwrap();
+                let mut shown = Vec::new();
+                view.write_difference(&difference, &mut shown).unwrap();
+                assert!(!shown.is_empty(), "{name}");
+            }
+        }
     }
 
     #[test]
