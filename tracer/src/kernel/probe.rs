@@ -22,6 +22,7 @@ use super::{
     command,
     error::KernelError,
     event::{ProbeEvent, parse_event},
+    guardian::Guardian,
     load::{LoadedObject, MapMemory, io_error},
     shared::SharedArray,
     sys,
@@ -95,6 +96,8 @@ pub struct Probe {
     pub(super) unwind_rows: SharedArray<UnwindRow>,
     pub(super) processes: BpfHashMap<MapData, u32, Value<ProcessRecord>>,
     pub(super) holds: BpfHashMap<MapData, u32, u32>,
+    /// The same map, for the guardian.
+    pub(super) holds_fd: OwnedFd,
     pub(super) hits: BpfHashMap<MapData, u32, Value<HitCounts>>,
     pub(super) threads: BpfHashMap<MapData, u64, Value<ThreadRecord>>,
     pub(super) slices: SharedArray<Slice>,
@@ -104,6 +107,8 @@ pub struct Probe {
     pub(super) lifecycle_programs: Vec<(&'static str, OwnedFd)>,
     /// Whether the making of processes is seen.
     pub(super) sees_forks: bool,
+    /// Whoever lets held processes run on if we are killed; there when there can be any.
+    pub(super) guardian: Option<Guardian>,
 }
 
 impl Probe {
@@ -164,6 +169,10 @@ impl Probe {
             unwind_pages: shared(&object, "UNWIND_PAGES", options.unwind_pages.max(64))?,
             unwind_rows: shared(&object, "UNWIND_ROWS", options.unwind_rows.max(64))?,
             processes: hash(object.take_map("PROCESSES")?)?,
+            holds_fd: object
+                .map_fd("HOLDS")?
+                .try_clone_to_owned()
+                .map_err(|source| KernelError::call("cannot duplicate a descriptor", source))?,
             holds: hash(object.take_map("HOLDS")?)?,
             hits: hash(object.take_map("HITS")?)?,
             threads: hash(object.take_map("THREADS")?)?,
@@ -174,6 +183,7 @@ impl Probe {
             memory: std::mem::take(&mut object.memory),
             lifecycle_programs,
             sees_forks: false,
+            guardian: None,
         };
         probe.settings.write(
             0,

@@ -393,8 +393,25 @@ impl Session {
         ended: u32,
         held: bool,
     ) -> Result<(), KernelError> {
+        let begun = self.begin_after_exec(pid, incarnation, ended);
+        if !matches!(begun, Ok(true)) {
+            if held {
+                let _ = self.probe.resume(pid);
+            }
+            return begun.map(|_| ());
+        }
+        self.note_mapping(pid, held)
+    }
+
+    /// Whether the process is still to be followed with its new program.
+    fn begin_after_exec(
+        &mut self,
+        pid: u32,
+        incarnation: u32,
+        ended: u32,
+    ) -> Result<bool, KernelError> {
         let Some(mut traced) = self.processes.remove(&pid) else {
-            return Ok(());
+            return Ok(false);
         };
         if ended != incarnation {
             self.drop_incarnation(ended);
@@ -406,16 +423,25 @@ impl Session {
             traced.incarnation = incarnation;
             self.processes.insert(pid, traced);
             self.let_go(pid);
-            return Ok(());
+            return Ok(false);
         }
         traced.begin_program(&self.proc_root, incarnation);
         self.begin_windows(&mut traced)?;
         self.processes.insert(pid, traced);
-        self.note_mapping(pid, held)
+        Ok(true)
     }
 
     /// A followed process may have mapped new code: look for allocators, unwind tables and names in it.
     fn note_mapping(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
+        let looked = self.look_at_mappings(pid, held);
+        if held {
+            // Whatever came of it. It may have been killed meanwhile.
+            let _ = self.probe.resume(pid);
+        }
+        looked
+    }
+
+    fn look_at_mappings(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
         let Some(mut traced) = self.processes.remove(&pid) else {
             return Ok(());
         };
@@ -434,10 +460,6 @@ impl Session {
             }
         }
         self.processes.insert(pid, traced);
-        if held {
-            // It may have been killed meanwhile.
-            let _ = self.probe.resume(pid);
-        }
         Ok(())
     }
 
