@@ -212,7 +212,7 @@ impl Breeder {
         let path = path.to_str().unwrap();
         // Of the children the shell waits for some and not for others; there are grandchildren too.
         let script = format!(
-            "i=0; while [ $i -lt 40 ]; do {path} nap 1 & sh -c '{path} nap 1; :'; i=$((i+1)); done; wait"
+            "i=0; while [ $i -lt 12 ]; do {path} nap 1 & sh -c '{path} nap 1; :'; i=$((i+1)); done; wait"
         );
         let tracer = Tracer::start(&["--tier", "exact", "--", "sh", "-c", &script]).unwrap();
         Self { folder, tracer }
@@ -248,7 +248,7 @@ impl Breeder {
 fn killed_while_it_holds_others_it_leaves_none_of_them_stopped() {
     let _alone = require_kernel!();
     let victim = require_victim!("family");
-    let rounds = if prebuilt() { 3 } else { 20 };
+    let rounds = if prebuilt() { 2 } else { 12 };
     let mut held = 0;
     for round in 0..rounds {
         let breeder = Breeder::start(&victim);
@@ -281,7 +281,7 @@ fn killed_while_it_holds_others_it_leaves_none_of_them_stopped() {
 fn killed_at_any_moment_it_leaves_no_process_stopped() {
     let _alone = require_kernel!();
     let victim = require_victim!("family");
-    for round in 0..if prebuilt() { 3 } else { 12_u64 } {
+    for round in 0..if prebuilt() { 2 } else { 8_u64 } {
         let breeder = Breeder::start(&victim);
         sleep(Duration::from_millis(40 * round));
         // A second SIGINT quits at once.
