@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use leakscope_tests::{
-    Finished, MemoryLimit, Tracer, Truth, Victim, answers, breakpoints, children, leave_out,
+    Finished, MemoryLimit, Tracer, Truth, Victim, answers, breakpoints, command_of, leave_out,
     prebuilt, require_kernel, require_victim, run, run_command, scripted, send, skip, tampered,
     wait_for_breakpoints,
 };
@@ -290,8 +290,8 @@ fn a_command_that_dies_at_any_moment() {
         let after = format!("the command's death after {moment:?}");
         let mut tracer = Tracer::start(&["--", path, "now"]).expect("started");
         let found = loop {
-            if let Some(child) = children(tracer.pid()).unwrap_or_default().first() {
-                break Some(*child);
+            if let Some(child) = command_of(tracer.pid()) {
+                break Some(child);
             }
             if !Path::new(&format!("/proc/{}/maps", tracer.pid())).exists() {
                 break None;
