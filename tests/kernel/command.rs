@@ -248,7 +248,7 @@ impl Breeder {
 fn killed_while_it_holds_others_it_leaves_none_of_them_stopped() {
     let _alone = require_kernel!();
     let victim = require_victim!("family");
-    let rounds = if prebuilt() { 2 } else { 12 };
+    let rounds = if prebuilt() { 2 } else { 6 };
     let mut held = 0;
     for round in 0..rounds {
         let breeder = Breeder::start(&victim);
@@ -281,9 +281,9 @@ fn killed_while_it_holds_others_it_leaves_none_of_them_stopped() {
 fn killed_at_any_moment_it_leaves_no_process_stopped() {
     let _alone = require_kernel!();
     let victim = require_victim!("family");
-    for round in 0..if prebuilt() { 2 } else { 8_u64 } {
+    for round in 0..if prebuilt() { 2 } else { 5_u64 } {
         let breeder = Breeder::start(&victim);
-        sleep(Duration::from_millis(40 * round));
+        sleep(Duration::from_millis(100 * round));
         // A second SIGINT quits at once.
         let signals: &[&str] = if round % 4 == 3 {
             &["INT", "INT"]
