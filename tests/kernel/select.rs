@@ -294,6 +294,18 @@ struct Container {
     pid: u32,
 }
 
+/// A shell's words, in new namespaces and a new root.
+fn entering(root: &Path, words: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command
+        .args(["-m", "-p", "-f", "sh", "-c"])
+        .arg(format!(
+            "mount --bind \"$0\" \"$0\" && cd \"$0\" && mkdir old && pivot_root . old && {words}"
+        ))
+        .arg(root);
+    command
+}
+
 impl Container {
     fn start(program: &Path) -> Self {
         let root = tempfile::tempdir().unwrap();
@@ -320,10 +332,7 @@ impl Container {
                 copy(Path::new(loader), loader);
             }
         }
-        let mut outer = Command::new("unshare")
-            .args(["-m", "-p", "-f", "chroot"])
-            .arg(root.path())
-            .arg("/program")
+        let mut outer = entering(root.path(), "exec /program")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -373,12 +382,12 @@ impl Drop for Container {
 fn in_containers(group: Option<&Group>) {
     let basic = require_victim!("basic");
     let musl = require_victim!("basic-musl");
-    if !Command::new("unshare")
-        .args(["-m", "-p", "-f", "chroot", "/", "true"])
+    let empty = tempfile::tempdir().unwrap();
+    if !entering(empty.path(), "exit 0")
         .output()
         .is_ok_and(|output| output.status.success())
     {
-        leave_out("no namespaces can be made here");
+        leave_out("no process can be given a root of its own here");
         return;
     }
     let mut containers = [
