@@ -8,7 +8,7 @@ use super::victim::{Victim, compile};
 use anyhow::{Context as _, Result, bail};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -227,7 +227,7 @@ fn body(answer: &[u8]) -> Option<&[u8]> {
 }
 
 /// Live blocks and sites that the daemon knows.
-fn known(socket: &PathBuf) -> Result<(u64, u64)> {
+fn known(socket: &Path) -> Result<(u64, u64)> {
     let report = super::report_file::ReportFile::parse(&ask(socket, "/api/v1/report?top=1")?)?;
     Ok((report.live_blocks(), report.site_count()))
 }
