@@ -47,33 +47,30 @@ struct Stripe {
     totals: SharedArray<SiteTotals>,
 }
 
-/// The keys of the buckets that are mapped, with the buckets' numbers.
-pub(super) fn keys(
+/// Calls back with key, bucket and slot of each block that is mapped, and the block.
+pub(super) fn each_block(
     window: &SharedArray<Bucket>,
-) -> impl Iterator<Item = (usize, [u64; BUCKET_SLOTS])> {
-    window.indices().filter_map(|index| {
-        let mut keys = [0; BUCKET_SLOTS];
-        for (slot, key) in keys.iter_mut().enumerate() {
-            *key = window.part(index, offset_of!(Bucket, keys) + slot * 8)?;
+    mut visit: impl FnMut(u64, usize, usize, Block),
+) {
+    const { assert!(BUCKET_SLOTS == 8) };
+    for index in window.indices() {
+        let Some(keys) = window.words(index, offset_of!(Bucket, keys)) else {
+            return;
+        };
+        // Most buckets and slots are empty: their blocks are not read.
+        if keys == [0; 8] {
+            continue;
         }
-        Some((index, keys))
-    })
-}
-
-/// The blocks that are mapped, with key, bucket and slot.
-pub(super) fn blocks(
-    window: &SharedArray<Bucket>,
-) -> impl Iterator<Item = (u64, usize, usize, Block)> {
-    keys(window).flat_map(move |(index, keys)| {
-        // Most slots are empty: their blocks are not read.
-        keys.into_iter()
-            .enumerate()
-            .filter(|(_, key)| *key > LIVE_CLAIMED)
-            .filter_map(move |(slot, key)| {
-                let place = offset_of!(Bucket, blocks) + slot * size_of::<Block>();
-                Some((key, index, slot, window.part(index, place)?))
-            })
-    })
+        for (slot, key) in keys.into_iter().enumerate() {
+            if key <= LIVE_CLAIMED {
+                continue;
+            }
+            let place = offset_of!(Bucket, blocks) + slot * size_of::<Block>();
+            if let Some(block) = window.part(index, place) {
+                visit(key, index, slot, block);
+            }
+        }
+    }
 }
 
 /// Whether a slot of the live table holds a key; asked after its block was read: nobody replaced the block in between.
@@ -197,14 +194,14 @@ impl Probe {
     pub fn visit_blocks(&self, mut visit: impl FnMut(LiveBlock)) -> Result<(), KernelError> {
         for window in self.live_windows() {
             let window = window?;
-            for (key, index, slot, block) in blocks(&window) {
+            each_block(&window, |key, index, slot, block| {
                 if still_holds(&window, index, slot, key) {
                     visit(LiveBlock {
                         address: live_key(block.incarnation, key),
                         block,
                     });
                 }
-            }
+            });
         }
         Ok(())
     }
@@ -222,7 +219,10 @@ impl Probe {
     pub fn is_crowded(&self) -> bool {
         let mut seen = 0_usize;
         let mut used = 0_usize;
-        for (_, keys) in keys(&self.live_sample) {
+        for index in self.live_sample.indices() {
+            let Some(keys) = self.live_sample.words(index, offset_of!(Bucket, keys)) else {
+                break;
+            };
             seen += keys.len();
             used += keys.iter().filter(|key| **key != 0).count();
         }
@@ -256,11 +256,11 @@ impl Probe {
     fn drop_where(&self, goes: impl Fn(u64, &Block) -> bool) -> Result<(), KernelError> {
         for window in self.live_windows() {
             let window = window?;
-            for (key, index, slot, block) in blocks(&window) {
+            each_block(&window, |key, index, slot, block| {
                 if goes(key, &block) {
                     remove_key(&window, index, slot, key);
                 }
-            }
+            });
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use leakscope_common::{Block, Bucket, HIT_SLOTS, LIVE_CLAIMED, live_bucket_pair,
 use super::{
     error::KernelError,
     probe::{Probe, cannot_map},
-    read::{LiveBlock, blocks, remove_key, still_holds},
+    read::{LiveBlock, each_block, remove_key, still_holds},
     shared::SharedArray,
     sys,
 };
@@ -306,12 +306,12 @@ impl Probe {
     ) -> Result<(), KernelError> {
         for window in self.live_windows() {
             let window = window?;
-            for (key, index, slot, block) in blocks(&window) {
+            each_block(&window, |key, index, slot, block| {
                 if block.incarnation == incarnation && still_holds(&window, index, slot, key) {
                     let address = live_key(incarnation, key);
                     visit(&window, index, slot, LiveBlock { address, block });
                 }
-            }
+            });
         }
         Ok(())
     }
