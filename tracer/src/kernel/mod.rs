@@ -30,4 +30,6 @@ pub use load::MapMemory;
 pub use object::{Provenance, provenance};
 pub use probe::{Probe, ProbeOptions, open_pidfd};
 pub use read::{LiveBlock, SiteCount};
-pub use watch::{BlockReading, BlockToRead, process_cpu_time, raise_priority, read_blocks};
+pub use watch::{
+    BlockReading, BlockToPut, BlockToRead, process_cpu_time, raise_priority, read_blocks,
+};
