@@ -48,6 +48,8 @@ pub(super) enum Command {
 pub(super) enum TierChoice {
     /// The best that there is; for now always `exact`.
     Auto,
+    /// No allocator: mappings, exactly, with the stacks that made them.
+    Growth,
     /// Every call of the allocator, all the time.
     Exact,
 }

@@ -13,7 +13,7 @@ use super::args::{
 use crate::{
     daemon::{DaemonOptions, default_socket},
     kernel::ProbeOptions,
-    report::Suppressions,
+    report::{Suppressions, Tier},
     session::SessionOptions,
     target::select::{CgroupPath, Selector},
     unwind::BuildOptions,
@@ -81,9 +81,10 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
             ),
         );
     }
-    match raw.tier {
-        TierChoice::Auto | TierChoice::Exact => {}
-    }
+    let tier = match raw.tier {
+        TierChoice::Auto | TierChoice::Exact => Tier::Exact,
+        TierChoice::Growth => Tier::Growth,
+    };
     Ok(SessionOptions {
         probe: ProbeOptions {
             live_blocks: raw.max_blocks,
@@ -105,6 +106,7 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
         },
         unwind_cache: raw.unwind_cache,
         min_age: raw.min_age.unwrap_or_default(),
+        tier,
         suppressions: raw
             .suppress
             .as_deref()

@@ -9,13 +9,18 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::SiteId;
 
 /// A page, bytes (x86_64).
 pub const PAGE: u64 = 4096;
 
 /// What a mapping is for, as far as the call that made it says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum MappingKind {
     /// Private anonymous memory.
     #[default]
@@ -91,6 +96,19 @@ pub enum Step {
         /// Whether it may be read, written or executed.
         accessible: bool,
     },
+}
+
+impl MappingKind {
+    /// For people.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Anonymous => "mapping",
+            Self::Shared => "shared mapping",
+            Self::ThreadStack => "thread stack",
+            Self::DataSegment => "data segment (brk)",
+        }
+    }
 }
 
 /// What a piece of a mapping is.
@@ -215,7 +233,10 @@ impl Mappings {
                 if keeps_old {
                     for (start, piece) in &pieces {
                         // What stays is empty, and becomes memory only when it is written again.
-                        let empty = Piece { site: OLD, ..*piece };
+                        let empty = Piece {
+                            site: OLD,
+                            ..*piece
+                        };
                         self.insert(*start, empty);
                     }
                 }
@@ -326,7 +347,11 @@ impl Mappings {
             .next_back()
             .filter(|(_, piece)| piece.end > from)
             .map_or(from, |(start, _)| *start);
-        let starts: Vec<u64> = self.pieces.range(first..to).map(|(start, _)| *start).collect();
+        let starts: Vec<u64> = self
+            .pieces
+            .range(first..to)
+            .map(|(start, _)| *start)
+            .collect();
         for start in starts {
             let Some(piece) = self.pieces.remove(&start) else {
                 continue;
@@ -360,14 +385,7 @@ impl Mappings {
         };
         self.take(address, new_length);
         if length == 0 {
-            self.add(
-                address,
-                new_length,
-                MappingKind::Shared,
-                true,
-                site,
-                at_ns,
-            );
+            self.add(address, new_length, MappingKind::Shared, true, site, at_ns);
             return;
         }
         let limit = address.saturating_add(new_length);

@@ -3,6 +3,7 @@
 //! arguments nor views.
 
 mod calibration;
+mod growth;
 mod inspect;
 mod links;
 mod process;
@@ -28,11 +29,12 @@ pub use tables::{Tables, Unwinding};
 use crate::{
     kernel::{KernelError, Probe, ProbeEvent, ProbeOptions, close_links},
     ledger::{Ledger, SiteId},
-    report::{Report, Suppressions},
+    report::{Report, Suppressions, Tier},
     symbol::{Modules, Resolver},
     target::discover::Files,
     unwind::BuildOptions,
 };
+use growth::Growth;
 use links::Links;
 use process::Traced;
 use select::Selecting;
@@ -67,6 +69,8 @@ pub struct SessionOptions {
     pub budget: f64,
     /// Sites that are not reported.
     pub suppressions: Suppressions,
+    /// How allocations are seen.
+    pub tier: Tier,
 }
 
 /// The share of the targets' CPU time that tracing may take, unless something else is asked for.
@@ -81,6 +85,7 @@ impl Default for SessionOptions {
             min_age: Duration::ZERO,
             budget: DEFAULT_BUDGET,
             suppressions: Suppressions::default(),
+            tier: Tier::Exact,
         }
     }
 }
@@ -124,6 +129,7 @@ pub struct Session {
     next_survey: Instant,
     processes: BTreeMap<u32, Traced>,
     links: Links,
+    growth: Growth,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
     canonical: HashMap<(u32, Vec<u64>), SiteId>,
@@ -155,6 +161,9 @@ impl Session {
     pub fn new(options: SessionOptions) -> Result<Self, KernelError> {
         let mut probe = Probe::load(&options.probe)?;
         probe.attach_lifecycle()?;
+        if !options.probe.empty {
+            probe.attach_mappings()?;
+        }
         let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
         let now = Instant::now();
         let mut session = Self {
@@ -169,6 +178,7 @@ impl Session {
             next_survey: now,
             processes: BTreeMap::new(),
             links: Links::default(),
+            growth: Growth::default(),
             selecting: Selecting::default(),
             stacks: HashMap::new(),
             canonical: HashMap::new(),
@@ -179,7 +189,9 @@ impl Session {
             progress: Progress::default(),
             cost_of_a_hit: Duration::ZERO,
         };
-        session.cost_of_a_hit = session.calibrate()?;
+        if session.options.tier != Tier::Growth {
+            session.cost_of_a_hit = session.calibrate()?;
+        }
         session.started = Instant::now();
         session.ledger = Ledger::new(crate::kernel::monotonic_ns());
         Ok(session)
@@ -200,7 +212,8 @@ impl Session {
         traced.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut traced)?;
         let attached = self.attach(&mut traced);
-        if attached.is_err() || traced.sites.is_empty() {
+        let needs_allocator = self.options.tier != Tier::Growth;
+        if attached.is_err() || (needs_allocator && traced.sites.is_empty()) {
             self.tables.remove(&mut self.probe, traced.incarnation);
             attached?;
             return Err(TraceError::NoAllocator {
@@ -211,6 +224,7 @@ impl Session {
                     .unwrap_or_else(|| "nothing could be attached".to_owned()),
             });
         }
+        self.growth.begin(&self.proc_root, pid, traced.incarnation);
         self.probe.follow(pid, traced.incarnation)?;
         self.processes.insert(pid, traced);
         Ok(())
@@ -302,6 +316,7 @@ impl Session {
                     held,
                 } => self.note_exec(pid, incarnation, ended, held)?,
                 ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
+                ProbeEvent::Mapping(record) => self.growth.note(&record),
                 ProbeEvent::Candidate { pid } => self.note_candidate(pid),
                 ProbeEvent::Fork { pid, incarnation } => self.note_fork(pid, incarnation),
                 ProbeEvent::UnknownMapping { pid, .. } => {
@@ -415,6 +430,9 @@ impl Session {
 
     /// Attaches to what discovery finds in a process and is not attached yet.
     fn attach(&mut self, traced: &mut Traced) -> Result<(), TraceError> {
+        if self.options.tier == Tier::Growth {
+            return Ok(());
+        }
         traced.attach(&self.probe, &mut self.links, &self.files, &self.proc_root)
     }
 
@@ -434,6 +452,8 @@ impl Session {
     /// Looks at the sites' totals.
     fn look(&mut self) {
         self.last_look = Instant::now();
+        let followed = self.processes.values().map(|traced| traced.incarnation);
+        self.growth.keep(&followed.collect());
         for pid in self.due_for_measurement() {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.measure(&self.proc_root);

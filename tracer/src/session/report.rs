@@ -10,10 +10,16 @@ use leakscope_common::{
     SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE,
 };
 
-use super::{Session, process::Traced};
+use super::{
+    Session,
+    growth::{self, MappedSites},
+    process::Traced,
+};
 use crate::{
     ledger::{BlockFilter, SiteId, SiteSurvey, Survey},
-    report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
+    report::{
+        Overhead, Probe, Process, Report, ReportParts, Site, SiteKind, Tier, Timestamp, Verdict,
+    },
     symbol::AddressSpace,
 };
 
@@ -34,7 +40,15 @@ impl Session {
             sum.free_objects = sum.free_objects.wrapping_add(count.totals.free_objects);
             sum.free_bytes = sum.free_bytes.wrapping_add(count.totals.free_bytes);
         }
+        for (site, (incarnation, survey)) in self.mapped_sites(u64::MAX) {
+            joined.insert(site, (incarnation, growth::totals(&survey)));
+        }
         joined
+    }
+
+    /// What processes mapped by themselves, sites with the same stack together.
+    fn mapped_sites(&self, born_until_ns: u64) -> MappedSites {
+        self.growth.survey(|site| self.joined(site), born_until_ns)
     }
 
     /// The live blocks of the incarnations that are followed, by site. Blocks without a known stack are told apart by
@@ -104,23 +118,24 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         .map(|traced| (traced.incarnation, traced.pid))
         .collect();
     let filtered = !session.options.min_age.is_zero();
+    let min_age_ns = u64::try_from(session.options.min_age.as_nanos()).unwrap_or(u64::MAX);
+    let mapped = session.mapped_sites(now_ns.saturating_sub(min_age_ns));
     let mut sites = Vec::new();
     for (id, (incarnation, totals)) in session.joined_sites() {
         let Some(pid) = by_incarnation.get(&incarnation) else {
             continue;
         };
-        if filtered && survey.site(id).kept_objects == 0 {
+        let mapping = mapped.get(&id).map(|(_, survey)| survey);
+        let survives = survey.site(id).kept_objects > 0
+            || mapping.is_some_and(|survey| survey.inuse_objects > 0);
+        if filtered && !survives {
             continue;
         }
-        sites.push(site(
-            session,
-            &survey,
-            id,
-            *pid,
-            incarnation,
-            &totals,
-            now_ns,
-        ));
+        let mut made = site(session, &survey, id, *pid, incarnation, &totals, now_ns);
+        if let Some(survey) = mapping {
+            growth::describe(&mut made, survey, now_ns);
+        }
+        sites.push(made);
     }
     for (incarnation, survey) in &unknown {
         let Some(pid) = by_incarnation.get(incarnation) else {
@@ -172,7 +187,7 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
     let mut parts = ReportParts {
         captured_at: Timestamp::from(SystemTime::now()),
         duration_s,
-        tier: Tier::Exact,
+        tier: session.options.tier,
         tier_reason: tier_reason(session),
         processes,
         sites,
@@ -266,6 +281,9 @@ fn site(
             .site(id)
             .oldest_born_ns
             .map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
+        kind: SiteKind::Heap,
+        mapping: None,
+        reserved_bytes: 0,
         growth_bytes_per_s: 0.0,
         verdict: Verdict::InsufficientData,
         verdict_reason: String::new(),
@@ -417,6 +435,10 @@ fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Opti
 
 /// Why the tier was taken.
 fn tier_reason(session: &Session) -> String {
+    if session.options.tier == Tier::Growth {
+        return "asked for: mappings are seen exactly, with the stacks that made them; no allocator is probed"
+            .to_owned();
+    }
     let shift = session.probe.thin_shift();
     let thinned = if shift == 0 {
         String::new()

@@ -182,6 +182,7 @@ impl Session {
             self.tables.remove(&mut self.probe, traced.incarnation);
             return Err(error);
         }
+        self.growth.begin(&self.proc_root, pid, traced.incarnation);
         self.probe.follow(pid, traced.incarnation)?;
         self.forget_ended(pid);
         self.processes.insert(pid, traced);

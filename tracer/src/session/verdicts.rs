@@ -14,7 +14,7 @@ use super::Session;
 use crate::{
     kernel::monotonic_ns,
     ledger::{Limit, ProcessLevel, Room, SiteId, SiteOfProcess},
-    report::{MemoryPoint, ReportParts, Tier},
+    report::{MemoryPoint, ReportParts, SiteKind, Tier},
 };
 
 /// The ages of the live blocks are looked at so often at most: about the width of a site's first cohorts.
@@ -93,7 +93,7 @@ impl Session {
             };
             if id == UNKNOWN_SITE {
                 "its blocks have many stacks".clone_into(&mut site.verdict_reason);
-            } else if !is_complete {
+            } else if !is_complete && site.kind != SiteKind::Mapping {
                 "not all of its calls were seen".clone_into(&mut site.verdict_reason);
             } else {
                 let judgement = self.ledger.judge(id, site.incarnation);

@@ -233,7 +233,9 @@ impl Model {
     }
 
     fn remap(&mut self, from: u64, count: u64, to: u64, new_count: u64, site: u32) {
-        let moved: Vec<_> = (from..from + count).map(|page| self.pages.remove(&page)).collect();
+        let moved: Vec<_> = (from..from + count)
+            .map(|page| self.pages.remove(&page))
+            .collect();
         self.unmap(to, new_count);
         let mut last = None;
         for (offset, entry) in (0..).zip(&moved) {
