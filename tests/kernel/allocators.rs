@@ -1,7 +1,12 @@
 //! Allocators other than the C library's own, preloaded into programs that know nothing of it; and the C library of a container. The
 //! truth is the same to the byte, whoever hands the memory out.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -25,6 +25,7 @@ const SILENT: [&str; 10] = [
     "libplugin-omit.so",
     "leakext.so",
     "exec",
+    "load",
 ];
 
 fn truth_of(name: &str) -> Vec<Truth> {

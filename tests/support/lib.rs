@@ -4,6 +4,7 @@
 //! like (by the contract alone). It must not know the tracer's code: nothing here depends on the package `leakscope`.
 
 mod binary;
+mod daemon;
 mod faults;
 mod lines;
 mod links;
@@ -18,6 +19,7 @@ mod truth;
 mod victims;
 
 pub use binary::leakscope;
+pub use daemon::{Daemon, done, go_pprof, in_browser};
 pub use faults::{MemoryLimit, children, scripted, send, tampered};
 pub use links::{DEGRADED, degraded};
 pub use machine::{answers, exclusive, kernel_usable, leave_out, missing, prebuilt, skip};

@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, sleep};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
@@ -14,7 +15,7 @@ use crate::binary::leakscope;
 use crate::lines::collect;
 use crate::process::{Victim, wait};
 use crate::report::Report;
-use crate::text::wait_for_breakpoints;
+use crate::text::breakpoints;
 
 /// The value of `--top` with which no site is left out.
 pub const ALL_SITES: &str = "1000000";
@@ -116,12 +117,7 @@ impl Tracer {
     /// # Errors
     /// When leakscope ends before that or sets no breakpoint.
     pub fn wait_until_attached(&mut self, pid: u32) -> Result<()> {
-        let waited = wait_for_breakpoints(pid, true, || {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("leakscope ended with {status} before it had attached");
-            }
-            Ok(())
-        });
+        let waited = self.await_probes(pid);
         if let Err(error) = waited {
             // Whatever it said is worth more than how it ended.
             let _ = self.child.kill();
@@ -129,6 +125,24 @@ impl Tracer {
             bail!("{error:#}: {finished:?}");
         }
         Ok(())
+    }
+
+    /// Breakpoints alone do not tell: with links of their own for entries and returns the last ones come where breakpoints are
+    /// already, and calls are recorded only after that. When it waits for events, everything is in place.
+    fn await_probes(&mut self, pid: u32) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("leakscope ended with {status} before it had attached");
+            }
+            if waits_for_events(self.child.id()) && !breakpoints(pid)?.is_empty() {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("no breakpoint in process {pid} after {PATIENCE:?}");
+            }
+            sleep(Duration::from_millis(10));
+        }
     }
 
     /// Kills it with SIGKILL and waits for its end.
@@ -209,6 +223,21 @@ impl Tracer {
         self.signal("INT")?;
         self.report()
     }
+}
+
+/// Whether a process's main thread is in poll(2), by `/proc/PID/syscall`: the call's number, or `running` (proc(5)).
+fn waits_for_events(pid: u32) -> bool {
+    /// `__NR_poll` and `__NR_ppoll` of x86_64; aarch64 has but the latter.
+    const POLLS: [&str; 2] = if cfg!(target_arch = "x86_64") {
+        ["7", "271"]
+    } else {
+        ["73", "73"]
+    };
+    fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|text| {
+        text.split_whitespace()
+            .next()
+            .is_some_and(|number| POLLS.contains(&number))
+    })
 }
 
 impl Drop for Tracer {

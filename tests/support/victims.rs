@@ -52,6 +52,9 @@ const POINTERS: &[&str] = &[
 /// As distributions build: no frame pointers.
 const TABLES: &[&str] = &["-g", "-O2", "-fomit-frame-pointer"];
 
+/// With threads.
+const LOAD: &[&str] = &["-g", "-O1", "-fno-omit-frame-pointer", "-pthread"];
+
 const fn c(name: &'static str, source: &'static str, flags: &'static [&'static str]) -> Program {
     Program {
         name,
@@ -212,6 +215,7 @@ const PROGRAMS: &[Program] = &[
     c("library-omit", "library.c", TABLES),
     c("signal", "signal.c", POINTERS),
     c("longjmp", "longjmp.c", POINTERS),
+    c("load", "load.c", LOAD),
     c("endless", "endless.c", POINTERS),
     c(
         "behaviours",

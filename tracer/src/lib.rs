@@ -1,10 +1,11 @@
 //! leakscope: finds memory leaks in programs that are already running.
 //!
 //! The rooms, in the order in which data flows through them: [`kernel`] loads and attaches the probe and reads its
-//! maps; [`ledger`] keeps the surviving blocks per site; [`symbol`] names addresses; [`report`] is the immutable result and its
+//! maps; [`ledger`] keeps the surviving blocks per site; [`budget`] says how much may be traced; [`symbol`] names addresses; [`report`] is the immutable result and its
 //! views. [`target`] knows processes and the files they map, [`unwind`] turns call frame information into tables,
 //! [`session`] is a running trace that ties these together; [`daemon`] answers HTTP with its reports; [`cli`] turns arguments into a plan and runs it.
 
+pub mod budget;
 pub mod cli;
 pub mod daemon;
 pub mod kernel;

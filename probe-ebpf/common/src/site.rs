@@ -91,7 +91,8 @@ pub struct SiteTotals {
 pub struct Block {
     /// Bytes asked for.
     pub size: u64,
-    /// When it was allocated, CLOCK_MONOTONIC nanoseconds.
+    /// When it was allocated, CLOCK_MONOTONIC nanoseconds. 0: in an earlier window; user space put it here to learn whether it is freed or its
+    /// address given out again.
     pub born_ns: u64,
     /// The site.
     pub site: u32,

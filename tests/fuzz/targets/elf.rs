@@ -25,8 +25,8 @@ fuzz_target!(|file: &[u8]| {
         let _ = elf.is_code(segment.vaddr);
     }
     if let Ok(symbols) = elf.symbols(file, |_| true) {
-        for symbol in symbols.iter().take(64) {
-            let Ok(code) = elf.code_at(file, symbol.vaddr, 4096) else {
+        for symbol in symbols.iter().take(6) {
+            let Ok(code) = elf.code_at(file, symbol.vaddr, 1024) else {
                 continue;
             };
             assert!(code.len() <= file.len());

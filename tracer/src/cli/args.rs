@@ -5,7 +5,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::kernel::LinkMode;
+use crate::{kernel::LinkMode, session::DEFAULT_BUDGET};
 
 /// What `--version` prints: the version and where the BPF object came from.
 const VERSION: &str = concat!(
@@ -46,10 +46,12 @@ pub(super) enum Command {
 /// How allocations are seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum TierChoice {
-    /// The best that there is; for now always `exact`.
+    /// Every call while that fits the budget, else in windows.
     Auto,
     /// No allocator: mappings, exactly, with the stacks that made them.
     Growth,
+    /// In windows, as the budget allows; what survives is estimated.
+    Sampled,
     /// Every call of the allocator, all the time.
     Exact,
 }
@@ -170,6 +172,12 @@ pub(super) struct TracingArguments {
     /// How allocations are seen.
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) tier: TierChoice,
+    /// How much of the target's own CPU time tracing may take, in percent; with --tier exact it is only measured.
+    #[arg(long, value_name = "PCT", default_value_t = DEFAULT_BUDGET * 100.0, value_parser = percent, allow_hyphen_values = true)]
+    pub(super) budget: f64,
+    /// How long each window is, such as 200ms; they are rarer the longer they are. As the budget allows if it is not given.
+    #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
+    pub(super) window: Option<Duration>,
     /// Only count blocks at least this old.
     #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) min_age: Option<Duration>,
@@ -357,6 +365,19 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(parsed)
 }
 
+/// Parses `1`, `0.5`, `2%`: percent.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim_end();
+    let percent: f64 = number
+        .parse()
+        .map_err(|_| "not a number of percent".to_owned())?;
+    if percent > 0.0 && percent <= 100.0 {
+        Ok(percent)
+    } else {
+        Err("it must be more than 0 and at most 100".to_owned())
+    }
+}
+
 /// Parses `64KiB`, `1MB`, `4096`.
 fn size(text: &str) -> Result<u64, String> {
     text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
@@ -366,7 +387,7 @@ fn size(text: &str) -> Result<u64, String> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
 
-    use super::{Arguments, duration, size};
+    use super::{Arguments, duration, percent, size};
     use clap::CommandFactory as _;
     use std::time::Duration;
 
@@ -383,6 +404,12 @@ mod tests {
         assert!(duration("5").is_err());
         assert_eq!(size("64KiB").unwrap(), 65_536);
         assert_eq!(size("4096").unwrap(), 4_096);
+        for (text, value) in [("1", 1.0), ("0.5", 0.5), ("2 %", 2.0), ("100%", 100.0)] {
+            assert!((percent(text).unwrap() - value).abs() < 1e-9, "{text}");
+        }
+        for text in ["0", "-1", "101", "NaN", "inf", "", "%", "much"] {
+            assert!(percent(text).is_err(), "{text}");
+        }
         assert!(size("many").is_err());
     }
 }

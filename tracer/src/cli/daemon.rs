@@ -3,8 +3,9 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use super::{
+    args::TargetArguments,
     output::complain,
-    plan::{DaemonPlan, Target},
+    plan::{DaemonPlan, Target, running_or_all},
     trace::begin,
 };
 use crate::{
@@ -14,10 +15,10 @@ use crate::{
     session::Session,
 };
 
-/// A running trace and what it is of.
+/// A running trace, and what it was asked for with.
 struct Traced {
     session: Session,
-    target: Target,
+    again: TargetArguments,
     suppress: Option<PathBuf>,
 }
 
@@ -38,8 +39,13 @@ impl Source for Traced {
                 Err(error) => complain(&format!("leakscope: {error}")),
             }
         }
-        if let Target::Selected(selector) = &self.target {
-            self.session.select(selector.clone())?;
+        // A control group may have been made anew since, or be gone.
+        match running_or_all(self.again.clone()) {
+            Ok(Target::Selected(selector)) => {
+                self.session.select(selector)?;
+            }
+            Ok(Target::Processes(_) | Target::Command(..)) => {}
+            Err(error) => complain(&format!("leakscope: {error:#}")),
         }
         Ok(())
     }
@@ -54,6 +60,7 @@ pub(super) fn run(plan: DaemonPlan) -> anyhow::Result<ExitCode> {
     require_capabilities()?;
     let DaemonPlan {
         target,
+        again,
         daemon: options,
         suppress,
         session,
@@ -61,7 +68,7 @@ pub(super) fn run(plan: DaemonPlan) -> anyhow::Result<ExitCode> {
     let make = move || {
         Ok(Traced {
             session: begin(&target, session)?,
-            target,
+            again,
             suppress,
         })
     };

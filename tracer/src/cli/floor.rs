@@ -10,6 +10,7 @@ use std::{
 
 use super::{args::FloorArguments, stop::Stop};
 use crate::{
+    budget::Choice,
     kernel::{ProbeOptions, monotonic_ns, require_capabilities},
     session::{Session, SessionOptions, check_target},
 };
@@ -25,6 +26,7 @@ pub(super) fn run(raw: &FloorArguments) -> anyhow::Result<ExitCode> {
             empty: true,
             ..ProbeOptions::default()
         },
+        tier: Choice::Exact,
         ..SessionOptions::default()
     })?;
     say("attaching")?;

@@ -11,9 +11,10 @@ use super::args::{
     DaemonArguments, FormatChoice, TargetArguments, TierChoice, TraceArguments, TracingArguments,
 };
 use crate::{
+    budget::Choice,
     daemon::{DaemonOptions, default_socket},
     kernel::ProbeOptions,
-    report::{Suppressions, Tier},
+    report::Suppressions,
     session::SessionOptions,
     target::select::{CgroupPath, Selector},
     unwind::BuildOptions,
@@ -82,9 +83,16 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
         );
     }
     let tier = match raw.tier {
-        TierChoice::Auto | TierChoice::Exact => Tier::Exact,
-        TierChoice::Growth => Tier::Growth,
+        TierChoice::Auto => Choice::Auto,
+        TierChoice::Sampled => Choice::Sampled,
+        TierChoice::Exact | TierChoice::Growth => Choice::Exact,
     };
+    if tier == Choice::Exact && raw.window.is_some() {
+        usage(
+            subcommand,
+            "--window has no meaning with --tier exact, which sees every call",
+        );
+    }
     Ok(SessionOptions {
         probe: ProbeOptions {
             live_blocks: raw.max_blocks,
@@ -106,14 +114,16 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
         },
         unwind_cache: raw.unwind_cache,
         min_age: raw.min_age.unwrap_or_default(),
+        budget: raw.budget / 100.0,
         tier,
+        mappings_only: raw.tier == TierChoice::Growth,
+        window: raw.window,
         suppressions: raw
             .suppress
             .as_deref()
             .map(Suppressions::read)
             .transpose()?
             .unwrap_or_default(),
-        ..SessionOptions::default()
     })
 }
 
@@ -122,6 +132,8 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
 pub(super) struct DaemonPlan {
     pub(super) target: Target,
     pub(super) daemon: DaemonOptions,
+    /// What the target was made of, to be looked at again.
+    pub(super) again: TargetArguments,
     /// The file of suppressions, to be read again.
     pub(super) suppress: Option<PathBuf>,
     pub(super) session: SessionOptions,
@@ -130,12 +142,10 @@ pub(super) struct DaemonPlan {
 impl DaemonPlan {
     /// Checks the arguments against each other.
     pub(super) fn new(raw: DaemonArguments) -> anyhow::Result<Self> {
-        let target = match running(raw.target)? {
-            Some(target) => target,
-            None => Target::Selected(Selector::all()?),
-        };
+        let again = raw.target.clone();
         Ok(Self {
-            target,
+            target: running_or_all(raw.target)?,
+            again,
             daemon: DaemonOptions {
                 socket: raw.socket.unwrap_or_else(default_socket),
                 listen: raw.listen,
@@ -174,6 +184,14 @@ pub(super) fn running(raw: TargetArguments) -> anyhow::Result<Option<Target>> {
         .map(|path| CgroupPath::resolve(Path::new("/proc"), path))
         .collect::<Result<_, _>>()?;
     Ok(Some(Target::Selected(Selector::new(&raw.comm, groups)?)))
+}
+
+/// The same, and all processes if nothing was named.
+pub(super) fn running_or_all(raw: TargetArguments) -> anyhow::Result<Target> {
+    match running(raw)? {
+        Some(target) => Ok(target),
+        None => Ok(Target::Selected(Selector::all()?)),
+    }
 }
 
 /// Ends with a usage error, as clap does.

@@ -252,7 +252,7 @@ impl Signals {
 pub fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(4)
+        .max_blocking_threads(2)
         .thread_name("http")
         .enable_all()
         .build()?;

@@ -16,6 +16,7 @@ mod read;
 mod shared;
 mod sys;
 mod tracefs;
+mod watch;
 
 pub use attach::{Attachment, Link, LinkMode, close_links};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
@@ -28,3 +29,4 @@ pub use load::MapMemory;
 pub use object::{Provenance, provenance};
 pub use probe::{Probe, ProbeOptions, open_pidfd};
 pub use read::{LiveBlock, SiteCount};
+pub use watch::{BlockReading, BlockToRead, process_cpu_time, raise_priority, read_blocks};

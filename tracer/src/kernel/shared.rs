@@ -59,6 +59,16 @@ impl<T: Plain> SharedArray<T> {
         Some(unsafe { at.read_volatile() })
     }
 
+    /// Reads the eight words at a byte offset inside a value, one after the other.
+    pub(crate) fn words(&self, index: usize, byte_offset: usize) -> Option<[u64; 8]> {
+        if !byte_offset.is_multiple_of(8) || byte_offset + 64 > size_of::<T>() {
+            return None;
+        }
+        let at = self.at(index)?;
+        // SAFETY: the words are inside the value, and 8-byte aligned.
+        Some(unsafe { at.byte_add(byte_offset).cast::<[u64; 8]>().read_volatile() })
+    }
+
     /// Writes a value; `false` beyond the end.
     pub(crate) fn write(&self, index: usize, value: T) -> bool {
         let Some(at) = self.at(index) else {

@@ -283,3 +283,60 @@ pub(crate) fn poll_readable(fds: &[BorrowedFd<'_>], timeout_ms: i32) -> io::Resu
         .map(|poll| poll.revents & (libc::POLLIN | libc::POLLHUP) != 0)
         .collect())
 }
+
+/// process_vm_readv(2) of some ranges, one behind the other; the number of bytes read, less than all where a range is not
+/// mapped.
+pub(crate) fn read_process_memory(
+    pid: u32,
+    ranges: &[(u64, usize)],
+    buffer: &mut [u8],
+) -> io::Result<usize> {
+    let remote: Vec<libc::iovec> = ranges
+        .iter()
+        .map(|(address, length)| libc::iovec {
+            iov_base: *address as *mut libc::c_void,
+            iov_len: *length,
+        })
+        .collect();
+    let local = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: the kernel writes at most `iov_len` bytes to `buffer`, which is borrowed for the call; it only reads the other process's memory,
+    // and checks those addresses.
+    let read = unsafe {
+        libc::process_vm_readv(
+            pid as libc::pid_t,
+            &raw const local,
+            1,
+            remote.as_ptr(),
+            remote.len() as libc::c_ulong,
+            0,
+        )
+    };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+/// The processor time of a process by its clock: `CPUCLOCK_SCHED` (include/linux/posix-timers_types.h), as clock_getcpuclockid(3) makes it.
+pub(crate) fn process_cpu_time(pid: u32) -> io::Result<std::time::Duration> {
+    const CPUCLOCK_SCHED: i32 = 2;
+    let clock = (!(pid as i32) << 3) | CPUCLOCK_SCHED;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a timespec of ours.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(std::time::Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or(0),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    ))
+}
+
+/// setpriority(2) for the calling thread; a refusal changes nothing.
+pub(crate) fn set_nice(nice: i32) {
+    // SAFETY: plain numbers; on Linux 0 is the calling thread.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+}

@@ -419,7 +419,7 @@ fn not_slowing(counts: &[f64], width_s: f64) -> Result<(), NoLeak> {
 }
 
 /// Whether later parts of the time keep as much as earlier ones.
-fn even(values: &[f64], width_s: f64) -> Result<(), NoLeak> {
+pub(super) fn even(values: &[f64], width_s: f64) -> Result<(), NoLeak> {
     let (first, last) = thirds_agree(values, width_s)?;
     let rise = trend::rise(values);
     if last < KEEPS_STEADILY * first && rise < -SURE

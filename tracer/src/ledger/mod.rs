@@ -1,6 +1,7 @@
 //! Surviving blocks per site over time: sums, ages, trends, intervals, verdicts. Pure: numbers in, numbers out. Knows neither
 //! where the numbers come from nor what a site's stack looks like.
 
+mod cohort;
 mod flow;
 mod history;
 mod mappings;
@@ -10,7 +11,9 @@ mod survey;
 mod survival;
 pub mod trend;
 mod verdict;
+mod windows;
 
+pub use cohort::{Cohorts, Estimate, MOST_WATCHED, Reading, SiteWindows, Span, Survivor};
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
@@ -23,6 +26,7 @@ pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use verdict::{Judgement, Turnover, Verdict};
+pub use windows::{WindowOfSite, judge_windows};
 
 use std::collections::HashMap;
 
@@ -158,17 +162,21 @@ impl Ledger {
         })
     }
 
-    /// Judges a process by its memory and its sites' verdicts. `room` is what it may still take.
+    /// Judges a process by its memory and its sites' verdicts. `room` is what it may still take;
+    /// `is_complete`: every call was seen, so that bytes in use are known at every look.
     #[must_use]
     pub fn judge_process(
         &self,
         incarnation: u32,
         sites: &[SiteOfProcess],
         room: Option<&Room>,
+        is_complete: bool,
     ) -> Judgement {
         self.processes
             .get(&incarnation)
-            .map_or_else(Judgement::default, |process| process.judge(sites, room))
+            .map_or_else(Judgement::default, |process| {
+                process.judge(sites, room, is_complete)
+            })
     }
 
     /// A process's memory over time, at most so many points.

@@ -75,7 +75,12 @@ impl ProcessHistory {
     }
 
     /// See [`super::Ledger::judge_process`].
-    pub(super) fn judge(&self, sites: &[SiteOfProcess], room: Option<&Room>) -> Judgement {
+    pub(super) fn judge(
+        &self,
+        sites: &[SiteOfProcess],
+        room: Option<&Room>,
+        is_complete: bool,
+    ) -> Judgement {
         let points = thin_out(&self.points(), TREND_POINTS);
         let (Some(first), Some(last)) = (points.first(), points.last()) else {
             return Judgement::default();
@@ -85,7 +90,11 @@ impl ProcessHistory {
             .iter()
             .map(|point| (point.at_s, point.value.inuse_bytes))
             .collect();
-        let growth = trend::line(&inuse).map_or(0.0, |line| line.slope);
+        let growth = if is_complete {
+            trend::line(&inuse).map_or(0.0, |line| line.slope)
+        } else {
+            sites.iter().map(|site| site.growth_bytes_per_s).sum()
+        };
         let with = |verdict, reason| Judgement {
             verdict,
             reason,
@@ -114,7 +123,9 @@ impl ProcessHistory {
                 ..with(Verdict::Leaking, reason)
             };
         }
-        let resident = self.unexplained(growth * observed);
+        let resident = is_complete
+            .then(|| self.unexplained(growth * observed))
+            .flatten();
         let all: u64 = sites.iter().map(|site| site.inuse_bytes).sum();
         let weighs = |verdict| {
             let part: u64 = sites
@@ -148,7 +159,7 @@ impl ProcessHistory {
             weighs(Verdict::Churn),
             weighs(Verdict::InsufficientData),
         );
-        let inuse = bytes(last.value.inuse_bytes.max(0.0) as u64);
+        let inuse = bytes(all);
         let time = duration(observed);
         if unknown > plateau + churn || all == 0 && unknown_only(sites) {
             with(

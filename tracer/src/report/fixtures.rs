@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Frame, FrameKind, MemoryPoint, Overhead, Probe, Process, Report, ReportParts, Site, Suppressed,
-    Tier, Timestamp, Verdict,
+    Frame, FrameKind, MemoryPoint, Overhead, Probe, Process, Report, ReportParts, Sample, Site,
+    Suppressed, Tier, Timestamp, Verdict,
 };
 
 pub(super) const KIB: u64 = 1024;
@@ -295,6 +295,12 @@ pub(super) fn sampled_report() -> Report {
         growth_bytes_per_s: 0.25,
         verdict: Verdict::WarmingUp,
         weight: 8,
+        sample: Some(Sample {
+            objects: 600,
+            alike_objects: 40,
+            windows: 12,
+            checks: 300,
+        }),
         allocator: Some(format!("glibc {LIBC}")),
         stack_complete: true,
         frames,

@@ -97,7 +97,9 @@ pub fn write(registry: &Registry, exposition: Exposition) -> Result<String, std:
 #[derive(Clone, Copy, Default)]
 struct Figures {
     resident: f64,
+    anonymous: f64,
     growth: f64,
+    leaking: f64,
     inuse_bytes: f64,
     inuse_objects: f64,
     sites: [u64; Verdict::ALL.len()],
@@ -107,6 +109,8 @@ impl Figures {
     fn of(process: &Process, sites: [u64; Verdict::ALL.len()]) -> Self {
         Self {
             resident: process.rss_bytes as f64,
+            anonymous: process.anonymous_bytes as f64,
+            leaking: f64::from(u8::from(process.verdict == Verdict::Leaking)),
             growth: process.rss_growth_bytes_per_s,
             inuse_bytes: process.inuse_bytes as f64,
             inuse_objects: process.inuse_objects as f64,
@@ -116,6 +120,8 @@ impl Figures {
 
     fn add(&mut self, other: &Self) {
         self.resident += other.resident;
+        self.anonymous += other.anonymous;
+        self.leaking += other.leaking;
         self.growth += other.growth;
         self.inuse_bytes += other.inuse_bytes;
         self.inuse_objects += other.inuse_objects;
@@ -129,7 +135,9 @@ impl Figures {
 #[derive(Default)]
 struct ProcessSeries {
     resident: Gauges,
+    anonymous: Gauges,
     growth: Gauges,
+    leaking: Gauges,
     inuse_bytes: Gauges,
     inuse_objects: Gauges,
     sites: Gauges,
@@ -138,6 +146,8 @@ struct ProcessSeries {
 impl ProcessSeries {
     fn set(&self, labels: &Labels, figures: &Figures) {
         self.resident.get_or_create(labels).set(figures.resident);
+        self.anonymous.get_or_create(labels).set(figures.anonymous);
+        self.leaking.get_or_create(labels).set(figures.leaking);
         self.growth.get_or_create(labels).set(figures.growth);
         self.inuse_bytes
             .get_or_create(labels)
@@ -157,6 +167,16 @@ impl ProcessSeries {
             "process_resident_memory_bytes",
             "Resident memory of a traced process",
             self.resident,
+        );
+        registry.register(
+            "process_anonymous_memory_bytes",
+            "Resident anonymous memory of a traced process: heaps, stacks, private copies",
+            self.anonymous,
+        );
+        registry.register(
+            "process_leaking",
+            "Whether a traced process leaks; of the others together, how many do",
+            self.leaking,
         );
         registry.register(
             "process_resident_memory_growth_bytes_per_second",
@@ -416,7 +436,7 @@ mod tests {
             ..ReportParts::default()
         });
         let values = parse(&text(&report));
-        assert!(values.len() < 12 * (TOP + 1) + 60, "{}", values.len());
+        assert!(values.len() < 14 * (TOP + 1) + 60, "{}", values.len());
         let sum: f64 = values
             .iter()
             .filter(|(key, _)| key.starts_with("leakscope_process_inuse_bytes"))

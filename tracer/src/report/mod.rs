@@ -37,7 +37,7 @@ pub use html::Html;
 pub use json::Json;
 pub use model::{
     Frame, FrameKind, MappingKind, MemoryPoint, Omitted, Overhead, Probe, Process, ReadError,
-    Report, ReportParts, SCHEMA, Site, SiteKind, Suppressed, Tier, Verdict,
+    Report, ReportParts, SCHEMA, Sample, Site, SiteKind, Suppressed, Tier, Verdict,
 };
 pub use pprof::{Pprof, PprofAllocs};
 pub use suppress::{SuppressError, Suppressions};

@@ -101,6 +101,9 @@ pub struct Process {
     pub rss_bytes: u64,
     /// Its trend.
     pub rss_growth_bytes_per_s: f64,
+    /// Resident anonymous memory, bytes: heaps, stacks and private copies, without files.
+    #[serde(default)]
+    pub anonymous_bytes: u64,
     /// Bytes allocated while traced and not freed, over all of the process's sites, shown or not.
     #[serde(default)]
     pub inuse_bytes: u64,
@@ -199,6 +202,9 @@ pub struct Site {
     /// How many blocks each recorded block stands for; 1 when none were thinned out.
     #[serde(default = "one")]
     pub weight: u64,
+    /// What the figures rest on where calls were seen in windows; `None` where all were seen.
+    #[serde(default)]
+    pub sample: Option<Sample>,
     /// The allocator that was called: family and file, as in [`Process::allocators`].
     #[serde(default)]
     pub allocator: Option<String>,
@@ -232,6 +238,19 @@ pub enum SiteKind {
     Mapping,
     /// Anonymous pages, where they were first touched.
     Pages,
+}
+
+/// What an estimate from windows rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Blocks born in windows that have been watched since and were never seen to be gone.
+    pub objects: u64,
+    /// Those among them whose contents would not tell them from a successor at the same address.
+    pub alike_objects: u64,
+    /// Windows in which the site allocated.
+    pub windows: u64,
+    /// Looks at the oldest of the blocks that could have found it gone.
+    pub checks: u64,
 }
 
 fn one() -> u64 {

@@ -35,7 +35,8 @@ impl Format for Svg {
             .into_iter()
             .map(|(stack, bytes)| format!("{stack} {}", bytes.min(largest)))
             .collect();
-        draw("Surviving memory", subtitle(report), &lines, out)
+        let mut options = options("Surviving memory", subtitle(report));
+        flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)
     }
 
     fn write_difference(&self, difference: &Difference, out: &mut dyn io::Write) -> io::Result<()> {
@@ -45,33 +46,37 @@ impl Format for Svg {
             return write_lines(&lines, out);
         }
         let largest = LARGEST_SUM / stacks.len() as u64;
+        // Widths are those of the second value. Where nothing is left, what was there is drawn.
+        let gone = stacks.values().all(|(_, after)| *after == 0);
         let lines: Vec<String> = stacks
             .into_iter()
             .map(|(stack, (before, after))| {
-                format!("{stack} {} {}", before.min(largest), after.min(largest))
+                let (first, second) = if gone {
+                    (after, before)
+                } else {
+                    (before, after)
+                };
+                format!("{stack} {} {}", first.min(largest), second.min(largest))
             })
             .collect();
-        draw(
-            "Surviving memory at stacks that changed: red has grown, blue has shrunk",
-            span(difference),
-            &lines,
-            out,
-        )
+        let title = if gone {
+            "Surviving memory that is gone since"
+        } else {
+            "Surviving memory at stacks that changed: red has grown, blue has shrunk"
+        };
+        let mut options = options(title, span(difference));
+        options.negate_differentials = gone;
+        flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)
     }
 }
 
-fn draw(
-    title: &str,
-    subtitle: String,
-    lines: &[String],
-    out: &mut dyn io::Write,
-) -> io::Result<()> {
+fn options(title: &str, subtitle: String) -> Options<'static> {
     let mut options = Options::default();
     options.title = title.to_owned();
     options.subtitle = Some(subtitle);
     options.count_name = "bytes".to_owned();
     options.deterministic = true;
-    flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)
+    options
 }
 
 fn span(difference: &Difference) -> String {

@@ -7,6 +7,7 @@
     reason = "a failing test may panic"
 )]
 
+mod difference;
 mod schema;
 
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 
 use leakscope_common::Loss;
 
-use super::model::{Probe, Process, Report, Site, Verdict};
+use super::model::{Probe, Process, Report, Site, Tier, Verdict};
 use super::names::{self, UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
 use super::{Difference, Format};
 use crate::units::{blocks, bytes, count, duration, percent, plural, rate, share};
@@ -150,7 +150,7 @@ impl Text {
             .filter(is_shown)
             .take(PROCESSES_SHOWN)
         {
-            self.process(process, nothing, shown < PROCESSES_DRAWN, out)?;
+            self.process(report, process, nothing, shown < PROCESSES_DRAWN, out)?;
             shown += 1;
         }
         let more = report.processes.len() - shown;
@@ -173,6 +173,7 @@ impl Text {
     /// `nothing` survives anywhere: why is said once, further below.
     fn process(
         self,
+        report: &Report,
         process: &Process,
         nothing: bool,
         drawn: bool,
@@ -217,8 +218,12 @@ impl Text {
             line("surviving", &format!("nothing: {}", why_empty(process)))?;
         }
         if process.frees_of_unknown_blocks > 0 {
+            let before = match report.tier {
+                Tier::Sampled => "a window",
+                Tier::Exact | Tier::Growth => "the trace",
+            };
             let frees = format!(
-                "{} of blocks from before the trace or filtered out",
+                "{} of blocks from before {before} or filtered out",
                 count(process.frees_of_unknown_blocks)
             );
             line("frees", &frees)?;
@@ -444,6 +449,21 @@ fn estimate(site: &Site) -> Option<String> {
     }
     if site.weight > 1 {
         parts.push(format!("one of {} blocks recorded", count(site.weight)));
+    }
+    if let Some(sample) = site.sample {
+        let alike = if sample.alike_objects > 0 {
+            format!(" ({} look alike)", count(sample.alike_objects))
+        } else {
+            String::new()
+        };
+        parts.push(format!(
+            "estimated from {}{alike} of {} window{}, looked at {} time{} since",
+            blocks(sample.objects),
+            count(sample.windows),
+            plural(sample.windows),
+            count(sample.checks),
+            plural(sample.checks),
+        ));
     }
     (!parts.is_empty()).then(|| parts.join(" · "))
 }

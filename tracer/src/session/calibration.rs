@@ -1,14 +1,13 @@
 //! What a probe hit costs on this machine, measured: our own process allocates some hundred times with the probes on it
 //! and without.
 
-use std::{
-    collections::HashSet,
-    hint::black_box,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, hint::black_box, time::Duration};
 
 use super::{Session, process::Traced};
-use crate::kernel::{KernelError, close_links};
+use crate::{
+    budget::Limits,
+    kernel::{KernelError, close_links, process_cpu_time},
+};
 
 /// Pairs of malloc and free to time. At some microseconds each, about a millisecond.
 const PAIRS: u32 = 300;
@@ -24,7 +23,7 @@ impl Session {
     /// The kernel refused something.
     pub(super) fn calibrate(&mut self) -> Result<Duration, KernelError> {
         let pid = std::process::id();
-        let Ok(mut ourselves) = Traced::open(&self.proc_root, pid) else {
+        let Ok(mut ourselves) = Traced::open(&self.proc_root, pid, Limits::exact()) else {
             return Ok(Duration::ZERO);
         };
         let untraced = median(time_pairs);
@@ -52,15 +51,18 @@ impl Session {
     }
 }
 
-/// How long the pairs take.
+/// The processor time that the pairs take: on a machine under load, others run in between.
 fn time_pairs() -> Duration {
-    let begun = Instant::now();
+    let pid = std::process::id();
+    let begun = process_cpu_time(pid).unwrap_or_default();
     for size in 0..PAIRS {
         drop(black_box(Vec::<u8>::with_capacity(
             64 + (size & 31) as usize,
         )));
     }
-    begun.elapsed()
+    process_cpu_time(pid)
+        .unwrap_or_default()
+        .saturating_sub(begun)
 }
 
 /// The median of some rounds.

@@ -11,7 +11,10 @@ use leakscope_common::UNKNOWN_FREE_SLOT;
 use super::process::ProbeSite;
 use crate::{
     kernel::{Attachment, KernelError, Link, Probe, close_links},
-    target::{allocator::AllocatorKind, discover::FoundAllocator},
+    target::{
+        allocator::AllocatorKind,
+        discover::{FoundAllocator, MappedFile},
+    },
 };
 
 /// A file's device (major, minor) and inode.
@@ -23,6 +26,50 @@ const OTHERS_SLOT: usize = 12;
 
 /// The last slot that a function can have; further ones share it.
 const LAST_SLOT: usize = UNKNOWN_FREE_SLOT - 1;
+
+/// The probes of a file that a process maps, to be attached whenever a window is open.
+pub(super) struct Planned {
+    file: MappedFile,
+    id: FileId,
+    attachments: Vec<Attachment>,
+    sites: Vec<ProbeSite>,
+}
+
+impl Planned {
+    /// With hit slots from `slots_used` on.
+    pub(super) fn new(found: &FoundAllocator, slots_used: usize) -> Self {
+        let (attachments, sites) = plan(found, slots_used);
+        Self {
+            file: found.file.clone(),
+            id: file_id(found),
+            attachments,
+            sites,
+        }
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> FileId {
+        self.id
+    }
+
+    /// The functions.
+    pub(super) fn sites(&self) -> &[ProbeSite] {
+        &self.sites
+    }
+
+    /// Attaches to one process; `None` where there is nothing to attach.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(super) fn attach(&self, probe: &Probe, pid: u32) -> Result<Option<Link>, KernelError> {
+        if self.attachments.is_empty() {
+            return Ok(None);
+        }
+        probe
+            .attach(&self.file.attach_path(), Some(pid), &self.attachments)
+            .map(Some)
+    }
+}
 
 /// A link for all processes.
 struct Shared {

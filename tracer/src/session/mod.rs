@@ -11,6 +11,7 @@ mod report;
 mod select;
 mod tables;
 mod verdicts;
+mod window;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,9 +28,10 @@ pub use process::{ProbeSite, TraceError, check_target};
 pub use tables::{Tables, Unwinding};
 
 use crate::{
+    budget::{Choice, Limits},
     kernel::{KernelError, Probe, ProbeEvent, ProbeOptions, close_links},
     ledger::{Ledger, SiteId},
-    report::{Report, Suppressions, Tier},
+    report::{Report, Suppressions},
     symbol::{Modules, Resolver},
     target::discover::Files,
     unwind::BuildOptions,
@@ -67,14 +69,18 @@ pub struct SessionOptions {
     pub min_age: Duration,
     /// The share of the targets' CPU time that tracing may take.
     pub budget: f64,
+    /// How allocations are to be seen.
+    pub tier: Choice,
+    /// The length of every window; as the budget allows when `None`.
+    pub window: Option<Duration>,
     /// Sites that are not reported.
     pub suppressions: Suppressions,
-    /// How allocations are seen.
-    pub tier: Tier,
+    /// No allocator is probed: only mappings are seen.
+    pub mappings_only: bool,
 }
 
 /// The share of the targets' CPU time that tracing may take, unless something else is asked for.
-const DEFAULT_BUDGET: f64 = 0.01;
+pub(crate) const DEFAULT_BUDGET: f64 = 0.01;
 
 impl Default for SessionOptions {
     fn default() -> Self {
@@ -84,8 +90,10 @@ impl Default for SessionOptions {
             unwind_cache: None,
             min_age: Duration::ZERO,
             budget: DEFAULT_BUDGET,
+            tier: Choice::default(),
+            window: None,
             suppressions: Suppressions::default(),
-            tier: Tier::Exact,
+            mappings_only: false,
         }
     }
 }
@@ -141,6 +149,10 @@ pub struct Session {
     progress: Progress,
     /// What a probe hit takes of its process's time, measured on our own.
     cost_of_a_hit: Duration,
+    /// Blocks found stale while windows were being closed.
+    stale_at_ends: u64,
+    /// Whether we run before others, so that windows are closed in time on a machine under load.
+    is_urgent: bool,
 }
 
 impl fmt::Debug for Session {
@@ -188,8 +200,10 @@ impl Session {
             look_every: OBSERVE_EVERY,
             progress: Progress::default(),
             cost_of_a_hit: Duration::ZERO,
+            stale_at_ends: 0,
+            is_urgent: false,
         };
-        if session.options.tier != Tier::Growth {
+        if !session.options.mappings_only {
             session.cost_of_a_hit = session.calibrate()?;
         }
         session.started = Instant::now();
@@ -202,7 +216,7 @@ impl Session {
     /// # Errors
     /// There is no such process, it cannot be read, or has no allocator that is known.
     pub fn follow(&mut self, pid: u32) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid)?;
+        let mut traced = Traced::open(&self.proc_root, pid, self.limits(false))?;
         traced
             .space
             .refresh(&self.proc_root, pid, &mut self.modules)
@@ -211,8 +225,10 @@ impl Session {
         // for all functions at the same instant.
         traced.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut traced)?;
+        traced.windows.begin(pid, traced.incarnation);
+        traced.windows.measure(&self.proc_root, pid);
         let attached = self.attach(&mut traced);
-        let needs_allocator = self.options.tier != Tier::Growth;
+        let needs_allocator = !self.options.mappings_only;
         if attached.is_err() || (needs_allocator && traced.sites.is_empty()) {
             self.tables.remove(&mut self.probe, traced.incarnation);
             attached?;
@@ -235,7 +251,7 @@ impl Session {
     /// # Errors
     /// The child is gone, or children are to be seen and cannot be.
     pub fn follow_command(&mut self, pid: u32, children: bool) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid)?;
+        let mut traced = Traced::open(&self.proc_root, pid, self.limits(true))?;
         traced.incarnation = self.probe.new_incarnation();
         self.probe
             .follow_command(pid, traced.incarnation, children)?;
@@ -262,7 +278,10 @@ impl Session {
             .map(|(pid, traced)| (*pid, traced.pidfd.as_fd()))
             .collect();
         let fds: Vec<_> = running.iter().map(|(_, fd)| *fd).collect();
-        let at_most = at_most.min(TICK).min(self.selecting.wait_at_most());
+        let at_most = at_most
+            .min(TICK)
+            .min(self.selecting.wait_at_most())
+            .min(self.next_window_step());
         let ready = self.probe.wait(&fds, at_most)?;
         let ended: Vec<u32> = running
             .iter()
@@ -284,6 +303,7 @@ impl Session {
         }
         self.consider_candidates()?;
         self.links.close_retired();
+        self.step_windows()?;
         if self.last_look.elapsed() >= self.look_every {
             self.sweep();
             self.look();
@@ -397,6 +417,7 @@ impl Session {
             return Ok(());
         }
         traced.begin_program(&self.proc_root, incarnation);
+        self.begin_windows(&mut traced)?;
         self.processes.insert(pid, traced);
         self.note_mapping(pid, held)
     }
@@ -430,7 +451,7 @@ impl Session {
 
     /// Attaches to what discovery finds in a process and is not attached yet.
     fn attach(&mut self, traced: &mut Traced) -> Result<(), TraceError> {
-        if self.options.tier == Tier::Growth {
+        if self.options.mappings_only {
             return Ok(());
         }
         traced.attach(&self.probe, &mut self.links, &self.files, &self.proc_root)
@@ -474,12 +495,21 @@ impl Session {
         self.progress.alloc_objects = allocated;
         self.progress.running = self.running();
         self.progress.lost = self
-            .probe
             .losses()
             .into_iter()
             .filter(|(loss, _)| loss.affects_bytes())
             .map(|(_, count)| count)
             .sum();
+    }
+
+    /// How a process is to be kept within the budget.
+    fn limits(&self, is_command: bool) -> Limits {
+        Limits {
+            choice: self.options.tier,
+            budget: self.options.budget,
+            window: self.options.window,
+            is_command,
+        }
     }
 
     /// How many followed processes have not ended.
@@ -516,6 +546,12 @@ impl Session {
     pub fn report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.drain()?;
         self.look();
+        self.check_watched(true);
+        for (pid, traced) in &mut self.processes {
+            if traced.windows.cohorts.windows() > 0 && traced.ended.is_none() {
+                traced.windows.measure(&self.proc_root, *pid);
+            }
+        }
         Ok(report::make(self, top))
     }
 
@@ -541,6 +577,12 @@ impl Session {
 
     /// Losses, for the report.
     pub(crate) fn losses(&self) -> Vec<(Loss, u64)> {
-        self.probe.losses()
+        let mut losses = self.probe.losses();
+        for (loss, count) in &mut losses {
+            if *loss == Loss::StaleBlock {
+                *count = count.saturating_sub(self.stale_at_ends);
+            }
+        }
+        losses
     }
 }

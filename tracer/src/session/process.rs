@@ -8,8 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::links::{FileId, Links, file_id};
+use super::{
+    links::{FileId, Links, Planned, file_id},
+    window::Windows,
+};
 use crate::{
+    budget::Limits,
     kernel::{KernelError, Link, Probe, open_pidfd},
     symbol::AddressSpace,
     target::{
@@ -105,6 +109,10 @@ pub(super) struct Traced {
     pub(super) links: HashMap<FileId, Link>,
     /// The files that are attached to, by links of its own or for all processes.
     pub(super) attached: HashSet<FileId>,
+    /// What is attached in windows.
+    pub(super) planned: Vec<Planned>,
+    /// Its windows.
+    pub(super) windows: Windows,
     pub(super) sites: Vec<ProbeSite>,
     pub(super) execs: u32,
     pub(super) ended: Option<Instant>,
@@ -151,7 +159,7 @@ pub(super) fn readable(proc_root: &Path, pid: u32) -> Result<Process, TraceError
 
 impl Traced {
     /// Looks at a process and opens a descriptor that tells when it ends.
-    pub(super) fn open(proc_root: &Path, pid: u32) -> Result<Self, TraceError> {
+    pub(super) fn open(proc_root: &Path, pid: u32, limits: Limits) -> Result<Self, TraceError> {
         let process = readable(proc_root, pid)?;
         let pidfd = open_pidfd(pid).map_err(|source| TraceError::Watch { pid, source })?;
         let mut traced = Self {
@@ -163,6 +171,8 @@ impl Traced {
             space: AddressSpace::default(),
             links: HashMap::new(),
             attached: HashSet::new(),
+            planned: Vec::new(),
+            windows: Windows::new(limits, pid),
             sites: Vec::new(),
             execs: 0,
             ended: None,
@@ -228,8 +238,8 @@ impl Traced {
         }
     }
 
-    /// Attaches to the allocators that the process maps now. Probes in files that it maps no more stay: they cost nothing, and
-    /// hold when another program of the same process maps the file.
+    /// Finds the allocators that the process maps now, and attaches to them while a window is open. Probes in files that it maps no more stay: they cost
+    /// nothing, and hold when another program of the same process maps the file.
     pub(super) fn attach(
         &mut self,
         probe: &Probe,
@@ -255,9 +265,30 @@ impl Traced {
             if !self.attached.insert(file) {
                 continue;
             }
+            if self.windows.is_enforced() {
+                let planned = Planned::new(found, self.sites.len());
+                if self.windows.is_open() {
+                    let link = planned.attach(probe, self.pid)?;
+                    self.links.extend(link.map(|link| (file, link)));
+                }
+                self.sites.extend(planned.sites().iter().cloned());
+                self.planned.push(planned);
+                continue;
+            }
             let (sites, link) = links.attach(probe, found, self.pid, self.sites.len())?;
             self.links.extend(link.map(|link| (file, link)));
             self.sites.extend(sites);
+        }
+        Ok(())
+    }
+
+    /// Attaches to everything that is known of: a window begins.
+    pub(super) fn arm(&mut self, probe: &Probe) -> Result<(), KernelError> {
+        for planned in &self.planned {
+            if !self.links.contains_key(&planned.file()) {
+                let link = planned.attach(probe, self.pid)?;
+                self.links.extend(link.map(|link| (planned.file(), link)));
+            }
         }
         Ok(())
     }

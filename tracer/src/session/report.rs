@@ -1,5 +1,8 @@
 //! From a session to a report: sites joined, surveyed, named.
 
+#[path = "report/sampled.rs"]
+mod sampled;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     time::{Duration, SystemTime},
@@ -17,9 +20,7 @@ use super::{
 };
 use crate::{
     ledger::{BlockFilter, SiteId, SiteSurvey, Survey},
-    report::{
-        Overhead, Probe, Process, Report, ReportParts, Site, SiteKind, Tier, Timestamp, Verdict,
-    },
+    report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
 };
 
@@ -81,6 +82,10 @@ impl Session {
         let mut last = (0, false);
         self.probe.visit_blocks(|live| {
             let block = live.block;
+            // A time of birth of 0: a watched block of an earlier window.
+            if block.born_ns == 0 {
+                return;
+            }
             ages.note(&block);
             if last.0 != block.incarnation {
                 last = (block.incarnation, followed.contains(&block.incarnation));
@@ -121,10 +126,16 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
     let min_age_ns = u64::try_from(session.options.min_age.as_nanos()).unwrap_or(u64::MAX);
     let mapped = session.mapped_sites(now_ns.saturating_sub(min_age_ns));
     let mut sites = Vec::new();
+    for traced in session.processes.values() {
+        sampled::add(session, traced, &survey, &mut sites);
+    }
     for (id, (incarnation, totals)) in session.joined_sites() {
         let Some(pid) = by_incarnation.get(&incarnation) else {
             continue;
         };
+        if session.is_sampled(*pid) {
+            continue;
+        }
         let mapping = mapped.get(&id).map(|(_, survey)| survey);
         let survives = survey.site(id).kept_objects > 0
             || mapping.is_some_and(|survey| survey.inuse_objects > 0);
@@ -141,6 +152,9 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         let Some(pid) = by_incarnation.get(incarnation) else {
             continue;
         };
+        if session.is_sampled(*pid) {
+            continue;
+        }
         // What was freed of them is not known by process: what survives is what can be said.
         let (objects, bytes) = survey.inuse(UNKNOWN_SITE);
         let totals = SiteTotals {
@@ -159,22 +173,29 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         ));
     }
     let mut hits_total = 0;
+    let mut duty = 0.0;
     let mut cpu = Duration::ZERO;
     let proc_root = session.proc_root().to_owned();
     let mut processes = Vec::new();
     let pids: Vec<u32> = session.processes.keys().copied().collect();
     let hits_of = session.probe.hits();
     for pid in pids {
-        let Some(traced) = session.processes.get_mut(&pid) else {
-            continue;
-        };
-        if traced.ended.is_none() {
+        if let Some(traced) = session.processes.get_mut(&pid)
+            && traced.ended.is_none()
+        {
             traced.measure(&proc_root);
         }
-        let hits = hits_of
+        let Some(traced) = session.processes.get(&pid) else {
+            continue;
+        };
+        let mut hits = hits_of
             .get(&traced.incarnation)
             .copied()
             .unwrap_or([0; HIT_SLOTS]);
+        for (sum, before) in hits.iter_mut().zip(traced.windows.hits_before()) {
+            *sum += before;
+        }
+        duty += traced.windows.duty() / session.processes.len().max(1) as f64;
         hits_total += hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>();
         if let (Some(before), Some(after)) = (traced.cpu_first, traced.cpu_last) {
             cpu += after.saturating_sub(before);
@@ -187,8 +208,16 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
     let mut parts = ReportParts {
         captured_at: Timestamp::from(SystemTime::now()),
         duration_s,
-        tier: session.options.tier,
-        tier_reason: tier_reason(session),
+        tier: if session.options.mappings_only {
+            Tier::Growth
+        } else {
+            sampled::tier(session)
+        },
+        tier_reason: if session.options.mappings_only {
+            MAPPINGS_ONLY.to_owned()
+        } else {
+            sampled::tier_reason(session)
+        },
         processes,
         sites,
         losses: session
@@ -198,7 +227,7 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
             .collect(),
         overhead: Overhead {
             probe_hits: hits_total,
-            duty: 1.0,
+            duty,
             target_cpu_fraction: if cpu_s > 0.0 { cost / cpu_s } else { 0.0 },
             budget: session.options.budget,
         },
@@ -256,6 +285,27 @@ fn site(
     } else {
         (totals.alloc_objects, totals.alloc_bytes)
     };
+    Site {
+        inuse_bytes: inuse_bytes.min(alloc_bytes),
+        inuse_objects: inuse_objects.min(alloc_objects),
+        alloc_bytes,
+        alloc_objects,
+        inuse_bytes_low: low.min(alloc_bytes),
+        inuse_bytes_high: high.min(alloc_bytes),
+        oldest_age_s: survey
+            .site(id)
+            .oldest_born_ns
+            .map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
+        growth_bytes_per_s: 0.0,
+        verdict: Verdict::InsufficientData,
+        verdict_reason: String::new(),
+        weight: survey.weight(),
+        ..identity(session, id, pid, incarnation)
+    }
+}
+
+/// A site without figures and frames.
+fn identity(session: &Session, id: SiteId, pid: u32, incarnation: u32) -> Site {
     let stack = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE);
     let flags = stack.map_or(0, |stack| stack.flags);
     let allocator = stack.and_then(|stack| {
@@ -271,27 +321,10 @@ fn site(
         pid,
         incarnation,
         id: u64::from(id),
-        inuse_bytes: inuse_bytes.min(alloc_bytes),
-        inuse_objects: inuse_objects.min(alloc_objects),
-        alloc_bytes,
-        alloc_objects,
-        inuse_bytes_low: low.min(alloc_bytes),
-        inuse_bytes_high: high.min(alloc_bytes),
-        oldest_age_s: survey
-            .site(id)
-            .oldest_born_ns
-            .map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
-        kind: SiteKind::Heap,
-        mapping: None,
-        reserved_bytes: 0,
-        growth_bytes_per_s: 0.0,
-        verdict: Verdict::InsufficientData,
-        verdict_reason: String::new(),
-        weight: survey.weight(),
         allocator,
         stack_complete: flags & STACK_COMPLETE != 0,
         stack_incomplete_reason: incomplete_reason(stack.is_some(), flags, id),
-        frames: Vec::new(),
+        ..Site::default()
     }
 }
 
@@ -376,6 +409,7 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
         allocators,
         rss_bytes: traced.rss_last.map_or(0, |(_, bytes)| bytes),
         rss_growth_bytes_per_s: growth,
+        anonymous_bytes: traced.anonymous_bytes,
         frees_of_unknown_blocks: hits.get(UNKNOWN_FREE_SLOT).copied().unwrap_or(0),
         probes: traced
             .sites
@@ -433,28 +467,6 @@ fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Opti
     })
 }
 
-/// Why the tier was taken.
-fn tier_reason(session: &Session) -> String {
-    if session.options.tier == Tier::Growth {
-        return "asked for: mappings are seen exactly, with the stacks that made them; no allocator is probed"
-            .to_owned();
-    }
-    let shift = session.probe.thin_shift();
-    let thinned = if shift == 0 {
-        String::new()
-    } else {
-        format!(
-            "; the live table was full, so that one of {} blocks is kept and figures are estimates",
-            1_u64 << shift
-        )
-    };
-    let others = if session.traps_others() {
-        "; so many processes were selected that the probes are in their files for all processes: others that map them are slowed too, and not recorded"
-    } else {
-        ""
-    };
-    format!(
-        "every allocator call was seen, through {} links{others}; the windows that would keep the budget are not there yet{thinned}",
-        session.probe.link_mode().name()
-    )
-}
+/// Why it is the tier of mappings.
+const MAPPINGS_ONLY: &str =
+    "asked for: mappings are seen exactly, with the stacks that made them; no allocator is probed";

@@ -10,6 +10,7 @@ use leakscope_common::SELECT_LATER;
 
 use super::{Session, TraceError, process::Traced};
 use crate::{
+    budget::Choice,
     kernel::KernelError,
     target::{
         process::{list_pids, read_process},
@@ -107,7 +108,10 @@ impl Session {
             .filter(|pid| self.is_wanted(*pid))
             .collect();
         if first {
-            self.links.set_machine(all || wanted.len() > MANY);
+            // Windows are opened and closed for each process by itself.
+            let at_once = self.options.tier == Choice::Exact;
+            self.links
+                .set_machine(at_once && (all || wanted.len() > MANY));
         }
         for pid in wanted {
             self.consider(pid)?;
@@ -171,13 +175,15 @@ impl Session {
 
     /// Follows a process even if it has no allocator that is known: one may be loaded later, and the report says why nothing is seen.
     fn follow_as_it_is(&mut self, pid: u32) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid)?;
+        let mut traced = Traced::open(&self.proc_root, pid, self.limits(false))?;
         traced
             .space
             .refresh(&self.proc_root, pid, &mut self.modules)
             .map_err(TraceError::from)?;
         traced.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut traced)?;
+        traced.windows.begin(pid, traced.incarnation);
+        traced.windows.measure(&self.proc_root, pid);
         if let Err(error) = self.attach(&mut traced) {
             self.tables.remove(&mut self.probe, traced.incarnation);
             return Err(error);
@@ -206,7 +212,7 @@ impl Session {
     /// A child of a command is traced from its first instruction; its allocators are looked for when it has called exec, or shows that
     /// it does not.
     pub(super) fn note_fork(&mut self, pid: u32, incarnation: u32) {
-        let Ok(mut traced) = Traced::open(&self.proc_root, pid) else {
+        let Ok(mut traced) = Traced::open(&self.proc_root, pid, self.limits(false)) else {
             // It has ended by now.
             self.probe.forget(pid, incarnation);
             return;

@@ -2,7 +2,7 @@
 //! and then, verdicts for the report.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs,
     path::Path,
     time::{Duration, Instant},
@@ -13,8 +13,8 @@ use leakscope_common::{SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
 use super::Session;
 use crate::{
     kernel::monotonic_ns,
-    ledger::{Limit, ProcessLevel, Room, SiteId, SiteOfProcess},
-    report::{MemoryPoint, ReportParts, SiteKind, Tier},
+    ledger::{Limit, ProcessLevel, Room, SiteId, SiteOfProcess, SiteWindows, judge_windows},
+    report::{MemoryPoint, ReportParts},
 };
 
 /// The ages of the live blocks are looked at so often at most: about the width of a site's first cohorts.
@@ -76,30 +76,58 @@ impl Session {
             self.probe.site_slots(),
             |site| stacks.get(&site).map_or(site, |stack| stack.canonical),
         );
-        self.probe.visit_blocks(|live| ages.note(&live.block));
+        self.probe.visit_blocks(|live| {
+            // A time of birth of 0: a watched block of an earlier window.
+            if live.block.born_ns != 0 {
+                ages.note(&live.block);
+            }
+        });
         ages.finish();
         let cost = begun.elapsed();
         self.next_survey = begun + SURVEY_EVERY.max(cost.saturating_mul(SURVEY_PART));
     }
 
+    /// What the windows of a process saw of a site; `None` where every call was seen.
+    fn windows_of(&self, pid: u32, site: SiteId, now_ns: u64) -> Option<SiteWindows> {
+        let windows = &self.processes.get(&pid)?.windows;
+        (windows.cohorts.windows() > 0).then(|| windows.cohorts.windows_of(site, now_ns))
+    }
+
+    /// Of the sites of a process, the share of watched blocks that contents tell from others.
+    fn told_apart(&self, pid: u32) -> HashMap<SiteId, f64> {
+        self.processes
+            .get(&pid)
+            .map_or_else(HashMap::new, |traced| traced.windows.cohorts.told_apart())
+    }
+
     /// Judges the sites and processes of a report that still has all of its sites.
     pub(super) fn judge(&self, parts: &mut ReportParts) {
         let mut judged: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
-        // Totals and ages are of what was seen; where that is a part, what was not seen freed would look like a leak.
-        let is_complete = parts.tier == Tier::Exact;
+        let now_ns = monotonic_ns();
+        let mut told_apart: BTreeMap<u32, HashMap<SiteId, f64>> = BTreeMap::new();
         for site in &mut parts.sites {
             let Ok(id) = SiteId::try_from(site.id) else {
                 continue;
             };
             if id == UNKNOWN_SITE {
                 "its blocks have many stacks".clone_into(&mut site.verdict_reason);
-            } else if !is_complete && site.kind != SiteKind::Mapping {
-                "not all of its calls were seen".clone_into(&mut site.verdict_reason);
             } else {
-                let judgement = self.ledger.judge(id, site.incarnation);
+                // Where calls were seen in windows, totals know nothing of what was freed in between.
+                let told_apart = told_apart
+                    .entry(site.pid)
+                    .or_insert_with(|| self.told_apart(site.pid));
+                let judgement = match self.windows_of(site.pid, id, now_ns) {
+                    Some(seen) => {
+                        let told_apart = told_apart.get(&id).copied().unwrap_or(1.0);
+                        judge_windows(&seen.windows, seen.watched_s, told_apart)
+                    }
+                    None => self.ledger.judge(id, site.incarnation),
+                };
                 site.verdict = judgement.verdict;
                 site.verdict_reason = judgement.reason;
-                site.growth_bytes_per_s = judgement.growth_bytes_per_s;
+                if site.sample.is_none() {
+                    site.growth_bytes_per_s = judgement.growth_bytes_per_s;
+                }
             }
             judged
                 .entry(site.incarnation)
@@ -113,9 +141,10 @@ impl Session {
         for process in &mut parts.processes {
             let sites = judged.remove(&process.incarnation).unwrap_or_default();
             let room = room(self.proc_root(), &process.cgroup);
-            let judgement = self
-                .ledger
-                .judge_process(process.incarnation, &sites, room.as_ref());
+            let is_complete = !self.is_sampled(process.pid);
+            let judgement =
+                self.ledger
+                    .judge_process(process.incarnation, &sites, room.as_ref(), is_complete);
             process.verdict = judgement.verdict;
             process.verdict_reason = judgement.reason;
             process.memory_series = self
@@ -124,7 +153,12 @@ impl Session {
                 .into_iter()
                 .map(|point| MemoryPoint {
                     at_s: point.at_s,
-                    inuse_bytes: point.value.inuse_bytes.max(0.0) as u64,
+                    // What totals say of windows only is not what is in use.
+                    inuse_bytes: if is_complete {
+                        point.value.inuse_bytes.max(0.0) as u64
+                    } else {
+                        0
+                    },
                     rss_bytes: point.value.resident_bytes as u64,
                 })
                 .collect();

@@ -144,11 +144,17 @@ fn one(
     writeln!(out)?;
     let (own, callers) = stack::split(&site.frames);
     let mut facts = format!(
-        "{} before, {} now · {} allocated meanwhile",
+        "{} before, {} now",
         bytes(change.inuse_bytes_base),
-        bytes(site.inuse_bytes),
-        signed_blocks(change.by.alloc_objects_change)
+        bytes(site.inuse_bytes)
     );
+    // Of a stack that the later report does not have, nothing is known of what it allocated.
+    if change.by.alloc_objects_change > 0 {
+        facts.push_str(&format!(
+            " · {} allocated meanwhile",
+            blocks(change.by.alloc_objects_change.unsigned_abs())
+        ));
+    }
     if let Some(via) = stack::via(own) {
         facts.push_str(&format!(" · via {via}"));
     }

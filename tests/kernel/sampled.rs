@@ -1,0 +1,185 @@
+//! Windows: a leak under heavy churn is found and estimated, within the budget, and the target does not notice.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use leakscope_tests::{Report, Site, Tracer, Victim, breakpoints, require_kernel, require_victim};
+
+/// What the victim says of itself.
+#[derive(Clone, Copy, Debug)]
+struct Count {
+    leaked: u64,
+    rounds: u64,
+    cpu: Duration,
+}
+
+fn count(victim: &mut Victim) -> Count {
+    victim.say("count").unwrap();
+    let line = victim.line().unwrap().expect("an answer");
+    let numbers: Vec<u64> = line
+        .split(' ')
+        .map(|number| number.parse().unwrap())
+        .collect();
+    let [leaked, rounds, cpu] = numbers[..] else {
+        panic!("it said {line}");
+    };
+    Count {
+        leaked,
+        rounds,
+        cpu: Duration::from_nanos(cpu),
+    }
+}
+
+/// The victim, at full speed.
+fn start(program: &std::path::Path) -> Victim {
+    let mut victim = Victim::start(program).expect("the victim starts");
+    victim.say("go").unwrap();
+    victim.say("fast").unwrap();
+    sleep(Duration::from_millis(500));
+    victim
+}
+
+/// Lets it state its truth and end.
+fn halt(mut victim: Victim) {
+    victim.say("halt").unwrap();
+    let truth = victim.line().unwrap().expect("its truth");
+    assert!(truth.contains("leak_slowly"), "{truth}");
+    assert_eq!(victim.line().unwrap().as_deref(), Some("done"));
+    assert!(victim.quit().expect("it ends").success());
+}
+
+fn is_leak(site: &Site) -> bool {
+    site.frames
+        .iter()
+        .any(|frame| frame.function.as_deref() == Some("leak_slowly"))
+}
+
+/// What the report says that its traps took of the target's processor time, against what the victim used.
+fn assert_budget_kept(report: &Report, budget: f64, seconds: f64) {
+    let fraction = report.overhead.target_cpu_fraction;
+    // The account may be overdrawn by one window, and begins with an allowance of a second.
+    let most = budget * (1.0 + 6.0 / seconds);
+    assert!(fraction > 0.0 && fraction <= most, "{fraction} of {most}");
+}
+
+#[test]
+fn a_leak_under_churn_is_found_first_and_the_truth_lies_in_the_interval() {
+    let _alone = require_kernel!();
+    let program = require_victim!("load");
+    let mut victim = start(&program);
+    let pid = victim.pid().to_string();
+    let before = count(&mut victim);
+    let tracer = Tracer::start(&["-p", &pid, "--tier", "sampled"]).unwrap();
+    // Windows are too short to be waited for.
+    sleep(Duration::from_secs(2));
+    let began = count(&mut victim);
+    sleep(Duration::from_secs(30));
+    let (ended, report) = {
+        let ended = count(&mut victim);
+        (ended, tracer.stop().expect("a report"))
+    };
+    let after = count(&mut victim);
+    assert_eq!(report.tier, "sampled");
+    let first = report.sites.first().expect("a site");
+    assert!(is_leak(first), "{:?} is first", first.frames);
+    // More than the churning sites by far.
+    for other in report.sites.iter().skip(1) {
+        assert!(
+            other.inuse_bytes * 2 < first.inuse_bytes,
+            "{} of {}: {:?}",
+            other.inuse_bytes,
+            first.inuse_bytes,
+            other.frames
+        );
+    }
+    let (least, most) = (
+        (ended.leaked - began.leaked) * 96,
+        (after.leaked - before.leaked) * 96,
+    );
+    assert!(
+        first.inuse_bytes_low <= most && first.inuse_bytes_high >= least,
+        "between {} and {}; truth {least} to {most}",
+        first.inuse_bytes_low,
+        first.inuse_bytes_high
+    );
+    assert!(first.inuse_bytes_low > 0, "an interval that says nothing");
+    assert!(report.overhead.duty < 0.5, "{}", report.overhead.duty);
+    assert_budget_kept(&report, 0.01, 30.0);
+    assert!(after.rounds > ended.rounds && after.cpu > before.cpu);
+    assert_eq!(breakpoints(victim.pid()).unwrap().len(), 0);
+    halt(victim);
+}
+
+#[test]
+fn auto_sees_all_calls_of_a_quiet_process_and_keeps_the_budget_when_it_jumps() {
+    let _alone = require_kernel!();
+    let program = require_victim!("load");
+    let mut victim = start(&program);
+    victim.say("slow").unwrap();
+    sleep(Duration::from_millis(200));
+    let pid = victim.pid().to_string();
+    // While it is quiet, everything is seen.
+    let tracer = Tracer::start(&["-p", &pid, "--for", "3s"]).unwrap();
+    let report = tracer.report().expect("a report");
+    assert_eq!(report.tier, "exact", "{}", report.tier_reason);
+    let leak = report.sites.iter().find(|site| is_leak(site));
+    if let Some(leak) = leak {
+        assert_eq!(leak.inuse_bytes_low, leak.inuse_bytes_high);
+    }
+    // A thousandfold and more within a second.
+    let mut tracer = Tracer::start(&["-p", &pid]).unwrap();
+    tracer.wait_until_attached(victim.pid()).unwrap();
+    sleep(Duration::from_secs(2));
+    let quiet = count(&mut victim);
+    victim.say("fast").unwrap();
+    sleep(Duration::from_secs(15));
+    let busy = count(&mut victim);
+    let report = tracer.stop().expect("a report");
+    assert!(
+        busy.rounds - quiet.rounds > 1_000 * 100,
+        "{quiet:?} {busy:?}"
+    );
+    assert_eq!(report.tier, "sampled", "{}", report.tier_reason);
+    assert_budget_kept(&report, 0.01, 15.0);
+    assert_eq!(breakpoints(victim.pid()).unwrap().len(), 0);
+    halt(victim);
+}
+
+#[test]
+fn five_times_the_budget_in_a_second_detaches_at_once() {
+    let _alone = require_kernel!();
+    let program = require_victim!("load");
+    let mut victim = start(&program);
+    let pid = victim.pid().to_string();
+    // Windows so long that each would cost some hundred times the budget.
+    let mut tracer = Tracer::start(&["-p", &pid, "--tier", "sampled", "--window", "20s"]).unwrap();
+    tracer.wait_until_attached(victim.pid()).unwrap();
+    sleep(Duration::from_secs(6));
+    let before = count(&mut victim);
+    sleep(Duration::from_secs(1));
+    let after = count(&mut victim);
+    let report = tracer.stop().expect("a report");
+    assert!(
+        report
+            .tier_reason
+            .contains("cut off at five times the budget"),
+        "{}",
+        report.tier_reason
+    );
+    // Nothing is attached any more: it owes so much that no window is open for long.
+    assert!(report.overhead.duty < 0.3, "{}", report.overhead.duty);
+    assert!(after.rounds > before.rounds);
+    halt(victim);
+}
+
+#[test]
+fn a_short_command_is_seen_from_its_first_call() {
+    let _alone = require_kernel!();
+    let program = require_victim!("basic");
+    let tracer = Tracer::start(&["--", program.to_str().unwrap(), "now"]).unwrap();
+    let report = tracer.report().expect("a report");
+    assert_eq!(report.tier, "exact", "{}", report.tier_reason);
+    assert!(report.sites.iter().any(|site| site.inuse_objects > 0));
+}

@@ -1,0 +1,439 @@
+//! The overhead budget: from the calls seen and what they cost to the tier, the windows' length and how often they come. Pure: it is told what a process used
+//! and answers what to do. Knows neither processes nor probes.
+//!
+//! The promise: what the traps take is at most `budget` of the processor time that the process itself takes, plus a first allowance; and never more
+//! than five times that in a second without everything being detached at once. It is kept as an account: processor time of the process pays in,
+//! hits take out, and a window is opened only while nothing is owed.
+
+mod account;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, time::Duration};
+
+use account::Account;
+
+/// How allocations are to be seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// All of them while that fits the budget, else in windows.
+    #[default]
+    Auto,
+    /// In windows, as the budget allows.
+    Sampled,
+    /// All of them, whatever it costs.
+    Exact,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// The tier.
+    pub choice: Choice,
+    /// The share of the process's own processor time that its traps may take.
+    pub budget: f64,
+    /// The length of every window; as the budget allows when `None`.
+    pub window: Option<Duration>,
+    /// The process is a command that was started to be traced: its beginning is granted more.
+    pub is_command: bool,
+}
+
+impl Limits {
+    /// All calls are to be seen, whatever it costs.
+    #[must_use]
+    pub const fn exact() -> Self {
+        Self {
+            choice: Choice::Exact,
+            budget: 1.0,
+            window: None,
+            is_command: false,
+        }
+    }
+}
+
+/// What a process has used by a time; all since the trace of it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// The time.
+    pub at: Duration,
+    /// Processor time, with what the traps took.
+    pub cpu: Duration,
+    /// What the traps took.
+    pub cost: Duration,
+}
+
+/// Whether all calls are seen, or those in windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The window that is open has no planned end.
+    Exact,
+    /// Windows.
+    Sampled,
+}
+
+/// Why a window is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// It was as long as planned, or has cost what it may.
+    Planned,
+    /// All calls together cost more than the budget.
+    OverBudget,
+    /// In one second more than five times the budget.
+    HardStop,
+}
+
+/// The shortest and longest planned window.
+const SHORTEST: Duration = Duration::from_millis(2);
+const LONGEST: Duration = Duration::from_secs(1);
+/// The shortest that is planned while rarer windows can pay for it: attaching itself takes some milliseconds.
+const USEFUL: Duration = Duration::from_millis(5);
+/// The first, while nothing is known.
+const FIRST: Duration = Duration::from_millis(50);
+
+/// Windows come so often if the budget allows, seconds.
+const PERIOD_S: f64 = 2.0;
+
+/// How much of the budget of one second a window is planned to cost at most: well below the hard stop.
+const MOST_OF_A_SECOND: f64 = 2.5;
+/// The hard stop, in budgets of one second.
+const HARD_STOP: f64 = 5.0;
+/// The share of the budget below which all calls are seen again.
+const COMFORT: f64 = 0.7;
+/// Windows in a row that must have been so cheap.
+const CHEAP_WINDOWS: u32 = 3;
+
+/// How soon the hits are looked at again while a window with a planned end is open.
+const LOOK_IN_WINDOW: Duration = Duration::from_millis(5);
+/// And in one without: as soon as the balance can have been spent, but within these.
+const LOOK_IN_EXACT: (f64, f64) = (0.010, 0.100);
+
+/// An open window.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    since: Usage,
+    length: Duration,
+    /// What it may cost, seconds; no limit of its own for one without a planned end.
+    most_s: f64,
+}
+
+/// Keeps one process within the budget.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    limits: Limits,
+    mode: Mode,
+    account: Account,
+    open: Option<Open>,
+    /// The window that is planned.
+    length: Duration,
+    next: Duration,
+    open_time: Duration,
+    /// What a second of tracing costs, seconds; from the last window.
+    rate: Option<f64>,
+    cheap: u32,
+    hard_stops: u32,
+    /// When the mode last changed, and why, for people.
+    switched: Option<(Duration, Close)>,
+    windows: u32,
+    /// Shrinks windows after a hard stop.
+    shrink: f64,
+    random: u64,
+}
+
+impl Controller {
+    /// For a process of which nothing is known yet. `seed` makes the windows' times differ from process to process.
+    #[must_use]
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        let mode = match limits.choice {
+            Choice::Auto | Choice::Exact => Mode::Exact,
+            Choice::Sampled => Mode::Sampled,
+        };
+        Self {
+            limits,
+            mode,
+            account: Account::new(limits.budget, limits.is_command),
+            open: None,
+            length: limits.window.unwrap_or(FIRST),
+            next: Duration::ZERO,
+            open_time: Duration::ZERO,
+            rate: None,
+            cheap: 0,
+            hard_stops: 0,
+            switched: None,
+            windows: 0,
+            shrink: 1.0,
+            random: seed | 1,
+        }
+    }
+
+    /// How calls are seen now.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// When the next window is to be opened, since the trace began.
+    #[must_use]
+    pub fn next_opening(&self) -> Duration {
+        self.next
+    }
+
+    /// How soon [`Controller::observe`] is to be called again while a window is open; `None` where nothing is enforced.
+    #[must_use]
+    pub fn look_again(&self, at: Duration) -> Option<Duration> {
+        let open = self.open.as_ref()?;
+        match (self.limits.choice, self.mode) {
+            (Choice::Exact, _) => None,
+            (_, Mode::Exact) => {
+                let (soonest, latest) = LOOK_IN_EXACT;
+                let wait = (self.account.balance() / self.account.cores()).clamp(soonest, latest);
+                Some(Duration::from_secs_f64(wait))
+            }
+            (_, Mode::Sampled) => {
+                let left = (open.since.at + open.length).saturating_sub(at);
+                Some(left.min(LOOK_IN_WINDOW))
+            }
+        }
+    }
+
+    /// Processor time that the process may use before its hits need to be counted again: they can have cost no more than that.
+    #[must_use]
+    pub fn slack(&self) -> Duration {
+        match self.mode {
+            Mode::Exact => Duration::from_secs_f64((self.account.balance() / 4.0).max(0.0)),
+            Mode::Sampled => Duration::ZERO,
+        }
+    }
+
+    /// Whether a window may be opened now: it is time, and nothing is owed. To be asked with fresh figures.
+    pub fn may_open(&mut self, usage: Usage) -> bool {
+        self.account.note(usage);
+        if usage.at < self.next {
+            return false;
+        }
+        let owed = -self.account.balance();
+        if owed <= 0.0 || self.windows == 0 {
+            return true;
+        }
+        // Until it is paid.
+        let income = (self.limits.budget * self.account.cores()).max(1e-6);
+        self.next = usage.at + Duration::from_secs_f64((owed / income).clamp(0.01, 5.0));
+        false
+    }
+
+    /// A window was opened.
+    pub fn opened(&mut self, usage: Usage) {
+        self.account.note(usage);
+        self.windows += 1;
+        let (length, most_s) = match self.mode {
+            Mode::Exact => (Duration::MAX, f64::INFINITY),
+            Mode::Sampled => {
+                let second = self.limits.budget * self.account.cores();
+                let expected = self
+                    .rate
+                    .map_or(second, |rate| rate * self.length.as_secs_f64());
+                (self.length, (2.0 * expected).max(second * 0.5))
+            }
+        };
+        self.open = Some(Open {
+            since: usage,
+            length,
+            most_s,
+        });
+    }
+
+    /// Looks at what an open window has cost so far.
+    pub fn observe(&mut self, usage: Usage) -> Option<Close> {
+        self.account.note(usage);
+        let open = self.open?;
+        if self.limits.choice == Choice::Exact {
+            return None;
+        }
+        if self.account.last_second() > HARD_STOP {
+            return Some(Close::HardStop);
+        }
+        match self.mode {
+            Mode::Exact => (self.account.balance() < 0.0).then_some(Close::OverBudget),
+            Mode::Sampled => {
+                let cost = usage.cost.saturating_sub(open.since.cost).as_secs_f64();
+                let is_over = usage.at.saturating_sub(open.since.at) >= open.length;
+                // A length that was asked for is kept; the next window waits until it is paid.
+                let is_dear = cost > open.most_s && self.limits.window.is_none();
+                (is_over || is_dear).then_some(Close::Planned)
+            }
+        }
+    }
+
+    /// The window was closed for this reason: it was decided at `decided`, and everything was detached at `usage`. Plans the next.
+    pub fn closed(&mut self, reason: Close, decided: Usage, usage: Usage) {
+        self.account.note(usage);
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        // From then on the breakpoints are gone within milliseconds; what the kernel still waits for slows nobody.
+        self.open_time += decided.at.saturating_sub(open.since.at);
+        let length = decided.at.saturating_sub(open.since.at).as_secs_f64();
+        let cost = decided.cost.saturating_sub(open.since.cost).as_secs_f64();
+        let ending = usage.cost.saturating_sub(decided.cost).as_secs_f64();
+        // Of a long window, what counts is what the process does now.
+        let rate = if self.mode == Mode::Exact {
+            self.account
+                .recent_rate()
+                .unwrap_or(cost / length.max(1e-6))
+        } else {
+            cost / length.max(1e-6)
+        };
+        self.rate = Some(rate);
+        match reason {
+            Close::HardStop => {
+                self.hard_stops += 1;
+                self.shrink = (self.shrink / 2.0).max(1.0 / 64.0);
+            }
+            Close::Planned | Close::OverBudget => self.shrink = (self.shrink * 1.5).min(1.0),
+        }
+        if self.mode == Mode::Exact {
+            self.mode = Mode::Sampled;
+            self.cheap = 0;
+            self.switched = Some((usage.at, reason));
+        } else {
+            self.rise(rate, usage.at);
+        }
+        self.plan(rate, ending, usage.at);
+    }
+
+    /// Goes back to all calls where they have fitted the budget for some windows.
+    fn rise(&mut self, rate: f64, at: Duration) {
+        let allowed = self.limits.budget * self.account.cores();
+        if rate > COMFORT * allowed {
+            self.cheap = 0;
+            return;
+        }
+        self.cheap += 1;
+        if self.limits.choice == Choice::Auto && self.cheap >= CHEAP_WINDOWS {
+            self.mode = Mode::Exact;
+            self.switched = Some((at, Close::Planned));
+        }
+    }
+
+    /// Length and time of the next window, when a second of tracing costs `rate` seconds and a window's end `ending`.
+    fn plan(&mut self, rate: f64, ending: f64, at: Duration) {
+        let second = (self.limits.budget * self.account.cores()).max(1e-9);
+        let rate = rate.max(1e-9);
+        let mut period = PERIOD_S;
+        let length = if let Some(window) = self.limits.window {
+            let length = window.as_secs_f64();
+            period = period.max((rate * length + ending) / second);
+            length
+        } else {
+            let most = ((MOST_OF_A_SECOND * second - ending) / rate * self.shrink)
+                .max(SHORTEST.as_secs_f64());
+            let wanted = (second * period - ending) / rate;
+            let length = wanted
+                .clamp(USEFUL.as_secs_f64(), LONGEST.as_secs_f64())
+                .min(most);
+            period = period.max((rate * length + ending) / second);
+            length
+        };
+        self.length = Duration::from_secs_f64(length);
+        // At random times, so that they keep no step with what the process does.
+        let gap = (period - length).max(0.05) * (0.5 + self.random());
+        self.next = if self.mode == Mode::Exact {
+            at
+        } else {
+            at + Duration::from_secs_f64(gap.min(3600.0))
+        };
+    }
+
+    /// A number between 0 and 1.
+    fn random(&mut self) -> f64 {
+        // xorshift64* (Vigna 2016).
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// The share of the time in which calls were seen.
+    #[must_use]
+    pub fn duty(&self, at: Duration) -> f64 {
+        let open = self
+            .open
+            .map_or(Duration::ZERO, |open| at.saturating_sub(open.since.at));
+        let whole = at.as_secs_f64();
+        if whole > 0.0 {
+            ((self.open_time + open).as_secs_f64() / whole).min(1.0)
+        } else {
+            1.0
+        }
+    }
+
+    /// Windows opened so far.
+    #[must_use]
+    pub fn windows(&self) -> u32 {
+        self.windows
+    }
+
+    /// Why the tier is what it is, for people.
+    #[must_use]
+    pub fn reason(&self) -> impl fmt::Display + '_ {
+        Reason(self)
+    }
+}
+
+/// See [`Controller::reason`].
+struct Reason<'a>(&'a Controller);
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let controller = self.0;
+        let limits = &controller.limits;
+        let budget = limits.budget * 100.0;
+        let cores = controller.account.cores();
+        let full = controller.rate.map(|rate| rate / cores.max(1e-6) * 100.0);
+        match (limits.choice, controller.mode) {
+            (Choice::Exact, _) => write!(formatter, "every allocator call was seen, as asked for"),
+            (_, Mode::Exact) => match controller.switched {
+                None => write!(
+                    formatter,
+                    "every allocator call was seen: that costs less than the budget of {budget} %"
+                ),
+                Some((at, _)) => write!(
+                    formatter,
+                    "every allocator call has been seen since {:.1} s, for that costs less than the budget of {budget} % again; before that, calls were seen in windows",
+                    at.as_secs_f64()
+                ),
+            },
+            (choice, Mode::Sampled) => {
+                match (choice, controller.switched) {
+                    (Choice::Auto, Some((at, reason))) => {
+                        let why = if reason == Close::HardStop {
+                            "they had cost more than five times the budget within a second"
+                        } else {
+                            "all of them would cost more than the budget"
+                        };
+                        write!(
+                            formatter,
+                            "calls have been seen in windows since {:.1} s: {why}",
+                            at.as_secs_f64()
+                        )?;
+                    }
+                    _ => write!(formatter, "calls were seen in windows, as asked for")?,
+                }
+                if let Some(full) = full {
+                    write!(
+                        formatter,
+                        " (all calls: {full:.0} % of the process's CPU time; budget {budget} %)"
+                    )?;
+                }
+                write!(formatter, "; {} windows", controller.windows)?;
+                if controller.hard_stops > 0 {
+                    write!(
+                        formatter,
+                        ", {} cut off at five times the budget",
+                        controller.hard_stops
+                    )?;
+                }
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The controller against simulated processes: what it may cost is known, and what it costs is counted.
+
+#![expect(clippy::indexing_slicing, reason = "tests say so by failing")]
+
+use std::time::Duration;
+
+use super::{Choice, Close, Controller, Limits, Mode, Usage};
+use proptest::prelude::*;
+
+/// A process that uses `cores` by itself and whose traps would take `rate` seconds in each second of tracing.
+#[derive(Clone, Copy)]
+struct Load {
+    cores: f64,
+    rate: f64,
+}
+
+/// How long the ends of a window take, with what share of the traps still set.
+const ATTACH: f64 = 0.008;
+const DETACH: f64 = 0.020;
+
+struct Run {
+    controller: Controller,
+    usage: Usage,
+    is_open: bool,
+    hard_stops: u32,
+    windows: u32,
+    /// Cost in each tenth of a second.
+    tenths: Vec<f64>,
+}
+
+impl Run {
+    fn new(limits: Limits, seed: u64) -> Self {
+        let mut controller = Controller::new(limits, seed);
+        controller.opened(Usage::default());
+        Self {
+            controller,
+            usage: Usage::default(),
+            is_open: true,
+            hard_stops: 0,
+            windows: 1,
+            tenths: Vec::new(),
+        }
+    }
+
+    /// Lets time pass.
+    fn pass(&mut self, time: f64, load: Load, traced: f64) {
+        let cost = load.rate * time * traced;
+        self.usage.at += Duration::from_secs_f64(time);
+        // Traps first use what the process left idle, then take from what it uses.
+        self.usage.cpu += Duration::from_secs_f64(load.cores * time + cost * 0.5);
+        self.usage.cost += Duration::from_secs_f64(cost);
+        let tenth = (self.usage.at.as_secs_f64() * 10.0) as usize;
+        self.tenths.resize(self.tenths.len().max(tenth + 1), 0.0);
+        self.tenths[tenth] += cost;
+    }
+
+    fn run(&mut self, until: f64, load: impl Fn(f64) -> Load) {
+        while self.usage.at.as_secs_f64() < until {
+            let now = load(self.usage.at.as_secs_f64());
+            if self.is_open {
+                let wait = self
+                    .controller
+                    .look_again(self.usage.at)
+                    .unwrap_or(Duration::from_millis(100));
+                self.pass(wait.as_secs_f64().max(0.001), now, 1.0);
+                if let Some(reason) = self.controller.observe(self.usage) {
+                    let decided = self.usage;
+                    self.hard_stops += u32::from(reason == Close::HardStop);
+                    // All traps stay for a few milliseconds, none for the rest.
+                    self.pass(0.003, now, 1.0);
+                    self.pass(DETACH, now, 0.0);
+                    self.controller.closed(reason, decided, self.usage);
+                    self.is_open = false;
+                }
+            } else if self.controller.may_open(self.usage) {
+                self.pass(ATTACH, now, 0.2);
+                self.controller.opened(self.usage);
+                self.is_open = true;
+                self.windows += 1;
+            } else {
+                let wait = self
+                    .controller
+                    .next_opening()
+                    .saturating_sub(self.usage.at)
+                    .min(Duration::from_millis(100));
+                self.pass(wait.as_secs_f64().max(0.001), now, 0.0);
+            }
+        }
+    }
+
+    /// The most that any second cost.
+    fn worst_second(&self) -> f64 {
+        self.tenths
+            .windows(10)
+            .map(|second| second.iter().sum())
+            .fold(0.0, f64::max)
+    }
+}
+
+fn limits(choice: Choice, budget: f64) -> Limits {
+    Limits {
+        choice,
+        budget,
+        window: None,
+        is_command: false,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn over_a_minute_the_budget_is_kept(
+        cores in 0.1_f64..4.0,
+        intensity in 0.001_f64..3.0,
+        budget in prop::sample::select(vec![0.005, 0.01, 0.05]),
+        sampled in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let choice = if sampled { Choice::Sampled } else { Choice::Auto };
+        let mut run = Run::new(limits(choice, budget), seed);
+        let load = Load { cores, rate: cores * intensity };
+        run.run(60.0, |_| load);
+        let cost = run.usage.cost.as_secs_f64();
+        let own = cores * run.usage.at.as_secs_f64();
+        // The account, its first allowance, and a window that may run over.
+        prop_assert!(
+            cost <= budget * (own + 6.0 * cores) + 0.06 * load.rate,
+            "cost {cost}, budget {}", budget * own
+        );
+        // And it is used: where all calls cost more than the budget, most of it goes into windows.
+        if intensity > 2.0 * budget && load.rate * 0.02 < budget * cores {
+            prop_assert!(cost > 0.4 * budget * own, "cost {cost}, budget {}", budget * own);
+        }
+        if sampled || intensity > 1.5 * budget {
+            prop_assert!(run.controller.mode() == Mode::Sampled || !sampled);
+            prop_assert!(run.windows >= 3, "{} windows", run.windows);
+        }
+    }
+
+    #[test]
+    fn a_thousandfold_jump_is_stopped_within_the_second(
+        cores in 0.5_f64..2.0,
+        at in 5.0_f64..15.0,
+        seed in any::<u64>(),
+    ) {
+        let budget = 0.01;
+        let slow = Load { cores, rate: cores * 0.002 };
+        let fast = Load { cores, rate: cores * 2.0 };
+        let mut run = Run::new(limits(Choice::Auto, budget), seed);
+        run.run(at, |_| slow);
+        prop_assert_eq!(run.controller.mode(), Mode::Exact);
+        run.run(60.0, |now| if now < at { slow } else { fast });
+        prop_assert_eq!(run.controller.mode(), Mode::Sampled);
+        prop_assert!(run.hard_stops >= 1);
+        // What passes between two looks and until everything is detached, beyond the stop itself.
+        let most = 5.0 * budget * cores + 0.06 * fast.rate;
+        prop_assert!(run.worst_second() <= most, "{} of {most}", run.worst_second());
+        let own = cores * 60.0;
+        let cost = run.usage.cost.as_secs_f64();
+        prop_assert!(cost <= budget * (own + 6.0 * cores) + 0.06 * fast.rate, "{cost}");
+        // And back: all calls are seen again.
+        run.run(100.0, |_| slow);
+        prop_assert_eq!(run.controller.mode(), Mode::Exact);
+    }
+}
+
+#[test]
+fn cheap_processes_are_seen_all_the_time() {
+    let mut run = Run::new(limits(Choice::Auto, 0.01), 7);
+    run.run(120.0, |_| Load {
+        cores: 0.3,
+        rate: 0.002,
+    });
+    assert_eq!(run.controller.mode(), Mode::Exact);
+    assert_eq!(run.windows, 1);
+    assert!((run.controller.duty(run.usage.at) - 1.0).abs() < 1e-9);
+    assert!(run.controller.reason().to_string().contains("less than"));
+}
+
+#[test]
+fn exact_is_kept_whatever_it_costs() {
+    let mut run = Run::new(limits(Choice::Exact, 0.01), 7);
+    run.run(5.0, |_| Load {
+        cores: 1.0,
+        rate: 5.0,
+    });
+    assert_eq!((run.controller.mode(), run.windows), (Mode::Exact, 1));
+}
+
+#[test]
+fn a_short_command_is_granted_more_than_a_running_process() {
+    let load = Load {
+        cores: 1.0,
+        rate: 1.0,
+    };
+    let seen = |is_command| {
+        let mut run = Run::new(
+            Limits {
+                is_command,
+                ..limits(Choice::Auto, 0.01)
+            },
+            7,
+        );
+        run.run(0.5, |_| load);
+        run.usage.cost.as_secs_f64()
+    };
+    let (command, process) = (seen(true), seen(false));
+    assert!(command > 2.0 * process, "{command} {process}");
+    assert!(command < 0.12, "{command}");
+}
+
+#[test]
+fn windows_come_at_different_times() {
+    let mut run = Run::new(limits(Choice::Sampled, 0.01), 11);
+    let mut gaps = Vec::new();
+    let mut last = run.windows;
+    let mut at = 0.0;
+    for step in 1..600 {
+        run.run(f64::from(step) * 0.1, |_| Load {
+            cores: 1.0,
+            rate: 1.0,
+        });
+        if run.windows > last {
+            gaps.push(f64::from(step) * 0.1 - at);
+            at = f64::from(step) * 0.1;
+            last = run.windows;
+        }
+    }
+    let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+    let spread = gaps.iter().map(|gap| (gap - mean).abs()).sum::<f64>() / gaps.len() as f64;
+    assert!(gaps.len() > 10 && spread > 0.1 * mean, "{gaps:?}");
+}
+
+#[test]
+fn a_length_that_was_asked_for_is_kept_and_paid_by_rarer_windows() {
+    let load = Load {
+        cores: 1.0,
+        rate: 0.5,
+    };
+    let mut run = Run::new(
+        Limits {
+            window: Some(Duration::from_millis(60)),
+            ..limits(Choice::Sampled, 0.01)
+        },
+        3,
+    );
+    run.run(100.0, |_| load);
+    let each = run.usage.cost.as_secs_f64() / f64::from(run.windows);
+    assert!((0.025..0.045).contains(&each), "{each}");
+    assert!(run.usage.cost.as_secs_f64() < 0.01 * 100.0 + 0.05);
+}

@@ -1,0 +1,495 @@
+//! Looking at blocks without a trap: another process's memory, read from outside, and the live table emptied and filled by us. Contents are
+//! reduced to hashes here and go no further.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    io,
+    mem::offset_of,
+    sync::{OnceLock, atomic::Ordering},
+    time::Duration,
+};
+
+use leakscope_common::{Block, Bucket, HIT_SLOTS, LIVE_CLAIMED, live_bucket_pair, live_key, mix};
+
+use super::{probe::Probe, read::LiveBlock, sys};
+
+/// Bytes of a block that the fingerprint covers.
+const FINGERPRINT_BYTES: u64 = 128;
+
+/// glibc's header of a chunk: the previous chunk's size and its own (malloc/malloc.c, `struct malloc_chunk`), bytes.
+const HEADER_BYTES: u64 = 16;
+
+/// Ranges that one call reads; `IOV_MAX` (include/uapi/linux/uio.h, `UIO_MAXIOV`) is 1,024.
+const RANGES: usize = 512;
+
+/// A block to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockToRead {
+    /// Its address.
+    pub address: u64,
+    /// Its size, bytes.
+    pub size: u64,
+    /// Whether 16 bytes before it are glibc's and may be read.
+    pub has_header: bool,
+}
+
+/// What was read of a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockReading {
+    /// The word before the block; 0 where it has no header.
+    pub header: u64,
+    /// The size word of the chunk behind it, where the header says where that is.
+    pub next_header: Option<u64>,
+    /// A hash of the first 128 bytes.
+    pub fingerprint: u64,
+    /// All words of these bytes are the same.
+    pub is_constant: bool,
+    /// A hash of the second word.
+    pub second_word: u64,
+    /// The second word looks random.
+    pub second_is_random: bool,
+}
+
+/// A secret of this run, so that hashes say nothing to anybody else.
+fn secret() -> u64 {
+    static SECRET: OnceLock<u64> = OnceLock::new();
+    *SECRET.get_or_init(|| RandomState::new().hash_one(0_u8))
+}
+
+/// Flags in a chunk's size word (`SIZE_BITS`), and the one for a chunk that is its own mapping.
+const FLAGS: u64 = 7;
+const IS_MMAPPED: u64 = 2;
+/// No chunk is larger than user memory.
+const LARGEST_CHUNK: u64 = 1 << 47;
+
+/// Where the next chunk's size word is, if the block's header can be true.
+fn next_header_address(block: &BlockToRead, header: u64) -> Option<u64> {
+    let size = header & !FLAGS;
+    let plausible = header & IS_MMAPPED == 0
+        && size.is_multiple_of(HEADER_BYTES)
+        && size >= block.size.saturating_add(8)
+        && size < LARGEST_CHUNK;
+    plausible
+        .then(|| block.address.checked_add(size))
+        .flatten()
+        .and_then(|behind| behind.checked_sub(8))
+}
+
+/// Whether a word is neither text, nor an address, nor a small number, nor a usual floating-point one.
+fn looks_random(word: u64) -> bool {
+    let [first, ..] = word.to_be_bytes();
+    let upper = word >> 48;
+    (16..=48).contains(&word.count_ones())
+        && word & 0x8080_8080_8080_8080 != 0
+        && upper != 0
+        && upper != 0xffff
+        && !matches!(first, 0x3f | 0x40 | 0xbf | 0xc0)
+}
+
+/// A block's contents as hashes.
+fn digest(contents: &[u8]) -> BlockReading {
+    let mut reading = BlockReading {
+        is_constant: true,
+        ..BlockReading::default()
+    };
+    let mut hash = secret() ^ contents.len() as u64;
+    let mut first = None;
+    for (index, piece) in contents.chunks(8).enumerate() {
+        let mut bytes = [0_u8; 8];
+        for (to, from) in bytes.iter_mut().zip(piece) {
+            *to = *from;
+        }
+        let word = u64::from_le_bytes(bytes);
+        hash = mix(hash ^ word);
+        if index == 1 && piece.len() == 8 {
+            reading.second_word = mix(word ^ secret());
+            reading.second_is_random = looks_random(word);
+        }
+        if piece.len() == 8 && *first.get_or_insert(word) != word {
+            reading.is_constant = false;
+        }
+    }
+    reading.fingerprint = hash;
+    reading
+}
+
+/// Looks at blocks of a process. `None` where the memory is not there.
+///
+/// # Errors
+/// The process is gone, or may not be read.
+pub fn read_blocks(pid: u32, blocks: &[BlockToRead]) -> io::Result<Vec<Option<BlockReading>>> {
+    let mut readings = Vec::with_capacity(blocks.len());
+    let mut buffer = Vec::new();
+    for some in blocks.chunks(RANGES) {
+        let ranges: Vec<(u64, usize)> = some
+            .iter()
+            .map(|block| {
+                let before = if block.has_header { HEADER_BYTES } else { 0 };
+                let length = before + block.size.min(FINGERPRINT_BYTES);
+                (block.address.saturating_sub(before), length as usize)
+            })
+            .collect();
+        let there = read_ranges(pid, &ranges, &mut buffer)?;
+        let mut offset = 0;
+        let first = readings.len();
+        let mut behind = Vec::new();
+        for ((block, (_, length)), there) in some.iter().zip(&ranges).zip(there) {
+            let bytes = buffer.get(offset..offset + length).unwrap_or_default();
+            offset += length;
+            if !there {
+                readings.push(None);
+                continue;
+            }
+            let (header, contents) = if block.has_header {
+                bytes
+                    .split_at_checked(HEADER_BYTES as usize)
+                    .unwrap_or_default()
+            } else {
+                (&[][..], bytes)
+            };
+            let mut reading = digest(contents);
+            if let Some(word) = header.last_chunk::<8>() {
+                reading.header = u64::from_ne_bytes(*word);
+                if let Some(address) = next_header_address(block, reading.header) {
+                    behind.push((readings.len(), (address, 8)));
+                }
+            }
+            readings.push(Some(reading));
+        }
+        let ranges: Vec<(u64, usize)> = behind.iter().map(|(_, range)| *range).collect();
+        let there = read_ranges(pid, &ranges, &mut buffer)?;
+        for (((index, _), word), there) in behind.iter().zip(buffer.chunks_exact(8)).zip(there) {
+            if let (Some(Some(reading)), Ok(word)) =
+                (readings.get_mut(first.max(*index)), word.try_into())
+            {
+                reading.next_header = there.then(|| u64::from_ne_bytes(word));
+            }
+        }
+    }
+    Ok(readings)
+}
+
+/// Reads ranges one after the other into the buffer, and says which could be read.
+fn read_ranges(pid: u32, ranges: &[(u64, usize)], buffer: &mut Vec<u8>) -> io::Result<Vec<bool>> {
+    let total: usize = ranges.iter().map(|(_, length)| length).sum();
+    buffer.clear();
+    buffer.resize(total, 0);
+    let mut there = vec![false; ranges.len()];
+    let mut next = 0;
+    let mut offset = 0;
+    while let Some(rest) = ranges.get(next..).filter(|rest| !rest.is_empty()) {
+        let room = buffer.get_mut(offset..).unwrap_or_default();
+        let mut read = match sys::read_process_memory(pid, rest, room) {
+            Ok(read) => read,
+            // The first of them is not there.
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => 0,
+            Err(error) => return Err(error),
+        };
+        for (_, length) in rest {
+            if *length > read {
+                break;
+            }
+            read -= length;
+            offset += length;
+            if let Some(flag) = there.get_mut(next) {
+                *flag = true;
+            }
+            next += 1;
+        }
+        // The range at which it stopped.
+        if let Some((_, length)) = ranges.get(next) {
+            offset += length;
+            next += 1;
+        }
+    }
+    Ok(there)
+}
+
+/// Processor time of a process, all threads, to the nanosecond; of ended threads too.
+///
+/// # Errors
+/// The process is gone.
+pub fn process_cpu_time(pid: u32) -> io::Result<Duration> {
+    sys::process_cpu_time(pid)
+}
+
+/// Lets the calling thread, and threads that it makes from now on, run before others: a window that is to be closed must not wait for a
+/// processor on a machine under full load. Without the privilege nothing changes.
+pub fn raise_priority() {
+    sys::set_nice(-15);
+}
+
+impl Probe {
+    /// Visits the live blocks of an incarnation. Blocks that come and go meanwhile may or may not be visited.
+    pub fn visit_blocks_of(&self, incarnation: u32, mut visit: impl FnMut(LiveBlock)) {
+        self.each_block_of(incarnation, |_, _, live| visit(live));
+    }
+
+    /// Takes the live blocks of an incarnation out of the table. To be called while nothing is attached to it.
+    pub fn take_blocks(&mut self, incarnation: u32, mut take: impl FnMut(LiveBlock)) {
+        self.each_block_of(incarnation, |index, slot, live| {
+            let key = live_key(incarnation, live.address);
+            let word = self.live.word(index, offset_of!(Bucket, keys) + slot * 8);
+            if word.is_some_and(|word| {
+                word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+            }) {
+                take(live);
+            }
+        });
+    }
+
+    /// Calls back with bucket, slot and block. Looks at the keys first: most buckets are empty.
+    fn each_block_of(&self, incarnation: u32, mut visit: impl FnMut(usize, usize, LiveBlock)) {
+        const { assert!(leakscope_common::BUCKET_SLOTS == 8) };
+        for index in 0..self.live.len() {
+            let Some(keys) = self.live.words(index, offset_of!(Bucket, keys)) else {
+                return;
+            };
+            if keys == [0; 8] {
+                continue;
+            }
+            let Some(bucket) = self.live.read(index) else {
+                return;
+            };
+            for (slot, (key, block)) in bucket.keys.into_iter().zip(bucket.blocks).enumerate() {
+                if key <= LIVE_CLAIMED || block.incarnation != incarnation {
+                    continue;
+                }
+                // The same key after the block was read: nobody replaced the block in between.
+                let still = self
+                    .live
+                    .word(index, offset_of!(Bucket, keys) + slot * 8)
+                    .is_some_and(|word| word.load(Ordering::SeqCst) == key);
+                if still {
+                    let address = live_key(incarnation, key);
+                    visit(index, slot, LiveBlock { address, block });
+                }
+            }
+        }
+    }
+
+    /// Puts a block of an earlier window into the table, with 0 as its time of birth, so that the probe takes it out when it is freed and
+    /// does not take it for one whose free was missed. `false` where there is no room. To be called while nothing is attached to its incarnation.
+    pub fn put_block(&mut self, address: u64, size: u64, site: u32, incarnation: u32) -> bool {
+        let key = live_key(incarnation, address);
+        let Some(settings) = self.settings.read(0) else {
+            return false;
+        };
+        if !leakscope_common::thin_keeps(key, settings.thin_shift) {
+            return false;
+        }
+        let (first, second) = live_bucket_pair(key, settings.live_mask);
+        let block = Block {
+            size,
+            born_ns: 0,
+            site,
+            incarnation,
+        };
+        for index in [first as usize, second as usize] {
+            for slot in 0..leakscope_common::BUCKET_SLOTS {
+                let keys = offset_of!(Bucket, keys) + slot * 8;
+                let place = offset_of!(Bucket, blocks) + slot * size_of::<Block>();
+                let Some(word) = self.live.word(index, keys) else {
+                    return false;
+                };
+                // The same order as the probe's: claim, fill, publish.
+                if word
+                    .compare_exchange(0, LIVE_CLAIMED, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_err()
+                {
+                    continue;
+                }
+                let identity = u64::from(block.site) | u64::from(block.incarnation) << 32;
+                for (offset, value) in [
+                    (offset_of!(Block, size), block.size),
+                    (offset_of!(Block, born_ns), block.born_ns),
+                    (offset_of!(Block, site), identity),
+                ] {
+                    if let Some(field) = self.live.word(index, place + offset) {
+                        field.store(value, Ordering::SeqCst);
+                    }
+                }
+                word.store(key, Ordering::SeqCst);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Drops the records of a process's threads and hands out their hits. As for [`Probe::forget_threads`]: only once nothing is
+    /// attached to it any more. A call that a detached probe saw begin and not end would hide later ones.
+    pub fn take_thread_hits(&mut self, pid: u32) -> [u64; HIT_SLOTS] {
+        let mut sum = [0_u64; HIT_SLOTS];
+        let threads: Vec<u64> = self
+            .threads
+            .keys()
+            .flatten()
+            .filter(|thread| thread >> 32 == u64::from(pid))
+            .collect();
+        for thread in threads {
+            let record = self.threads.get(&thread, 0);
+            // One that ends meanwhile has left its hits to its process.
+            if self.threads.remove(&thread).is_ok()
+                && let Ok(record) = record
+            {
+                for (to, from) in sum.iter_mut().zip(record.0.hits.slots) {
+                    *to += from;
+                }
+            }
+        }
+        sum
+    }
+
+    /// Calls seen of one process's living threads, by hit slot, and of its ended ones. Reads only this process's records.
+    #[must_use]
+    pub fn hits_of(&self, pid: u32, incarnation: u32) -> [u64; HIT_SLOTS] {
+        let mut sum = [0_u64; HIT_SLOTS];
+        let mut add = |slots: &[u64; HIT_SLOTS]| {
+            for (to, from) in sum.iter_mut().zip(slots) {
+                *to += from;
+            }
+        };
+        if let Ok(ended) = self.hits.get(&incarnation, 0) {
+            add(&ended.0.slots);
+        }
+        // A thread that ends meanwhile can be missed or end the iteration early; the next look has it.
+        for thread in self.threads.keys().flatten() {
+            if thread >> 32 == u64::from(pid)
+                && let Ok(record) = self.threads.get(&thread, 0)
+                && record.0.incarnation == incarnation
+            {
+                add(&record.0.hits.slots);
+            }
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        reason = "tests say so by failing"
+    )]
+
+    use super::{BlockToRead, digest, looks_random, process_cpu_time, read_blocks};
+    use std::time::Duration;
+
+    #[test]
+    fn blocks_of_a_process_are_read_and_only_hashed() {
+        let mut first = vec![7_u64; 40];
+        let second = [1_u64, 2, 3, 4];
+        let block = |at: *const u64, size| BlockToRead {
+            address: at as u64,
+            size,
+            has_header: false,
+        };
+        let ask = [
+            block(first.as_ptr(), 320),
+            // Nothing is mapped there.
+            BlockToRead {
+                address: 4096,
+                size: 64,
+                has_header: false,
+            },
+            block(second.as_ptr(), 32),
+        ];
+        let pid = std::process::id();
+        let before = read_blocks(pid, &ask).unwrap();
+        assert!(before[0].unwrap().is_constant);
+        assert_eq!(before[1], None);
+        assert!(!before[2].unwrap().is_constant);
+        assert_eq!(read_blocks(pid, &ask).unwrap(), before);
+        // Beyond the first 128 bytes nothing is looked at; inside everything.
+        first[16] = 8;
+        assert_eq!(read_blocks(pid, &ask).unwrap()[0], before[0]);
+        first[15] = 8;
+        let after = read_blocks(pid, &ask).unwrap();
+        assert_ne!(
+            after[0].unwrap().fingerprint,
+            before[0].unwrap().fingerprint
+        );
+        assert_eq!(after[2], before[2]);
+    }
+
+    #[test]
+    fn many_blocks_with_holes_are_read_in_order() {
+        let words: Vec<u64> = (0..4_000).collect();
+        let ask: Vec<BlockToRead> = words
+            .iter()
+            .enumerate()
+            .map(|(index, word)| BlockToRead {
+                address: if index % 7 == 3 {
+                    4096 + index as u64 * 8
+                } else {
+                    std::ptr::from_ref(word) as u64
+                },
+                size: 8,
+                has_header: false,
+            })
+            .collect();
+        let readings = read_blocks(std::process::id(), &ask).unwrap();
+        for (index, reading) in readings.iter().enumerate() {
+            let expected = (index % 7 != 3).then(|| digest(&words[index].to_le_bytes()));
+            assert_eq!(*reading, expected, "{index}");
+        }
+    }
+
+    #[test]
+    fn glibc_says_of_its_chunks_whether_they_are_in_use() {
+        // Large enough not to go through the per-thread caches, small enough not to be a mapping of its own.
+        let blocks: Vec<Vec<u8>> = (0..6).map(|_| vec![1; 5_000]).collect();
+        let ask: Vec<BlockToRead> = blocks
+            .iter()
+            .map(|block| BlockToRead {
+                address: block.as_ptr() as u64,
+                size: 5_000,
+                has_header: true,
+            })
+            .collect();
+        let pid = std::process::id();
+        for reading in read_blocks(pid, &ask).unwrap() {
+            let reading = reading.unwrap();
+            assert_eq!(reading.header & !7, 5_008, "{reading:?}");
+            assert_eq!(reading.next_header.unwrap() & 1, 1);
+        }
+        drop(blocks);
+        let free = |reading: &Option<super::BlockReading>| {
+            reading.is_none_or(|reading| {
+                reading.header & !7 != 5_008 || reading.next_header.is_none_or(|next| next & 1 == 0)
+            })
+        };
+        let after = read_blocks(pid, &ask).unwrap();
+        // Others may have been given some of them by now: tests run in threads.
+        assert!(
+            after.iter().filter(|reading| free(reading)).count() >= 3,
+            "{after:?}"
+        );
+    }
+
+    #[test]
+    fn words_that_look_random() {
+        assert!(looks_random(0x9e37_79b9_7f4a_7c15));
+        for plain in [
+            0,
+            1,
+            u64::MAX,
+            0x5555_1234_5678,
+            u64::from_le_bytes(*b"location"),
+            1.5_f64.to_bits(),
+        ] {
+            assert!(!looks_random(plain), "{plain:#x}");
+        }
+    }
+
+    #[test]
+    fn processor_time_goes_on_while_we_work() {
+        let pid = std::process::id();
+        let before = process_cpu_time(pid).unwrap();
+        while process_cpu_time(pid).unwrap() < before + Duration::from_millis(2) {}
+        // Beyond what a process id can be (`PID_MAX_LIMIT`).
+        assert!(process_cpu_time(1 << 24).is_err());
+    }
+}

@@ -1,0 +1,525 @@
+//! Cohorts: the blocks that were born in a window and survived it, watched from outside until they are seen to be gone.
+//! Pure: windows, survivors and readings in, estimates out (see `sampled.md` beside this file). Knows neither how a window is opened nor how memory is
+//! read.
+
+mod estimate;
+mod fate;
+mod interval;
+mod profile;
+#[cfg(test)]
+mod tests;
+
+pub use estimate::Estimate;
+pub use fate::Reading;
+pub use profile::SiteWindows;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use leakscope_common::{live_key, thin_keeps};
+
+use super::SiteId;
+use fate::Keys;
+
+/// Blocks that are watched at most in one process. At 0.45 µs a block, a look at all of them each second is 1 % of a core.
+pub const MOST_WATCHED: usize = 20_000;
+
+/// The thinnest choice that [`thin_keeps`] knows.
+const MOST_SHIFT: u32 = 10;
+
+/// Windows whose sites are kept apart. Of older ones only the watched blocks are kept, each with its window's weight.
+const RECENT: usize = 64;
+
+/// Classes of age at a window's end, as parts of the window's length.
+pub(super) const AGE_EDGES: [f64; 5] = [0.0, 1.0 / 16.0, 0.25, 0.5, 1.0];
+/// Their number.
+const AGE_CLASSES: usize = AGE_EDGES.len() - 1;
+
+/// A window: while it was open, every call was seen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span {
+    /// When it was opened, CLOCK_MONOTONIC nanoseconds.
+    pub opened_ns: u64,
+    /// When it was closed.
+    pub closed_ns: u64,
+    /// The time in which the process, untraced, does what it did in the window, seconds: the window's length less what its
+    /// traps took.
+    pub effective_s: f64,
+    /// How far `effective_s` may be off, as a part of it (one standard deviation).
+    pub uncertainty: f64,
+    /// Where traps took most of the window, what is left for the process itself is too small a difference to be measured for each window: then
+    /// these are the calls, and all such windows share one time for a call (see [`Cohorts::set_time_of_a_call`]).
+    pub calls: Option<f64>,
+}
+
+impl Span {
+    /// Seconds from opening to closing.
+    fn length_s(&self) -> f64 {
+        seconds(self.opened_ns, self.closed_ns)
+    }
+
+    /// Seconds by which observed ones are to be divided for rates.
+    fn effective_s(&self) -> f64 {
+        let length = self.length_s().max(1e-9);
+        if self.effective_s.is_finite() {
+            // A few calls more are seen until the last probe is gone.
+            self.effective_s.clamp(length / 1e4, 2.0 * length)
+        } else {
+            length
+        }
+    }
+}
+
+/// Seconds from one time to a later one; 0 the other way round.
+fn seconds(from_ns: u64, to_ns: u64) -> f64 {
+    to_ns.saturating_sub(from_ns) as f64 / 1e9
+}
+
+/// A block that was born in a window and alive at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Survivor {
+    /// Its address.
+    pub address: u64,
+    /// Bytes asked for.
+    pub size: u64,
+    /// When it was allocated, CLOCK_MONOTONIC nanoseconds.
+    pub born_ns: u64,
+    /// Where.
+    pub site: SiteId,
+    /// Whether its allocator is glibc's, so that the words before and behind it tell whether it is in use.
+    pub has_header: bool,
+}
+
+/// Blocks and their bytes; not whole where thinned ones are scaled.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Amount {
+    pub(super) objects: f64,
+    pub(super) bytes: f64,
+}
+
+impl Amount {
+    pub(super) fn of(objects: u64, bytes: u64) -> Self {
+        Self {
+            objects: objects as f64,
+            bytes: bytes as f64,
+        }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.objects += other.objects;
+        self.bytes += other.bytes;
+    }
+
+    pub(super) fn times(self, factor: f64) -> Self {
+        Self {
+            objects: self.objects * factor,
+            bytes: self.bytes * factor,
+        }
+    }
+}
+
+/// What was alive of a site's cohort at a time after the window's end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Point {
+    pub(super) lag_s: f64,
+    pub(super) alive: Amount,
+}
+
+/// A site's part in a cohort.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SiteCohort {
+    /// Born in the window.
+    pub(super) births: Amount,
+    /// Alive at its end, by age; complete, for this was counted before thinning.
+    pub(super) ages: [Amount; AGE_CLASSES],
+    /// Watched and alive, as counted.
+    pub(super) alive_objects: u64,
+    pub(super) alive_bytes: u64,
+    /// What the checks found, where it changed.
+    pub(super) history: Vec<Point>,
+    /// Seconds from the window's end to the last check that counts, and what it found.
+    pub(super) last: Option<Point>,
+}
+
+/// The survivors of one window.
+#[derive(Clone, Debug)]
+pub(super) struct Cohort {
+    pub(super) span: Span,
+    /// Empty once the window is an old one.
+    pub(super) sites: BTreeMap<SiteId, SiteCohort>,
+    /// Looks at its blocks since the window's end, without the first, to which the others are compared.
+    pub(super) checks: u32,
+    /// Windows opened since then.
+    pub(super) later_windows: u32,
+}
+
+/// A block under watch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watched {
+    pub(super) survivor: Survivor,
+    pub(super) cohort: u32,
+    /// The first look at it.
+    pub(super) first: Option<Reading>,
+}
+
+/// How often blocks that look alike were contradicted by a window, and how often by a check.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Contradictions {
+    /// Blocks that a window saw freed or given out again, although the check before it had found nothing.
+    pub(super) in_windows: f64,
+    /// Block-seconds in windows.
+    pub(super) window_exposure: f64,
+    /// Blocks that a check found gone.
+    pub(super) by_checks: f64,
+    /// Block-seconds between checks.
+    pub(super) check_exposure: f64,
+}
+
+/// The cohorts of one process.
+#[derive(Clone, Debug, Default)]
+pub struct Cohorts {
+    incarnation: u32,
+    pub(super) cohorts: Vec<Cohort>,
+    pub(super) watched: Vec<Watched>,
+    pub(super) shift: u32,
+    /// For each site, of blocks that look alike: in the first window after their own, and in later ones.
+    pub(super) contradictions: HashMap<SiteId, [Contradictions; 2]>,
+    /// How many watched blocks of a site looked the same when they were first looked at.
+    looks: HashMap<(SiteId, u64), u32>,
+    keys: Keys,
+    checked_ns: u64,
+    /// Births in windows that are old, scaled to the time that each stands for.
+    pub(super) settled_births: HashMap<SiteId, Amount>,
+    /// Windows in which the site allocated, among the old ones.
+    pub(super) settled_windows: HashMap<SiteId, u32>,
+}
+
+impl Cohorts {
+    /// Those of a process incarnation; blocks are thinned as in its live table.
+    #[must_use]
+    pub fn new(incarnation: u32) -> Self {
+        Self {
+            incarnation,
+            ..Self::default()
+        }
+    }
+
+    /// Windows so far.
+    #[must_use]
+    pub fn windows(&self) -> usize {
+        self.cohorts.len()
+    }
+
+    /// The time that the process, untraced, takes from call to call, seconds, for the windows that share it; and how far that may be off.
+    pub fn set_time_of_a_call(&mut self, time_s: f64, uncertainty: f64) {
+        for cohort in &mut self.cohorts {
+            if let Some(calls) = cohort.span.calls {
+                cohort.span.effective_s = calls * time_s;
+                cohort.span.uncertainty = uncertainty;
+            }
+        }
+    }
+
+    /// Whether there are windows that share a time for a call.
+    #[must_use]
+    pub fn shares_time_of_a_call(&self) -> bool {
+        self.cohorts
+            .iter()
+            .any(|cohort| cohort.span.calls.is_some())
+    }
+
+    /// The first window's opening.
+    #[must_use]
+    pub fn began_ns(&self) -> Option<u64> {
+        self.cohorts.first().map(|cohort| cohort.span.opened_ns)
+    }
+
+    /// How many blocks each watched one stands for.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        1 << self.shift
+    }
+
+    /// The blocks to be looked at, in the order in which [`Cohorts::check`] takes the readings.
+    pub fn watched(&self) -> impl ExactSizeIterator<Item = &Survivor> {
+        self.watched.iter().map(|watched| &watched.survivor)
+    }
+
+    /// Takes in what a window saw: every site's births (objects and bytes), and the blocks of its own that were alive at its
+    /// end, of which one in `2^thin_shift` is given, with a look at each from then. `untouched`: of the watched blocks, those that
+    /// no call in the window freed or gave out again.
+    pub fn close(
+        &mut self,
+        span: Span,
+        births: impl IntoIterator<Item = (SiteId, u64, u64)>,
+        survivors: impl IntoIterator<Item = (Survivor, Option<Reading>)>,
+        untouched: &HashSet<u64>,
+        thin_shift: u32,
+    ) {
+        self.thin_to(thin_shift);
+        let scale = (1_u64 << thin_shift.min(MOST_SHIFT)) as f64;
+        self.contradict(&span, untouched);
+        let number = u32::try_from(self.cohorts.len()).unwrap_or(u32::MAX);
+        let mut sites: BTreeMap<SiteId, SiteCohort> = BTreeMap::new();
+        for (site, objects, bytes) in births {
+            if objects > 0 {
+                sites.entry(site).or_default().births = Amount::of(objects, bytes);
+            }
+        }
+        let length = span.length_s().max(1e-9);
+        let mut taken = HashSet::new();
+        let mut is_looked_at = false;
+        for (survivor, reading) in survivors {
+            let age = seconds(survivor.born_ns, span.closed_ns) / length;
+            let class = AGE_EDGES
+                .iter()
+                .skip(1)
+                .position(|edge| age < *edge)
+                .unwrap_or(AGE_CLASSES - 1);
+            let site = sites.entry(survivor.site).or_default();
+            if let Some(ages) = site.ages.get_mut(class) {
+                ages.add(Amount::of(1, survivor.size).times(scale));
+            }
+            taken.insert(survivor.address);
+            is_looked_at |= reading.is_some();
+            if reading.is_some_and(|reading| !self.keys.is_alive(&survivor, None, &reading)) {
+                continue;
+            }
+            if thin_keeps(live_key(self.incarnation, survivor.address), self.shift) {
+                if let Some(reading) = reading {
+                    *self
+                        .looks
+                        .entry((survivor.site, reading.fingerprint))
+                        .or_default() += 1;
+                }
+                self.watched.push(Watched {
+                    survivor,
+                    cohort: number,
+                    first: reading,
+                });
+                if self.watched.len() > 2 * MOST_WATCHED {
+                    self.thin();
+                }
+            }
+        }
+        // An address that was given out in this window holds no block of an earlier one.
+        self.watched.retain(|watched| {
+            watched.cohort == number || !taken.contains(&watched.survivor.address)
+        });
+        for cohort in &mut self.cohorts {
+            cohort.later_windows += 1;
+        }
+        self.cohorts.push(Cohort {
+            span,
+            sites,
+            checks: u32::from(is_looked_at),
+            later_windows: 0,
+        });
+        while self.watched.len() > MOST_WATCHED && self.shift < MOST_SHIFT {
+            self.thin();
+        }
+        self.recount();
+        self.settle();
+    }
+
+    /// Keeps half of the watched blocks.
+    fn thin(&mut self) {
+        self.thin_to(self.shift + 1);
+    }
+
+    /// Watches one of `2^shift` blocks, if it was more.
+    pub fn thin_to(&mut self, shift: u32) {
+        if shift <= self.shift {
+            return;
+        }
+        self.shift = shift.min(MOST_SHIFT);
+        let (incarnation, shift) = (self.incarnation, self.shift);
+        self.watched
+            .retain(|watched| thin_keeps(live_key(incarnation, watched.survivor.address), shift));
+    }
+
+    /// Drops the blocks that the window contradicts, and keeps count of those that looked as if nothing had happened.
+    fn contradict(&mut self, span: &Span, untouched: &HashSet<u64>) {
+        let effective = span.effective_s();
+        for watched in &self.watched {
+            if watched.first.is_none() || !self.looks_alike(watched) {
+                continue;
+            }
+            let seen_before = self
+                .cohorts
+                .get(watched.cohort as usize)
+                .is_some_and(|cohort| cohort.later_windows > 0);
+            let site = self
+                .contradictions
+                .entry(watched.survivor.site)
+                .or_default();
+            if let Some(counts) = site.get_mut(usize::from(seen_before)) {
+                if untouched.contains(&watched.survivor.address) {
+                    counts.window_exposure += effective;
+                } else {
+                    counts.in_windows += 1.0;
+                    counts.window_exposure += effective / 2.0;
+                }
+            }
+        }
+        self.watched
+            .retain(|watched| untouched.contains(&watched.survivor.address));
+    }
+
+    /// Whether a successor at the same address could not be told from the block: its bytes are all the same, or other
+    /// blocks of its site have the same contents.
+    pub(super) fn looks_alike(&self, watched: &Watched) -> bool {
+        watched.first.is_none_or(|first| {
+            first.is_constant
+                || self
+                    .looks
+                    .get(&(watched.survivor.site, first.fingerprint))
+                    .is_some_and(|count| *count > 2)
+        })
+    }
+
+    /// Takes in a look at all watched blocks; `None` where the memory is not mapped any more.
+    pub fn check(&mut self, now_ns: u64, readings: &[Option<Reading>]) {
+        let since = if self.checked_ns == 0 {
+            0.0
+        } else {
+            seconds(self.checked_ns, now_ns)
+        };
+        self.keys.learn(
+            self.watched
+                .iter()
+                .zip(readings)
+                .filter_map(|(watched, reading)| {
+                    Some((watched.first?, reading.as_ref().copied()?))
+                }),
+        );
+        let mut kept = Vec::with_capacity(self.watched.len());
+        let mut gone = Vec::new();
+        for (index, watched) in self.watched.iter().enumerate() {
+            let mut watched = *watched;
+            let fate = readings.get(index).copied().flatten().filter(|reading| {
+                self.keys
+                    .is_alive(&watched.survivor, watched.first.as_ref(), reading)
+            });
+            match fate {
+                Some(reading) => {
+                    if watched.first.is_none() {
+                        *self
+                            .looks
+                            .entry((watched.survivor.site, reading.fingerprint))
+                            .or_default() += 1;
+                        watched.first = Some(reading);
+                    }
+                    gone.push((watched, false));
+                    kept.push(watched);
+                }
+                None => gone.push((watched, true)),
+            }
+        }
+        for (watched, is_gone) in gone {
+            if watched.first.is_none() || !self.looks_alike(&watched) {
+                continue;
+            }
+            let seen_before = self
+                .cohorts
+                .get(watched.cohort as usize)
+                .is_some_and(|cohort| cohort.later_windows > 0);
+            let site = self
+                .contradictions
+                .entry(watched.survivor.site)
+                .or_default();
+            if let Some(counts) = site.get_mut(usize::from(seen_before)) {
+                counts.check_exposure += if is_gone { since / 2.0 } else { since };
+                counts.by_checks += f64::from(u8::from(is_gone));
+            }
+        }
+        self.watched = kept;
+        self.checked_ns = now_ns;
+        self.recount();
+        let scale = self.weight() as f64;
+        let recent = self.cohorts.len().saturating_sub(RECENT);
+        for cohort in self.cohorts.iter_mut().skip(recent) {
+            let lag_s = seconds(cohort.span.closed_ns, now_ns);
+            for site in cohort.sites.values_mut() {
+                let point = Point {
+                    lag_s,
+                    alive: Amount::of(site.alive_objects, site.alive_bytes).times(scale),
+                };
+                // The first look has nothing to compare with: it is the blocks' own beginning.
+                if cohort.checks == 0 {
+                    continue;
+                }
+                match site.last {
+                    None => site.history.push(point),
+                    Some(last) if last.alive != point.alive => {
+                        if site
+                            .history
+                            .last()
+                            .is_none_or(|known| known.lag_s < last.lag_s)
+                        {
+                            site.history.push(last);
+                        }
+                        site.history.push(point);
+                    }
+                    Some(_) => {}
+                }
+                site.last = Some(point);
+            }
+        }
+        for cohort in &mut self.cohorts {
+            if seconds(cohort.span.closed_ns, now_ns) > 0.0 {
+                cohort.checks = cohort.checks.saturating_add(1);
+            }
+        }
+    }
+
+    /// Counts the watched blocks of each site and cohort anew.
+    fn recount(&mut self) {
+        for cohort in &mut self.cohorts {
+            for site in cohort.sites.values_mut() {
+                site.alive_objects = 0;
+                site.alive_bytes = 0;
+            }
+        }
+        for watched in &self.watched {
+            if let Some(site) = self
+                .cohorts
+                .get_mut(watched.cohort as usize)
+                .and_then(|cohort| cohort.sites.get_mut(&watched.survivor.site))
+            {
+                site.alive_objects += 1;
+                site.alive_bytes += watched.survivor.size;
+            }
+        }
+    }
+
+    /// Sums up windows that are old.
+    fn settle(&mut self) {
+        let old = self.cohorts.len().saturating_sub(RECENT);
+        let nexts: Vec<u64> = self
+            .cohorts
+            .iter()
+            .skip(1)
+            .map(|cohort| cohort.span.opened_ns)
+            .collect();
+        for (cohort, next_ns) in self.cohorts.iter_mut().zip(nexts).take(old) {
+            if cohort.sites.is_empty() {
+                continue;
+            }
+            let weight = cohort.span.weight_until(next_ns);
+            for (site, counts) in std::mem::take(&mut cohort.sites) {
+                self.settled_births
+                    .entry(site)
+                    .or_default()
+                    .add(counts.births.times(weight));
+                *self.settled_windows.entry(site).or_default() += 1;
+            }
+        }
+    }
+}
+
+impl Span {
+    /// How many births a birth in the window stands for, when it stands for the time until the next window too.
+    pub(super) fn weight_until(&self, next_ns: u64) -> f64 {
+        1.0 + seconds(self.closed_ns, next_ns) / self.effective_s()
+    }
+}

@@ -1,0 +1,524 @@
+//! From cohorts to what is in use.
+//!
+//! A window stands for the time until the next one is opened. Of each site it says how many blocks a second are born and reach an age: up to the
+//! window's length from the ages of the blocks alive at its end, beyond it from the checks. What was born between two windows and is alive now is the
+//! integral of that over the ages that such blocks have now; what was born in the window is counted.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    AGE_EDGES, Amount, Cohort, Cohorts, Contradictions, RECENT, SiteCohort, interval, seconds,
+};
+use crate::ledger::SiteId;
+
+/// What is known of a site.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Estimate {
+    /// Blocks in use.
+    pub inuse_objects: u64,
+    /// Their bytes.
+    pub inuse_bytes: u64,
+    /// The 95 % interval of the bytes.
+    pub inuse_bytes_low: u64,
+    /// Its upper end.
+    pub inuse_bytes_high: u64,
+    /// Blocks allocated since the first window.
+    pub alloc_objects: u64,
+    /// Their bytes.
+    pub alloc_bytes: u64,
+    /// Bytes that are allocated each second and outlive half of the time watched.
+    pub growth_bytes_per_s: f64,
+    /// When the oldest block that is in use was allocated, CLOCK_MONOTONIC nanoseconds.
+    pub oldest_born_ns: Option<u64>,
+    /// The watched blocks that it rests on.
+    pub observed_objects: u64,
+    /// Of these, the ones that a successor with the same contents could not be told from.
+    pub alike_objects: u64,
+    /// Windows in which the site allocated.
+    pub windows: u64,
+    /// Looks at its oldest watched block that could have found it gone.
+    pub checks: u64,
+}
+
+/// Of a site's watched blocks in one cohort, what the estimate needs beside their number.
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    objects: f64,
+    alike: f64,
+    bytes: f64,
+    squares: f64,
+    oldest_ns: Option<u64>,
+}
+
+/// How fast blocks that look alike are taken to disappear unseen, per second.
+#[derive(Clone, Copy, Debug)]
+struct Hazard {
+    likely: f64,
+    most: f64,
+}
+
+/// The three values of a site that the interval is made from, and its variance.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    likely: Amount,
+    least: f64,
+    most: f64,
+    /// From what was counted in windows, and thinned.
+    counted_variance: f64,
+    /// From what was not seen.
+    unseen_variance: f64,
+    uncertain: f64,
+    /// From how a site's blocks disappear between two looks.
+    shape_variance: f64,
+    largest_weight: f64,
+}
+
+impl Cohorts {
+    /// Every site's estimate at a time, of blocks at least `min_age_s` old. The last window stands for the time until `covered_until_ns`: now, or when the
+    /// one that is open was opened.
+    #[must_use]
+    pub fn estimates(
+        &self,
+        now_ns: u64,
+        covered_until_ns: u64,
+        min_age_s: f64,
+    ) -> BTreeMap<SiteId, Estimate> {
+        let parts = self.parts(now_ns, min_age_s);
+        let recent = self.cohorts.len().saturating_sub(RECENT);
+        let mut sites: BTreeMap<SiteId, ()> = BTreeMap::new();
+        for cohort in self.cohorts.iter().skip(recent) {
+            sites.extend(cohort.sites.keys().map(|site| (*site, ())));
+        }
+        sites.extend(self.settled_births.keys().map(|site| (*site, ())));
+        sites
+            .into_keys()
+            .map(|site| {
+                (
+                    site,
+                    self.estimate(site, &parts, (now_ns, covered_until_ns), min_age_s),
+                )
+            })
+            .collect()
+    }
+
+    /// The watched blocks by site and cohort.
+    fn parts(&self, now_ns: u64, min_age_s: f64) -> HashMap<(SiteId, u32), Part> {
+        let mut parts: HashMap<(SiteId, u32), Part> = HashMap::new();
+        for watched in &self.watched {
+            let survivor = &watched.survivor;
+            if seconds(survivor.born_ns, now_ns) < min_age_s {
+                continue;
+            }
+            let part = parts.entry((survivor.site, watched.cohort)).or_default();
+            let size = survivor.size as f64;
+            part.objects += 1.0;
+            part.bytes += size;
+            part.squares += size * size;
+            if self.looks_alike(watched) {
+                part.alike += 1.0;
+            }
+            part.oldest_ns = Some(
+                part.oldest_ns
+                    .map_or(survivor.born_ns, |oldest| oldest.min(survivor.born_ns)),
+            );
+        }
+        parts
+    }
+
+    fn estimate(
+        &self,
+        site: SiteId,
+        parts: &HashMap<(SiteId, u32), Part>,
+        (now_ns, covered_until_ns): (u64, u64),
+        min_age_s: f64,
+    ) -> Estimate {
+        let mut result = Estimate::default();
+        let mut sums = Sums::default();
+        let mut births = self.settled_births.get(&site).copied().unwrap_or_default();
+        result.windows = u64::from(self.settled_windows.get(&site).copied().unwrap_or(0));
+        let began_ns = self.began_ns().unwrap_or(now_ns);
+        let half = seconds(began_ns, now_ns) / 2.0;
+        let (mut lasting, mut lasting_time) = (0.0, 0.0);
+        let (mut young, mut young_time) = (0.0, 0.0);
+        let scale = self.weight() as f64;
+        let counts = self.contradictions.get(&site).copied().unwrap_or_default();
+        let nothing = SiteCohort::default();
+        for (number, cohort) in (0_u32..).zip(&self.cohorts) {
+            let next_ns = self
+                .cohorts
+                .get(number as usize + 1)
+                .map_or(covered_until_ns, |next| next.span.opened_ns)
+                .max(cohort.span.closed_ns);
+            let part = parts.get(&(site, number)).copied().unwrap_or_default();
+            let is_old = self.cohorts.len() - number as usize > RECENT;
+            let there = cohort.sites.get(&site);
+            if part.objects > 0.0 {
+                result.observed_objects += part.objects as u64;
+                result.alike_objects += part.alike as u64;
+                result.oldest_born_ns = match (result.oldest_born_ns, part.oldest_ns) {
+                    (Some(one), Some(other)) => Some(one.min(other)),
+                    (one, other) => one.or(other),
+                };
+                result.checks = result
+                    .checks
+                    .max(u64::from(cohort.checks.saturating_sub(1)));
+            }
+            if let Some(there) = there {
+                births.add(there.births.times(cohort.span.weight_until(next_ns)));
+                result.windows += 1;
+            }
+            let hazard = hazard(cohort, there, counts);
+            let seconds_watched = seconds(cohort.span.closed_ns, now_ns);
+            let alike = part.alike / part.objects.max(1.0);
+            let alive = part.bytes
+                * scale
+                * kept_share(alike, hazard.likely, seconds_watched, seconds_watched);
+            if seconds_watched >= half {
+                lasting += alive;
+                lasting_time += cohort.span.effective_s();
+            } else {
+                young += alive;
+                young_time += cohort.span.effective_s();
+            }
+            if there.is_none() && part.objects <= 0.0 {
+                continue;
+            }
+            if is_old {
+                sums.add_settled(cohort, &part, hazard, now_ns, next_ns, scale);
+            } else {
+                let site = there.unwrap_or(&nothing);
+                let ages = (
+                    seconds(next_ns, now_ns).max(min_age_s),
+                    seconds(cohort.span.closed_ns, now_ns),
+                );
+                sums.add_recent(cohort, site, &part, hazard, ages, scale);
+            }
+        }
+        // A site that is rarely used is not rare by chance alone.
+        let dispersion = self.dispersion(site, parts, scale);
+        let variance = sums.counted_variance
+            + sums.unseen_variance * dispersion
+            + sums.shape_variance
+            + sums.uncertain * sums.uncertain;
+        result.inuse_objects = sums.likely.objects.round() as u64;
+        result.inuse_bytes = sums.likely.bytes.round() as u64;
+        let relative = |value: f64| variance * (value / sums.most.max(1.0)).powi(2).min(1.0);
+        result.inuse_bytes_low =
+            (interval::low(sums.least, relative(sums.least)) as u64).min(result.inuse_bytes);
+        result.inuse_bytes_high = (interval::high(sums.most, variance, sums.largest_weight) as u64)
+            .max(result.inuse_bytes);
+        result.alloc_objects = births.objects.round() as u64;
+        result.alloc_bytes = births.bytes.round() as u64;
+        result.growth_bytes_per_s = if lasting_time > 0.0 {
+            lasting / lasting_time
+        } else if young_time > 0.0 {
+            young / young_time
+        } else {
+            0.0
+        };
+        result
+    }
+
+    /// By how much the numbers of a site vary more from window to window than chance explains, from the differences between neighbours (Wolter 2007,
+    /// chapter 8), with the factor for how few they are. At least 1.
+    fn dispersion(&self, site: SiteId, parts: &HashMap<(SiteId, u32), Part>, scale: f64) -> f64 {
+        let recent = self.cohorts.len().saturating_sub(RECENT);
+        let counts: Vec<(f64, f64)> = (0_u32..)
+            .zip(&self.cohorts)
+            .skip(recent)
+            .map(|(number, cohort)| {
+                (
+                    parts.get(&(site, number)).map_or(0.0, |part| part.objects),
+                    cohort.span.effective_s() / scale,
+                )
+            })
+            .collect();
+        let degrees = counts.len().saturating_sub(1);
+        let factor = interval::student_factor(degrees).powi(2);
+        let (count, time) = counts
+            .iter()
+            .fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        if degrees == 0 || count <= 0.0 {
+            return factor;
+        }
+        let rate = count / time;
+        let sum: f64 = counts
+            .windows(2)
+            .filter_map(|pair| match pair {
+                [one, other] => {
+                    let difference = one.0 / one.1 - other.0 / other.1;
+                    Some(difference * difference / (rate * (1.0 / one.1 + 1.0 / other.1)))
+                }
+                _ => None,
+            })
+            .sum();
+        (sum / degrees as f64).max(1.0) * factor
+    }
+}
+
+/// The hazard of the blocks of a site in a cohort that look alike.
+fn hazard(cohort: &Cohort, site: Option<&SiteCohort>, counts: [Contradictions; 2]) -> Hazard {
+    let [first, later] = counts;
+    let counts = if cohort.later_windows > 0 && later.window_exposure > 0.0 {
+        later
+    } else {
+        first
+    };
+    let seen = if counts.check_exposure > 0.0 {
+        counts.by_checks / counts.check_exposure
+    } else {
+        0.0
+    };
+    if counts.window_exposure > 0.0 {
+        let (count, time) = (counts.in_windows, counts.window_exposure);
+        Hazard {
+            likely: (count / time - seen).max(0.0),
+            most: ((count + 2.0 + 2.0 * (count + 1.0).sqrt()) / time - seen).max(0.0),
+        }
+    } else {
+        Hazard {
+            likely: site.map_or(0.0, |site| decline(cohort, site)),
+            most: f64::INFINITY,
+        }
+    }
+}
+
+/// How fast the blocks of a site disappear at the ages that the window itself shows, per second; only what is beyond chance.
+fn decline(cohort: &Cohort, site: &SiteCohort) -> f64 {
+    let [_, young, middle, old] = site.ages;
+    let younger = young.objects + middle.objects;
+    if younger < 1.0 {
+        return 0.0;
+    }
+    let length = cohort.span.length_s();
+    // Classes of equal length would hold as many blocks if none disappeared: the older half against the quarters before.
+    let edges = (AGE_EDGES[3] - AGE_EDGES[1], AGE_EDGES[4] - AGE_EDGES[3]);
+    let (earlier, later) = (younger / edges.0, old.objects.max(0.5) / edges.1);
+    let distance = length * ((AGE_EDGES[4] + AGE_EDGES[3]) - (AGE_EDGES[3] + AGE_EDGES[1])) / 2.0;
+    let error = (1.0 / younger + 1.0 / old.objects.max(0.5)).sqrt();
+    (((earlier / later).ln() - 2.0 * error) / distance.max(1e-9)).max(0.0)
+}
+
+/// The mean of a factor that is 1 for blocks that can be told apart and falls for the others.
+fn kept_share(alike: f64, hazard: f64, from_s: f64, to_s: f64) -> f64 {
+    if alike <= 0.0 || hazard <= 0.0 {
+        return 1.0;
+    }
+    let falling = if hazard.is_infinite() {
+        if to_s > 0.0 { 0.0 } else { 1.0 }
+    } else if (to_s - from_s) * hazard < 1e-6 {
+        (-hazard * from_s).exp()
+    } else {
+        ((-hazard * from_s).exp() - (-hazard * to_s).exp()) / (hazard * (to_s - from_s))
+    };
+    1.0 - alike + alike * falling
+}
+
+impl Sums {
+    /// Adds an old window's watched blocks, each with the window's weight.
+    fn add_settled(
+        &mut self,
+        cohort: &Cohort,
+        part: &Part,
+        hazard: Hazard,
+        now_ns: u64,
+        next_ns: u64,
+        scale: f64,
+    ) {
+        if part.objects <= 0.0 {
+            return;
+        }
+        let weight = cohort.span.weight_until(next_ns) * scale;
+        let lag = seconds(cohort.span.closed_ns, now_ns);
+        let alike = part.alike / part.objects;
+        let all = Amount {
+            objects: part.objects,
+            bytes: part.bytes,
+        }
+        .times(weight);
+        self.likely
+            .add(all.times(kept_share(alike, hazard.likely, lag, lag)));
+        self.least += all.bytes * kept_share(alike, hazard.most, lag, lag);
+        self.most += all.bytes;
+        self.counted_variance += scale * (scale - 1.0) * part.squares;
+        self.unseen_variance += (weight - scale).max(0.0) * weight * part.squares;
+        self.uncertain += (all.bytes - part.bytes * scale) * cohort.span.uncertainty;
+        self.largest_weight = self
+            .largest_weight
+            .max((weight - scale).max(0.0) * part.bytes / part.objects);
+    }
+
+    /// Adds a window's blocks, and what was born between it and the next and is between `from` and `to` seconds old now.
+    fn add_recent(
+        &mut self,
+        cohort: &Cohort,
+        site: &SiteCohort,
+        part: &Part,
+        hazard: Hazard,
+        (from, to): (f64, f64),
+        scale: f64,
+    ) {
+        let lag = to;
+        let length = cohort.span.length_s();
+        let alike = if part.objects > 0.0 {
+            part.alike / part.objects
+        } else {
+            0.0
+        };
+        let counted = Amount {
+            objects: part.objects,
+            bytes: part.bytes,
+        }
+        .times(scale);
+        let mut likely = counted.times(kept_share(alike, hazard.likely, lag, lag));
+        let mut least = counted.bytes * kept_share(alike, hazard.most, lag, lag);
+        let mut unseen = Amount::default();
+        for segment in segments(cohort, site, from, to) {
+            unseen.add(segment.amount);
+            self.shape_variance += segment.shape * segment.shape;
+            let (start, end) = (
+                (segment.from - length).max(0.0),
+                (segment.to - length).max(0.0),
+            );
+            likely.add(
+                segment
+                    .amount
+                    .times(kept_share(alike, hazard.likely, start, end)),
+            );
+            least += segment.amount.bytes * kept_share(alike, hazard.most, start, end);
+        }
+        self.likely.add(likely);
+        self.least += least;
+        self.most += counted.bytes + unseen.bytes;
+        self.counted_variance += scale * (scale - 1.0) * part.squares;
+        // The relative variance of a sum of so many blocks of such sizes; and chance in what was not seen.
+        let census: Amount = site.ages.iter().fold(Amount::default(), |mut sum, class| {
+            sum.add(*class);
+            sum
+        });
+        let basis = part
+            .objects
+            .max(if from < length { census.objects } else { 1.0 })
+            .max(1.0);
+        let spread = if part.bytes > 0.0 {
+            (part.squares * part.objects / (part.bytes * part.bytes)).max(1.0)
+        } else {
+            1.0
+        };
+        let mean = if part.objects > 0.0 {
+            part.bytes / part.objects
+        } else if census.objects > 0.0 {
+            census.bytes / census.objects
+        } else if site.births.objects > 0.0 {
+            site.births.bytes / site.births.objects
+        } else {
+            0.0
+        };
+        self.unseen_variance +=
+            spread * (unseen.bytes * unseen.bytes / basis + unseen.bytes * mean);
+        self.uncertain += unseen.bytes * cohort.span.uncertainty;
+        let gap = (to - from).max(0.0);
+        self.largest_weight = self
+            .largest_weight
+            .max(gap / cohort.span.effective_s() * mean * scale);
+    }
+}
+
+/// What was born between two windows and has reached an age in a range.
+struct Segment {
+    from: f64,
+    to: f64,
+    amount: Amount,
+    /// How far the bytes may be off for the curve's shape between two points, one standard deviation.
+    shape: f64,
+}
+
+/// Blocks born outside of the window that are alive at an age between `from` and `to` seconds, by the curve that the window and
+/// the checks give.
+fn segments(cohort: &Cohort, site: &SiteCohort, from: f64, to: f64) -> Vec<Segment> {
+    let mut found = Vec::new();
+    if to <= from {
+        return found;
+    }
+    let length = cohort.span.length_s();
+    let effective = cohort.span.effective_s();
+    let mut last = Amount::default();
+    for (edges, class) in AGE_EDGES.windows(2).zip(&site.ages) {
+        let &[start, end] = edges else { continue };
+        last = class.times(1.0 / (effective * (end - start)));
+        let (low, high) = (from.max(start * length), to.min(end * length));
+        if high > low {
+            found.push(Segment {
+                from: low,
+                to: high,
+                amount: last.times(high - low),
+                shape: 0.0,
+            });
+        }
+    }
+    let (mut age, mut density) = (length, last);
+    let points = site.history.iter().chain(&site.last);
+    let mut seen = false;
+    for point in points {
+        let next = point.alive.times(1.0 / effective);
+        let at = (point.lag_s + length / 2.0).max(age);
+        push(
+            &mut found,
+            (age, density),
+            (at, next),
+            (from, to),
+            effective,
+        );
+        (age, density) = (at, next);
+        seen = true;
+    }
+    if to > age {
+        let end = if seen {
+            density
+        } else {
+            // No check yet: as the window itself saw them disappear.
+            density.times((-decline(cohort, site) * (to - age)).exp())
+        };
+        push(&mut found, (age, density), (to, end), (from, to), effective);
+    }
+    found
+}
+
+/// Adds the part of a curve from one point to another that lies in a range of ages.
+fn push(
+    found: &mut Vec<Segment>,
+    (start, before): (f64, Amount),
+    (end, after): (f64, Amount),
+    (from, to): (f64, f64),
+    effective: f64,
+) {
+    let (low, high) = (from.max(start), to.min(end));
+    if high <= low || before.objects <= 0.0 {
+        return;
+    }
+    // Where nothing is left, half a block is taken to be: the curve falls and does not jump.
+    let floor = (0.5 / effective).min(before.objects);
+    let ratio = (after.objects.max(floor) / before.objects).min(1.0);
+    let rate = -ratio.ln() / (end - start).max(1e-9);
+    let mean = if rate * (high - low) < 1e-6 {
+        (-rate * (low - start)).exp()
+    } else {
+        ((-rate * (low - start)).exp() - (-rate * (high - start)).exp()) / (rate * (high - low))
+    };
+    let size = if before.objects > 0.0 {
+        before.bytes / before.objects
+    } else {
+        0.0
+    };
+    let objects = before.objects * mean * (high - low);
+    found.push(Segment {
+        from: low,
+        to: high,
+        amount: Amount {
+            objects,
+            bytes: objects * size,
+        },
+        // It falls somewhere between the two points: at once, in the end, or in between; a standard deviation of the even distribution.
+        shape: before.objects * (1.0 - ratio) * (high - low) * size / 12.0_f64.sqrt(),
+    });
+}

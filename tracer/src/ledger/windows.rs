@@ -1,0 +1,305 @@
+//! The verdict of a site whose calls were seen in windows only. Pure; the same evidence as for a site that was seen all the time, from
+//! less: what was born in each window, and what of that is alive. Of what happened between windows nothing is known, so that there
+//! is no level, and what a site of few blocks does may not be seen at all.
+
+use super::{
+    flow::{self, LEAK_AFTER_S},
+    verdict::{Judgement, Verdict},
+};
+use crate::units::{blocks, count, duration};
+
+/// A window, as a site of its process sees it; also windows in which the site did nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct WindowOfSite {
+    /// When it was closed, seconds since the first window was opened.
+    pub closed_s: f64,
+    /// The time that it stands for, seconds: its length, less what its traps took.
+    pub effective_s: f64,
+    /// Blocks born in it.
+    pub born: f64,
+    /// Of these alive at its end.
+    pub survived: f64,
+    /// Of these alive at the last check.
+    pub alive: f64,
+    /// Their bytes.
+    pub alive_bytes: f64,
+    /// Alive when the window was about half as long ago as now, where that is known.
+    pub alive_before: Option<f64>,
+}
+
+/// At least so many windows, of those that are old enough to tell.
+const WINDOWS: usize = 9;
+
+/// In at least so many of these, blocks were born that stay.
+const STEPS: usize = 6;
+
+/// At least so many blocks stay.
+const BLOCKS: f64 = 8.0;
+
+/// Old blocks that may have died. Checks from outside err to the other side: they see a block alive that was replaced by one that looks
+/// the same.
+const MAY_DIE: f64 = 0.05;
+
+/// So many blocks that should have come lately are missed when they did not.
+const EXPECTED: f64 = 6.0;
+
+/// What stays is at least this share of what was born, or it is what checks from outside cannot tell from its successors: where blocks are
+/// filled with constants, some of every churn seem to stay.
+const STAYS: f64 = 0.002;
+
+/// Judges a site by its process's windows, the oldest first, at so many seconds since the first one was opened. `told_apart`: the share
+/// of the site's watched blocks whose contents tell them from their successors.
+#[must_use]
+pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> Judgement {
+    let born: f64 = windows.iter().map(|window| window.born).sum();
+    let alive: f64 = windows.iter().map(|window| window.alive).sum();
+    let with = |verdict, reason| Judgement {
+        verdict,
+        reason,
+        growth_bytes_per_s: 0.0,
+    };
+    let seen = format!(
+        "{} seen born in {} windows",
+        blocks(born as u64),
+        windows.len()
+    );
+    if born < BLOCKS {
+        return with(
+            Verdict::InsufficientData,
+            format!("{seen}: too few to tell"),
+        );
+    }
+    // The young ones may still die.
+    let old: Vec<WindowOfSite> = windows
+        .iter()
+        .filter(|window| now_s - window.closed_s >= now_s / 8.0)
+        .copied()
+        .collect();
+    let old_born: f64 = old.iter().map(|window| window.born).sum();
+    let stay: f64 = old.iter().map(|window| window.alive).sum();
+    if old_born >= BLOCKS && stay < 0.01 * old_born && stay < BLOCKS {
+        return with(
+            Verdict::Churn,
+            format!(
+                "{} of {} that were seen born are alive after {}",
+                count(stay as u64),
+                blocks(old_born as u64),
+                duration(now_s / 8.0)
+            ),
+        );
+    }
+    if now_s < LEAK_AFTER_S || old.len() < WINDOWS {
+        return with(
+            Verdict::WarmingUp,
+            format!(
+                "{seen}, {} of them alive; watched for {} only",
+                count(alive as u64),
+                duration(now_s)
+            ),
+        );
+    }
+    let (mut died, mut of) = (0.0, 0.0);
+    for window in &old {
+        if let Some(before) = window
+            .alive_before
+            .filter(|_| now_s - window.closed_s >= now_s / 3.0)
+        {
+            of += before;
+            died += (before - window.alive).max(0.0);
+        }
+    }
+    if died > MAY_DIE * of + 1.0 {
+        let share = format!(
+            "{} of {} old ones were freed",
+            count(died as u64),
+            count(of as u64)
+        );
+        let verdict = if died > 0.5 * of {
+            Verdict::Churn
+        } else {
+            Verdict::WarmingUp
+        };
+        return with(verdict, format!("{seen}; {share}"));
+    }
+    let rates: Vec<f64> = old
+        .iter()
+        .map(|window| window.alive / window.effective_s.max(1e-9))
+        .collect();
+    let third = (old.len() / 3).max(1);
+    let of_part = |part: &[WindowOfSite], value: fn(&WindowOfSite) -> f64| -> f64 {
+        part.iter().map(value).sum()
+    };
+    let parts: Vec<&[WindowOfSite]> = vec![
+        old.get(..third).unwrap_or_default(),
+        old.get(third..2 * third).unwrap_or_default(),
+        old.get(2 * third..).unwrap_or_default(),
+    ];
+    let alive_of: Vec<f64> = parts
+        .iter()
+        .map(|part| of_part(part, |window| window.alive))
+        .collect();
+    let rate_of: Vec<f64> = parts
+        .iter()
+        .map(|part| {
+            of_part(part, |window| window.alive)
+                / of_part(part, |window| window.effective_s).max(1e-9)
+        })
+        .collect();
+    let (&[first, second, last], &[first_alive, _, last_alive]) =
+        (rate_of.as_slice(), alive_of.as_slice())
+    else {
+        return with(Verdict::InsufficientData, seen);
+    };
+    let stopped = stay >= BLOCKS && last_alive <= 0.0;
+    if stopped && first_alive + stay >= 2.0 * BLOCKS {
+        return with(
+            Verdict::Plateau,
+            format!(
+                "{} seen born stay, none of them lately",
+                blocks(stay as u64)
+            ),
+        );
+    }
+    let steps = old.iter().filter(|window| window.alive > 0.0).count();
+    if steps < STEPS || stay < BLOCKS {
+        return with(
+            Verdict::InsufficientData,
+            format!("{} of {seen} stay: too few to tell", count(stay as u64)),
+        );
+    }
+    if stay < STAYS * old_born || told_apart < 0.5 && stay < 0.5 * old_born {
+        return with(
+            Verdict::InsufficientData,
+            format!(
+                "{} of {seen} seem to stay, but contents hardly tell them from others that took their place",
+                count(stay as u64)
+            ),
+        );
+    }
+    if first <= 0.0 || flow::even(&rates, 1.0).is_err() {
+        let verdict = Verdict::WarmingUp;
+        let trend = if last < first.max(second) {
+            "fewer of those born lately stay than of those before"
+        } else {
+            "more of those born lately stay than of those before"
+        };
+        return with(verdict, format!("{seen}; {trend}"));
+    }
+    let young = windows.get(old.len()..).unwrap_or_default();
+    let expected = of_part(young, |window| window.effective_s) * last;
+    if expected >= EXPECTED && of_part(young, |window| window.alive) < 0.5 * expected {
+        return with(
+            Verdict::WarmingUp,
+            format!(
+                "{seen}; hardly one of those born in the last {} stays",
+                duration(now_s / 8.0)
+            ),
+        );
+    }
+    let bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
+    let effective: f64 = old.iter().map(|window| window.effective_s).sum();
+    let rate = bytes / effective.max(1e-9);
+    Judgement {
+        verdict: Verdict::Leaking,
+        reason: format!(
+            "{} of {} seen born in {} windows more than {} ago are alive, and {} since; about {} for {}, no sign of levelling off",
+            count(stay as u64),
+            blocks(old_born as u64),
+            old.len(),
+            duration(now_s / 8.0),
+            if died < 0.5 {
+                "no old one was freed".to_owned()
+            } else {
+                format!("only {} old ones were freed", count(died as u64))
+            },
+            flow::rate_of(rate),
+            duration(now_s)
+        ),
+        growth_bytes_per_s: rate,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{WindowOfSite, judge_windows};
+    use crate::ledger::{
+        corpus::{CORPUS, Chance, Life, Truth},
+        verdict::{Judgement, Verdict},
+    };
+
+    /// Sees a behaviour in windows of 0.4 s, every two seconds or so.
+    fn watch(chance: &mut Chance, lives: &[Life], now_s: f64) -> Judgement {
+        let mut windows = Vec::new();
+        let mut lives = lives.to_vec();
+        lives.sort_by(|one, two| one.born.total_cmp(&two.born));
+        let place = |at: f64| lives.partition_point(|life| life.born < at);
+        let mut at = 0.0;
+        while at < now_s {
+            let closed = at + 0.4;
+            let mine = || lives.iter().take(place(closed)).skip(place(at));
+            let alive_at = |time: f64| mine().filter(|life| life.dies > time).count() as f64;
+            windows.push(WindowOfSite {
+                closed_s: closed,
+                effective_s: 0.4,
+                born: mine().count() as f64,
+                survived: alive_at(closed),
+                alive: alive_at(now_s),
+                alive_bytes: mine()
+                    .filter(|life| life.dies > now_s)
+                    .map(|life| life.size as f64)
+                    .sum(),
+                alive_before: Some(alive_at(f64::midpoint(closed, now_s))),
+            });
+            at = closed + 3.0 * chance.share();
+        }
+        judge_windows(&windows, now_s, 1.0)
+    }
+
+    #[test]
+    fn windows_tell_leaks_from_others() {
+        let (mut faults, mut named, mut leaks) = (Vec::new(), 0, 0);
+        for (number, (name, truth, behave)) in CORPUS.iter().enumerate() {
+            // Blocks of before the trace are not known here.
+            if name.starts_with("big-cache") {
+                continue;
+            }
+            for now_s in [20.0, 60.0, 120.0, 400.0] {
+                let mut chance = Chance(number as u64);
+                let lives = behave(&mut chance);
+                let judgement = watch(&mut chance, &lives, now_s);
+                let said = judgement.verdict;
+                let wrong = match truth {
+                    Truth::Leak | Truth::SlowLeak(_) => {
+                        said == Verdict::Plateau && *name != "leak-after-start-up"
+                    }
+                    Truth::Bounded => said == Verdict::Leaking,
+                    Truth::BoundedAfter(from) => said == Verdict::Leaking && now_s >= *from,
+                };
+                if wrong {
+                    faults.push(format!(
+                        "{name} after {now_s} s: {} ({})",
+                        said.name(),
+                        judgement.reason
+                    ));
+                }
+                if *truth == Truth::Leak && now_s >= 120.0 {
+                    leaks += 1;
+                    named += u32::from(said == Verdict::Leaking);
+                }
+            }
+        }
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+        // Slow ones are hardly seen in windows.
+        assert!(named * 2 > leaks, "{named} of {leaks}");
+    }
+
+    #[test]
+    fn nothing_is_no_verdict() {
+        let verdict = |windows: &[WindowOfSite]| judge_windows(windows, 60.0, 1.0).verdict;
+        assert_eq!(verdict(&[]), Verdict::InsufficientData);
+        assert_eq!(
+            verdict(&[WindowOfSite::default(); 30]),
+            Verdict::InsufficientData
+        );
+    }
+}

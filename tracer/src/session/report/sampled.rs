@@ -1,0 +1,137 @@
+//! The part of a report that comes from windows: estimates from cohorts, and what the window that is open has seen.
+
+use std::collections::BTreeSet;
+
+use super::{Session, Traced, identity};
+use crate::{
+    budget::{Choice, Mode},
+    ledger::{SiteId, Survey},
+    report::{Sample, Site, Tier},
+};
+
+impl Session {
+    /// Whether calls of a process were not seen all the time.
+    pub(in crate::session) fn is_sampled(&self, pid: u32) -> bool {
+        self.processes
+            .get(&pid)
+            .is_some_and(|traced| traced.windows.cohorts.windows() > 0)
+    }
+}
+
+/// Adds the sites of a process whose calls were seen in windows.
+pub(super) fn add(session: &Session, traced: &Traced, survey: &Survey, sites: &mut Vec<Site>) {
+    if !session.is_sampled(traced.pid) {
+        return;
+    }
+    let windows = &traced.windows;
+    let since_end = traced
+        .ended
+        .map_or(0, |ended| ended.elapsed().as_nanos() as u64);
+    let now_ns = crate::kernel::monotonic_ns().saturating_sub(since_end);
+    let covered_until_ns = windows.opened_ns().unwrap_or(now_ns);
+    let min_age = session.options.min_age;
+    let weighed = windows.weighed(now_ns, covered_until_ns);
+    let estimates = weighed
+        .cohorts
+        .estimates(now_ns, covered_until_ns, min_age.as_secs_f64());
+    let totals = session.joined_sites();
+    let mut ids: BTreeSet<SiteId> = estimates.keys().copied().collect();
+    if windows.is_open() {
+        ids.extend(
+            totals
+                .iter()
+                .filter(|(_, (incarnation, _))| *incarnation == traced.incarnation)
+                .map(|(site, _)| *site),
+        );
+    }
+    for id in ids {
+        let estimate = estimates.get(&id).copied().unwrap_or_default();
+        let (mut objects, mut bytes) = (estimate.inuse_objects, estimate.inuse_bytes);
+        let (mut low, mut high) = (estimate.inuse_bytes_low, estimate.inuse_bytes_high);
+        let (mut alloc_objects, mut alloc_bytes) = (estimate.alloc_objects, estimate.alloc_bytes);
+        let mut oldest_ns = estimate.oldest_born_ns;
+        if windows.is_open() {
+            // All that the open window saw is counted, not estimated.
+            let (open_objects, open_bytes) = survey.inuse(id);
+            let (open_low, open_high) = survey.interval(id);
+            objects += open_objects;
+            bytes += open_bytes;
+            low += open_low;
+            high += open_high;
+            let (objects_before, bytes_before) = windows.births_before(id);
+            if let Some((_, totals)) = totals.get(&id) {
+                alloc_objects += totals.alloc_objects.saturating_sub(objects_before);
+                alloc_bytes += totals.alloc_bytes.saturating_sub(bytes_before);
+            }
+            oldest_ns = oldest_ns.or(survey.site(id).oldest_born_ns);
+        }
+        if objects == 0 && !min_age.is_zero() {
+            continue;
+        }
+        let alloc_bytes = alloc_bytes.max(bytes);
+        sites.push(Site {
+            inuse_bytes: bytes,
+            inuse_objects: objects,
+            alloc_bytes,
+            alloc_objects: alloc_objects.max(objects),
+            inuse_bytes_low: low.min(bytes),
+            inuse_bytes_high: high.max(bytes),
+            oldest_age_s: oldest_ns.map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
+            growth_bytes_per_s: estimate.growth_bytes_per_s,
+            weight: windows.cohorts.weight().max(survey.weight()),
+            sample: Some(Sample {
+                objects: estimate.observed_objects,
+                alike_objects: estimate.alike_objects,
+                windows: estimate.windows,
+                checks: estimate.checks,
+            }),
+            ..identity(session, id, traced.pid, traced.incarnation)
+        });
+    }
+}
+
+/// The tier of the whole report: of its processes, the one of which least was seen.
+pub(super) fn tier(session: &Session) -> Tier {
+    let sampled = session.processes.values().any(|traced| {
+        session.is_sampled(traced.pid) || traced.windows.controller.mode() == Mode::Sampled
+    });
+    if sampled { Tier::Sampled } else { Tier::Exact }
+}
+
+/// Why the tier was taken.
+pub(super) fn tier_reason(session: &Session) -> String {
+    let shift = session.probe.thin_shift();
+    let thinned = if shift == 0 {
+        String::new()
+    } else {
+        format!(
+            "; the live table was full, so that one of {} blocks is kept and figures are estimates",
+            1_u64 << shift
+        )
+    };
+    let links = session.probe.link_mode().name();
+    let others = if session.traps_others() {
+        "; so many processes were selected that the probes are in their files for all processes: others that map them are slowed too, and not recorded"
+    } else {
+        ""
+    };
+    let several = session.processes.len() > 1;
+    let reasons: Vec<String> = session
+        .processes
+        .values()
+        .take(5)
+        .map(|traced| {
+            let reason = traced.windows.controller.reason();
+            if several && session.options.tier != Choice::Exact {
+                format!("{} (pid {}): {reason}", traced.comm, traced.pid)
+            } else {
+                reason.to_string()
+            }
+        })
+        .collect();
+    let reasons = match reasons.split_first() {
+        Some((first, _)) if session.options.tier == Choice::Exact => first.clone(),
+        _ => reasons.join("; "),
+    };
+    format!("{reasons}; through {links} links{others}{thinned}")
+}
