@@ -313,26 +313,26 @@ fn a_command_that_dies_at_any_moment() {
 fn no_memory_for_the_tables() {
     let _alone = require_kernel!();
     let mut target = Target::start(&require_victim!("endless"));
-    let limit = match MemoryLimit::new(80 << 20) {
+    let limit = match MemoryLimit::new(160 << 20) {
         Ok(limit) => limit,
         Err(error) => {
             leave_out(&format!("no cgroup can be limited here: {error:#}"));
             return;
         }
     };
-    let command = limit.run(&target.traced(&[])).unwrap();
-    let finished = run_command(command).expect("it runs");
+    let large = target.traced(&["--max-blocks", "10000000"]);
+    let finished = run_command(limit.run(&large).unwrap()).expect("it runs");
     let words = [
         "cannot create the BPF map",
         "Cannot allocate memory",
         "--max-blocks",
     ];
-    assert_refused(&finished, &words, "80 MiB");
+    assert_refused(&finished, &words, "160 MiB");
     // What the message says helps.
     let smaller = target.traced(&["--max-blocks", "10000", "--max-stacks", "1000"]);
     let finished = run_command(limit.run(&smaller).unwrap()).expect("it runs");
     assert_eq!(finished.code(), 0, "{finished:?}");
-    target.assert_unharmed("80 MiB");
+    target.assert_unharmed("160 MiB");
     target.quit();
 }
 

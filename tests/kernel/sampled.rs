@@ -1,6 +1,11 @@
 //! Windows: a leak under heavy churn is found and estimated, within the budget, and the target does not notice.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
 use std::thread::sleep;
 use std::time::Duration;

@@ -3,7 +3,7 @@
  *   family            the parent: leaks 77 / 1 in leak_of_parent, and has five children:
  *                       two execute it as "family worker": 20000 / 20 in leak_of_worker;
  *                       two as "family shell", through /bin/sh: the same, in a grandchild;
- *                       one goes on as it is, after 50 ms: 4500 / 9 in leak_of_clone, and frees a block that it inherited.
+ *                       one goes on as it is, after 2 s (an emulated machine is slow to attach): 4500 / 9 in leak_of_clone, and frees a block that it inherited.
  *   family nap MS     leaks 400 / 4 in leak_of_nap, one at each of four depths, waits, ends.
  */
 #include "victim.h"
@@ -61,7 +61,7 @@ int main(int argc, char **argv)
         else if (child < 4)
             execl("/bin/sh", "sh", "-c", script, (char *)NULL);
         else {
-            usleep(50000);
+            sleep(2);
             free(inherited);
             leak_of_clone();
             _exit(0);

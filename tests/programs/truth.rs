@@ -14,7 +14,7 @@ use leakscope_tests::{
 };
 
 /// Victims that do not speak the protocol, or not by themselves.
-const SILENT: [&str; 10] = [
+const SILENT: [&str; 11] = [
     "behaviours",
     "family",
     "short",
