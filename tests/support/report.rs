@@ -71,6 +71,10 @@ pub struct Site {
     pub verdict: String,
     /// Why.
     pub verdict_reason: String,
+    /// `heap`, `mapping` or `pages`.
+    pub kind: String,
+    /// What was mapped, where it is a mapping.
+    pub mapping: Option<String>,
     /// Whether the stack reaches its true end.
     pub stack_complete: bool,
     /// Leaf first.

@@ -8,6 +8,7 @@ mod error;
 mod event;
 mod features;
 mod follow;
+mod growth;
 mod load;
 mod object;
 mod probe;

@@ -141,6 +141,8 @@ impl Probe {
             ("process_fork", tracepoint),
             ("mmap_enter", tracepoint),
             ("mmap_return", tracepoint),
+            ("mapping_enter", tracepoint),
+            ("mapping_return", tracepoint),
         ] {
             lifecycle_programs.push((name, object.program(name, kind, 0)?));
         }

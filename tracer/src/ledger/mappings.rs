@@ -9,13 +9,18 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::SiteId;
 
 /// A page, bytes (x86_64).
 pub const PAGE: u64 = 4096;
 
 /// What a mapping is for, as far as the call that made it says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum MappingKind {
     /// Private anonymous memory.
     #[default]
@@ -91,6 +96,19 @@ pub enum Step {
         /// Whether it may be read, written or executed.
         accessible: bool,
     },
+}
+
+impl MappingKind {
+    /// For people.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Anonymous => "mapping",
+            Self::Shared => "shared mapping",
+            Self::ThreadStack => "thread stack",
+            Self::DataSegment => "data segment (brk)",
+        }
+    }
 }
 
 /// What a piece of a mapping is.

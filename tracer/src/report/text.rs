@@ -268,6 +268,9 @@ impl Text {
             let name = process.unwrap_or_else(|| format!("pid {}", site.pid));
             write!(out, "  {name}")?;
         }
+        if let Some(kind) = site.mapping {
+            write!(out, "  {}", kind.label())?;
+        }
         match site.verdict {
             Verdict::InsufficientData => {}
             verdict => {
@@ -476,6 +479,12 @@ fn facts(site: &Site, via: Option<String>, several: bool) -> String {
         facts.push(format!("oldest {}", duration(site.oldest_age_s)));
     }
     facts.extend(rate(site.growth_bytes_per_s));
+    if site.reserved_bytes > 0 {
+        facts.push(format!(
+            "{} more reserved, not accessible",
+            bytes(site.reserved_bytes)
+        ));
+    }
     let allocator = site.allocator.as_deref().filter(|_| several);
     let family = allocator
         .and_then(|allocator| allocator.split_whitespace().next())

@@ -3,6 +3,7 @@
 //! arguments nor views.
 
 mod calibration;
+mod growth;
 mod inspect;
 mod links;
 mod process;
@@ -35,6 +36,7 @@ use crate::{
     target::discover::Files,
     unwind::BuildOptions,
 };
+use growth::Growth;
 use links::Links;
 use process::Traced;
 use select::Selecting;
@@ -73,6 +75,8 @@ pub struct SessionOptions {
     pub window: Option<Duration>,
     /// Sites that are not reported.
     pub suppressions: Suppressions,
+    /// No allocator is probed: only mappings are seen.
+    pub mappings_only: bool,
 }
 
 /// The share of the targets' CPU time that tracing may take, unless something else is asked for.
@@ -89,6 +93,7 @@ impl Default for SessionOptions {
             tier: Choice::default(),
             window: None,
             suppressions: Suppressions::default(),
+            mappings_only: false,
         }
     }
 }
@@ -132,6 +137,7 @@ pub struct Session {
     next_survey: Instant,
     processes: BTreeMap<u32, Traced>,
     links: Links,
+    growth: Growth,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
     canonical: HashMap<(u32, Vec<u64>), SiteId>,
@@ -167,6 +173,9 @@ impl Session {
     pub fn new(options: SessionOptions) -> Result<Self, KernelError> {
         let mut probe = Probe::load(&options.probe)?;
         probe.attach_lifecycle()?;
+        if !options.probe.empty {
+            probe.attach_mappings()?;
+        }
         let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
         let now = Instant::now();
         let mut session = Self {
@@ -181,6 +190,7 @@ impl Session {
             next_survey: now,
             processes: BTreeMap::new(),
             links: Links::default(),
+            growth: Growth::default(),
             selecting: Selecting::default(),
             stacks: HashMap::new(),
             canonical: HashMap::new(),
@@ -193,7 +203,9 @@ impl Session {
             stale_at_ends: 0,
             is_urgent: false,
         };
-        session.cost_of_a_hit = session.calibrate()?;
+        if !session.options.mappings_only {
+            session.cost_of_a_hit = session.calibrate()?;
+        }
         session.started = Instant::now();
         session.ledger = Ledger::new(crate::kernel::monotonic_ns());
         Ok(session)
@@ -205,7 +217,7 @@ impl Session {
     /// There is no such process, it cannot be read, or has no allocator that is known.
     pub fn follow(&mut self, pid: u32) -> Result<(), TraceError> {
         let traced = self.prepare(pid)?;
-        if traced.sites.is_empty() {
+        if !self.options.mappings_only && traced.sites.is_empty() {
             self.tables.remove(&mut self.probe, traced.incarnation);
             return Err(TraceError::NoAllocator {
                 pid,
@@ -215,6 +227,7 @@ impl Session {
                     .unwrap_or_else(|| "nothing could be attached".to_owned()),
             });
         }
+        self.growth.begin(&self.proc_root, pid, traced.incarnation);
         self.probe.follow(pid, traced.incarnation)?;
         self.processes.insert(pid, traced);
         Ok(())
@@ -329,6 +342,7 @@ impl Session {
                     held,
                 } => self.note_exec(pid, incarnation, ended, held)?,
                 ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
+                ProbeEvent::Mapping(record) => self.growth.note(&record),
                 ProbeEvent::Candidate { pid } => self.note_candidate(pid),
                 ProbeEvent::Fork { pid, incarnation } => self.note_fork(pid, incarnation),
                 ProbeEvent::UnknownMapping { pid, .. } => {
@@ -443,6 +457,9 @@ impl Session {
 
     /// Attaches to what discovery finds in a process and is not attached yet.
     fn attach(&mut self, traced: &mut Traced) -> Result<(), TraceError> {
+        if self.options.mappings_only {
+            return Ok(());
+        }
         traced.attach(&self.probe, &mut self.links, &self.files, &self.proc_root)
     }
 
@@ -462,6 +479,8 @@ impl Session {
     /// Looks at the sites' totals.
     fn look(&mut self) {
         self.last_look = Instant::now();
+        let followed = self.processes.values().map(|traced| traced.incarnation);
+        self.growth.keep(&followed.collect());
         for pid in self.due_for_measurement() {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.measure(&self.proc_root);

@@ -13,10 +13,14 @@ use leakscope_common::{
     SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE,
 };
 
-use super::{Session, process::Traced};
+use super::{
+    Session,
+    growth::{self, MappedSites},
+    process::Traced,
+};
 use crate::{
     ledger::{BlockFilter, SiteId, SiteSurvey, Survey},
-    report::{Overhead, Probe, Process, Report, ReportParts, Site, Timestamp, Verdict},
+    report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
 };
 
@@ -37,7 +41,15 @@ impl Session {
             sum.free_objects = sum.free_objects.wrapping_add(count.totals.free_objects);
             sum.free_bytes = sum.free_bytes.wrapping_add(count.totals.free_bytes);
         }
+        for (site, (incarnation, survey)) in self.mapped_sites(u64::MAX) {
+            joined.insert(site, (incarnation, growth::totals(&survey)));
+        }
         joined
+    }
+
+    /// What processes mapped by themselves, sites with the same stack together.
+    fn mapped_sites(&self, born_until_ns: u64) -> MappedSites {
+        self.growth.survey(|site| self.joined(site), born_until_ns)
     }
 
     /// The live blocks of the incarnations that are followed, by site. Blocks without a known stack are told apart by
@@ -111,6 +123,8 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         .map(|traced| (traced.incarnation, traced.pid))
         .collect();
     let filtered = !session.options.min_age.is_zero();
+    let min_age_ns = u64::try_from(session.options.min_age.as_nanos()).unwrap_or(u64::MAX);
+    let mapped = session.mapped_sites(now_ns.saturating_sub(min_age_ns));
     let mut sites = Vec::new();
     for traced in session.processes.values() {
         sampled::add(session, traced, &survey, &mut sites);
@@ -122,18 +136,17 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
         if session.is_sampled(*pid) {
             continue;
         }
-        if filtered && survey.site(id).kept_objects == 0 {
+        let mapping = mapped.get(&id).map(|(_, survey)| survey);
+        let survives = survey.site(id).kept_objects > 0
+            || mapping.is_some_and(|survey| survey.inuse_objects > 0);
+        if filtered && !survives {
             continue;
         }
-        sites.push(site(
-            session,
-            &survey,
-            id,
-            *pid,
-            incarnation,
-            &totals,
-            now_ns,
-        ));
+        let mut made = site(session, &survey, id, *pid, incarnation, &totals, now_ns);
+        if let Some(survey) = mapping {
+            growth::describe(&mut made, survey, now_ns);
+        }
+        sites.push(made);
     }
     for (incarnation, survey) in &unknown {
         let Some(pid) = by_incarnation.get(incarnation) else {
@@ -195,8 +208,16 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
     let mut parts = ReportParts {
         captured_at: Timestamp::from(SystemTime::now()),
         duration_s,
-        tier: sampled::tier(session),
-        tier_reason: sampled::tier_reason(session),
+        tier: if session.options.mappings_only {
+            Tier::Growth
+        } else {
+            sampled::tier(session)
+        },
+        tier_reason: if session.options.mappings_only {
+            MAPPINGS_ONLY.to_owned()
+        } else {
+            sampled::tier_reason(session)
+        },
         processes,
         sites,
         losses: session
@@ -445,3 +466,7 @@ fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Opti
         format!("its allocator was called {hits} times, only to free or without success")
     })
 }
+
+/// Why it is the tier of mappings.
+const MAPPINGS_ONLY: &str =
+    "asked for: mappings are seen exactly, with the stacks that made them; no allocator is probed";
