@@ -106,6 +106,8 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
                 ProbeOptions::default().unwind_rows
             },
             links: raw.links.map(Into::into),
+            // In windows, what was mapped between them is not seen.
+            mapping_steps: tier != Choice::Sampled,
             ..ProbeOptions::default()
         },
         unwind: BuildOptions {

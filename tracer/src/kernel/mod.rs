@@ -8,7 +8,6 @@ mod error;
 mod event;
 mod features;
 mod follow;
-mod growth;
 mod load;
 mod object;
 mod probe;

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::atomic::Ordering,
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -18,13 +19,13 @@ use leakscope_common::{
 };
 
 use super::{
-    attach::{self, Attachment, HeapPrograms, Link, LinkMode},
+    attach::{self, Attachment, HeapPrograms, Link, LinkMode, close_links},
     command,
     error::KernelError,
     event::{ProbeEvent, parse_event},
     load::{LoadedObject, MapMemory, io_error},
     shared::SharedArray,
-    sys,
+    sys::{self, Wakeups},
 };
 
 /// How to load the probe.
@@ -48,6 +49,8 @@ pub struct ProbeOptions {
     pub frame_pointers_only: bool,
     /// Kind of link; the best that the kernel has when `None`.
     pub links: Option<LinkMode>,
+    /// Tell of every step of a mapping ([`ProbeEvent::Mapping`]).
+    pub mapping_steps: bool,
     /// Attach programs that do nothing in the place of the real ones: what is left is the cost of the probes
     /// themselves, the floor of any tracer that uses them. Nothing is recorded.
     pub empty: bool,
@@ -65,10 +68,14 @@ impl Default for ProbeOptions {
             sizes: (0, u64::MAX),
             frame_pointers_only: false,
             links: None,
+            mapping_steps: true,
             empty: false,
         }
     }
 }
+
+/// User space is woken for what it need not know at once when this part of the ring buffer is full.
+const WAKE_PART: u32 = 4;
 
 /// A value that aya may copy to and from a map.
 #[repr(transparent)]
@@ -81,7 +88,11 @@ unsafe impl<T: Plain> aya::Pod for Value<T> {}
 /// The loaded probe. Dropping it, or our death, takes everything back.
 pub struct Probe {
     pub(super) programs: HeapPrograms,
-    pub(super) lifecycle: Vec<OwnedFd>,
+    pub(super) lifecycle: Link,
+    pub(super) mapping_links: Link,
+    /// What closes links.
+    closing: Vec<JoinHandle<()>>,
+    wakeups: Wakeups,
     pub(super) memory: Vec<MapMemory>,
     pub(super) settings: SharedArray<Settings>,
     pub(super) losses: SharedArray<u64>,
@@ -139,16 +150,21 @@ impl Probe {
             ("process_exec", raw),
             ("process_exit", raw),
             ("process_fork", tracepoint),
-            ("mmap_enter", tracepoint),
-            ("mmap_return", tracepoint),
             ("mapping_enter", tracepoint),
             ("mapping_return", tracepoint),
         ] {
             lifecycle_programs.push((name, object.program(name, kind, 0)?));
         }
+        let events = RingBuf::try_from(Map::RingBuf(object.take_map("EVENTS")?))
+            .map_err(|error| map_error("EVENTS", &error))?;
+        let wakeups = Wakeups::of(events.as_fd())
+            .map_err(|source| KernelError::call("cannot watch the ring buffer", source))?;
         let probe = Self {
             programs,
-            lifecycle: Vec::new(),
+            lifecycle: Link::default(),
+            mapping_links: Link::default(),
+            closing: Vec::new(),
+            wakeups,
             settings: shared(&object, "SETTINGS", 1)?,
             losses: shared(&object, "LOSSES", Loss::COUNT)?,
             selection: shared(&object, "SELECTION", 1)?,
@@ -164,8 +180,7 @@ impl Probe {
             hits: hash(object.take_map("HITS")?)?,
             threads: hash(object.take_map("THREADS")?)?,
             slices: shared(&object, "SLICES", SLICE_SLOTS)?,
-            events: RingBuf::try_from(Map::RingBuf(object.take_map("EVENTS")?))
-                .map_err(|error| map_error("EVENTS", &error))?,
+            events,
             memory: std::mem::take(&mut object.memory),
             lifecycle_programs,
             sees_forks: false,
@@ -179,6 +194,8 @@ impl Probe {
                 stack_mask: slots - 1,
                 frame_pointers_only: u32::from(options.frame_pointers_only),
                 stripe_mask: stripes - 1,
+                mappings: u32::from(options.mapping_steps && !options.empty),
+                wake_bytes: options.event_bytes / WAKE_PART,
                 ..Settings::default()
             },
         );
@@ -188,7 +205,48 @@ impl Probe {
     }
 }
 
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.begin_detach();
+        for closing in self.closing.drain(..) {
+            // It panics nowhere; and if it did, the links are closed.
+            let _ = closing.join();
+        }
+    }
+}
+
 impl Probe {
+    /// Tells of no step of a mapping any more, for good, and begins to take away what saw them, beside what goes on; done when the
+    /// probe is dropped. The kernel waits out a grace period of some 30 ms for each tracepoint, one after the other.
+    pub fn end_mappings(&mut self) {
+        if let Some(mut settings) = self.settings.read(0) {
+            // All at the same instant, whichever link goes first.
+            settings.mappings = 0;
+            self.settings.write(0, settings);
+        }
+        let links = std::mem::take(&mut self.mapping_links);
+        self.close_beside(links);
+    }
+
+    /// Begins to take away all that is tied to tracepoints, as [`Probe::end_mappings`] does: nothing is told of processes from now on.
+    pub fn begin_detach(&mut self) {
+        self.end_mappings();
+        let links = std::mem::take(&mut self.lifecycle);
+        self.close_beside(links);
+    }
+
+    fn close_beside(&mut self, link: Link) {
+        if link.links.is_empty() {
+            return;
+        }
+        // Where no thread can be made, the closure is dropped, and the links with it.
+        self.closing.extend(
+            std::thread::Builder::new()
+                .name("detach".to_owned())
+                .spawn(move || close_links([link])),
+        );
+    }
+
     /// The kind of link in use.
     #[must_use]
     pub fn link_mode(&self) -> LinkMode {
@@ -246,14 +304,13 @@ impl Probe {
         others: &[BorrowedFd<'_>],
         timeout: Duration,
     ) -> Result<Vec<bool>, KernelError> {
-        let ring = self.events.as_fd();
-        let mut fds = vec![ring];
+        let mut fds = vec![self.wakeups.as_fd()];
         fds.extend_from_slice(others);
         let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         let mut ready = sys::poll_readable(&fds, timeout)
             .map_err(|source| KernelError::call("cannot wait for events", source))?;
-        if !ready.is_empty() {
-            ready.remove(0);
+        if !ready.is_empty() && ready.remove(0) {
+            self.wakeups.take();
         }
         Ok(ready)
     }

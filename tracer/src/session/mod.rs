@@ -173,9 +173,6 @@ impl Session {
     pub fn new(options: SessionOptions) -> Result<Self, KernelError> {
         let mut probe = Probe::load(&options.probe)?;
         probe.attach_lifecycle()?;
-        if !options.probe.empty {
-            probe.attach_mappings()?;
-        }
         let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
         let now = Instant::now();
         let mut session = Self {
@@ -566,8 +563,19 @@ impl Session {
         self.options.suppressions = suppressions;
     }
 
-    /// Takes all probes away. The targets are free at once; the kernel waits out a grace period of some 20 to 40 ms.
+    /// The last report, after which nothing more is to be traced. What sees mappings is taken away meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Session::report`].
+    pub fn last_report(&mut self, top: usize) -> Result<Report, KernelError> {
+        self.probe.end_mappings();
+        self.report(top)
+    }
+
+    /// Takes all probes away, for good. The targets are free at once; the kernel waits out a grace period of some 20 to 40 ms. What
+    /// tells of processes goes too, beside what follows: when the session is dropped, all is gone.
     pub fn detach_all(&mut self) {
+        self.probe.begin_detach();
         let own: Vec<_> = self
             .processes
             .values_mut()
