@@ -16,9 +16,9 @@ use aya_ebpf::{
 };
 use leakscope_common::{
     BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS,
-    MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, Mapping, SLICE_SLOTS, STACK_COMPLETE,
-    STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, StackRecord,
-    ThreadRecord, UnwindRow, WalkState,
+    MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, Mapping, REMEMBERED_ROWS, SLICE_SLOTS,
+    STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings,
+    Slice, StackRecord, ThreadRecord, UnwindRow, WalkState, remembered_slot,
 };
 
 use crate::maps::{MAPPINGS, SLICES, UNWIND_PAGES, UNWIND_ROWS, lose};
@@ -146,8 +146,7 @@ fn begin(settings: &Settings, thread: *mut ThreadRecord, sp: u64, bp: u64) {
         bp,
         tag: incarnation as u64,
         check: !(incarnation as u64),
-        first: (slice >> 32) as u32,
-        count: slice as u32,
+        slice,
         frame_pointers_only: settings.frame_pointers_only,
         ip: 0,
         start: 0,
@@ -158,7 +157,26 @@ fn begin(settings: &Settings, thread: *mut ThreadRecord, sp: u64, bp: u64) {
         depth: 0,
         flags: 0,
         bp_lost: 0,
+        frame_flags: 0,
+        reserved: 0,
     };
+    // SAFETY: as above.
+    if unsafe { (*thread).remembered.slice } != slice {
+        forget(thread, slice);
+    }
+}
+
+/// Drops the rows that were found with another slice.
+#[inline(never)]
+fn forget(thread: *mut ThreadRecord, slice: u64) {
+    let mut index = 0;
+    while index < REMEMBERED_ROWS {
+        // SAFETY: `thread` points to the current thread's map value, which only it writes; `index` is inside the array.
+        unsafe { core::ptr::write_volatile(&raw mut (*thread).remembered.rows[index].ip, 0) };
+        index += 1;
+    }
+    // SAFETY: as above.
+    unsafe { (*thread).remembered.slice = slice };
 }
 
 /// Leaves frame after frame.
@@ -193,35 +211,75 @@ fn found(thread: *mut ThreadRecord) -> Walk {
 unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: the loop hands over the context that `walk` gave it, with the current thread's map value, which only it writes; its
     // fields do not overlap.
-    let (state, stack) = unsafe {
+    let (state, stack, remembered) = unsafe {
         let thread = (*context.cast::<Context>()).thread;
-        (&mut (*thread).walk, &mut (*thread).stack)
+        (
+            &mut (*thread).walk,
+            &mut (*thread).stack,
+            &mut (*thread).remembered,
+        )
     };
-    let by_frame_pointer = if state.frame_pointers_only != 0 {
-        true
-    } else {
-        // A return address may lie behind its function's end (a call that does not return): look up the call itself.
-        let address = state.ip.wrapping_sub(1);
-        if (address < state.start || address >= state.end) && !find_mapping(state, address) {
-            return cut(state, STACK_UNKNOWN_MAPPING, Loss::UnwindUnknownMapping);
-        }
-        if state.mapping_flags & MAPPING_NO_TABLE != 0 {
-            return cut(state, STACK_NO_RULE, Loss::UnwindNoRule);
-        }
-        state.mapping_flags & MAPPING_FRAME_POINTERS != 0
-    };
-    if by_frame_pointer {
+    if state.frame_pointers_only != 0 {
         return step_by_frame_pointer(state, stack);
     }
-    let address = state.ip.wrapping_sub(1).wrapping_sub(state.bias);
-    let Some(row) = find_row(state.first_page, address) else {
-        return cut(state, STACK_NO_RULE, Loss::UnwindNoRule);
+    let slot = remembered_slot(state.ip);
+    // SAFETY: the slot is inside the array.
+    let place = unsafe { &mut *(&raw mut remembered.rows[slot & (REMEMBERED_ROWS - 1)]) };
+    let row = if place.ip == state.ip {
+        place.row
+    } else {
+        match search(state) {
+            Ok(row) => {
+                place.ip = state.ip;
+                place.row = row;
+                row
+            }
+            Err(stop) => return stop,
+        }
     };
-    if row.cfa == CfaRule::None as u8 && state.mapping_flags & MAPPING_GAPS_KEEP_FRAME_POINTERS != 0
+    let flags = row.address_low as u32;
+    state.frame_flags = flags;
+    if flags & MAPPING_FRAME_POINTERS != 0
+        || row.cfa == CfaRule::None as u8 && flags & MAPPING_GAPS_KEEP_FRAME_POINTERS != 0
     {
         return step_by_frame_pointer(state, stack);
     }
     apply(state, stack, row)
+}
+
+/// Finds the row of the current frame, with the flags of its mapping in place of the address: those of a mapping that is walked by
+/// frame pointers stand alone.
+#[inline(always)]
+fn search(state: &mut WalkState) -> Result<UnwindRow, i64> {
+    // A return address may lie behind its function's end (a call that does not return): look up the call itself.
+    let address = state.ip.wrapping_sub(1);
+    if (address < state.start || address >= state.end) && !find_mapping(state, address) {
+        return Err(cut(
+            state,
+            STACK_UNKNOWN_MAPPING,
+            Loss::UnwindUnknownMapping,
+        ));
+    }
+    if state.mapping_flags & MAPPING_NO_TABLE != 0 {
+        return Err(cut(state, STACK_NO_RULE, Loss::UnwindNoRule));
+    }
+    let row = if state.mapping_flags & MAPPING_FRAME_POINTERS != 0 {
+        UnwindRow {
+            address_low: 0,
+            cfa: 0,
+            bp: 0,
+            cfa_offset: 0,
+            packed: 0,
+        }
+    } else if let Some(row) = find_row(state.first_page, address.wrapping_sub(state.bias)) {
+        row
+    } else {
+        return Err(cut(state, STACK_NO_RULE, Loss::UnwindNoRule));
+    };
+    Ok(UnwindRow {
+        address_low: state.mapping_flags as u16,
+        ..row
+    })
 }
 
 /// Leaves a frame by its row.
@@ -317,7 +375,7 @@ fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 
 #[inline(always)]
 fn step_by_frame_pointer(state: &mut WalkState, stack: &mut StackRecord) -> i64 {
     let bp = state.bp;
-    let known = state.mapping_flags & MAPPING_FRAME_POINTERS != 0;
+    let known = state.frame_flags & MAPPING_FRAME_POINTERS != 0;
     if bp == 0 && known {
         state.flags = STACK_COMPLETE as u32;
         return STOP;
@@ -359,7 +417,7 @@ fn next(state: &mut WalkState, stack: &mut StackRecord, caller: u64) -> i64 {
     }
 }
 
-/// The slice of a process incarnation: first entry in the upper, count in the lower 32 bits; empty where there is none.
+/// The slice of a process incarnation ([`Slice::range`]); 0 where there is none.
 #[inline(always)]
 fn slice_of(incarnation: u32) -> u64 {
     match SLICES.get(incarnation & (SLICE_SLOTS - 1)) {
@@ -371,7 +429,7 @@ fn slice_of(incarnation: u32) -> u64 {
 /// Finds the mapping of an address in the process's sorted slice and remembers it.
 #[inline(always)]
 fn find_mapping(state: &mut WalkState, address: u64) -> bool {
-    let Some(mapping) = search_mappings(state.first, state.count, address) else {
+    let Some(mapping) = search_mappings(state.slice, address) else {
         return false;
     };
     state.start = mapping.start;
@@ -384,9 +442,10 @@ fn find_mapping(state: &mut WalkState, address: u64) -> bool {
 
 /// Finds the mapping of an address in a sorted slice of `MAPPINGS`.
 #[inline(always)]
-fn search_mappings(first: u32, count: u32, address: u64) -> Option<&'static Mapping> {
+fn search_mappings(slice: u64, address: u64) -> Option<&'static Mapping> {
+    let first = Slice::first(slice);
     let mut low = 0;
-    let mut high = count;
+    let mut high = Slice::count(slice);
     let mut step = 0;
     while step < MAPPING_SEARCH_STEPS {
         step += 1;
@@ -410,8 +469,7 @@ fn search_mappings(first: u32, count: u32, address: u64) -> Option<&'static Mapp
 /// probes.
 #[inline(always)]
 pub(crate) fn is_own_code(incarnation: u32, address: u64) -> bool {
-    let slice = slice_of(incarnation);
-    search_mappings((slice >> 32) as u32, slice as u32, address)
+    search_mappings(slice_of(incarnation), address)
         .is_some_and(|mapping| mapping.flags & MAPPING_UPROBES == 0)
 }
 

@@ -19,8 +19,8 @@ pub use layout::Plain;
 pub use loss::Loss;
 pub use process::{
     Event, EventKind, Function, HIT_SLOTS, HOLD_CHILDREN, HitCounts, Inflight,
-    PROCESS_EXEC_PENDING, ProbeCookie, ProcessRecord, Settings, ThreadRecord, UNKNOWN_FREE_SLOT,
-    WalkState,
+    PROCESS_EXEC_PENDING, ProbeCookie, ProcessRecord, REMEMBERED_ROWS, RememberedRow,
+    RememberedRows, Settings, ThreadRecord, UNKNOWN_FREE_SLOT, WalkState, remembered_slot,
 };
 pub use select::{
     COMM_BYTES, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM, SELECT_LATER, SELECTED_CGROUPS,

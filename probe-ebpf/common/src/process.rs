@@ -2,6 +2,7 @@
 
 use crate::layout::layout;
 use crate::site::{Block, StackRecord};
+use crate::unwind::UnwindRow;
 
 /// The allocator functions that the probe understands. The number travels in the attach cookie.
 #[repr(u8)]
@@ -169,10 +170,8 @@ pub struct WalkState {
     pub first_page: u32,
     /// Its flags.
     pub mapping_flags: u32,
-    /// First of the process's slice of mappings.
-    pub first: u32,
-    /// Length of the slice.
-    pub count: u32,
+    /// The process's slice of mappings: see [`crate::Slice::range`].
+    pub slice: u64,
     /// Frames so far.
     pub depth: u32,
     /// `STACK_*` flags.
@@ -181,6 +180,42 @@ pub struct WalkState {
     pub frame_pointers_only: u32,
     /// The frame pointer was not restored by the last frames: its value is not the caller's.
     pub bp_lost: u32,
+    /// Flags of the mapping that the current frame lies in.
+    pub frame_flags: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// Return addresses whose rows a thread remembers. 128: as many as the deepest stack has frames; 2 KiB.
+pub const REMEMBERED_ROWS: usize = 128;
+
+/// How the frame that returns to an address is left, as the last search found it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct RememberedRow {
+    /// The return address; 0: nothing is remembered here.
+    pub ip: u64,
+    /// The row that covers the call before it, with the mapping's flags in place of `address_low`.
+    pub row: UnwindRow,
+}
+
+/// The rows that a thread's walks found last. A program comes back to the same few calls: to look there takes a fraction of the two
+/// binary searches that find a row.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RememberedRows {
+    /// The slice ([`crate::Slice::range`]) that they were found with; with another one all are void.
+    pub slice: u64,
+    /// By [`remembered_slot`].
+    pub rows: [RememberedRow; REMEMBERED_ROWS],
+}
+
+/// Where a return address's row is remembered.
+#[inline(always)]
+#[must_use]
+pub const fn remembered_slot(ip: u64) -> usize {
+    // The golden ratio in 64 bits: its upper bits depend on all bits of the address (Knuth, TAOCP 6.4).
+    (ip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 57) as usize & (REMEMBERED_ROWS - 1)
 }
 
 /// What the probe knows of a thread, in the `THREADS` map by `pid_tgid`. Only the thread itself writes to it.
@@ -205,6 +240,8 @@ pub struct ThreadRecord {
     pub walk: WalkState,
     /// Room for the stack that is being walked.
     pub stack: StackRecord,
+    /// What its walks found.
+    pub remembered: RememberedRows,
 }
 
 /// What kind of record stands in the ring buffer; its first four bytes.
@@ -256,10 +293,16 @@ layout! {
     ThreadRecord = 4 * 2
         + 8 * 3
         + core::mem::size_of::<WalkState>()
-        + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>();
-    WalkState = 8 * 8 + 4 * 8;
+        + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>() + core::mem::size_of::<RememberedRows>();
+    RememberedRow = 8 + core::mem::size_of::<UnwindRow>();
+    RememberedRows = 8 + REMEMBERED_ROWS * core::mem::size_of::<RememberedRow>();
+    WalkState = 8 * 9 + 4 * 8;
     Event = 4 * 6 + 8;
 }
+
+// The kernel allocates the entries of `THREADS` one by one, up to this size (kernel/bpf/memalloc.c, `sizes`), and with less than 64 bytes
+// of its own.
+const _: () = assert!(core::mem::size_of::<ThreadRecord>() <= 4096 - 64);
 
 #[cfg(test)]
 mod tests {

@@ -127,12 +127,42 @@ pub const SLICE_SLOTS: u32 = 65_536;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Slice {
-    /// First entry of the mappings in the upper, their count in the lower 32 bits: one word, so that it is never read torn.
+    /// See [`Slice::pack`]; 0: none. One word, so that it is never read torn.
     pub range: u64,
     /// Whose slice it is; 0: nobody's.
     pub incarnation: u32,
     /// Always 0.
     pub reserved: u32,
+}
+
+impl Slice {
+    /// The most mappings in a slice; the search among them reaches fewer.
+    pub const MAX_COUNT: u32 = (1 << 16) - 1;
+    /// The last entry of the mappings table that a slice can begin at.
+    pub const MAX_FIRST: u32 = (1 << 24) - 1;
+
+    /// A slice's word: the first entry (24 bits), the count (16 bits), and a number (24 bits) that tells it from the slices that stood
+    /// at the same place before.
+    #[must_use]
+    pub const fn pack(generation: u32, first: u32, count: u32) -> u64 {
+        (generation as u64) << 40
+            | ((first & Self::MAX_FIRST) as u64) << 16
+            | (count & Self::MAX_COUNT) as u64
+    }
+
+    /// The first entry of a slice, from its word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn first(range: u64) -> u32 {
+        (range >> 16) as u32 & Self::MAX_FIRST
+    }
+
+    /// The number of entries of a slice, from its word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn count(range: u64) -> u32 {
+        range as u32 & Self::MAX_COUNT
+    }
 }
 
 /// Code in this mapping is known to keep frame pointers (Go, JIT regions): walk by them.
@@ -153,7 +183,20 @@ layout! {
 
 #[cfg(test)]
 mod tests {
-    use super::UnwindRow;
+    use super::{Slice, UnwindRow};
+
+    #[test]
+    fn a_slice_survives_packing_and_differs_from_its_predecessor() {
+        for (generation, first, count) in [
+            (0, 0, 1),
+            (1, Slice::MAX_FIRST, Slice::MAX_COUNT),
+            (0xff_ffff, 77, 0),
+        ] {
+            let word = Slice::pack(generation, first, count);
+            assert_eq!((Slice::first(word), Slice::count(word)), (first, count));
+            assert_ne!(word, Slice::pack(generation + 1, first, count));
+        }
+    }
 
     #[test]
     fn operands_survive_packing() {

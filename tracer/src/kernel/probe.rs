@@ -109,6 +109,8 @@ pub struct Probe {
     pub(super) hits: BpfHashMap<MapData, u32, Value<HitCounts>>,
     pub(super) threads: BpfHashMap<MapData, u64, Value<ThreadRecord>>,
     pub(super) slices: SharedArray<Slice>,
+    /// Slices written so far.
+    slice_generation: u32,
     pub(super) events: RingBuf<MapData>,
     pub(super) lifecycle_programs: Vec<(&'static str, OwnedFd)>,
     /// Whether the making of processes is seen.
@@ -132,7 +134,7 @@ impl Probe {
             ("LIVE", buckets),
             ("SITES", slots),
             ("TOTALS", slots.saturating_mul(stripes)),
-            ("MAPPINGS", options.mappings.max(64)),
+            ("MAPPINGS", options.mappings.clamp(64, Slice::MAX_FIRST)),
             (
                 "EVENTS",
                 options.event_bytes.clamp(4096, 1 << 30).next_power_of_two(),
@@ -172,7 +174,11 @@ impl Probe {
             live: shared(&object, "LIVE", buckets)?,
             sites: shared(&object, "SITES", slots)?,
             totals: shared(&object, "TOTALS", slots.saturating_mul(stripes))?,
-            mappings: shared(&object, "MAPPINGS", options.mappings.max(64))?,
+            mappings: shared(
+                &object,
+                "MAPPINGS",
+                options.mappings.clamp(64, Slice::MAX_FIRST),
+            )?,
             unwind_pages: shared(&object, "UNWIND_PAGES", options.unwind_pages.max(64))?,
             unwind_rows: shared(&object, "UNWIND_ROWS", options.unwind_rows.max(64))?,
             processes: hash(object.take_map("PROCESSES")?)?,
@@ -180,6 +186,7 @@ impl Probe {
             hits: hash(object.take_map("HITS")?)?,
             threads: hash(object.take_map("THREADS")?)?,
             slices: shared(&object, "SLICES", SLICE_SLOTS)?,
+            slice_generation: 0,
             events,
             memory: std::mem::take(&mut object.memory),
             lifecycle_programs,
@@ -328,7 +335,8 @@ impl Probe {
     /// Tells the probe where a process's mappings stand.
     pub fn set_slice(&mut self, incarnation: u32, first: u32, count: u32) {
         let index = slice_index(incarnation);
-        let range = u64::from(first) << 32 | u64::from(count);
+        self.slice_generation = self.slice_generation.wrapping_add(1);
+        let range = Slice::pack(self.slice_generation, first, count.min(Slice::MAX_COUNT));
         let Some(there) = self.slices.read(index) else {
             return;
         };
