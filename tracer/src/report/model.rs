@@ -151,6 +151,9 @@ pub struct MemoryPoint {
     pub inuse_bytes: u64,
     /// Resident memory, bytes.
     pub rss_bytes: u64,
+    /// Anonymous memory that is resident, bytes: what the program wrote to and no file holds.
+    #[serde(default)]
+    pub anonymous_bytes: u64,
 }
 
 /// A probed function.

@@ -190,7 +190,7 @@ impl Text {
         if !process.cgroup.is_empty() && process.cgroup != "/" {
             line("cgroup", &clean(&process.cgroup))?;
         }
-        if process.allocators.is_empty() {
+        if process.allocators.is_empty() && report.tier != Tier::Growth {
             line("allocator", "none found")?;
         }
         for allocator in &process.allocators {
@@ -202,7 +202,12 @@ impl Text {
         if process.rss_bytes > 0 {
             let trend = rate(process.rss_growth_bytes_per_s);
             let trend = trend.map(|rate| format!(", {rate}")).unwrap_or_default();
-            let resident = format!("{} resident{trend}", bytes(process.rss_bytes));
+            let anonymous = if report.tier == Tier::Growth {
+                format!(", {} of it anonymous", bytes(process.anonymous_bytes))
+            } else {
+                String::new()
+            };
+            let resident = format!("{} resident{anonymous}{trend}", bytes(process.rss_bytes));
             line("memory", &resident)?;
         }
         if process.inuse_objects > 0 || process.inuse_bytes > 0 {
@@ -235,7 +240,10 @@ impl Text {
                 .unwrap_or("while it was traced");
             line("ended", &clean(note))?;
         }
-        if let Some((what, curve)) = chart::lines(&process.memory_series).filter(|_| drawn) {
+        let anonymous = report.tier == Tier::Growth;
+        if let Some((what, curve)) =
+            chart::lines(&process.memory_series, anonymous).filter(|_| drawn)
+        {
             for (place, text) in curve.iter().enumerate() {
                 line(if place == 0 { what } else { "" }, text)?;
             }

@@ -240,7 +240,11 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
     }
     parts.add_up();
     for process in &mut parts.processes {
-        process.empty_reason = empty_reason(process, parts.sites.is_empty(), filtered);
+        process.empty_reason = if session.options.mappings_only {
+            (process.alloc_objects == 0).then(|| NOTHING_MAPPED.to_owned())
+        } else {
+            empty_reason(process, parts.sites.is_empty(), filtered)
+        };
     }
     session.judge(&mut parts);
     parts.keep_top(top);
@@ -467,6 +471,10 @@ fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Opti
     })
 }
 
+/// Why there is nothing to show of a process of which only mappings are seen.
+const NOTHING_MAPPED: &str =
+    "it mapped no memory while it was traced, and no allocator is probed in this tier";
+
 /// Why it is the tier of mappings.
-const MAPPINGS_ONLY: &str =
-    "asked for: mappings are seen exactly, with the stacks that made them; no allocator is probed";
+const MAPPINGS_ONLY: &str = "asked for: the anonymous memory of each process is read once a second, and mappings are seen exactly, with the stacks \
+    that made them; no allocator is probed";
