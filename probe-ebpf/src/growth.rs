@@ -13,13 +13,13 @@ use aya_ebpf::{
     },
 };
 use leakscope_common::{
-    EventKind, Loss, MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, Settings, ThreadRecord,
-    UNKNOWN_SITE,
+    EventKind, Loss, MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, SLICE_NO_STEPS, SLICE_SLOTS,
+    Settings, ThreadRecord, UNKNOWN_SITE,
 };
 
 use crate::{
     filter, lifecycle,
-    maps::{EVENTS, lose, settings},
+    maps::{EVENTS, SLICES, lose, settings},
     stack,
     unwind::Registers,
 };
@@ -55,6 +55,19 @@ fn in_allocator(thread: *const ThreadRecord, stack_pointer: u64) -> bool {
     let entered = unsafe { (*thread).inflight.stack_pointer };
     // A call that never returned lies below where the thread is now.
     entered != 0 && stack_pointer <= entered
+}
+
+/// Whether the steps of the thread's process are told of.
+#[inline(always)]
+fn is_told_of(settings: &Settings, thread: *const ThreadRecord) -> bool {
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    let incarnation = unsafe { (*thread).incarnation };
+    settings.mappings != 0
+        && !SLICES
+            .get(incarnation & (SLICE_SLOTS - 1))
+            .is_some_and(|slice| {
+                slice.incarnation == incarnation && slice.flags & SLICE_NO_STEPS != 0
+            })
 }
 
 /// A record with what every step has.
@@ -105,7 +118,7 @@ pub(crate) fn enter() -> u32 {
     let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
         return 0;
     };
-    if settings.mappings == 0 {
+    if !is_told_of(settings, thread) {
         return 0;
     }
     let registers = user_registers();
@@ -162,7 +175,7 @@ pub(crate) fn leave() -> u32 {
     if call == MMAP && !failed && third & PROT_EXEC != 0 && fourth & MAP_ANONYMOUS == 0 {
         lifecycle::mapped_code(thread);
     }
-    if settings.mappings == 0 {
+    if !is_told_of(settings, thread) {
         return 0;
     }
     let own = in_allocator(thread, sp);

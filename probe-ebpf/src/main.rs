@@ -12,6 +12,7 @@
 #![feature(asm_experimental_arch, core_intrinsics)]
 
 mod atomic;
+mod bounds;
 mod filter;
 mod growth;
 mod heap;

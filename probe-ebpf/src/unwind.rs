@@ -12,15 +12,20 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::pt_regs,
-    helpers::{bpf_probe_read_user, generated::bpf_loop},
+    helpers::{
+        bpf_probe_read_user,
+        generated::{self, bpf_loop},
+    },
 };
 use leakscope_common::{
     BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS,
     MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, Mapping, REMEMBERED_ROWS, SLICE_SLOTS,
-    STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings,
-    Slice, StackRecord, ThreadRecord, UnwindRow, WalkState, remembered_slot,
+    STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING,
+    STACK_WINDOW_WORDS, Settings, Slice, StackRecord, StackWindow, ThreadRecord, UnwindRow,
+    WalkState, remembered_slot,
 };
 
+use crate::bounds::hide;
 use crate::maps::{MAPPINGS, SLICES, UNWIND_PAGES, UNWIND_ROWS, lose};
 
 /// Frames that one frame-pointer step may skip at most, bytes: more than any stack is large by default (8 MiB,
@@ -88,10 +93,15 @@ pub(crate) fn walk(regs: *mut pt_regs, settings: &Settings, thread: *mut ThreadR
     let (ip, sp, bp) = unsafe { ((*regs).rip, (*regs).rsp, (*regs).rbp) };
     begin(settings, thread, sp + 8, bp);
     // SAFETY: `thread` points to the current thread's map value, which only it writes; its fields do not overlap.
-    let (state, stack) = unsafe { (&mut (*thread).walk, &mut (*thread).stack) };
+    let (state, stack, window) = unsafe {
+        (
+            &mut (*thread).walk,
+            &mut (*thread).stack,
+            &mut (*thread).window,
+        )
+    };
     push(state, stack, ip);
-    // SAFETY: the helper checks the address.
-    match unsafe { bpf_probe_read_user(sp as *const u64) } {
+    match read(window, sp) {
         Ok(caller) => {
             state.ip = caller;
             push(state, stack, caller);
@@ -161,9 +171,54 @@ fn begin(settings: &Settings, thread: *mut ThreadRecord, sp: u64, bp: u64) {
         reserved: 0,
     };
     // SAFETY: as above.
-    if unsafe { (*thread).remembered.slice } != slice {
-        forget(thread, slice);
+    unsafe {
+        (*thread).window.base = NO_WINDOW;
+        if (*thread).remembered.slice != slice {
+            forget(thread, slice);
+        }
     }
+}
+
+/// An address that no word of a stack has: the window holds nothing.
+const NO_WINDOW: u64 = 1;
+
+/// Reads a word of the stack; what stands above it is read with it, for the next frames' words stand there.
+#[inline(always)]
+fn read(window: &mut StackWindow, address: u64) -> Result<u64, i32> {
+    let offset = address.wrapping_sub(window.base);
+    if offset & 7 == 0 && offset < STACK_WINDOW_WORDS as u64 * 8 {
+        return Ok(window.words[hide(offset >> 3) as usize & (STACK_WINDOW_WORDS - 1)]);
+    }
+    refill(window, address)
+}
+
+/// Reads a word and the one above it.
+#[inline(always)]
+fn read_pair(window: &mut StackWindow, address: u64) -> Result<[u64; 2], i32> {
+    Ok([
+        read(window, address)?,
+        read(window, address.wrapping_add(8))?,
+    ])
+}
+
+/// Reads the window anew, from a word on; the word alone where the window would reach beyond what is mapped.
+#[inline(always)]
+fn refill(window: &mut StackWindow, address: u64) -> Result<u64, i32> {
+    window.base = NO_WINDOW;
+    // SAFETY: the length is the array's; the helper checks the address.
+    let status = unsafe {
+        generated::bpf_probe_read_user(
+            (&raw mut window.words).cast::<c_void>(),
+            (STACK_WINDOW_WORDS * 8) as u32,
+            address as *const c_void,
+        )
+    };
+    if status == 0 {
+        window.base = address;
+        return Ok(window.words[0]);
+    }
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(address as *const u64) }
 }
 
 /// Drops the rows that were found with another slice.
@@ -211,16 +266,17 @@ fn found(thread: *mut ThreadRecord) -> Walk {
 unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: the loop hands over the context that `walk` gave it, with the current thread's map value, which only it writes; its
     // fields do not overlap.
-    let (state, stack, remembered) = unsafe {
+    let (state, stack, window, remembered) = unsafe {
         let thread = (*context.cast::<Context>()).thread;
         (
             &mut (*thread).walk,
             &mut (*thread).stack,
+            &mut (*thread).window,
             &mut (*thread).remembered,
         )
     };
     if state.frame_pointers_only != 0 {
-        return step_by_frame_pointer(state, stack);
+        return step_by_frame_pointer(state, stack, window);
     }
     let slot = remembered_slot(state.ip);
     // SAFETY: the slot is inside the array.
@@ -242,9 +298,9 @@ unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
     if flags & MAPPING_FRAME_POINTERS != 0
         || row.cfa == CfaRule::None as u8 && flags & MAPPING_GAPS_KEEP_FRAME_POINTERS != 0
     {
-        return step_by_frame_pointer(state, stack);
+        return step_by_frame_pointer(state, stack, window);
     }
-    apply(state, stack, row)
+    apply(state, stack, window, row)
 }
 
 /// Finds the row of the current frame, with the flags of its mapping in place of the address: those of a mapping that is walked by
@@ -284,7 +340,12 @@ fn search(state: &mut WalkState) -> Result<UnwindRow, i64> {
 
 /// Leaves a frame by its row.
 #[inline(always)]
-fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 {
+fn apply(
+    state: &mut WalkState,
+    stack: &mut StackRecord,
+    window: &mut StackWindow,
+    row: UnwindRow,
+) -> i64 {
     const CFA_NONE: u8 = CfaRule::None as u8;
     const CFA_SP: u8 = CfaRule::Sp as u8;
     const CFA_BP: u8 = CfaRule::Bp as u8;
@@ -316,13 +377,10 @@ fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 
                 cfa = cfa.wrapping_add(8);
             }
         }
-        CFA_DEREF_SP | CFA_DEREF_BP => {
-            // SAFETY: the helper checks the address.
-            match unsafe { bpf_probe_read_user(cfa as *const u64) } {
-                Ok(value) => cfa = value.wrapping_add(add as u64),
-                Err(_) => return cut(state, STACK_FAULT, Loss::UnwindFault),
-            }
-        }
+        CFA_DEREF_SP | CFA_DEREF_BP => match read(window, cfa) {
+            Ok(value) => cfa = value.wrapping_add(add as u64),
+            Err(_) => return cut(state, STACK_FAULT, Loss::UnwindFault),
+        },
         CFA_END => {
             state.flags = STACK_COMPLETE as u32;
             return STOP;
@@ -336,9 +394,8 @@ fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 
         return cut(state, STACK_NO_RULE, Loss::UnwindUnsupportedRule);
     }
     let caller = if row.bp == BP_AT_CFA && bp_offset == -16 {
-        // The usual prologue: the saved frame pointer stands below the return address; one read for both.
-        // SAFETY: the helper checks the address.
-        match unsafe { bpf_probe_read_user(cfa.wrapping_sub(16) as *const [u64; 2]) } {
+        // The usual prologue: the saved frame pointer stands below the return address.
+        match read_pair(window, cfa.wrapping_sub(16)) {
             Ok([bp, caller]) => {
                 state.bp = bp;
                 state.bp_lost = 0;
@@ -350,8 +407,7 @@ fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 
         if row.bp == BP_AT_CFA || row.bp == BP_AT_BP {
             let slot =
                 if row.bp == BP_AT_CFA { cfa } else { state.bp }.wrapping_add(bp_offset as u64);
-            // SAFETY: the helper checks the address.
-            match unsafe { bpf_probe_read_user(slot as *const u64) } {
+            match read(window, slot) {
                 Ok(bp) => {
                     state.bp = bp;
                     state.bp_lost = 0;
@@ -361,8 +417,7 @@ fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 
         } else if row.bp != BP_SAME {
             state.bp_lost = 1;
         }
-        // SAFETY: the helper checks the address.
-        match unsafe { bpf_probe_read_user(cfa.wrapping_sub(8) as *const u64) } {
+        match read(window, cfa.wrapping_sub(8)) {
             Ok(caller) => caller,
             Err(_) => return cut(state, STACK_FAULT, Loss::UnwindFault),
         }
@@ -373,7 +428,11 @@ fn apply(state: &mut WalkState, stack: &mut StackRecord, row: UnwindRow) -> i64 
 
 /// Leaves a frame that keeps a frame pointer: the caller's stands at bp, the return address behind it.
 #[inline(always)]
-fn step_by_frame_pointer(state: &mut WalkState, stack: &mut StackRecord) -> i64 {
+fn step_by_frame_pointer(
+    state: &mut WalkState,
+    stack: &mut StackRecord,
+    window: &mut StackWindow,
+) -> i64 {
     let bp = state.bp;
     let known = state.frame_flags & MAPPING_FRAME_POINTERS != 0;
     if bp == 0 && known {
@@ -387,8 +446,7 @@ fn step_by_frame_pointer(state: &mut WalkState, stack: &mut StackRecord) -> i64 
     {
         return cut(state, STACK_NO_RULE, Loss::UnwindFramePointers);
     }
-    // SAFETY: the helper checks the address.
-    match unsafe { bpf_probe_read_user(bp as *const [u64; 2]) } {
+    match read_pair(window, bp) {
         Ok([saved, caller]) => {
             state.bp = saved;
             state.sp = bp + 16;

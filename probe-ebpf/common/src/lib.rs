@@ -20,7 +20,8 @@ pub use loss::Loss;
 pub use process::{
     Event, EventKind, Function, HIT_SLOTS, HOLD_CHILDREN, HitCounts, Inflight,
     PROCESS_EXEC_PENDING, ProbeCookie, ProcessRecord, REMEMBERED_ROWS, RememberedRow,
-    RememberedRows, Settings, ThreadRecord, UNKNOWN_FREE_SLOT, WalkState, remembered_slot,
+    RememberedRows, STACK_WINDOW_WORDS, Settings, StackWindow, ThreadRecord, UNKNOWN_FREE_SLOT,
+    WalkState, remembered_slot,
 };
 pub use select::{
     COMM_BYTES, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM, SELECT_LATER, SELECTED_CGROUPS,
@@ -34,5 +35,5 @@ pub use site::{
 };
 pub use unwind::{
     BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE,
-    MAPPING_UPROBES, Mapping, SLICE_SLOTS, Slice, UnwindPage, UnwindRow,
+    MAPPING_UPROBES, Mapping, SLICE_NO_STEPS, SLICE_SLOTS, Slice, UnwindPage, UnwindRow,
 };

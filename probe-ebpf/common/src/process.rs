@@ -186,6 +186,19 @@ pub struct WalkState {
     pub reserved: u32,
 }
 
+/// Words of the stack that a walk reads at a time: a copy from user space costs about the same for one word and for some.
+pub const STACK_WINDOW_WORDS: usize = 16;
+
+/// A piece of the stack that is being walked, as it was read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackWindow {
+    /// The address of the first word; 1, which no word has: nothing was read.
+    pub base: u64,
+    /// The words.
+    pub words: [u64; STACK_WINDOW_WORDS],
+}
+
 /// Return addresses whose rows a thread remembers. 128: as many as the deepest stack has frames; 2 KiB.
 pub const REMEMBERED_ROWS: usize = 128;
 
@@ -240,6 +253,8 @@ pub struct ThreadRecord {
     pub walk: WalkState,
     /// Room for the stack that is being walked.
     pub stack: StackRecord,
+    /// Part of that stack.
+    pub window: StackWindow,
     /// What its walks found.
     pub remembered: RememberedRows,
 }
@@ -293,7 +308,8 @@ layout! {
     ThreadRecord = 4 * 2
         + 8 * 3
         + core::mem::size_of::<WalkState>()
-        + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>() + core::mem::size_of::<RememberedRows>();
+        + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>() + core::mem::size_of::<StackWindow>() + core::mem::size_of::<RememberedRows>();
+    StackWindow = 8 + 8 * STACK_WINDOW_WORDS;
     RememberedRow = 8 + core::mem::size_of::<UnwindRow>();
     RememberedRows = 8 + REMEMBERED_ROWS * core::mem::size_of::<RememberedRow>();
     WalkState = 8 * 9 + 4 * 8;

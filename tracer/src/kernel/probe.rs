@@ -14,8 +14,8 @@ use std::{
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_SLOTS, Selection, Settings,
-    SiteKey, SiteTotals, Slice, TOTALS_STRIPES, ThreadRecord, UnwindPage, UnwindRow,
+    Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_NO_STEPS, SLICE_SLOTS, Selection,
+    Settings, SiteKey, SiteTotals, Slice, TOTALS_STRIPES, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 use super::{
@@ -351,9 +351,24 @@ impl Probe {
             Slice {
                 range,
                 incarnation,
-                reserved: 0,
+                flags: if there.incarnation == incarnation {
+                    there.flags
+                } else {
+                    0
+                },
             },
         );
+    }
+
+    /// Tells of no step of an incarnation's mappings any more. Where it has no slice (see [`Probe::set_slice`]) it goes on.
+    pub fn ignore_mappings(&mut self, incarnation: u32) {
+        let index = slice_index(incarnation);
+        if let Some(slice) = self.slices.read(index)
+            && slice.incarnation == incarnation
+        {
+            let flags = slice.flags | SLICE_NO_STEPS;
+            self.slices.write(index, Slice { flags, ..slice });
+        }
     }
 
     /// The process's mappings are not to be used any more.

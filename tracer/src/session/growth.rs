@@ -118,6 +118,11 @@ impl Growth {
         }
     }
 
+    /// Drops what is known of an incarnation of which no more is told.
+    pub(super) fn forget(&mut self, incarnation: u32) {
+        self.processes.remove(&incarnation);
+    }
+
     /// Drops what is known of other incarnations than these.
     pub(super) fn keep(&mut self, incarnations: &HashSet<u32>) {
         self.processes
