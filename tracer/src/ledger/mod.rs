@@ -227,6 +227,17 @@ impl AgeSurvey<'_> {
         }
     }
 
+    /// Counts a mapping that is there; none is ever left out.
+    pub fn note_mapping(&mut self, site: SiteId, born_ns: u64, bytes: u64) {
+        let site = self
+            .places
+            .get(site as usize)
+            .and_then(|place| self.sites.get_mut(*place));
+        if let Some(site) = site {
+            site.survival.note_alive(born_ns, bytes, 1);
+        }
+    }
+
     /// All are counted.
     pub fn finish(self) {
         for site in self.sites {

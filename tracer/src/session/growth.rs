@@ -10,7 +10,7 @@ use leakscope_common::{
 };
 
 use crate::{
-    ledger::{MappingKind, MappingSurvey, Mappings, SiteId, Step},
+    ledger::{AgeSurvey, MappingKind, MappingSurvey, Mappings, SiteId, Step},
     report::{Site, SiteKind},
     target::process::read_maps,
 };
@@ -115,6 +115,17 @@ impl Growth {
                 record.at_ns,
                 &step,
             );
+        }
+    }
+
+    /// Shows each mapping that is there to an ages' survey.
+    pub(super) fn note_ages(&self, ages: &mut AgeSurvey<'_>) {
+        for mappings in self.processes.values() {
+            mappings.visit(|site, born_ns, bytes| {
+                if site != UNKNOWN_SITE {
+                    ages.note_mapping(site, born_ns, bytes);
+                }
+            });
         }
     }
 

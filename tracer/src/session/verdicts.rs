@@ -82,6 +82,7 @@ impl Session {
                 ages.note(&live.block);
             }
         });
+        self.growth.note_ages(&mut ages);
         ages.finish();
         let cost = begun.elapsed();
         self.next_survey = begun + SURVEY_EVERY.max(cost.saturating_mul(SURVEY_PART));
