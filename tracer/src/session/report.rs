@@ -476,5 +476,5 @@ const NOTHING_MAPPED: &str =
     "it mapped no memory while it was traced, and no allocator is probed in this tier";
 
 /// Why it is the tier of mappings.
-const MAPPINGS_ONLY: &str = "asked for: the anonymous memory of each process is read once a second, and mappings are seen exactly, with the stacks \
+const MAPPINGS_ONLY: &str = "asked for: the anonymous memory of each process is read over time, and mappings are seen exactly, with the stacks \
     that made them; no allocator is probed";
