@@ -1,7 +1,9 @@
 //! Mappings: the system calls that make, move and take away memory, as they come from the program.
 //!
-//! One program stands at the entry of those that take something away, one at the return of all; which call it is, its arguments
-//! and its result stand in the thread's user registers, which the kernel keeps as they were at the call.
+//! One program stands at the entry of those that take something away, one at the return of all. Each is tied to the tracepoints of
+//! its calls: at the tracepoint of all calls, the two would cost every call of every process some 50 ns more. Which call it is, its
+//! arguments and its result stand in the thread's user registers, which the kernel keeps as they were at the call; the tracepoints
+//! are those of 64-bit calls alone.
 
 use aya_ebpf::{
     bindings::pt_regs,
@@ -11,13 +13,13 @@ use aya_ebpf::{
     },
 };
 use leakscope_common::{
-    EventKind, Loss, MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, Settings, ThreadRecord,
-    UNKNOWN_SITE,
+    EventKind, Loss, MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, SLICE_NO_STEPS, SLICE_SLOTS,
+    Settings, ThreadRecord, UNKNOWN_SITE,
 };
 
 use crate::{
-    filter,
-    maps::{EVENTS, lose, settings},
+    filter, lifecycle,
+    maps::{EVENTS, SLICES, lose, settings},
     stack,
     unwind::Registers,
 };
@@ -30,6 +32,8 @@ const BRK: u64 = 12;
 const MREMAP: u64 = 25;
 const PKEY_MPROTECT: u64 = 329;
 
+/// `PROT_EXEC` (asm-generic/mman-common.h).
+const PROT_EXEC: u64 = 4;
 /// `MAP_FIXED`, `MAP_ANONYMOUS` (asm-generic/mman-common.h) and `MAP_FIXED_NOREPLACE`.
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
@@ -51,6 +55,19 @@ fn in_allocator(thread: *const ThreadRecord, stack_pointer: u64) -> bool {
     let entered = unsafe { (*thread).inflight.stack_pointer };
     // A call that never returned lies below where the thread is now.
     entered != 0 && stack_pointer <= entered
+}
+
+/// Whether the steps of the thread's process are told of.
+#[inline(always)]
+fn is_told_of(settings: &Settings, thread: *const ThreadRecord) -> bool {
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    let incarnation = unsafe { (*thread).incarnation };
+    settings.mappings != 0
+        && !SLICES
+            .get(incarnation & (SLICE_SLOTS - 1))
+            .is_some_and(|slice| {
+                slice.incarnation == incarnation && slice.flags & SLICE_NO_STEPS != 0
+            })
 }
 
 /// A record with what every step has.
@@ -77,20 +94,33 @@ fn record(thread: *const ThreadRecord, step: MappingStep) -> MappingRecord {
     }
 }
 
-/// Hands a record to user space.
+/// `BPF_RB_AVAIL_DATA`, `BPF_RB_NO_WAKEUP`, `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h).
+const AVAILABLE: u64 = 0;
+const NO_WAKEUP: u64 = 1;
+const FORCE_WAKEUP: u64 = 2;
+
+/// Hands a record to user space, which looks often enough by itself: it is woken only where much waits for it.
 #[inline(always)]
-fn tell(record: &MappingRecord) {
-    if EVENTS.output::<MappingRecord>(record, 0).is_err() {
+fn tell(settings: &Settings, record: &MappingRecord) {
+    let wakeup = if EVENTS.query(AVAILABLE) > u64::from(settings.wake_bytes) {
+        FORCE_WAKEUP
+    } else {
+        NO_WAKEUP
+    };
+    if EVENTS.output::<MappingRecord>(record, wakeup).is_err() {
         lose(Loss::MappingLost);
     }
 }
 
 /// Entry of munmap and mremap.
 #[inline(always)]
-pub(crate) fn mapping_enter() -> u32 {
-    let Some(thread) = filter::current_thread() else {
+pub(crate) fn enter() -> u32 {
+    let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
         return 0;
     };
+    if !is_told_of(settings, thread) {
+        return 0;
+    }
     let registers = user_registers();
     // SAFETY: the registers are the kernel's; the verifier knows their layout.
     let (call, first, second, third, fourth, sp) = unsafe {
@@ -118,13 +148,13 @@ pub(crate) fn mapping_enter() -> u32 {
         record.new_length = third;
         record.flags = fourth as u32;
     }
-    tell(&record);
+    tell(settings, &record);
     0
 }
 
 /// Return of mmap, munmap, mremap, brk and mprotect.
 #[inline(always)]
-pub(crate) fn mapping_return() -> u32 {
+pub(crate) fn leave() -> u32 {
     let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
         return 0;
     };
@@ -142,6 +172,12 @@ pub(crate) fn mapping_return() -> u32 {
         )
     };
     let failed = result >= FIRST_ERROR;
+    if call == MMAP && !failed && third & PROT_EXEC != 0 && fourth & MAP_ANONYMOUS == 0 {
+        lifecycle::mapped_code(thread);
+    }
+    if !is_told_of(settings, thread) {
+        return 0;
+    }
     let own = in_allocator(thread, sp);
     if own && call != BRK {
         return 0;
@@ -199,7 +235,7 @@ pub(crate) fn mapping_return() -> u32 {
     if maps {
         record.site = site(settings, thread, registers);
     }
-    tell(&record);
+    tell(settings, &record);
     0
 }
 

@@ -1,7 +1,6 @@
 //! Fork, exec, thread exit, and newly mapped files.
 
 use aya_ebpf::{
-    EbpfContext,
     helpers::{
         bpf_get_current_pid_tgid,
         generated::{bpf_ktime_get_ns, bpf_send_signal},
@@ -21,19 +20,15 @@ use crate::{
 /// `SIGSTOP` and `SIGCONT` (asm-generic/signal.h).
 const SIGSTOP: u32 = 19;
 const SIGCONT: u32 = 18;
-/// `PROT_EXEC` (asm-generic/mman-common.h).
-const PROT_EXEC: u64 = 4;
-/// `MAP_ANONYMOUS` (asm-generic/mman-common.h).
-const MAP_ANONYMOUS: u64 = 0x20;
 
-/// Offset of the first argument in a `syscalls:sys_enter_*` record, and of the result in a `sys_exit_*` record: behind the
-/// common fields (8 bytes) and the system call's number (kernel/trace/trace_syscalls.c, `struct syscall_trace_enter`).
-const SYSCALL_FIELDS: usize = 16;
+/// `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h): by itself, the kernel wakes user space only for the first record that waits, and
+/// that may be one that is not worth it.
+const FORCE_WAKEUP: u64 = 2;
 
 /// Hands a process event to user space.
 #[inline(always)]
 fn tell(kind: EventKind, tgid: u32, incarnation: u32, value: u32, held: bool) {
-    tell_with(kind, tgid, incarnation, value, held, 0);
+    tell_with(kind, tgid, incarnation, value, held, FORCE_WAKEUP);
 }
 
 /// Hands a process event to user space, with flags of bpf_ringbuf_output.
@@ -69,7 +64,7 @@ fn suggest(tgid: u32, parent: u32) {
         let wakeup = if selection.flags & SELECT_LATER != 0 {
             NO_WAKEUP
         } else {
-            0
+            FORCE_WAKEUP
         };
         tell_with(EventKind::Candidate, tgid, 0, parent, false, wakeup);
     }
@@ -223,42 +218,12 @@ fn forget(thread: u64) {
     let _ = THREADS.remove(&thread);
 }
 
-/// `syscalls:sys_enter_mmap`.
+/// The current thread has mapped part of a file for execution.
 #[inline(always)]
-pub(crate) fn mmap_enter(ctx: &TracePointContext) -> u32 {
-    // SAFETY: the offsets are those of the tracepoint's record.
-    let (protection, flags) = unsafe {
-        (
-            ctx.read_at::<u64>(SYSCALL_FIELDS + 16).unwrap_or(0),
-            ctx.read_at::<u64>(SYSCALL_FIELDS + 24).unwrap_or(0),
-        )
-    };
-    if protection & PROT_EXEC == 0 || flags & MAP_ANONYMOUS != 0 {
-        return 0;
-    }
-    if let Some(thread) = filter::current_thread() {
-        // SAFETY: `thread` points to the current thread's map value, which only it writes.
-        unsafe { (*thread).mapping_code = 1 };
-    }
-    0
-}
-
-/// `syscalls:sys_exit_mmap`.
-#[inline(always)]
-pub(crate) fn mmap_return(ctx: &TracePointContext) -> u32 {
-    let _ = ctx.as_ptr();
-    let Some(thread) = filter::known_thread() else {
-        return 0;
-    };
+pub(crate) fn mapped_code(thread: *const ThreadRecord) {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let held = hold(tgid);
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
-    unsafe {
-        if (*thread).mapping_code == 0 {
-            return 0;
-        }
-        (*thread).mapping_code = 0;
-        let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        let held = hold(tgid);
-        tell(EventKind::MappedCode, tgid, (*thread).incarnation, 0, held);
-    }
-    0
+    let incarnation = unsafe { (*thread).incarnation };
+    tell(EventKind::MappedCode, tgid, incarnation, 0, held);
 }

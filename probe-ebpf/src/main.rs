@@ -82,28 +82,16 @@ pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
     lifecycle::exit()
 }
 
-/// A thread asks for a mapping.
-#[tracepoint]
-pub fn mmap_enter(ctx: TracePointContext) -> u32 {
-    lifecycle::mmap_enter(&ctx)
-}
-
-/// The mapping was made, or not.
-#[tracepoint]
-pub fn mmap_return(ctx: TracePointContext) -> u32 {
-    lifecycle::mmap_return(&ctx)
-}
-
-/// A thread is about to change its process's mappings.
+/// A thread is about to take memory away.
 #[tracepoint]
 pub fn mapping_enter(_ctx: TracePointContext) -> u32 {
-    growth::mapping_enter()
+    growth::enter()
 }
 
 /// A thread has changed its process's mappings, or not.
 #[tracepoint]
 pub fn mapping_return(_ctx: TracePointContext) -> u32 {
-    growth::mapping_return()
+    growth::leave()
 }
 
 #[panic_handler]

@@ -44,6 +44,15 @@ pub struct Process {
     pub rss_bytes: u64,
     /// How fast that grows.
     pub rss_growth_bytes_per_s: f64,
+    /// Its memory over time, the oldest first.
+    pub memory_series: Vec<MemoryPoint>,
+}
+
+/// A process's memory at a time.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct MemoryPoint {
+    /// Anonymous memory that is resident.
+    pub anonymous_bytes: u64,
 }
 
 /// A stack and what survives of it.
@@ -71,6 +80,10 @@ pub struct Site {
     pub verdict: String,
     /// Why.
     pub verdict_reason: String,
+    /// `heap`, `mapping` or `pages`.
+    pub kind: String,
+    /// What was mapped, where it is a mapping.
+    pub mapping: Option<String>,
     /// Whether the stack reaches its true end.
     pub stack_complete: bool,
     /// Leaf first.

@@ -93,6 +93,7 @@ const fn rust(name: &'static str, flags: &'static [&'static str]) -> Program {
 const PROGRAMS: &[Program] = &[
     c("kinds", "kinds.c", POINTERS),
     c("kinds-omit", "kinds.c", TABLES),
+    c("mappings", "mappings.c", POINTERS),
     c("threads", "threads.c", POINTERS),
     c("threads-omit", "threads.c", TABLES),
     c("deep", "deep.c", POINTERS),

@@ -89,8 +89,12 @@ pub struct Settings {
     pub frame_pointers_only: u32,
     /// CPUs share a stripe of the totals when their number is the same under this mask.
     pub stripe_mask: u32,
+    /// 1: the steps of mappings are told of; 0: only that code was mapped.
+    pub mappings: u32,
+    /// User space is woken for steps of mappings when so many bytes wait for it in the ring buffer.
+    pub wake_bytes: u32,
     /// Always 0.
-    pub reserved: [u32; 3],
+    pub reserved: u32,
 }
 
 /// The process is a child of ours that has not yet executed the command: its exec begins the trace.
@@ -233,8 +237,8 @@ pub const fn remembered_slot(ip: u64) -> usize {
 pub struct ThreadRecord {
     /// The process incarnation that the record belongs to.
     pub incarnation: u32,
-    /// Set while the thread is inside an executable `mmap` call.
-    pub mapping_code: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// The kernel's tick (jiffy) in which `now_ns` was read.
     pub now_jiffies: u64,
     /// CLOCK_MONOTONIC nanoseconds at some moment of that tick: to read the clock takes longer than to store a block.

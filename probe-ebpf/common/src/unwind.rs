@@ -131,9 +131,12 @@ pub struct Slice {
     pub range: u64,
     /// Whose slice it is; 0: nobody's.
     pub incarnation: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// [`SLICE_NO_STEPS`] or 0.
+    pub flags: u32,
 }
+
+/// The steps of the incarnation's mappings are not told of.
+pub const SLICE_NO_STEPS: u32 = 1;
 
 impl Slice {
     /// The most mappings in a slice; the search among them reaches fewer.

@@ -51,6 +51,8 @@ pub(super) enum Command {
 pub(super) enum TierChoice {
     /// Every call while that fits the budget, else in windows.
     Auto,
+    /// No allocator: mappings, exactly, with the stacks that made them.
+    Growth,
     /// In windows, as the budget allows; what survives is estimated.
     Sampled,
     /// Every call of the allocator, all the time.

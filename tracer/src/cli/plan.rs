@@ -85,7 +85,7 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
     let tier = match raw.tier {
         TierChoice::Auto => Choice::Auto,
         TierChoice::Sampled => Choice::Sampled,
-        TierChoice::Exact => Choice::Exact,
+        TierChoice::Exact | TierChoice::Growth => Choice::Exact,
     };
     if tier == Choice::Exact && raw.window.is_some() {
         usage(
@@ -106,6 +106,8 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
                 ProbeOptions::default().unwind_rows
             },
             links: raw.links.map(Into::into),
+            // In windows, what was mapped between them is not seen.
+            mapping_steps: tier != Choice::Sampled,
             ..ProbeOptions::default()
         },
         unwind: BuildOptions {
@@ -116,6 +118,7 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
         min_age: raw.min_age.unwrap_or_default(),
         budget: raw.budget / 100.0,
         tier,
+        mappings_only: raw.tier == TierChoice::Growth,
         window: raw.window,
         suppressions: raw
             .suppress

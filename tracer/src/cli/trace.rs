@@ -52,16 +52,16 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
         reap(child);
     }
     result?;
-    let report = session.report(plan.top)?;
+    let report = session.last_report(plan.top)?;
     let code = if plan.fail_on_leak && report.leaks() {
         ExitCode::from(LEAKING)
     } else {
         ExitCode::SUCCESS
     };
     if output.is_regular_file() {
-        // Nobody can make us wait: the result first, then the probes, which take some 100 ms.
+        // Nobody can make us wait: the result first, then the probes, which take some 300 ms.
         let written = output.write(&report);
-        drop(session);
+        session.detach_all();
         return written.map(|()| code);
     }
     // Before the result is written: whoever reads it may take their time, and the target would be trapped meanwhile. And to the

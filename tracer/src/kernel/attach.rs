@@ -54,10 +54,10 @@ pub struct Attachment {
 }
 
 /// Attached probes; dropping it detaches them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Link {
-    links: Vec<OwnedFd>,
-    events: Vec<OwnedFd>,
+    pub(super) links: Vec<OwnedFd>,
+    pub(super) events: Vec<OwnedFd>,
 }
 
 /// Links that are closed at the same time: each waits out a grace period of the kernel, in which nothing is done.

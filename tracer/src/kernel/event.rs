@@ -2,7 +2,9 @@
 
 use std::mem::offset_of;
 
-use leakscope_common::{Event, EventKind, ProbeCookie, STACK_HEADER_BYTES, StackRecord};
+use leakscope_common::{
+    Event, EventKind, MappingRecord, ProbeCookie, STACK_HEADER_BYTES, StackRecord,
+};
 
 /// What the probe says of itself, in the order in which it happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub enum ProbeEvent {
         /// Thread group id.
         pid: u32,
     },
+    /// A thread changes its process's mappings.
+    Mapping(MappingRecord),
     /// A child of a traced command of ours started, and is traced.
     Fork {
         /// Thread group id.
@@ -66,6 +70,28 @@ pub enum ProbeEvent {
 /// Reads a number at an offset of a record.
 fn number<const N: usize>(record: &[u8], offset: usize) -> Option<[u8; N]> {
     record.get(offset..offset + N)?.try_into().ok()
+}
+
+/// Reads a step of a mapping.
+fn parse_mapping(record: &[u8]) -> Option<MappingRecord> {
+    let word = |offset| number(record, offset).map(u32::from_ne_bytes);
+    let long = |offset| number(record, offset).map(u64::from_ne_bytes);
+    Some(MappingRecord {
+        kind: word(offset_of!(MappingRecord, kind))?,
+        tgid: word(offset_of!(MappingRecord, tgid))?,
+        incarnation: word(offset_of!(MappingRecord, incarnation))?,
+        thread: word(offset_of!(MappingRecord, thread))?,
+        step: word(offset_of!(MappingRecord, step))?,
+        site: word(offset_of!(MappingRecord, site))?,
+        protection: word(offset_of!(MappingRecord, protection))?,
+        flags: word(offset_of!(MappingRecord, flags))?,
+        marks: word(offset_of!(MappingRecord, marks))?,
+        reserved: 0,
+        address: long(offset_of!(MappingRecord, address))?,
+        length: long(offset_of!(MappingRecord, length))?,
+        new_length: long(offset_of!(MappingRecord, new_length))?,
+        at_ns: long(offset_of!(MappingRecord, at_ns))?,
+    })
 }
 
 /// Reads a record of the ring buffer. One that is shorter than it should be is nothing.
@@ -90,6 +116,9 @@ pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
                 .hit_slot,
             frames,
         });
+    }
+    if kind == EventKind::Mapping as u32 {
+        return parse_mapping(record).map(ProbeEvent::Mapping);
     }
     let pid = word(offset_of!(Event, tgid))?;
     let incarnation = word(offset_of!(Event, incarnation))?;

@@ -16,6 +16,32 @@ use super::{
     tracefs::Tracefs,
 };
 
+/// Each program with the tracepoints that it is tied to.
+const TRACEPOINTS: [(&str, &str); 11] = [
+    ("process_exec", "sched/sched_process_exec"),
+    ("process_exit", "sched/sched_process_exit"),
+    ("process_fork", NEW_TASK),
+    ("mapping_enter", "syscalls/sys_enter_munmap"),
+    ("mapping_enter", "syscalls/sys_enter_mremap"),
+    ("mapping_return", NEW_CODE),
+    ("mapping_return", "syscalls/sys_exit_munmap"),
+    ("mapping_return", "syscalls/sys_exit_mremap"),
+    ("mapping_return", "syscalls/sys_exit_brk"),
+    ("mapping_return", "syscalls/sys_exit_mprotect"),
+    ("mapping_return", OPTIONAL),
+];
+
+/// Where code is mapped, which is always seen; the others only where the steps of mappings are asked for.
+const NEW_CODE: &str = "syscalls/sys_exit_mmap";
+
+/// Whether a program is one that sees mappings.
+fn is_mapping(name: &str) -> bool {
+    matches!(name, "mapping_enter" | "mapping_return")
+}
+
+/// A tracepoint that a kernel need not have: without protection keys there is no such call.
+const OPTIONAL: &str = "syscalls/sys_exit_pkey_mprotect";
+
 /// The tracepoint at which a process or thread is made.
 const NEW_TASK: &str = "task/task_newtask";
 
@@ -33,12 +59,17 @@ struct NewTask {
 const ANY: u64 = 0;
 
 impl Probe {
-    /// Attaches to exec, thread exit and mapping events.
+    /// Attaches to exec, thread exit and the system calls that change mappings.
     ///
     /// # Errors
     /// A tracepoint was refused, or tracefs cannot be read.
     pub fn attach_lifecycle(&mut self) -> Result<(), KernelError> {
-        self.attach_tracepoints(&["process_exec", "process_exit", "mmap_enter", "mmap_return"])
+        self.attach_tracepoints(&[
+            "process_exec",
+            "process_exit",
+            "mapping_enter",
+            "mapping_return",
+        ])
     }
 
     /// Attaches to the making of processes, once.
@@ -66,32 +97,53 @@ impl Probe {
     }
 
     fn attach_tracepoints(&mut self, names: &[&str]) -> Result<(), KernelError> {
-        let tracefs = Tracefs::open()?;
-        for (name, program) in &self.lifecycle_programs {
-            if !names.contains(name) {
+        let steps = self
+            .settings
+            .read(0)
+            .is_some_and(|settings| settings.mappings != 0);
+        let mut tracefs = None;
+        for (name, event) in TRACEPOINTS {
+            if !names.contains(&name) || (event != NEW_CODE && is_mapping(name) && !steps) {
                 continue;
             }
+            let Some((_, program)) = self
+                .lifecycle_programs
+                .iter()
+                .find(|(other, _)| *other == name)
+            else {
+                continue;
+            };
             let failed = |source| KernelError::Attach {
-                what: format!("the tracepoint of {name}"),
+                what: format!("the tracepoint {event}"),
                 source,
             };
-            let (raw, event) = match *name {
-                "process_exec" => (Some(c"sched_process_exec"), ""),
-                "process_exit" => (Some(c"sched_process_exit"), ""),
-                "process_fork" => (None, NEW_TASK),
-                "mmap_enter" => (None, "syscalls/sys_enter_mmap"),
-                _ => (None, "syscalls/sys_exit_mmap"),
+            let raw = match name {
+                "process_exec" => Some(c"sched_process_exec"),
+                "process_exit" => Some(c"sched_process_exit"),
+                _ => None,
             };
             if let Some(raw) = raw {
                 let link = sys::open_raw_tracepoint(program.as_fd(), raw).map_err(failed)?;
-                self.lifecycle.push(link);
-            } else {
-                let event = sys::open_tracepoint(tracefs.tracepoint_id(event)?).map_err(failed)?;
-                let link =
-                    sys::link_perf_event(program.as_fd(), event.as_fd(), 0).map_err(failed)?;
-                self.lifecycle.push(link);
-                self.lifecycle.push(event);
+                self.lifecycle.links.push(link);
+                continue;
             }
+            let tracefs = match &mut tracefs {
+                Some(tracefs) => tracefs,
+                none => none.insert(Tracefs::open()?),
+            };
+            let number = match tracefs.tracepoint_id(event) {
+                Err(_) if event == OPTIONAL => continue,
+                number => number?,
+            };
+            let event = sys::open_tracepoint(number).map_err(failed)?;
+            let link = sys::link_perf_event(program.as_fd(), event.as_fd(), 0).map_err(failed)?;
+            let kept = if is_mapping(name) {
+                &mut self.mapping_links
+            } else {
+                &mut self.lifecycle
+            };
+            kept.links.push(link);
+            kept.events.push(event);
         }
         Ok(())
     }
@@ -203,11 +255,15 @@ impl Probe {
 impl Drop for Probe {
     /// Nobody who is held stays so. When we are killed instead, the guardian sees to that.
     fn drop(&mut self) {
+        self.begin_detach();
+        for closing in self.closing.drain(..) {
+            // It panics nowhere; and if it did, the links are closed.
+            let _ = closing.join();
+        }
         if self.guardian.is_none() {
             return;
         }
         // From here on nobody is stopped any more.
-        self.lifecycle.clear();
         while let Some(event) = self.next_event() {
             if let ProbeEvent::Exec {
                 pid, held: true, ..

@@ -7,25 +7,26 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::atomic::Ordering,
+    thread::JoinHandle,
     time::Duration,
 };
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_SLOTS, Selection, Settings,
-    SiteKey, SiteTotals, Slice, TOTALS_STRIPES, ThreadRecord, UnwindPage, UnwindRow,
+    Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_NO_STEPS, SLICE_SLOTS, Selection,
+    Settings, SiteKey, SiteTotals, Slice, TOTALS_STRIPES, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 use super::{
-    attach::{self, Attachment, HeapPrograms, Link, LinkMode},
+    attach::{self, Attachment, HeapPrograms, Link, LinkMode, close_links},
     command,
     error::KernelError,
     event::{ProbeEvent, parse_event},
     guardian::Guardian,
     load::{LoadedObject, MapMemory, io_error},
     shared::{LargeArray, SharedArray},
-    sys,
+    sys::{self, Wakeups},
 };
 
 /// How to load the probe.
@@ -49,6 +50,8 @@ pub struct ProbeOptions {
     pub frame_pointers_only: bool,
     /// Kind of link; the best that the kernel has when `None`.
     pub links: Option<LinkMode>,
+    /// Tell of every step of a mapping ([`ProbeEvent::Mapping`]).
+    pub mapping_steps: bool,
     /// Attach programs that do nothing in the place of the real ones: what is left is the cost of the probes
     /// themselves, the floor of any tracer that uses them. Nothing is recorded.
     pub empty: bool,
@@ -66,10 +69,14 @@ impl Default for ProbeOptions {
             sizes: (0, u64::MAX),
             frame_pointers_only: false,
             links: None,
+            mapping_steps: true,
             empty: false,
         }
     }
 }
+
+/// User space is woken for what it need not know at once when this part of the ring buffer is full.
+const WAKE_PART: u32 = 4;
 
 /// A value that aya may copy to and from a map.
 #[repr(transparent)]
@@ -85,7 +92,11 @@ const SAMPLED_BUCKETS: usize = 4096;
 /// The loaded probe. Dropping it, or our death, takes everything back.
 pub struct Probe {
     pub(super) programs: HeapPrograms,
-    pub(super) lifecycle: Vec<OwnedFd>,
+    pub(super) lifecycle: Link,
+    pub(super) mapping_links: Link,
+    /// What closes links.
+    pub(super) closing: Vec<JoinHandle<()>>,
+    wakeups: Wakeups,
     pub(super) memory: Vec<MapMemory>,
     pub(super) settings: SharedArray<Settings>,
     pub(super) losses: SharedArray<u64>,
@@ -151,8 +162,8 @@ impl Probe {
             ("process_exec", raw),
             ("process_exit", raw),
             ("process_fork", tracepoint),
-            ("mmap_enter", tracepoint),
-            ("mmap_return", tracepoint),
+            ("mapping_enter", tracepoint),
+            ("mapping_return", tracepoint),
         ] {
             lifecycle_programs.push((name, object.program(name, kind, 0)?));
         }
@@ -160,9 +171,16 @@ impl Probe {
         let live_sample = live
             .beginning(SAMPLED_BUCKETS)
             .map_err(|source| cannot_map("LIVE", source))?;
+        let events = RingBuf::try_from(Map::RingBuf(object.take_map("EVENTS")?))
+            .map_err(|error| map_error("EVENTS", &error))?;
+        let wakeups = Wakeups::of(events.as_fd())
+            .map_err(|source| KernelError::call("cannot watch the ring buffer", source))?;
         let probe = Self {
             programs,
-            lifecycle: Vec::new(),
+            lifecycle: Link::default(),
+            mapping_links: Link::default(),
+            closing: Vec::new(),
+            wakeups,
             settings: shared(&object, "SETTINGS", 1)?,
             losses: shared(&object, "LOSSES", Loss::COUNT)?,
             selection: shared(&object, "SELECTION", 1)?,
@@ -188,8 +206,7 @@ impl Probe {
             threads: hash(object.take_map("THREADS")?)?,
             slices: shared(&object, "SLICES", SLICE_SLOTS)?,
             slice_generation: 0,
-            events: RingBuf::try_from(Map::RingBuf(object.take_map("EVENTS")?))
-                .map_err(|error| map_error("EVENTS", &error))?,
+            events,
             memory: std::mem::take(&mut object.memory),
             lifecycle_programs,
             sees_forks: false,
@@ -204,6 +221,8 @@ impl Probe {
                 stack_mask: slots - 1,
                 frame_pointers_only: u32::from(options.frame_pointers_only),
                 stripe_mask: stripes - 1,
+                mappings: u32::from(options.mapping_steps && !options.empty),
+                wake_bytes: options.event_bytes / WAKE_PART,
                 ..Settings::default()
             },
         );
@@ -214,6 +233,37 @@ impl Probe {
 }
 
 impl Probe {
+    /// Tells of no step of a mapping any more, for good, and begins to take away what saw them, beside what goes on; done when the
+    /// probe is dropped. The kernel waits out a grace period of some 30 ms for each tracepoint, one after the other.
+    pub fn end_mappings(&mut self) {
+        if let Some(mut settings) = self.settings.read(0) {
+            // All at the same instant, whichever link goes first.
+            settings.mappings = 0;
+            self.settings.write(0, settings);
+        }
+        let links = std::mem::take(&mut self.mapping_links);
+        self.close_beside(links);
+    }
+
+    /// Begins to take away all that is tied to tracepoints, as [`Probe::end_mappings`] does: nothing is told of processes from now on.
+    pub fn begin_detach(&mut self) {
+        self.end_mappings();
+        let links = std::mem::take(&mut self.lifecycle);
+        self.close_beside(links);
+    }
+
+    fn close_beside(&mut self, link: Link) {
+        if link.links.is_empty() {
+            return;
+        }
+        // Where no thread can be made, the closure is dropped, and the links with it.
+        self.closing.extend(
+            std::thread::Builder::new()
+                .name("detach".to_owned())
+                .spawn(move || close_links([link])),
+        );
+    }
+
     /// The kind of link in use.
     #[must_use]
     pub fn link_mode(&self) -> LinkMode {
@@ -271,14 +321,13 @@ impl Probe {
         others: &[BorrowedFd<'_>],
         timeout: Duration,
     ) -> Result<Vec<bool>, KernelError> {
-        let ring = self.events.as_fd();
-        let mut fds = vec![ring];
+        let mut fds = vec![self.wakeups.as_fd()];
         fds.extend_from_slice(others);
         let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         let mut ready = sys::poll_readable(&fds, timeout)
             .map_err(|source| KernelError::call("cannot wait for events", source))?;
-        if !ready.is_empty() {
-            ready.remove(0);
+        if !ready.is_empty() && ready.remove(0) {
+            self.wakeups.take();
         }
         Ok(ready)
     }
@@ -312,9 +361,24 @@ impl Probe {
             Slice {
                 range,
                 incarnation,
-                reserved: 0,
+                flags: if there.incarnation == incarnation {
+                    there.flags
+                } else {
+                    0
+                },
             },
         );
+    }
+
+    /// Tells of no step of an incarnation's mappings any more. Where it has no slice (see [`Probe::set_slice`]) it goes on.
+    pub fn ignore_mappings(&mut self, incarnation: u32) {
+        let index = slice_index(incarnation);
+        if let Some(slice) = self.slices.read(index)
+            && slice.incarnation == incarnation
+        {
+            let flags = slice.flags | SLICE_NO_STEPS;
+            self.slices.write(index, Slice { flags, ..slice });
+        }
     }
 
     /// The process's mappings are not to be used any more.

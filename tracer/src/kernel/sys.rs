@@ -3,7 +3,7 @@
 use std::{
     ffi::CStr,
     io, mem,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use aya_obj::generated::{bpf_attr, bpf_cmd};
@@ -257,6 +257,54 @@ pub(crate) fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
         ..PerfEventAttr::default()
     };
     perf_event_open(&attr, -1, 0)
+}
+
+/// Readable when somebody was woken for a descriptor since the last [`Wakeups::take`]; that there is something to read is not enough.
+pub(crate) struct Wakeups(OwnedFd);
+
+impl Wakeups {
+    /// Of a descriptor.
+    ///
+    /// # Errors
+    /// epoll(7) refused.
+    pub(crate) fn of(source: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: the call takes a number.
+        let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if epoll < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let epoll = owned(i64::from(epoll))?;
+        let mut event = libc::epoll_event {
+            events: (libc::EPOLLIN | libc::EPOLLET) as u32,
+            u64: 0,
+        };
+        // SAFETY: the event lives through the call.
+        let result = unsafe {
+            libc::epoll_ctl(
+                epoll.as_raw_fd(),
+                libc::EPOLL_CTL_ADD,
+                source.as_raw_fd(),
+                &raw mut event,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self(epoll))
+    }
+
+    /// Forgets what was told.
+    pub(crate) fn take(&self) {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: room for one event, which is told.
+        unsafe { libc::epoll_wait(self.0.as_raw_fd(), &raw mut event, 1, 0) };
+    }
+}
+
+impl AsFd for Wakeups {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// Waits until one of the descriptors is readable, or the time is over. Tells which are.

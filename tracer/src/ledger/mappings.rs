@@ -9,13 +9,18 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::SiteId;
 
 /// A page, bytes (x86_64).
 pub const PAGE: u64 = 4096;
 
 /// What a mapping is for, as far as the call that made it says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum MappingKind {
     /// Private anonymous memory.
     #[default]
@@ -91,6 +96,19 @@ pub enum Step {
         /// Whether it may be read, written or executed.
         accessible: bool,
     },
+}
+
+impl MappingKind {
+    /// For people.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Anonymous => "mapping",
+            Self::Shared => "shared mapping",
+            Self::ThreadStack => "thread stack",
+            Self::DataSegment => "data segment (brk)",
+        }
+    }
 }
 
 /// What a piece of a mapping is.
@@ -244,7 +262,10 @@ impl Mappings {
                 self.data_end = Some(to);
                 match from {
                     Some(from) if to > from && !by_allocator => {
-                        self.grow_data(from, to, site, at_ns);
+                        // Each step is a mapping of its own, as old as itself: a heap that grows is judged by them.
+                        self.take_exactly(from, to);
+                        let kind = MappingKind::DataSegment;
+                        self.add(from, to - from, kind, true, site, at_ns);
                     }
                     Some(from) if to < from => drop(self.take_exactly(to, page_up(from))),
                     _ => {}
@@ -397,26 +418,6 @@ impl Mappings {
         }
     }
 
-    /// The data segment grows. What one site adds step by step is one mapping.
-    fn grow_data(&mut self, from: u64, to: u64, site: SiteId, at_ns: u64) {
-        let joins = self
-            .pieces
-            .range(..from)
-            .next_back()
-            .filter(|(_, piece)| {
-                piece.end == from && piece.site == site && piece.kind == MappingKind::DataSegment
-            })
-            .map(|(start, _)| *start);
-        self.take_exactly(from, to);
-        if let Some(piece) = joins.and_then(|start| self.pieces.get_mut(&start)) {
-            piece.end = to;
-            let made = self.made.entry(site).or_default();
-            made.bytes = made.bytes.saturating_add(to - from);
-        } else {
-            self.add(from, to - from, MappingKind::DataSegment, true, site, at_ns);
-        }
-    }
-
     fn protect(&mut self, address: u64, length: u64, accessible: bool) {
         for (start, mut piece) in self.take(address, length) {
             piece.accessible = accessible;
@@ -465,6 +466,25 @@ impl Mappings {
             );
         }
         surveys
+    }
+
+    /// Shows each mapping of which something is left: its site, when it was made (CLOCK_MONOTONIC nanoseconds), and the bytes of it that
+    /// may be accessed.
+    pub fn visit(&self, mut visitor: impl FnMut(SiteId, u64, u64)) {
+        let mut left: HashMap<u64, (SiteId, u64, u64)> = HashMap::new();
+        for (start, piece) in &self.pieces {
+            if piece.site != OLD {
+                let (.., bytes) =
+                    left.entry(piece.mapping)
+                        .or_insert((piece.site, piece.born_ns, 0));
+                if piece.accessible {
+                    *bytes = bytes.saturating_add(piece.end - start);
+                }
+            }
+        }
+        for (site, born_ns, bytes) in left.into_values() {
+            visitor(site, born_ns, bytes);
+        }
     }
 
     /// Whether an address lies in a mapping that is known.

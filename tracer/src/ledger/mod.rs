@@ -179,6 +179,21 @@ impl Ledger {
             })
     }
 
+    /// Judges a process of whose allocators nothing is seen: by its mappings, and by its anonymous memory over time.
+    #[must_use]
+    pub fn judge_anonymous(
+        &self,
+        incarnation: u32,
+        mappings: &[SiteOfProcess],
+        room: Option<&Room>,
+    ) -> Judgement {
+        self.processes
+            .get(&incarnation)
+            .map_or_else(Judgement::default, |process| {
+                process.judge_anonymous(mappings, room)
+            })
+    }
+
     /// A process's memory over time, at most so many points.
     #[must_use]
     pub fn memory(&self, incarnation: u32, count: usize) -> Vec<Point<ProcessLevel>> {
@@ -212,6 +227,17 @@ impl AgeSurvey<'_> {
         }
     }
 
+    /// Counts a mapping that is there; none is ever left out.
+    pub fn note_mapping(&mut self, site: SiteId, born_ns: u64, bytes: u64) {
+        let site = self
+            .places
+            .get(site as usize)
+            .and_then(|place| self.sites.get_mut(*place));
+        if let Some(site) = site {
+            site.survival.note_alive(born_ns, bytes, 1);
+        }
+    }
+
     /// All are counted.
     pub fn finish(self) {
         for site in self.sites {
@@ -222,7 +248,7 @@ impl AgeSurvey<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::Ledger;
+    use super::{Judgement, Ledger, ProcessLevel, Verdict};
     use leakscope_common::{Block, SiteTotals};
 
     const SECOND: u64 = 1_000_000_000;
@@ -234,6 +260,36 @@ mod tests {
             free_bytes: 10,
             ..SiteTotals::default()
         }
+    }
+
+    /// What is said of a process whose anonymous memory is this at each second.
+    fn of_anonymous(bytes: impl Fn(u64) -> f64) -> Judgement {
+        let mut ledger = Ledger::new(0);
+        for second in 1..=60 {
+            let level = ProcessLevel {
+                anonymous_bytes: bytes(second),
+                ..ProcessLevel::default()
+            };
+            ledger.observe_process(second * SECOND, 1, level);
+        }
+        ledger.judge_anonymous(1, &[], None)
+    }
+
+    #[test]
+    fn anonymous_memory_grows_or_levels_off() {
+        let grows = of_anonymous(|second| 1e8 + 1e6 * second as f64);
+        assert_eq!(grows.verdict, Verdict::WarmingUp);
+        assert!((grows.growth_bytes_per_s - 1e6).abs() < 1.0);
+        let levels_off = of_anonymous(|second| 1e8 + 1e7 * second.min(25) as f64);
+        assert_eq!(levels_off.verdict, Verdict::Plateau);
+        let falls = of_anonymous(|second| 1e9 - 1e6 * second as f64);
+        assert_eq!(falls.verdict, Verdict::Plateau);
+        let mut short = Ledger::new(0);
+        short.observe_process(SECOND, 1, ProcessLevel::default());
+        assert_eq!(
+            short.judge_anonymous(1, &[], None).verdict,
+            Verdict::InsufficientData
+        );
     }
 
     #[test]

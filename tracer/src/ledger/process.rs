@@ -50,6 +50,16 @@ const BORNE_OUT: f64 = 0.5;
 /// A site counts towards the process's verdict with at least this share of the bytes in use.
 const COUNTS: f64 = 0.05;
 
+/// See [`ProcessHistory::late_anonymous`].
+struct Late {
+    /// Bytes per second.
+    slope: f64,
+    /// Bytes.
+    grown: f64,
+    /// It is neither chance nor noise.
+    steady: bool,
+}
+
 impl ProcessHistory {
     /// What is freed of the blocks from before the trace in so many seconds, by the second half of them: a cache that is
     /// turned over soon is through by then.
@@ -179,11 +189,55 @@ impl ProcessHistory {
         }
     }
 
-    /// A sentence where resident memory grows steadily, and the bytes in use do not.
-    fn unexplained(&self, inuse_growth: f64) -> Option<String> {
+    /// See [`super::Ledger::judge_anonymous`].
+    pub(super) fn judge_anonymous(
+        &self,
+        mappings: &[SiteOfProcess],
+        room: Option<&Room>,
+    ) -> Judgement {
+        if mappings.iter().any(|site| site.verdict == Verdict::Leaking) {
+            return self.judge(mappings, room, true);
+        }
+        let points = self.points();
+        let (Some(first), Some(last)) = (points.first(), points.last()) else {
+            return Judgement::default();
+        };
+        let observed = duration(last.at_s - first.at_s);
+        let Some(late) = self.late_anonymous() else {
+            return Judgement {
+                reason: format!("watched for {observed} only"),
+                ..Judgement::default()
+            };
+        };
+        if late.steady {
+            let mut reason = format!(
+                "anonymous memory grows, {}, and does not level off so far; which calls of an allocator it is, another tier tells",
+                rate_of(late.slope)
+            );
+            if let Some(forecast) = room.and_then(|room| forecast(room, late.slope)) {
+                reason.push_str(&forecast);
+            }
+            return Judgement {
+                verdict: Verdict::WarmingUp,
+                reason,
+                growth_bytes_per_s: late.slope,
+            };
+        }
+        Judgement {
+            verdict: Verdict::Plateau,
+            reason: format!(
+                "anonymous memory does not grow any more: {} after {observed}",
+                bytes(last.value.anonymous_bytes as u64)
+            ),
+            growth_bytes_per_s: late.slope,
+        }
+    }
+
+    /// How anonymous memory has changed in the second half of the time: what a process that was just attached to touches at first says
+    /// nothing. `None` for too few looks.
+    fn late_anonymous(&self) -> Option<Late> {
         let points = thin_out(&self.points(), TREND_POINTS);
         let (first, last) = points.first().zip(points.last())?;
-        // What a process that was just attached to touches at first says nothing.
         let middle = f64::midpoint(first.at_s, last.at_s);
         let late: Vec<(f64, f64)> = points
             .iter()
@@ -196,16 +250,22 @@ impl ProcessHistory {
         let line = trend::line(&late)?;
         let values: Vec<f64> = late.iter().map(|(_, value)| *value).collect();
         let grown = line.slope * (last.at_s - middle);
-        let sure = trend::rise(&values) > 2.576;
-        if !sure
-            || grown < RESIDENT_NOISE.max(4.0 * line.scatter)
-            || inuse_growth > BORNE_OUT * grown
-        {
+        Some(Late {
+            slope: line.slope,
+            grown,
+            steady: trend::rise(&values) > 2.576 && grown >= RESIDENT_NOISE.max(4.0 * line.scatter),
+        })
+    }
+
+    /// A sentence where resident memory grows steadily, and the bytes in use do not.
+    fn unexplained(&self, inuse_growth: f64) -> Option<String> {
+        let late = self.late_anonymous()?;
+        if !late.steady || inuse_growth > BORNE_OUT * late.grown {
             return None;
         }
         Some(format!(
             "resident memory grows {} and the bytes in use do not: fragmentation, mappings, or memory touched for the first time",
-            rate_of(line.slope)
+            rate_of(late.slope)
         ))
     }
 }

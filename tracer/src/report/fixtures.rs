@@ -93,6 +93,7 @@ fn indexer() -> Process {
                 at_s: f64::from(second),
                 inuse_bytes: u64::from(second) * 100 * KIB,
                 rss_bytes: 86 * MIB + u64::from(second) * 100 * KIB,
+                anonymous_bytes: 60 * MIB + u64::from(second) * 100 * KIB,
             })
             .collect(),
         frees_of_unknown_blocks: 17,

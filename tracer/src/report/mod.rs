@@ -36,8 +36,8 @@ pub use folded::Folded;
 pub use html::Html;
 pub use json::Json;
 pub use model::{
-    Frame, FrameKind, MemoryPoint, Omitted, Overhead, Probe, Process, ReadError, Report,
-    ReportParts, SCHEMA, Sample, Site, Suppressed, Tier, Verdict,
+    Frame, FrameKind, MappingKind, MemoryPoint, Omitted, Overhead, Probe, Process, ReadError,
+    Report, ReportParts, SCHEMA, Sample, Site, SiteKind, Suppressed, Tier, Verdict,
 };
 pub use pprof::{Pprof, PprofAllocs};
 pub use suppress::{SuppressError, Suppressions};

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use super::time::Timestamp;
-pub use crate::ledger::Verdict;
+pub use crate::ledger::{MappingKind, Verdict};
 
 /// The version of the JSON contract that this program writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -151,6 +151,9 @@ pub struct MemoryPoint {
     pub inuse_bytes: u64,
     /// Resident memory, bytes.
     pub rss_bytes: u64,
+    /// Anonymous memory that is resident, bytes: what the program wrote to and no file holds.
+    #[serde(default)]
+    pub anonymous_bytes: u64,
 }
 
 /// A probed function.
@@ -208,6 +211,15 @@ pub struct Site {
     /// The allocator that was called: family and file, as in [`Process::allocators`].
     #[serde(default)]
     pub allocator: Option<String>,
+    /// What kind of memory it is. The kinds do not overlap: what an allocator maps for itself is not counted as mapped.
+    #[serde(default)]
+    pub kind: SiteKind,
+    /// What was mapped, where `kind` is a mapping.
+    #[serde(default)]
+    pub mapping: Option<MappingKind>,
+    /// Address space that is mapped and may not be accessed, bytes; not among `inuse_bytes`.
+    #[serde(default)]
+    pub reserved_bytes: u64,
     /// Whether the stack was walked to its true end.
     pub stack_complete: bool,
     /// Why not, for people.
@@ -216,6 +228,19 @@ pub struct Site {
     /// Leaf first; a function that was inlined stands before the one it was inlined into. Empty when the stack is unknown.
     /// Shared, for most frames occur in many stacks.
     pub frames: Vec<Arc<Frame>>,
+}
+
+/// What kind of memory a site holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SiteKind {
+    /// Blocks of an allocator.
+    #[default]
+    Heap,
+    /// Memory that the program mapped by itself.
+    Mapping,
+    /// Anonymous pages, where they were first touched.
+    Pages,
 }
 
 /// What an estimate from windows rests on.

@@ -190,7 +190,7 @@ impl Text {
         if !process.cgroup.is_empty() && process.cgroup != "/" {
             line("cgroup", &clean(&process.cgroup))?;
         }
-        if process.allocators.is_empty() {
+        if process.allocators.is_empty() && report.tier != Tier::Growth {
             line("allocator", "none found")?;
         }
         for allocator in &process.allocators {
@@ -202,7 +202,12 @@ impl Text {
         if process.rss_bytes > 0 {
             let trend = rate(process.rss_growth_bytes_per_s);
             let trend = trend.map(|rate| format!(", {rate}")).unwrap_or_default();
-            let resident = format!("{} resident{trend}", bytes(process.rss_bytes));
+            let anonymous = if report.tier == Tier::Growth {
+                format!(", {} of it anonymous", bytes(process.anonymous_bytes))
+            } else {
+                String::new()
+            };
+            let resident = format!("{} resident{anonymous}{trend}", bytes(process.rss_bytes));
             line("memory", &resident)?;
         }
         if process.inuse_objects > 0 || process.inuse_bytes > 0 {
@@ -235,7 +240,10 @@ impl Text {
                 .unwrap_or("while it was traced");
             line("ended", &clean(note))?;
         }
-        if let Some((what, curve)) = chart::lines(&process.memory_series).filter(|_| drawn) {
+        let anonymous = report.tier == Tier::Growth;
+        if let Some((what, curve)) =
+            chart::lines(&process.memory_series, anonymous).filter(|_| drawn)
+        {
             for (place, text) in curve.iter().enumerate() {
                 line(if place == 0 { what } else { "" }, text)?;
             }
@@ -267,6 +275,9 @@ impl Text {
             let process = report.process_of(site).map(process_name);
             let name = process.unwrap_or_else(|| format!("pid {}", site.pid));
             write!(out, "  {name}")?;
+        }
+        if let Some(kind) = site.mapping {
+            write!(out, "  {}", kind.label())?;
         }
         match site.verdict {
             Verdict::InsufficientData => {}
@@ -476,6 +487,12 @@ fn facts(site: &Site, via: Option<String>, several: bool) -> String {
         facts.push(format!("oldest {}", duration(site.oldest_age_s)));
     }
     facts.extend(rate(site.growth_bytes_per_s));
+    if site.reserved_bytes > 0 {
+        facts.push(format!(
+            "{} more reserved, not accessible",
+            bytes(site.reserved_bytes)
+        ));
+    }
     let allocator = site.allocator.as_deref().filter(|_| several);
     let family = allocator
         .and_then(|allocator| allocator.split_whitespace().next())

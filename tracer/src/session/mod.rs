@@ -3,6 +3,7 @@
 //! arguments nor views.
 
 mod calibration;
+mod growth;
 mod inspect;
 mod links;
 mod process;
@@ -37,6 +38,7 @@ use crate::{
     target::discover::Files,
     unwind::BuildOptions,
 };
+use growth::Growth;
 use links::Links;
 use process::Traced;
 use select::Selecting;
@@ -75,6 +77,8 @@ pub struct SessionOptions {
     pub window: Option<Duration>,
     /// Sites that are not reported.
     pub suppressions: Suppressions,
+    /// No allocator is probed: only mappings are seen.
+    pub mappings_only: bool,
 }
 
 /// The share of the targets' CPU time that tracing may take, unless something else is asked for.
@@ -91,6 +95,7 @@ impl Default for SessionOptions {
             tier: Choice::default(),
             window: None,
             suppressions: Suppressions::default(),
+            mappings_only: false,
         }
     }
 }
@@ -137,6 +142,7 @@ pub struct Session {
     next_survey: Instant,
     processes: BTreeMap<u32, Traced>,
     links: Links,
+    growth: Growth,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
     canonical: HashMap<(u32, Vec<u64>), SiteId>,
@@ -188,6 +194,7 @@ impl Session {
             next_survey: now,
             processes: BTreeMap::new(),
             links: Links::default(),
+            growth: Growth::default(),
             selecting: Selecting::default(),
             stacks: HashMap::new(),
             canonical: HashMap::new(),
@@ -201,7 +208,9 @@ impl Session {
             is_urgent: false,
             wake: None,
         };
-        session.cost_of_a_hit = session.calibrate()?;
+        if !session.options.mappings_only {
+            session.cost_of_a_hit = session.calibrate()?;
+        }
         session.started = Instant::now();
         session.ledger = Ledger::new(crate::kernel::monotonic_ns());
         Ok(session)
@@ -213,7 +222,7 @@ impl Session {
     /// There is no such process, it cannot be read, or has no allocator that is known.
     pub fn follow(&mut self, pid: u32) -> Result<(), TraceError> {
         let traced = self.prepare(pid)?;
-        if traced.sites.is_empty() {
+        if !self.options.mappings_only && traced.sites.is_empty() {
             self.tables.remove(&mut self.probe, traced.incarnation);
             return Err(TraceError::NoAllocator {
                 pid,
@@ -223,6 +232,7 @@ impl Session {
                     .unwrap_or_else(|| "nothing could be attached".to_owned()),
             });
         }
+        self.growth.begin(&self.proc_root, pid, traced.incarnation);
         self.probe.follow(pid, traced.incarnation)?;
         self.processes.insert(pid, traced);
         Ok(())
@@ -352,6 +362,7 @@ impl Session {
                     held,
                 } => self.note_exec(pid, incarnation, ended, held)?,
                 ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
+                ProbeEvent::Mapping(record) => self.growth.note(&record),
                 ProbeEvent::Candidate { pid } => self.note_candidate(pid),
                 ProbeEvent::Fork { pid, incarnation } => self.note_fork(pid, incarnation),
                 ProbeEvent::UnknownMapping { pid, .. } => {
@@ -488,6 +499,9 @@ impl Session {
 
     /// Attaches to what discovery finds in a process and is not attached yet.
     fn attach(&mut self, traced: &mut Traced) -> Result<(), TraceError> {
+        if self.options.mappings_only {
+            return Ok(());
+        }
         traced.attach(&self.probe, &mut self.links, &self.files, &self.proc_root)
     }
 
@@ -507,6 +521,8 @@ impl Session {
     /// Looks at the sites' totals, which it gives.
     fn look(&mut self) -> Result<SiteLevels, KernelError> {
         self.last_look = Instant::now();
+        let followed = self.processes.values().map(|traced| traced.incarnation);
+        self.growth.keep(&followed.collect());
         for pid in self.due_for_measurement() {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.measure(&self.proc_root);
@@ -590,8 +606,19 @@ impl Session {
         self.options.suppressions = suppressions;
     }
 
-    /// Takes all probes away. The targets are free at once; the kernel waits out a grace period of some 20 to 40 ms.
+    /// The last report, after which nothing more is to be traced. What sees mappings is taken away meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Session::report`].
+    pub fn last_report(&mut self, top: usize) -> Result<Report, KernelError> {
+        self.probe.end_mappings();
+        self.report(top)
+    }
+
+    /// Takes all probes away, for good. The targets are free at once; the kernel waits out a grace period of some 20 to 40 ms. What
+    /// tells of processes goes too, beside what follows: when the session is dropped, all is gone.
     pub fn detach_all(&mut self) {
+        self.probe.begin_detach();
         let own: Vec<_> = self
             .processes
             .values_mut()

@@ -13,11 +13,15 @@ use leakscope_common::{
     SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE,
 };
 
-use super::{Session, SiteLevels, process::Traced};
+use super::{
+    Session, SiteLevels,
+    growth::{self, MappedSites},
+    process::Traced,
+};
 use crate::{
     kernel::KernelError,
     ledger::{BlockFilter, SiteId, SiteSurvey, Survey},
-    report::{Overhead, Probe, Process, Report, ReportParts, Site, Timestamp, Verdict},
+    report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
 };
 
@@ -38,7 +42,15 @@ impl Session {
             sum.free_objects = sum.free_objects.wrapping_add(count.totals.free_objects);
             sum.free_bytes = sum.free_bytes.wrapping_add(count.totals.free_bytes);
         }
+        for (site, (incarnation, survey)) in self.mapped_sites(u64::MAX) {
+            joined.insert(site, (incarnation, growth::totals(&survey)));
+        }
         Ok(joined)
+    }
+
+    /// What processes mapped by themselves, sites with the same stack together.
+    fn mapped_sites(&self, born_until_ns: u64) -> MappedSites {
+        self.growth.survey(|site| self.joined(site), born_until_ns)
     }
 
     /// The live blocks of the incarnations that are followed, by site. Blocks without a known stack are told apart by
@@ -118,6 +130,8 @@ pub(super) fn make(
         .map(|traced| (traced.incarnation, traced.pid))
         .collect();
     let filtered = !session.options.min_age.is_zero();
+    let min_age_ns = u64::try_from(session.options.min_age.as_nanos()).unwrap_or(u64::MAX);
+    let mapped = session.mapped_sites(now_ns.saturating_sub(min_age_ns));
     let mut sites = Vec::new();
     for traced in session.processes.values() {
         sampled::add(session, traced, &survey, &levels, &mut sites);
@@ -129,18 +143,17 @@ pub(super) fn make(
         if session.is_sampled(*pid) {
             continue;
         }
-        if filtered && survey.site(id).kept_objects == 0 {
+        let mapping = mapped.get(&id).map(|(_, survey)| survey);
+        let survives = survey.site(id).kept_objects > 0
+            || mapping.is_some_and(|survey| survey.inuse_objects > 0);
+        if filtered && !survives {
             continue;
         }
-        sites.push(site(
-            session,
-            &survey,
-            id,
-            *pid,
-            incarnation,
-            &totals,
-            now_ns,
-        ));
+        let mut made = site(session, &survey, id, *pid, incarnation, &totals, now_ns);
+        if let Some(survey) = mapping {
+            growth::describe(&mut made, survey, now_ns);
+        }
+        sites.push(made);
     }
     for (incarnation, survey) in &unknown {
         let Some(pid) = by_incarnation.get(incarnation) else {
@@ -202,8 +215,16 @@ pub(super) fn make(
     let mut parts = ReportParts {
         captured_at: Timestamp::from(SystemTime::now()),
         duration_s,
-        tier: sampled::tier(session),
-        tier_reason: sampled::tier_reason(session),
+        tier: if session.options.mappings_only {
+            Tier::Growth
+        } else {
+            sampled::tier(session)
+        },
+        tier_reason: if session.options.mappings_only {
+            MAPPINGS_ONLY.to_owned()
+        } else {
+            sampled::tier_reason(session)
+        },
         processes,
         sites,
         losses: session
@@ -226,7 +247,11 @@ pub(super) fn make(
     }
     parts.add_up();
     for process in &mut parts.processes {
-        process.empty_reason = empty_reason(process, parts.sites.is_empty(), filtered);
+        process.empty_reason = if session.options.mappings_only {
+            (process.alloc_objects == 0).then(|| NOTHING_MAPPED.to_owned())
+        } else {
+            empty_reason(process, parts.sites.is_empty(), filtered)
+        };
     }
     session.judge(&mut parts);
     parts.keep_top(top);
@@ -452,3 +477,11 @@ fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Opti
         format!("its allocator was called {hits} times, only to free or without success")
     })
 }
+
+/// Why there is nothing to show of a process of which only mappings are seen.
+const NOTHING_MAPPED: &str =
+    "it mapped no memory while it was traced, and no allocator is probed in this tier";
+
+/// Why it is the tier of mappings.
+const MAPPINGS_ONLY: &str = "asked for: the anonymous memory of each process is read over time, and mappings are seen exactly, with the stacks \
+    that made them; no allocator is probed";

@@ -177,6 +177,7 @@ impl Session {
     /// Follows a process even if it has no allocator that is known: one may be loaded later, and the report says why nothing is seen.
     fn follow_as_it_is(&mut self, pid: u32) -> Result<(), TraceError> {
         let traced = self.prepare(pid)?;
+        self.growth.begin(&self.proc_root, pid, traced.incarnation);
         self.probe.follow(pid, traced.incarnation)?;
         self.forget_ended(pid);
         self.processes.insert(pid, traced);

@@ -82,6 +82,7 @@ impl Session {
                 ages.note(&live.block);
             }
         })?;
+        self.growth.note_ages(&mut ages);
         ages.finish();
         self.surveyed_since(begun);
         Ok(())
@@ -148,9 +149,13 @@ impl Session {
             let sites = judged.remove(&process.incarnation).unwrap_or_default();
             let room = room(self.proc_root(), &process.cgroup);
             let is_complete = !self.is_sampled(process.pid);
-            let judgement =
+            let judgement = if self.options.mappings_only {
                 self.ledger
-                    .judge_process(process.incarnation, &sites, room.as_ref(), is_complete);
+                    .judge_anonymous(process.incarnation, &sites, room.as_ref())
+            } else {
+                self.ledger
+                    .judge_process(process.incarnation, &sites, room.as_ref(), is_complete)
+            };
             process.verdict = judgement.verdict;
             process.verdict_reason = judgement.reason;
             process.memory_series = self
@@ -166,6 +171,7 @@ impl Session {
                         0
                     },
                     rss_bytes: point.value.resident_bytes as u64,
+                    anonymous_bytes: point.value.anonymous_bytes as u64,
                 })
                 .collect();
         }

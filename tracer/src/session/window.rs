@@ -540,6 +540,9 @@ impl Session {
                 births.insert(site, (totals.alloc_objects, totals.alloc_bytes));
             }
         }
+        // What is mapped between windows is not the allocator's to see: mappings are not shown, and need not be paid for.
+        self.probe.ignore_mappings(traced.incarnation);
+        self.growth.forget(traced.incarnation);
         let windows = &mut traced.windows;
         for (sum, hits) in windows.hits_before.iter_mut().zip(records) {
             *sum += hits;

@@ -178,7 +178,11 @@ fn the_data_segment_grows_and_shrinks() {
         let one = *survey.get(&1).unwrap();
         (one.inuse_bytes, one.inuse_objects)
     };
-    assert_eq!(inuse(&mappings), (0x2100, 2));
+    assert_eq!(inuse(&mappings), (0x2100, 3));
+    let mut seen = Vec::new();
+    mappings.visit(|site, born_ns, bytes| seen.push((site, born_ns, bytes)));
+    seen.sort_unstable();
+    assert_eq!(seen, [(1, 1, 0x100), (1, 3, 0x1000), (1, 4, 0x1000)]);
     mappings.apply(THREAD, 5, &brk(0x51_0800, false));
     assert_eq!(inuse(&mappings), (0x900, 2));
     mappings.apply(THREAD, 6, &brk(0x50_0000, false));

@@ -16,19 +16,23 @@ const FEW: usize = 8;
 const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// What is drawn, and its lines; `None` when there is too little to draw. Bytes in use are drawn from 0; where there are none,
-/// resident memory is.
-pub(super) fn lines(series: &[MemoryPoint]) -> Option<(&'static str, Vec<String>)> {
+/// resident memory is; `anonymous` memory where that is what was watched.
+pub(super) fn lines(
+    series: &[MemoryPoint],
+    anonymous: bool,
+) -> Option<(&'static str, Vec<String>)> {
     let (first, last) = series.first().zip(series.last())?;
     let elapsed = last.at_s - first.at_s;
     if series.len() < FEW || elapsed.is_nan() || elapsed <= 0.0 {
         return None;
     }
-    let (name, value): (_, fn(&MemoryPoint) -> u64) =
-        if series.iter().any(|point| point.inuse_bytes > 0) {
-            ("in use", |point| point.inuse_bytes)
-        } else {
-            ("resident", |point| point.rss_bytes)
-        };
+    let (name, value): (_, fn(&MemoryPoint) -> u64) = if anonymous {
+        ("anonymous", |point| point.anonymous_bytes)
+    } else if series.iter().any(|point| point.inuse_bytes > 0) {
+        ("in use", |point| point.inuse_bytes)
+    } else {
+        ("resident", |point| point.rss_bytes)
+    };
     let most = series.iter().map(value).max().filter(|most| *most > 0)?;
     let mut points = series.iter().peekable();
     let mut current = value(first);
@@ -87,29 +91,39 @@ mod tests {
                 at_s: f64::from(at),
                 inuse_bytes: *value,
                 rss_bytes: 5,
+                anonymous_bytes: value.saturating_mul(2),
             })
             .collect()
     }
 
     #[test]
+    fn anonymous_memory_is_drawn_where_it_was_watched() {
+        let values: Vec<u64> = (1..=20).map(|point| point << 20).collect();
+        let (name, curve) = lines(&series(&values), true).unwrap();
+        assert_eq!(name, "anonymous");
+        // Twice what is in use.
+        assert!(curve.first().unwrap().contains("40"), "{curve:?}");
+    }
+
+    #[test]
     fn a_rise_is_drawn() {
         let values: Vec<u64> = (0..=60).map(|at| at * 1024).collect();
-        let (name, lines) = lines(&series(&values)).unwrap();
+        let (name, lines) = lines(&series(&values), false).unwrap();
         insta::assert_snapshot!(format!("{name}\n{}", lines.join("\n")));
     }
 
     #[test]
     fn little_is_not_drawn() {
-        assert_eq!(lines(&[]), None);
-        assert_eq!(lines(&series(&[1, 2, 3])), None);
-        assert_eq!(lines(&[MemoryPoint::default(); 20]), None);
-        assert_eq!(lines(&series(&[0; 20])).unwrap().0, "resident");
+        assert_eq!(lines(&[], false), None);
+        assert_eq!(lines(&series(&[1, 2, 3]), false), None);
+        assert_eq!(lines(&[MemoryPoint::default(); 20], false), None);
+        assert_eq!(lines(&series(&[0; 20]), false).unwrap().0, "resident");
     }
 
     proptest! {
         #[test]
         fn any_series_fits(values in prop::collection::vec(any::<u64>(), 8..200)) {
-            if let Some((_, lines)) = lines(&series(&values)) {
+            if let Some((_, lines)) = lines(&series(&values), false) {
                 prop_assert_eq!(lines.len(), ROWS + 1);
                 prop_assert!(lines.iter().all(|line| line.chars().count() <= COLUMNS + 12));
             }

@@ -1,0 +1,221 @@
+//! What processes map by themselves: from the probe's records to the ledger of mappings, and from there to sites of the report.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::Path,
+};
+
+use leakscope_common::{
+    MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, SiteTotals, UNKNOWN_SITE,
+};
+
+use crate::{
+    ledger::{AgeSurvey, MappingKind, MappingSurvey, Mappings, SiteId, Step},
+    report::{Site, SiteKind},
+    target::process::read_maps,
+};
+
+/// `PROT_READ | PROT_WRITE | PROT_EXEC` (asm-generic/mman-common.h).
+const ANY_ACCESS: u32 = 7;
+/// `MAP_SHARED`, `MAP_ANONYMOUS`, `MAP_GROWSDOWN`, `MAP_STACK` (asm-generic/mman-common.h, asm-generic/mman.h).
+const MAP_SHARED: u32 = 1;
+const MAP_ANONYMOUS: u32 = 0x20;
+const MAP_GROWSDOWN: u32 = 0x100;
+const MAP_STACK: u32 = 0x2_0000;
+/// `MREMAP_DONTUNMAP` (include/uapi/linux/mman.h).
+const MREMAP_DONTUNMAP: u32 = 4;
+
+/// The kernel's name for the data segment in `/proc/PID/maps`.
+const DATA_SEGMENT: &str = "[heap]";
+
+/// The mappings of all followed processes, by incarnation.
+#[derive(Debug, Default)]
+pub(super) struct Growth {
+    processes: HashMap<u32, Mappings>,
+}
+
+/// What is mapped at each site, sites with the same stack together; and by whom.
+pub(super) type MappedSites = BTreeMap<SiteId, (u32, MappingSurvey)>;
+
+/// A record as the ledger takes it.
+fn step(record: &MappingRecord) -> Option<Step> {
+    let &MappingRecord {
+        address,
+        length,
+        new_length,
+        flags,
+        site,
+        ..
+    } = record;
+    let accessible = record.protection & ANY_ACCESS != 0;
+    Some(match MappingStep::from_number(record.step)? {
+        MappingStep::Mapped => Step::Map {
+            address,
+            length,
+            kind: kind(flags),
+            accessible,
+            site,
+        },
+        MappingStep::Unmapping => Step::Unmap { address, length },
+        MappingStep::Remapping => Step::Remap {
+            address,
+            length,
+            new_length,
+            keeps_old: flags & MREMAP_DONTUNMAP != 0,
+        },
+        MappingStep::Remapped if address != 0 => Step::Remapped { address, site },
+        MappingStep::UnmapFailed | MappingStep::Remapped => Step::Fail,
+        MappingStep::Broke => Step::Break {
+            from: (address != 0).then_some(address),
+            to: address.wrapping_add(length),
+            by_allocator: record.marks & MAPPING_BY_ALLOCATOR != 0,
+            site,
+        },
+        MappingStep::Protected => Step::Protect {
+            address,
+            length,
+            accessible,
+        },
+    })
+}
+
+/// What a mapping is for, by the flags of mmap(2); none for a file's.
+fn kind(flags: u32) -> Option<MappingKind> {
+    if flags & MAP_ANONYMOUS == 0 {
+        None
+    } else if flags & (MAP_STACK | MAP_GROWSDOWN) != 0 {
+        Some(MappingKind::ThreadStack)
+    } else if flags & MAP_SHARED != 0 {
+        Some(MappingKind::Shared)
+    } else {
+        Some(MappingKind::Anonymous)
+    }
+}
+
+impl Growth {
+    /// Looks at what a running process has mapped already. To be called just before it is followed.
+    pub(super) fn begin(&mut self, proc_root: &Path, pid: u32, incarnation: u32) {
+        let mappings = self.processes.entry(incarnation).or_default();
+        // A process that cannot be read has ended.
+        for map in read_maps(proc_root, pid).unwrap_or_default() {
+            if map.path == Path::new(DATA_SEGMENT) {
+                mappings.set_data_end(map.end);
+            } else if map.path.as_os_str().is_empty() && !map.shared {
+                let accessible = map.readable || map.writable || map.executable;
+                mappings.note_old(map.start, map.end.saturating_sub(map.start), accessible);
+            }
+        }
+    }
+
+    /// Deals with a record of the probe.
+    pub(super) fn note(&mut self, record: &MappingRecord) {
+        if let Some(step) = step(record) {
+            self.processes.entry(record.incarnation).or_default().apply(
+                record.thread,
+                record.at_ns,
+                &step,
+            );
+        }
+    }
+
+    /// Shows each mapping that is there to an ages' survey.
+    pub(super) fn note_ages(&self, ages: &mut AgeSurvey<'_>) {
+        for mappings in self.processes.values() {
+            mappings.visit(|site, born_ns, bytes| {
+                if site != UNKNOWN_SITE {
+                    ages.note_mapping(site, born_ns, bytes);
+                }
+            });
+        }
+    }
+
+    /// Drops what is known of an incarnation of which no more is told.
+    pub(super) fn forget(&mut self, incarnation: u32) {
+        self.processes.remove(&incarnation);
+    }
+
+    /// Drops what is known of other incarnations than these.
+    pub(super) fn keep(&mut self, incarnations: &HashSet<u32>) {
+        self.processes
+            .retain(|incarnation, _| incarnations.contains(incarnation));
+    }
+
+    /// What is mapped at each site. `joined` tells which site stands for one; only what was made by then counts as in use.
+    pub(super) fn survey(
+        &self,
+        joined: impl Fn(SiteId) -> SiteId,
+        born_until_ns: u64,
+    ) -> MappedSites {
+        let mut sites = MappedSites::new();
+        for (incarnation, mappings) in &self.processes {
+            for (site, survey) in mappings.survey(&joined, born_until_ns) {
+                if site != UNKNOWN_SITE {
+                    sites.insert(site, (*incarnation, survey));
+                }
+            }
+        }
+        sites
+    }
+}
+
+/// A site's mappings as totals of blocks.
+pub(super) fn totals(survey: &MappingSurvey) -> SiteTotals {
+    SiteTotals {
+        alloc_objects: survey.alloc_objects,
+        alloc_bytes: survey.alloc_bytes,
+        free_objects: survey.alloc_objects.saturating_sub(survey.inuse_objects),
+        free_bytes: survey.alloc_bytes.saturating_sub(survey.inuse_bytes),
+    }
+}
+
+/// Makes a site one of mappings, all of whose figures are exact.
+pub(super) fn describe(site: &mut Site, survey: &MappingSurvey, now_ns: u64) {
+    site.kind = SiteKind::Mapping;
+    site.mapping = Some(survey.kind);
+    site.reserved_bytes = survey.reserved_bytes;
+    site.inuse_bytes = survey.inuse_bytes;
+    site.inuse_objects = survey.inuse_objects;
+    site.inuse_bytes_low = survey.inuse_bytes;
+    site.inuse_bytes_high = survey.inuse_bytes;
+    site.alloc_bytes = survey.alloc_bytes;
+    site.alloc_objects = survey.alloc_objects;
+    site.weight = 1;
+    site.allocator = None;
+    site.oldest_age_s = survey
+        .oldest_born_ns
+        .map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{kind, step};
+    use crate::ledger::{MappingKind, Step};
+    use leakscope_common::{MappingRecord, MappingStep};
+
+    #[test]
+    fn flags_say_what_a_mapping_is_for() {
+        assert_eq!(kind(0x22), Some(MappingKind::Anonymous));
+        assert_eq!(kind(0x21), Some(MappingKind::Shared));
+        assert_eq!(kind(0x2_0022), Some(MappingKind::ThreadStack));
+        assert_eq!(kind(0x12), None);
+    }
+
+    #[test]
+    fn a_remap_without_an_address_failed() {
+        let record = |address| MappingRecord {
+            step: MappingStep::Remapped as u32,
+            address,
+            site: 3,
+            ..MappingRecord::default()
+        };
+        assert_eq!(step(&record(0)), Some(Step::Fail));
+        assert_eq!(
+            step(&record(4096)),
+            Some(Step::Remapped {
+                address: 4096,
+                site: 3
+            })
+        );
+        assert_eq!(step(&MappingRecord::default()), None);
+    }
+}
