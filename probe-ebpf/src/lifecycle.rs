@@ -17,8 +17,9 @@ use crate::{
     maps::{EVENTS, HITS, HOLDS, INCARNATIONS, PROCESSES, THREADS, lose},
 };
 
-/// `SIGSTOP` (asm-generic/signal.h).
+/// `SIGSTOP` and `SIGCONT` (asm-generic/signal.h).
 const SIGSTOP: u32 = 19;
+const SIGCONT: u32 = 18;
 
 /// `BPF_RB_FORCE_WAKEUP` (include/uapi/linux/bpf.h): by itself, the kernel wakes user space only for the first record that waits, and
 /// that may be one that is not worth it.
@@ -45,6 +46,11 @@ fn tell_with(kind: EventKind, tgid: u32, incarnation: u32, value: u32, held: boo
     };
     if EVENTS.output::<Event>(&event, wakeup).is_err() {
         lose(Loss::EventLost);
+        if held {
+            // Nobody knows of it, so nobody would let it run on. Takes back the stop that is pending.
+            // SAFETY: the helper checks its argument.
+            unsafe { bpf_send_signal(SIGCONT) };
+        }
     }
 }
 

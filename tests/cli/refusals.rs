@@ -263,3 +263,13 @@ fn nothing_runs_of_a_command_that_cannot_be_traced() {
         "nobody could not have touched it anyway"
     );
 }
+
+#[test]
+fn what_only_leakscope_starts_says_so() {
+    let finished = run(&["guard"]).expect("it runs");
+    assert_eq!(finished.code(), 1, "{finished:?}");
+    assert!(
+        finished.stderr.contains("leakscope starts this itself"),
+        "{finished:?}"
+    );
+}

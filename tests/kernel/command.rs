@@ -2,12 +2,16 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
 
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use leakscope_tests::{
-    ALL_SITES, Finished, Report, Truth, leakscope, require_kernel, require_victim, run,
+    ALL_SITES, Finished, PATIENCE, Report, Tracer, Truth, children, leakscope, prebuilt,
+    require_kernel, require_victim, run, send,
 };
 
 /// Traces a command; what leakscope said, and the report.
@@ -29,7 +33,7 @@ fn trace(command: &[&str]) -> (Finished, Report) {
     arguments.extend(command);
     let finished = run(&arguments).expect("leakscope runs");
     assert_eq!(finished.code(), 0, "{finished:?}");
-    let text = std::fs::read_to_string(&path).expect("a report");
+    let text = fs::read_to_string(&path).expect("a report");
     let report = serde_json::from_str(&text).expect("by the contract");
     (finished, report)
 }
@@ -166,4 +170,174 @@ fn a_command_is_found_on_the_path_and_reads_our_input() {
     assert!(finished.status.success(), "{finished:?}");
     assert_eq!(finished.stdout, b"through and through\n");
     assert!(report.exists());
+}
+
+/// The processes whose command lines name something, and the state of each (proc_pid_stat(5)).
+fn processes_that_name(text: &str) -> Vec<(u32, char)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap() {
+        let name = entry.unwrap().file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // It may end meanwhile.
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next());
+        if let Some(state) = state
+            && String::from_utf8_lossy(&line).contains(text)
+        {
+            found.push((pid, state));
+        }
+    }
+    found
+}
+
+/// A command that starts processes one after the other, each of which is held several times; they name the folder.
+struct Breeder {
+    folder: tempfile::TempDir,
+    tracer: Tracer,
+}
+
+impl Breeder {
+    fn start(victim: &Path) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("lsc-held-")
+            .tempdir()
+            .unwrap();
+        let path = folder.path().join("held");
+        fs::copy(victim, &path).unwrap();
+        let path = path.to_str().unwrap();
+        // Of the children the shell waits for some and not for others; there are grandchildren too.
+        let script = format!(
+            "i=0; while [ $i -lt 12 ]; do {path} nap 1 & sh -c '{path} nap 1; :'; i=$((i+1)); done; wait"
+        );
+        let tracer = Tracer::start(&["--tier", "exact", "--", "sh", "-c", &script]).unwrap();
+        Self { folder, tracer }
+    }
+
+    fn name(&self) -> &str {
+        self.folder.path().file_name().unwrap().to_str().unwrap()
+    }
+
+    /// The command's processes, without leakscope, whose command line holds the script too.
+    fn processes(&self) -> Vec<(u32, char)> {
+        let mut found = processes_that_name(self.name());
+        found.retain(|(pid, _)| *pid != self.tracer.pid());
+        found
+    }
+
+    /// All come to their end by themselves: nobody is stopped.
+    #[track_caller]
+    fn assert_all_end(&self, after: &str) {
+        let begun = Instant::now();
+        loop {
+            let left = self.processes();
+            if left.is_empty() {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{after}: {left:?}");
+            sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn killed_while_it_holds_others_it_leaves_none_of_them_stopped() {
+    let _alone = require_kernel!();
+    let victim = require_victim!("family");
+    let rounds = if prebuilt() { 2 } else { 6 };
+    let mut held = 0;
+    for round in 0..rounds {
+        let breeder = Breeder::start(&victim);
+        // When the shell has its first child, and later, among the grandchildren.
+        let least = 2 + round % 3;
+        let begun = Instant::now();
+        while breeder.processes().len() < least && begun.elapsed() < PATIENCE {
+            sleep(Duration::from_millis(1));
+        }
+        // While leakscope stands still, whoever is held next stays so.
+        breeder.tracer.signal("STOP").unwrap();
+        let begun = Instant::now();
+        let mut stopped = 0;
+        while stopped == 0 && begun.elapsed() < Duration::from_secs(3) {
+            let states = breeder.processes();
+            stopped = states.iter().filter(|(_, state)| *state == 'T').count();
+            sleep(Duration::from_millis(1));
+        }
+        held += stopped;
+        send("KILL", breeder.tracer.pid()).unwrap();
+        breeder.assert_all_end(&format!("round {round}, {stopped} held"));
+    }
+    assert!(
+        held >= rounds / 2,
+        "only {held} were held in {rounds} rounds"
+    );
+}
+
+#[test]
+fn killed_at_any_moment_it_leaves_no_process_stopped() {
+    let _alone = require_kernel!();
+    let victim = require_victim!("family");
+    for round in 0..if prebuilt() { 2 } else { 5_u64 } {
+        let breeder = Breeder::start(&victim);
+        sleep(Duration::from_millis(100 * round));
+        // A second SIGINT quits at once.
+        let signals: &[&str] = if round % 4 == 3 {
+            &["INT", "INT"]
+        } else {
+            &["KILL"]
+        };
+        for signal in signals {
+            send(signal, breeder.tracer.pid()).unwrap();
+        }
+        breeder.assert_all_end(&format!("{signals:?} in round {round}"));
+    }
+}
+
+#[test]
+fn whoever_watches_over_the_command_holds_none_of_its_files_and_ends_with_the_trace() {
+    let _alone = require_kernel!();
+    let victim = require_victim!("endless");
+    let mut tracer =
+        Tracer::start(&["--tier", "exact", "--", victim.to_str().unwrap(), "now"]).unwrap();
+    let command_line = |pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let begun = Instant::now();
+    let (guardian, command) = loop {
+        let children = children(tracer.pid()).unwrap();
+        let of = |wanted: &[u8]| {
+            let mut children = children.iter().copied();
+            children.find(|pid| command_line(*pid).ends_with(wanted))
+        };
+        if let (Some(guardian), Some(command)) = (of(b"guard\0"), of(b"now\0")) {
+            break (guardian, command);
+        }
+        assert!(begun.elapsed() < PATIENCE, "{children:?}");
+        sleep(Duration::from_millis(5));
+    };
+    let files: Vec<_> = fs::read_dir(format!("/proc/{guardian}/fd"))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .collect();
+    assert!(!files.is_empty());
+    for file in files {
+        let file = file.to_string_lossy().into_owned();
+        assert!(
+            file.starts_with("anon_inode:") || file == "/dev/null",
+            "{file}"
+        );
+    }
+    let session = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, rest) = stat.rsplit_once(") ").unwrap();
+        rest.split(' ').nth(3).unwrap().to_owned()
+    };
+    assert_eq!(session(guardian), guardian.to_string());
+    assert_ne!(session(command), guardian.to_string());
+    tracer.signal("INT").unwrap();
+    assert_eq!(tracer.end().unwrap().code(), 0);
+    assert!(!Path::new(&format!("/proc/{guardian}")).exists());
+    send("KILL", command).unwrap();
 }

@@ -11,7 +11,7 @@ use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -60,13 +60,42 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).expect(text)
 }
 
+/// A client: how it is called, an argument that makes it say its version, and Debian's package.
+type Client = (&'static str, &'static str, &'static str);
+
+const CURL: Client = ("curl", "--version", "curl");
+const GO: Client = ("go", "version", "golang-go");
+const DOT: Client = ("dot", "-V", "graphviz");
+const PROMTOOL: Client = ("promtool", "--version", "prometheus");
+const CHROMIUM: Client = ("chromium", "--version", "chromium");
+
 /// Whether a client is missing, which the machines of `cargo xtask test vm` need not have; says so.
-fn lacks(program: &str, argument: &str, package: &str) -> bool {
+fn lacks((program, argument, package): Client) -> bool {
     let missing = !answers(program, argument);
     if missing {
         leave_out(&format!("{program} is not installed (Debian: {package})"));
     }
     missing
+}
+
+/// The lock between kernel tests and the path of a victim. Returns from the test where it cannot be run, or where one of the
+/// clients is missing.
+macro_rules! set_up {
+    ($victim:expr $(, $client:expr)*) => {{
+        let alone = require_kernel!();
+        let path = require_victim!($victim);
+        if [CURL $(, $client)*].into_iter().any(lacks) {
+            return;
+        }
+        (alone, path)
+    }};
+}
+
+/// What curl gets.
+fn fetch(url: &str) -> String {
+    let mut command = Command::new("curl");
+    command.args(["--silent", url]);
+    run_command(command).unwrap().stdout
 }
 
 /// A port that was free a moment ago.
@@ -80,14 +109,7 @@ fn free_port() -> u16 {
 
 #[test]
 fn go_tool_pprof_shows_what_leaks() {
-    let _alone = require_kernel!();
-    let path = require_victim!("basic");
-    if lacks("curl", "--version", "curl") {
-        return;
-    }
-    if lacks("go", "version", "golang-go") {
-        return;
-    }
+    let (_alone, path) = set_up!("basic", GO);
     let watched = Watched::basic(&path, &[]);
     let heap = watched
         .daemon
@@ -131,12 +153,104 @@ fn go_tool_pprof_shows_what_leaks() {
 }
 
 #[test]
-fn dump_and_diff_show_what_changed_since() {
-    let _alone = require_kernel!();
-    let path = require_victim!("endless");
-    if lacks("curl", "--version", "curl") {
-        return;
+fn go_tool_pprof_draws_what_leaks() {
+    let (_alone, path) = set_up!("basic", GO, DOT);
+    let watched = Watched::basic(&path, &[]);
+    let heap = watched
+        .daemon
+        .save("/debug/pprof/heap", "heap.pb.gz")
+        .unwrap();
+    let heap = heap.to_str().unwrap();
+    let picture = watched.daemon.file("heap.png");
+    go_pprof(&["-png", "-output", picture.to_str().unwrap(), heap]).unwrap();
+    let bytes = fs::read(&picture).unwrap();
+    // Its signature, then width and height (PNG, 5.2 and 11.2.2): two boxes and an arrow at least.
+    assert!(bytes.starts_with(b"\x89PNG\r\n\x1a\n"), "{heap}");
+    let size = |place: usize| u32::from_be_bytes(bytes[place..place + 4].try_into().unwrap());
+    assert!(
+        size(16) > 100 && size(20) > 100,
+        "{} x {}",
+        size(16),
+        size(20)
+    );
+    let svg = go_pprof(&["-svg", "-unit=B", "-output", "/dev/stdout", heap]).unwrap();
+    assert!(
+        svg.contains("leak_basic") && svg.contains("10000B"),
+        "{svg}"
+    );
+    watched.victim.quit().unwrap();
+}
+
+/// A `go tool pprof -http` that has fetched a profile, or is about to.
+struct PprofServer {
+    child: Child,
+    url: String,
+    _home: tempfile::TempDir,
+}
+
+impl PprofServer {
+    fn start(source: &str) -> Self {
+        // `go tool` itself would stay between us and the server.
+        let mut command = Command::new("go");
+        command.args(["tool", "-n", "pprof"]);
+        let pprof = done(run_command(command).unwrap()).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let address = format!("127.0.0.1:{}", free_port());
+        let child = Command::new(pprof.trim())
+            .env("HOME", home.path())
+            .env("PPROF_TMPDIR", home.path())
+            .args(["-no_browser", &format!("-http={address}"), source])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self {
+            child,
+            url: format!("http://{address}"),
+            _home: home,
+        }
     }
+
+    /// A page of it, once it has one that contains this.
+    fn wait_for(&self, path: &str, text: &str) {
+        let start = Instant::now();
+        loop {
+            let page = fetch(&format!("{}{path}", self.url));
+            if page.contains(text) {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "no {text:?} in {path}: {page}");
+            sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+impl Drop for PprofServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn go_tool_pprof_fetches_and_serves() {
+    let (_alone, path) = set_up!("basic", GO, DOT);
+    let address = format!("127.0.0.1:{}", free_port());
+    let watched = Watched::basic(&path, &["--listen", &address]);
+    let pid = watched.victim.pid();
+    let server = PprofServer::start(&format!("http://{address}/debug/pprof/heap?pid={pid}"));
+    server.wait_for("/ui/top", "leak_basic");
+    server.wait_for("/ui/flamegraph", "leak_basic");
+    server.wait_for("/ui/peek?f=leak_basic", "leak_basic");
+    // The graph. (The page of the source disassembles, which Go's pprof cannot do for position-independent programs.)
+    server.wait_for("/ui/?si=inuse_objects", ">4 (");
+    drop(server);
+    watched.victim.quit().unwrap();
+}
+
+#[test]
+fn dump_and_diff_show_what_changed_since() {
+    let (_alone, path) = set_up!("endless");
     let mut victim = Victim::start(&path).unwrap();
     let pid = victim.pid().to_string();
     let daemon = Daemon::start(&["-p", &pid]).unwrap();
@@ -224,11 +338,7 @@ fn dump_and_diff_show_what_changed_since() {
 
 #[test]
 fn it_ends_cleanly_and_is_alone_on_its_socket() {
-    let _alone = require_kernel!();
-    let path = require_victim!("basic");
-    if lacks("curl", "--version", "curl") {
-        return;
-    }
+    let (_alone, path) = set_up!("basic");
     let mut watched = Watched::basic(&path, &[]);
     let pid = watched.victim.pid();
     assert!(!breakpoints(pid).unwrap().is_empty());
@@ -271,11 +381,7 @@ fn it_ends_cleanly_and_is_alone_on_its_socket() {
 
 #[test]
 fn a_killed_daemon_leaves_nothing_and_its_socket_is_taken_over() {
-    let _alone = require_kernel!();
-    let path = require_victim!("basic");
-    if lacks("curl", "--version", "curl") {
-        return;
-    }
+    let (_alone, path) = set_up!("basic");
     let mut watched = Watched::basic(&path, &[]);
     let pid = watched.victim.pid();
     watched.daemon.signal("KILL").unwrap();
@@ -298,11 +404,7 @@ fn a_killed_daemon_leaves_nothing_and_its_socket_is_taken_over() {
 
 #[test]
 fn beyond_this_machine_only_with_a_token() {
-    let _alone = require_kernel!();
-    let path = require_victim!("basic");
-    if lacks("curl", "--version", "curl") {
-        return;
-    }
+    let (_alone, path) = set_up!("basic");
     let mut victim = Victim::start(&path).unwrap();
     let pid = victim.pid().to_string();
     let folder = tempfile::tempdir().unwrap();
@@ -354,10 +456,51 @@ fn beyond_this_machine_only_with_a_token() {
         status(&["-H", &format!("Authorization: Bearer {secret}")]),
         "200"
     );
+    // Another one is read when it is asked to, if it is one.
+    let shows = |token: &str| status(&["-H", &format!("Authorization: Bearer {token}")]);
+    fs::write(&token, "short").unwrap();
+    daemon.signal("HUP").unwrap();
+    daemon.curl(&["--fail"], "/healthz").unwrap();
+    assert_eq!(shows(secret), "200");
+    let next = "fedcba9876543210fedcba9876543210";
+    fs::write(&token, next).unwrap();
+    daemon.signal("HUP").unwrap();
+    let start = Instant::now();
+    while shows(next) != "200" {
+        assert!(start.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(50));
+    }
+    assert_eq!(shows(secret), "401");
     assert_eq!(run(&["dump", "--url", &url]).unwrap().code(), 1);
     let shown = run(&["dump", "--url", &url, "--auth-token-file", token_text]).unwrap();
     assert_eq!(shown.code(), 0, "{shown:?}");
     drop(daemon);
+    victim.kill().unwrap();
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let (_alone, path) = set_up!("basic");
+    let mut victim = Victim::start(&path).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = || {
+        let mut room = [0; 64];
+        let length = manager.recv(&mut room).unwrap();
+        String::from_utf8_lossy(&room[..length]).into_owned()
+    };
+    let mut daemon = Daemon::start_with(
+        &[("NOTIFY_SOCKET", socket.to_str().unwrap())],
+        &["-p", &victim.pid().to_string()],
+    )
+    .unwrap();
+    assert_eq!(heard(), "READY=1\n");
+    assert!(!breakpoints(victim.pid()).unwrap().is_empty());
+    daemon.signal("TERM").unwrap();
+    assert_eq!(heard(), "STOPPING=1\n");
+    assert_eq!(daemon.end().unwrap().code(), 0);
     victim.kill().unwrap();
 }
 
@@ -435,14 +578,7 @@ impl Drop for Prometheus {
 
 #[test]
 fn prometheus_reads_its_metrics() {
-    let _alone = require_kernel!();
-    let path = require_victim!("basic");
-    if lacks("curl", "--version", "curl") {
-        return;
-    }
-    if lacks("promtool", "--version", "prometheus") {
-        return;
-    }
+    let (_alone, path) = set_up!("basic", PROMTOOL);
     let port = free_port();
     let address = format!("127.0.0.1:{port}");
     let watched = Watched::basic(&path, &["--listen", &address]);
@@ -473,14 +609,7 @@ fn prometheus_reads_its_metrics() {
 
 #[test]
 fn a_browser_shows_the_page_and_a_click_zooms() {
-    let _alone = require_kernel!();
-    let path = require_victim!("basic");
-    if lacks("curl", "--version", "curl") {
-        return;
-    }
-    if lacks("chromium", "--version", "chromium") {
-        return;
-    }
+    let (_alone, path) = set_up!("basic", CHROMIUM);
     let watched = Watched::basic(&path, &[]);
     // Clicks on the frame of `leak_calloc`, which is small until then.
     let zoom = "window.addEventListener('load', () => setTimeout(() => {

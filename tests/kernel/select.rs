@@ -1,16 +1,25 @@
 //! Which processes are traced: by name, by control group, all of them, children of a command; those that run and those that
 //! start later.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use leakscope_tests::{
-    ALL_SITES, Report, Tracer, Victim, leave_out, require_kernel, require_victim, run,
+    ALL_SITES, Report, Tracer, Truth, Victim, children, leave_out, prebuilt, require_kernel,
+    require_victim, run,
 };
 
 /// How long a process may take to call exec.
@@ -31,7 +40,7 @@ fn named(program: &Path, name: &str, folder: &Path) -> PathBuf {
 }
 
 #[track_caller]
-fn assert_truth(report: &Report, pid: u32, truths: &[leakscope_tests::Truth]) {
+fn assert_truth(report: &Report, pid: u32, truths: &[Truth]) {
     let differences = report.differences(truths, |report, truth| {
         report.called_by(pid, &truth.function)
     });
@@ -273,6 +282,223 @@ fn by_control_group_of_the_first_version() {
     } else {
         leave_out("no cgroup v1 memory hierarchy is mounted");
     }
+}
+
+/// A victim as `/program` in a root of its own, with copies of the libraries that it maps, and its own PID and mount namespaces: a
+/// container without an engine.
+struct Container {
+    root: tempfile::TempDir,
+    outer: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    pid: u32,
+}
+
+/// A shell's words, in new namespaces and a new root.
+fn entering(root: &Path, words: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command
+        .args(["-m", "-p", "-f", "sh", "-c"])
+        .arg(format!(
+            "mount --bind \"$0\" \"$0\" && cd \"$0\" && mkdir old && pivot_root . old && {words}"
+        ))
+        .arg(root);
+    command
+}
+
+impl Container {
+    fn start(program: &Path) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let copy = |from: &Path, to: &str| {
+            let to = root.path().join(to.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(from, to).unwrap();
+        };
+        copy(program, "program");
+        // What it maps here it needs there, at the same paths.
+        let here = Victim::start(program).unwrap();
+        let maps = fs::read_to_string(format!("/proc/{}/maps", here.pid())).unwrap();
+        for line in maps.lines() {
+            if let Some(start) = line.find('/')
+                && let Some(path) = line.get(start..)
+                && Path::new(path) != program
+            {
+                copy(Path::new(path), path);
+            }
+        }
+        // The dynamic loader under the name in the program's header, which may be a link.
+        for loader in ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"] {
+            if Path::new(loader).exists() {
+                copy(Path::new(loader), loader);
+            }
+        }
+        let mut outer = entering(root.path(), "exec /program")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = outer.stdin.take().unwrap();
+        let stdout = BufReader::new(outer.stdout.take().unwrap());
+        let mut container = Self {
+            root,
+            outer,
+            stdin,
+            stdout,
+            pid: 0,
+        };
+        // Inside it is the first process.
+        assert_eq!(container.line(), "ready 1");
+        container.pid = *children(container.outer.id()).unwrap().first().unwrap();
+        container
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn go(&mut self) -> Vec<Truth> {
+        self.stdin.write_all(b"go\n").unwrap();
+        let mut truths = Vec::new();
+        loop {
+            let line = self.line();
+            if line == "done" {
+                return truths;
+            }
+            truths.push(Truth::parse(&line).unwrap());
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.stdin.write_all(b"quit\n");
+        let _ = self.outer.wait();
+    }
+}
+
+/// Two containers with other files at the same paths.
+fn in_containers(group: Option<&Group>) {
+    let basic = require_victim!("basic");
+    let musl = require_victim!("basic-musl");
+    let empty = tempfile::tempdir().unwrap();
+    if !entering(empty.path(), "exit 0")
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        leave_out("no process can be given a root of its own here");
+        return;
+    }
+    let mut containers = [
+        Container::start(&basic),
+        Container::start(&musl),
+        Container::start(&basic),
+    ];
+    let pids: Vec<String> = containers.iter().map(|one| one.pid.to_string()).collect();
+    let mut tracer = match group {
+        Some(group) => {
+            for container in &containers {
+                group.take(container.pid, true);
+            }
+            select(&["--cgroup", group.path.to_str().unwrap()])
+        }
+        None => select(&["-p", &pids.join(",")]),
+    };
+    for container in &containers {
+        tracer.wait_until_attached(container.pid).unwrap();
+    }
+    let truths: Vec<_> = containers.iter_mut().map(Container::go).collect();
+    let report = tracer.stop().unwrap();
+    assert_eq!(report.processes.len(), 3, "{:?}", report.processes);
+    let mut libraries = Vec::new();
+    for (container, truths) in containers.iter().zip(&truths) {
+        assert_truth(&report, container.pid, truths);
+        let process = report
+            .processes
+            .iter()
+            .find(|process| process.pid == container.pid)
+            .unwrap();
+        // The path as it is seen inside, of a file that lies in the container.
+        let (_, path) = process.allocators.first().unwrap().split_once(' ').unwrap();
+        let inside = container.root.path().join(path.trim_start_matches('/'));
+        libraries.push((path, fs::metadata(&inside).unwrap().ino()));
+        for site in report.sites.iter().filter(|site| site.pid == container.pid) {
+            assert!(site.stack_complete, "{site:?}");
+            let caller = site.frames.get(1).unwrap();
+            assert_eq!(caller.module.as_deref(), Some("/program"), "{site:?}");
+        }
+    }
+    let [(first, one), (_, _), (third, other)] = libraries[..] else {
+        panic!("{libraries:?}");
+    };
+    assert_eq!(first, third);
+    assert_ne!(one, other);
+}
+
+#[test]
+fn containers_by_process_id() {
+    let _alone = require_kernel!();
+    in_containers(None);
+}
+
+#[test]
+fn containers_by_control_group() {
+    let _alone = require_kernel!();
+    let mount = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|mount| Path::new(mount).join("cgroup.procs").exists());
+    match mount.and_then(|mount| Group::make(Path::new(mount))) {
+        Some(group) => in_containers(Some(&group)),
+        None => leave_out("no control group can be made"),
+    }
+}
+
+#[test]
+fn processes_as_fast_as_they_fork() {
+    let _alone = require_kernel!();
+    let folder = tempfile::tempdir().unwrap();
+    let bomb = named(&require_victim!("family"), "lsc-bomb", folder.path());
+    let steady = named(&require_victim!("basic"), "lsc-bomb-not", folder.path());
+    let mut steady = Victim::start(&steady).unwrap();
+    let mut tracer = select(&["--comm", "lsc-bomb*"]);
+    tracer.wait_until_attached(steady.pid()).unwrap();
+    // 2,000 in all, at most some hundred at a time.
+    let (batches, many) = if prebuilt() { (2, 20) } else { (10, 100) };
+    let script = format!(
+        "j=0; while [ $j -lt {batches} ]; do i=0; while [ $i -lt {many} ]; do {} nap 0 & i=$((i+1)); done; wait; j=$((j+1)); done",
+        bomb.display()
+    );
+    let shells: Vec<Child> = (0..2)
+        .map(|_| Command::new("sh").args(["-c", &script]).spawn().unwrap())
+        .collect();
+    let truths = steady.go().unwrap();
+    for mut shell in shells {
+        assert!(shell.wait().unwrap().success());
+    }
+    // It still answers, and knows what it has lost.
+    let report = tracer.stop().unwrap();
+    if report.byte_losses().is_empty() {
+        assert_truth(&report, steady.pid(), &truths);
+    }
+    // Of those that ended the last ones stay.
+    let alive = report
+        .processes
+        .iter()
+        .filter(|process| Path::new(&format!("/proc/{}", process.pid)).exists())
+        .count();
+    assert_eq!(alive, 1, "{:?}", report.processes);
+    assert!(
+        report.processes.len() <= 65,
+        "{} processes",
+        report.processes.len()
+    );
+    // What was seen of one is what it did, or less: never a block of another that had its number before.
+    for process in &report.processes {
+        let nap = report.called_by(process.pid, "leak_of_nap");
+        assert!(nap.objects <= 8, "{process:?}: {nap:?}");
+    }
+    assert!(steady.quit().unwrap().success());
 }
 
 #[test]

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use leakscope_tests::{
     ALL_SITES, PATIENCE, Report, Tracer, answers, leave_out, prebuilt, python, require_kernel,
-    require_victim, run, run_command,
+    require_victim, run, run_command, send,
 };
 use tempfile::TempDir;
 
@@ -328,4 +330,148 @@ fn nginx() {
         let answer = server.ask(words.as_bytes(), b"");
         assert!(answer.starts_with(b"HTTP/1.1 200"), "{path}");
     });
+}
+
+/// A cluster made for the test, run by the user that Debian's package makes.
+struct Postgres {
+    server: Child,
+    programs: PathBuf,
+    folder: TempDir,
+}
+
+impl Postgres {
+    fn start() -> Option<Self> {
+        let programs = fs::read_dir("/usr/lib/postgresql")
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path().join("bin"))
+            .find(|folder| folder.join("initdb").exists());
+        let passwords = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let user = passwords
+            .lines()
+            .map(|line| line.split(':').collect::<Vec<_>>())
+            .find(|fields| fields.first() == Some(&"postgres"))
+            .and_then(|fields| Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?)));
+        let (Some(programs), Some((user, group))) = (programs, user) else {
+            leave_out("PostgreSQL is not installed (Debian: postgresql-15)");
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        chown(folder.path(), Some(user), Some(group)).unwrap();
+        let data = folder.path().join("data");
+        let run = |program: &str| {
+            let mut command = Command::new(programs.join(program));
+            command
+                .uid(user)
+                .gid(group)
+                .arg("-D")
+                .arg(&data)
+                .current_dir(folder.path())
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            command
+        };
+        let made = run("initdb")
+            .args(["--no-sync", "-A", "trust", "-U", "postgres", "--locale=C"])
+            .status()
+            .unwrap();
+        assert!(made.success(), "{made}");
+        let server = run("postgres")
+            .arg("-k")
+            .arg(folder.path())
+            .args(["-c", "listen_addresses=", "-c", "fsync=off"])
+            .spawn()
+            .unwrap();
+        let postgres = Self {
+            server,
+            programs,
+            folder,
+        };
+        let begun = Instant::now();
+        while postgres.ask("select 1").is_none() {
+            assert!(begun.elapsed() < PATIENCE, "PostgreSQL does not listen");
+            sleep(Duration::from_millis(50));
+        }
+        Some(postgres)
+    }
+
+    /// A session with statements, one on each line; what they gave.
+    fn ask(&self, statements: &str) -> Option<String> {
+        let mut client = Command::new(self.programs.join("psql"))
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
+            .args(["-U", "postgres", "-h"])
+            .arg(self.folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stdin = client.stdin.take().unwrap();
+        // One that cannot connect reads nothing.
+        let told = stdin.write_all(format!("{statements};\n").as_bytes());
+        drop(stdin);
+        let output = client.wait_with_output().unwrap();
+        told.ok()?;
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8(output.stdout).unwrap())
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // Its fast shutdown, which ends the sessions.
+        let _ = send("INT", self.server.id());
+        let _ = self.server.wait();
+    }
+}
+
+#[test]
+fn postgres() {
+    /// After so long a new backend is to be followed, seconds.
+    const PICKED_UP: f64 = 0.1;
+    const WORK: &str = "select count(*) from (select md5(i::text) as m from generate_series(1, 20000) i order by m) s";
+    let _alone = require_kernel!();
+    let Some(server) = Postgres::start() else {
+        return;
+    };
+    let mut tracer = Tracer::start(&["--tier", "exact", "--comm", "postgres"]).unwrap();
+    tracer.wait_until_attached(server.server.id()).unwrap();
+    let backends: Vec<u32> = (0..4)
+        .map(|_| {
+            let said = server
+                .ask(&format!(
+                    "select pg_backend_pid();\nselect pg_sleep({PICKED_UP});\n{WORK}"
+                ))
+                .unwrap();
+            said.lines().next().unwrap().parse().unwrap()
+        })
+        .collect();
+    let mut session = String::from("create table t(a int, b text)");
+    for round in 0..10 {
+        session.push_str(&format!(
+            ";\ninsert into t select i, repeat('x', i % 100) from generate_series(1, 500) i;\n{WORK};\n\
+             select count(*) from t x join t y using (a) where x.a % 7 = {round};\nupdate t set b = b || 'y' where a % 5 = 0"
+        ));
+    }
+    server.ask(&session).unwrap();
+    let report = tracer.stop().unwrap();
+    for pid in backends {
+        let worked: u64 = report
+            .sites
+            .iter()
+            .filter(|site| site.pid == pid)
+            .map(|site| site.alloc_objects)
+            .sum();
+        assert!(worked > 0, "backend {pid}: {:?}", report.processes);
+    }
+    let leaking: Vec<_> = report
+        .sites
+        .iter()
+        .filter(|site| site.verdict == "leaking")
+        .collect();
+    assert!(leaking.is_empty(), "{leaking:?}");
+    assert_share_of("postgres", &report, 500);
 }

@@ -28,10 +28,16 @@ impl Daemon {
     /// # Errors
     /// When it ends instead.
     pub fn start(arguments: &[&str]) -> Result<Self> {
-        Self::start_in(
-            tempfile::tempdir().context("a folder for the socket")?,
-            arguments,
-        )
+        Self::start_with(&[], arguments)
+    }
+
+    /// The same with these variables in its environment.
+    ///
+    /// # Errors
+    /// See [`Daemon::start`].
+    pub fn start_with(environment: &[(&str, &str)], arguments: &[&str]) -> Result<Self> {
+        let folder = tempfile::tempdir().context("a folder for the socket")?;
+        Self::start_in(folder, environment, arguments)
     }
 
     /// Starts another on the same socket, whose file is as the first one left it.
@@ -41,16 +47,17 @@ impl Daemon {
     pub fn start_again(mut self, arguments: &[&str]) -> Result<Self> {
         let elsewhere = tempfile::tempdir().context("a folder for the socket")?;
         let folder = std::mem::replace(&mut self.folder, elsewhere);
-        Self::start_in(folder, arguments)
+        Self::start_in(folder, &[], arguments)
     }
 
-    fn start_in(folder: TempDir, arguments: &[&str]) -> Result<Self> {
+    fn start_in(folder: TempDir, environment: &[(&str, &str)], arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(leakscope()?);
         command
             // Sums are compared with what the victim says: no estimates.
             .args(["daemon", "--tier", "exact", "--socket"])
             .arg(folder.path().join("socket"))
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());

@@ -104,6 +104,21 @@ pub fn children(pid: u32) -> Result<Vec<u32>> {
     Ok(found)
 }
 
+/// The command that leakscope has started, from its fork on. A thread of its own is its parent, so that whoever else leakscope
+/// starts is not mistaken for it.
+#[must_use]
+pub fn command_of(leakscope: u32) -> Option<u32> {
+    let own = leakscope.to_string();
+    fs::read_dir(format!("/proc/{leakscope}/task"))
+        .ok()?
+        .filter_map(Result::ok)
+        .filter(|thread| thread.file_name() != own.as_str())
+        .find_map(|thread| {
+            let text = fs::read_to_string(thread.path().join("children")).ok()?;
+            text.split_whitespace().next()?.parse().ok()
+        })
+}
+
 /// Sends a process a signal by its short name, as `KILL`. One that is gone is left alone.
 ///
 /// # Errors

@@ -20,7 +20,7 @@ mod victims;
 
 pub use binary::leakscope;
 pub use daemon::{Daemon, done, go_pprof, in_browser};
-pub use faults::{MemoryLimit, children, scripted, send, tampered};
+pub use faults::{MemoryLimit, children, command_of, scripted, send, tampered};
 pub use links::{DEGRADED, degraded};
 pub use machine::{answers, exclusive, kernel_usable, leave_out, missing, prebuilt, skip};
 pub use outcome::{Found, Outcome, by_any_frame, by_caller};

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::PATIENCE;
 
-/// glibc's file, and musl's.
-const LIBRARIES: [&str; 2] = ["libc.so.6", "libc.so"];
+/// glibc's file, and musl's, which may be under the loader's name only.
+const LIBRARIES: [&str; 3] = ["libc.so.6", "libc.so", "ld-musl-x86_64.so.1"];
 
 /// The file offsets at which the code of the process's C library differs from its file: the breakpoints. Code has no
 /// relocations, so nothing else makes a difference. For a statically linked program, its own code.
@@ -53,7 +53,9 @@ pub fn breakpoints(pid: u32) -> Result<Vec<u64>> {
         let mut in_memory = vec![0; usize::try_from(end - start)?];
         memory.read_exact_at(&mut in_memory, start)?;
         let mut in_file = Vec::new();
-        let file = File::open(path).with_context(|| format!("opening {path}"))?;
+        // As the process sees it, which may have a root of its own.
+        let path = format!("/proc/{pid}/root{path}");
+        let file = File::open(&path).with_context(|| format!("opening {path}"))?;
         in_file.resize(in_memory.len(), 0);
         let mut length = 0;
         while let Some(rest) = in_file.get_mut(length..).filter(|rest| !rest.is_empty()) {

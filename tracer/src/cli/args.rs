@@ -41,6 +41,9 @@ pub(super) enum Command {
     /// Attach programs that do nothing where `trace` would attach its own: the least that a uprobe tracer costs.
     #[command(hide = true)]
     Floor(FloorArguments),
+    /// Watch over a command's processes until `trace` has ended.
+    #[command(hide = true)]
+    Guard,
 }
 
 /// How allocations are seen.

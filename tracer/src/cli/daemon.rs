@@ -1,6 +1,6 @@
 //! `leakscope daemon`: a trace that goes on, for whoever asks.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{os::unix::net::UnixStream, path::PathBuf, process::ExitCode, time::Duration};
 
 use super::{
     args::TargetArguments,
@@ -52,6 +52,10 @@ impl Source for Traced {
 
     fn detach(&mut self) {
         self.session.detach_all();
+    }
+
+    fn wake_by(&mut self, wake: UnixStream) {
+        self.session.wake_by(wake);
     }
 }
 

@@ -7,6 +7,7 @@ mod diff;
 mod doctor;
 mod dump;
 mod floor;
+mod guard;
 mod output;
 mod plan;
 mod progress;
@@ -30,6 +31,7 @@ pub fn run() -> ExitCode {
         Command::Diff(raw) => diff::run(&raw),
         Command::Doctor(raw) => doctor::run(&raw),
         Command::Floor(raw) => floor::run(&raw),
+        Command::Guard => guard::run(),
     };
     match result {
         Ok(code) => code,

@@ -7,6 +7,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use axum::http::{HeaderMap, Method, header};
@@ -98,13 +99,41 @@ impl Token {
     }
 }
 
+/// The token that must be shown now, wherever it is asked for: it can be replaced.
+#[derive(Clone)]
+pub(super) struct CurrentToken(Arc<RwLock<Token>>);
+
+impl CurrentToken {
+    /// This one, until another takes its place.
+    pub(super) fn new(token: Token) -> Self {
+        Self(Arc::new(RwLock::new(token)))
+    }
+
+    /// From now on only the token that the file holds now is let in.
+    ///
+    /// # Errors
+    /// See [`TokenError`]; the old one stays.
+    pub(super) fn read_again(&self, path: &Path) -> Result<(), TokenError> {
+        let token = Token::read(path)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = token;
+        Ok(())
+    }
+
+    fn is(&self, shown: &[u8]) -> bool {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is(shown)
+    }
+}
+
 /// How a connection came in.
 #[derive(Clone)]
 pub(super) enum Entrance {
     /// Over the Unix socket.
     Socket,
     /// Over TCP, with the token that must be shown.
-    Tcp(Option<Token>),
+    Tcp(Option<CurrentToken>),
 }
 
 impl Entrance {
@@ -179,7 +208,7 @@ mod tests {
 
     use axum::http::{HeaderMap, HeaderValue, Method};
 
-    use super::{Entrance, Token, TokenError};
+    use super::{CurrentToken, Entrance, Token, TokenError};
 
     const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -197,7 +226,7 @@ mod tests {
 
     #[test]
     fn only_the_token_itself_is_let_in() {
-        let entrance = Entrance::Tcp(Some(Token(TOKEN.into())));
+        let entrance = Entrance::Tcp(Some(CurrentToken::new(Token(TOKEN.into()))));
         let admitted = |value: &str| {
             let headers = headers(&[("authorization", value)]);
             entrance.admit(&Method::GET, "/metrics", &headers).is_ok()
@@ -225,6 +254,26 @@ mod tests {
                 .admit(&Method::GET, "/healthz", &HeaderMap::new())
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn another_token_takes_the_place_of_the_old_one_where_the_file_is_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let current = CurrentToken::new(Token(TOKEN.into()));
+        let entrance = Entrance::Tcp(Some(current.clone()));
+        let admitted = |token: &str| {
+            let headers = headers(&[("authorization", &format!("Bearer {token}"))]);
+            entrance.admit(&Method::GET, "/metrics", &headers).is_ok()
+        };
+        let other = TOKEN.replace('0', "f");
+        std::fs::write(&path, "short").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(current.read_again(&path).is_err());
+        assert!(admitted(TOKEN) && !admitted(&other));
+        std::fs::write(&path, &other).unwrap();
+        current.read_again(&path).unwrap();
+        assert!(!admitted(TOKEN) && admitted(&other));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod auth;
 mod error;
+mod notify;
 mod query;
 mod render;
 mod routes;
@@ -39,7 +40,8 @@ pub use auth::TokenError;
 pub use socket::SocketError;
 pub use thread::Source;
 
-use auth::{Entrance, Token};
+use auth::{CurrentToken, Entrance, Token};
+use notify::{Manager, State};
 use serve::{Counters, Listener, Server};
 
 /// Where to listen, and who may ask.
@@ -121,7 +123,16 @@ pub async fn run<S: Source>(
     make: impl FnOnce() -> anyhow::Result<S> + Send + 'static,
     say: impl Fn(&str),
 ) -> anyhow::Result<()> {
-    let entrance = tcp_entrance(options)?;
+    let token = current_token(options)?;
+    // A service whose manager is never told that it is ready is ended after a while; that is for nobody but the manager.
+    let manager = Manager::of_environment()
+        .map_err(|error| say(&format!("NOTIFY_SOCKET cannot be used: {error}")))
+        .ok();
+    let tell = |state| {
+        if let Some(Err(error)) = manager.as_ref().map(|manager| manager.tell(state)) {
+            say(&format!("cannot tell the service manager: {error}"));
+        }
+    };
     let mut end = Signals::listen().map_err(DaemonError::Signals)?;
     // Before anything is traced: a second daemon should not get that far.
     let (unix, claim) = socket::claim(&options.socket)
@@ -154,8 +165,13 @@ pub async fn run<S: Source>(
         if let Ok(address) = listener.local_addr() {
             say(&format!("listening on http://{address}"));
         }
-        listeners.spawn(serve::listen(Listener::Tcp(listener), entrance, server));
+        listeners.spawn(serve::listen(
+            Listener::Tcp(listener),
+            Entrance::Tcp(token.clone()),
+            server,
+        ));
     }
+    tell(State::Ready);
     let mut thread = thread;
     let result = loop {
         tokio::select! {
@@ -168,12 +184,19 @@ pub async fn run<S: Source>(
                     break Ok(());
                 }
                 Asked::SelectAgain => {
+                    if let (Some(token), Some(path)) = (&token, &options.token_file)
+                        && let Err(error) = token.read_again(path)
+                    {
+                        // A mistake in the file locks nobody out, and lets nobody in.
+                        say(&format!("the token stays the one it was: {error}"));
+                    }
                     tracing.select_again();
                     say("looking again at what is to be traced");
                 }
             },
         }
     };
+    tell(State::Stopping);
     // Nobody finds us from here on; detaching goes on meanwhile.
     drop(claim);
     // All receivers may be gone.
@@ -188,14 +211,14 @@ pub async fn run<S: Source>(
     result
 }
 
-/// Who may ask over TCP.
-fn tcp_entrance(options: &DaemonOptions) -> Result<Entrance, DaemonError> {
+/// What those who ask over TCP must show.
+fn current_token(options: &DaemonOptions) -> Result<Option<CurrentToken>, DaemonError> {
     let token = options.token_file.as_deref().map(Token::read).transpose()?;
     match options.listen {
         Some(address) if !address.ip().to_canonical().is_loopback() && token.is_none() => {
             Err(DaemonError::Open { address })
         }
-        _ => Ok(Entrance::Tcp(token)),
+        _ => Ok(token.map(CurrentToken::new)),
     }
 }
 
@@ -210,7 +233,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
 enum Asked {
     /// Ctrl-C or SIGTERM.
     Stop,
-    /// SIGHUP.
+    /// SIGHUP: the filters and the token are read again.
     SelectAgain,
 }
 

@@ -36,6 +36,10 @@ use super::{auth::Entrance, error::Refusal, stream::Impatient};
 /// Connections at a time, for each listener: one that is flooded leaves the other alone.
 const CONNECTIONS: usize = 256;
 
+/// How long a new client waits for the end of another's connection when there are too many. Clients that make a
+/// connection for each request are that many only because the ends of their last ones have not been noticed yet.
+const ROOM_WITHIN: Duration = Duration::from_millis(500);
+
 /// How long a client may take to say what it wants, and a connection may be idle.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 
@@ -135,6 +139,7 @@ impl Listener {
 pub(super) async fn listen(listener: Listener, entrance: Entrance, server: Server) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let mut ending = server.ending.clone();
+    let mut patient = true;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -145,7 +150,14 @@ pub(super) async fn listen(listener: Listener, entrance: Entrance, server: Serve
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+        let wait = if patient { ROOM_WITHIN } else { Duration::ZERO };
+        let room = tokio::select! {
+            room = tokio::time::timeout(wait, Arc::clone(&permits).acquire_owned()) => room,
+            _ = ending.wait_for(|ending| *ending) => break,
+        };
+        // Where nobody leaves, those behind need not wait too.
+        patient = room.is_ok();
+        let Ok(Ok(permit)) = room else {
             server.counters.turned_away.fetch_add(1, Ordering::Relaxed);
             stream.say(FULL);
             continue;

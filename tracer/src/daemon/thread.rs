@@ -4,6 +4,8 @@
 //! wait; however many ask at once, one report is made for all of them.
 
 use std::{
+    io::{self, Write as _},
+    os::unix::net::UnixStream,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::report::Report;
 
-/// How long one step of the trace lasts at most: how soon a wish or a signal is noticed.
+/// How long one step of the trace lasts at most: how soon a wish is noticed by a source that is not woken.
 const STEP: Duration = Duration::from_millis(50);
 
 /// A report is made unasked, for metrics, so that making them takes at most this share of the
@@ -50,6 +52,12 @@ pub trait Source {
 
     /// Takes all probes away.
     fn detach(&mut self);
+
+    /// Is given what becomes readable when somebody wishes something: [`Source::step`] is to return then, and to read what
+    /// there is. A source that does not look is asked again when its step is over.
+    fn wake_by(&mut self, wake: UnixStream) {
+        drop(wake);
+    }
 }
 
 /// A report, and when it was made.
@@ -77,12 +85,35 @@ impl Published {
     }
 }
 
-/// The flags by which the thread is spoken to.
-#[derive(Debug, Default)]
+/// The flags by which the thread is spoken to, and what makes it look at them.
+#[derive(Debug)]
 struct Wishes {
     report: AtomicBool,
     selection: AtomicBool,
     stop: AtomicBool,
+    wake: UnixStream,
+}
+
+impl Wishes {
+    /// None yet; and what becomes readable when there is one.
+    fn new() -> io::Result<(Self, UnixStream)> {
+        let (wake, woken) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        woken.set_nonblocking(true)?;
+        let wishes = Self {
+            report: AtomicBool::new(false),
+            selection: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            wake,
+        };
+        Ok((wishes, woken))
+    }
+
+    fn raise(&self, flag: &AtomicBool) {
+        flag.store(true, Ordering::SeqCst);
+        // Where there is no room, it has not been read yet: the thread will wake.
+        let _ = (&self.wake).write(&[1]);
+    }
 }
 
 /// Tracing has ended, so that there are no more reports.
@@ -116,7 +147,8 @@ impl TracingThread {
 pub(super) async fn start<S: Source>(
     make: impl FnOnce() -> anyhow::Result<S> + Send + 'static,
 ) -> anyhow::Result<(Tracing, TracingThread)> {
-    let wishes = Arc::new(Wishes::default());
+    let (wishes, woken) = Wishes::new()?;
+    let wishes = Arc::new(wishes);
     let (publish, newest) = watch::channel(None);
     let (made, is_made) = oneshot::channel();
     let (say_ended, ended) = oneshot::channel();
@@ -132,6 +164,7 @@ pub(super) async fn start<S: Source>(
                         return;
                     }
                 };
+                source.wake_by(woken);
                 let _ = made.send(Ok(()));
                 let result = trace(&mut source, &wishes, &publish);
                 source.detach();
@@ -207,7 +240,7 @@ impl Tracing {
     pub(super) async fn fresh(&self) -> Result<Published, Ended> {
         let asked = Instant::now();
         let mut newest = self.newest.clone();
-        self.wishes.report.store(true, Ordering::SeqCst);
+        self.wishes.raise(&self.wishes.report);
         let published = newest
             .wait_for(|published| {
                 published
@@ -222,12 +255,12 @@ impl Tracing {
 
     /// Asks to look again at which processes are to be traced.
     pub(super) fn select_again(&self) {
-        self.wishes.selection.store(true, Ordering::SeqCst);
+        self.wishes.raise(&self.wishes.selection);
     }
 
     /// Asks to end.
     pub(super) fn stop(&self) {
-        self.wishes.stop.store(true, Ordering::SeqCst);
+        self.wishes.raise(&self.wishes.stop);
     }
 }
 

@@ -9,6 +9,8 @@ use leakscope_common::{
 use super::{
     command,
     error::KernelError,
+    event::ProbeEvent,
+    guardian::Guardian,
     probe::{Probe, Value, map_error},
     sys,
     tracefs::Tracefs,
@@ -176,6 +178,15 @@ impl Probe {
         if children {
             self.attach_forks()?;
         }
+        if self.guardian.is_none() {
+            let guardian = Guardian::start(self.holds_fd.as_fd()).map_err(|source| {
+                KernelError::call(
+                    "cannot start the process that watches over the command's",
+                    source,
+                )
+            })?;
+            self.guardian = Some(guardian);
+        }
         self.holds
             .insert(pid, if children { HOLD_CHILDREN } else { 0 }, ANY)
             .map_err(|error| map_error("HOLDS", &error))?;
@@ -238,6 +249,34 @@ impl Probe {
     pub fn resume(&self, pid: u32) -> Result<(), KernelError> {
         command::send_continue(pid)
             .map_err(|source| KernelError::call(format!("cannot continue process {pid}"), source))
+    }
+}
+
+impl Drop for Probe {
+    /// Nobody who is held stays so. When we are killed instead, the guardian sees to that.
+    fn drop(&mut self) {
+        self.begin_detach();
+        for closing in self.closing.drain(..) {
+            // It panics nowhere; and if it did, the links are closed.
+            let _ = closing.join();
+        }
+        // From here on nobody is stopped any more.
+        if self.guardian.is_none() {
+            return;
+        }
+        while let Some(event) = self.next_event() {
+            if let ProbeEvent::Exec {
+                pid, held: true, ..
+            }
+            | ProbeEvent::MappedCode {
+                pid, held: true, ..
+            } = event
+            {
+                // A signal that is still on its way is taken back by this one. The process may be gone.
+                let _ = self.resume(pid);
+            }
+        }
+        self.guardian = None;
     }
 }
 

@@ -8,6 +8,7 @@ mod error;
 mod event;
 mod features;
 mod follow;
+mod guardian;
 mod load;
 mod object;
 mod probe;
@@ -24,8 +25,11 @@ pub use event::ProbeEvent;
 pub use features::{
     Capability, Check, Verdict, checks, effective_capabilities, require_capabilities,
 };
+pub use guardian::Watched;
 pub use load::MapMemory;
 pub use object::{Provenance, provenance};
 pub use probe::{Probe, ProbeOptions, open_pidfd};
 pub use read::{LiveBlock, SiteCount};
-pub use watch::{BlockReading, BlockToRead, process_cpu_time, raise_priority, read_blocks};
+pub use watch::{
+    BlockReading, BlockToPut, BlockToRead, process_cpu_time, raise_priority, read_blocks,
+};

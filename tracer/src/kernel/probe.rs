@@ -23,8 +23,9 @@ use super::{
     command,
     error::KernelError,
     event::{ProbeEvent, parse_event},
+    guardian::Guardian,
     load::{LoadedObject, MapMemory, io_error},
-    shared::SharedArray,
+    shared::{LargeArray, SharedArray},
     sys::{self, Wakeups},
 };
 
@@ -85,27 +86,34 @@ pub(super) struct Value<T>(pub(super) T);
 // SAFETY: `Plain` promises that every bit pattern is valid and that there is no padding.
 unsafe impl<T: Plain> aya::Pod for Value<T> {}
 
+/// Buckets that stand for all: the standard error of the load that they show is below 1 % at half load.
+const SAMPLED_BUCKETS: usize = 4096;
+
 /// The loaded probe. Dropping it, or our death, takes everything back.
 pub struct Probe {
     pub(super) programs: HeapPrograms,
     pub(super) lifecycle: Link,
     pub(super) mapping_links: Link,
     /// What closes links.
-    closing: Vec<JoinHandle<()>>,
+    pub(super) closing: Vec<JoinHandle<()>>,
     wakeups: Wakeups,
     pub(super) memory: Vec<MapMemory>,
     pub(super) settings: SharedArray<Settings>,
     pub(super) losses: SharedArray<u64>,
     pub(super) selection: SharedArray<Selection>,
     pub(super) incarnations: SharedArray<u64>,
-    pub(super) live: SharedArray<Bucket>,
-    pub(super) sites: SharedArray<SiteKey>,
-    pub(super) totals: SharedArray<SiteTotals>,
+    pub(super) live: LargeArray<Bucket>,
+    /// Some buckets, which stand for all of them: a block's bucket is a hash.
+    pub(super) live_sample: SharedArray<Bucket>,
+    pub(super) sites: LargeArray<SiteKey>,
+    pub(super) totals: LargeArray<SiteTotals>,
     pub(super) mappings: SharedArray<Mapping>,
     pub(super) unwind_pages: SharedArray<UnwindPage>,
     pub(super) unwind_rows: SharedArray<UnwindRow>,
     pub(super) processes: BpfHashMap<MapData, u32, Value<ProcessRecord>>,
     pub(super) holds: BpfHashMap<MapData, u32, u32>,
+    /// The same map, for the guardian.
+    pub(super) holds_fd: OwnedFd,
     pub(super) hits: BpfHashMap<MapData, u32, Value<HitCounts>>,
     pub(super) threads: BpfHashMap<MapData, u64, Value<ThreadRecord>>,
     pub(super) slices: SharedArray<Slice>,
@@ -115,6 +123,8 @@ pub struct Probe {
     pub(super) lifecycle_programs: Vec<(&'static str, OwnedFd)>,
     /// Whether the making of processes is seen.
     pub(super) sees_forks: bool,
+    /// Whoever lets held processes run on if we are killed; there when there can be any.
+    pub(super) guardian: Option<Guardian>,
 }
 
 impl Probe {
@@ -161,6 +171,10 @@ impl Probe {
             .map_err(|error| map_error("EVENTS", &error))?;
         let wakeups = Wakeups::of(events.as_fd())
             .map_err(|source| KernelError::call("cannot watch the ring buffer", source))?;
+        let live = large(&object, "LIVE", buckets)?;
+        let live_sample = live
+            .beginning(SAMPLED_BUCKETS)
+            .map_err(|source| cannot_map("LIVE", source))?;
         let probe = Self {
             programs,
             lifecycle: Link::default(),
@@ -171,9 +185,10 @@ impl Probe {
             losses: shared(&object, "LOSSES", Loss::COUNT)?,
             selection: shared(&object, "SELECTION", 1)?,
             incarnations: shared(&object, "INCARNATIONS", 1)?,
-            live: shared(&object, "LIVE", buckets)?,
-            sites: shared(&object, "SITES", slots)?,
-            totals: shared(&object, "TOTALS", slots.saturating_mul(stripes))?,
+            live,
+            live_sample,
+            sites: large(&object, "SITES", slots)?,
+            totals: large(&object, "TOTALS", slots.saturating_mul(stripes))?,
             mappings: shared(
                 &object,
                 "MAPPINGS",
@@ -182,6 +197,10 @@ impl Probe {
             unwind_pages: shared(&object, "UNWIND_PAGES", options.unwind_pages.max(64))?,
             unwind_rows: shared(&object, "UNWIND_ROWS", options.unwind_rows.max(64))?,
             processes: hash(object.take_map("PROCESSES")?)?,
+            holds_fd: object
+                .map_fd("HOLDS")?
+                .try_clone_to_owned()
+                .map_err(|source| KernelError::call("cannot duplicate a descriptor", source))?,
             holds: hash(object.take_map("HOLDS")?)?,
             hits: hash(object.take_map("HITS")?)?,
             threads: hash(object.take_map("THREADS")?)?,
@@ -191,6 +210,7 @@ impl Probe {
             memory: std::mem::take(&mut object.memory),
             lifecycle_programs,
             sees_forks: false,
+            guardian: None,
         };
         probe.settings.write(
             0,
@@ -209,16 +229,6 @@ impl Probe {
         // 0 is no incarnation.
         probe.incarnations.write(0, 1);
         Ok(probe)
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        self.begin_detach();
-        for closing in self.closing.drain(..) {
-            // It panics nowhere; and if it did, the links are closed.
-            let _ = closing.join();
-        }
     }
 }
 
@@ -433,8 +443,21 @@ fn shared<T: Plain>(
     name: &str,
     len: u32,
 ) -> Result<SharedArray<T>, KernelError> {
-    SharedArray::map(object.map_fd(name)?, len as usize)
-        .map_err(|source| KernelError::call(format!("cannot map the BPF array {name}"), source))
+    SharedArray::map(object.map_fd(name)?, len as usize).map_err(|source| cannot_map(name, source))
+}
+
+/// An array that is mapped when it is looked at.
+fn large<T: Plain>(
+    object: &LoadedObject,
+    name: &str,
+    len: u32,
+) -> Result<LargeArray<T>, KernelError> {
+    LargeArray::new(object.map_fd(name)?, len as usize).map_err(|source| cannot_map(name, source))
+}
+
+/// An array or a part of it could not be mapped.
+pub(super) fn cannot_map(name: &str, source: io::Error) -> KernelError {
+    KernelError::call(format!("cannot map the BPF array {name}"), source)
 }
 
 /// A hash map behind aya's typed interface.

@@ -7,11 +7,15 @@ use std::{
 };
 
 use leakscope_common::{
-    Block, Bucket, HIT_SLOTS, HitCounts, LIVE_CLAIMED, Loss, SiteKey, SiteTotals, live_key,
-    thin_keeps,
+    BUCKET_SLOTS, Block, Bucket, HIT_SLOTS, HitCounts, LIVE_CLAIMED, Loss, SiteKey, SiteTotals,
+    live_key, thin_keeps,
 };
 
-use super::probe::Probe;
+use super::{
+    error::KernelError,
+    probe::{Probe, cannot_map},
+    shared::SharedArray,
+};
 
 /// A site's counts at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,66 @@ pub struct LiveBlock {
 
 /// The most that the live table is thinned to: one block in 1,024 ([`thin_keeps`] knows no more).
 const MAX_THIN_SHIFT: u32 = 10;
+
+/// Some slots of a stripe of the totals.
+struct Stripe {
+    /// The number of the stripe's first slot.
+    first: usize,
+    totals: SharedArray<SiteTotals>,
+}
+
+/// Calls back with key, bucket and slot of each block that is mapped, and the block.
+pub(super) fn each_block(
+    window: &SharedArray<Bucket>,
+    mut visit: impl FnMut(u64, usize, usize, Block),
+) {
+    const { assert!(BUCKET_SLOTS == 8) };
+    for index in window.indices() {
+        let Some(keys) = window.words(index, offset_of!(Bucket, keys)) else {
+            return;
+        };
+        // Most buckets and slots are empty: their blocks are not read.
+        if keys == [0; 8] {
+            continue;
+        }
+        for (slot, key) in keys.into_iter().enumerate() {
+            if key <= LIVE_CLAIMED {
+                continue;
+            }
+            let place = offset_of!(Bucket, blocks) + slot * size_of::<Block>();
+            if let Some(block) = window.part(index, place) {
+                visit(key, index, slot, block);
+            }
+        }
+    }
+}
+
+/// Whether a slot of the live table holds a key; asked after its block was read: nobody replaced the block in between.
+pub(super) fn still_holds(
+    window: &SharedArray<Bucket>,
+    index: usize,
+    slot: usize,
+    key: u64,
+) -> bool {
+    window
+        .word(index, offset_of!(Bucket, keys) + slot * 8)
+        .is_some_and(|word| word.load(Ordering::SeqCst) == key)
+}
+
+/// Takes a key out of its slot, if it is still there.
+pub(super) fn remove_key(
+    window: &SharedArray<Bucket>,
+    index: usize,
+    slot: usize,
+    key: u64,
+) -> bool {
+    window
+        .word(index, offset_of!(Bucket, keys) + slot * 8)
+        .is_some_and(|word| {
+            word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        })
+}
 
 impl Probe {
     /// Every loss with its count.
@@ -60,65 +124,86 @@ impl Probe {
     }
 
     /// Every site that has been used, with its counts.
-    #[must_use]
-    pub fn sites(&self) -> Vec<SiteCount> {
-        let slots = self.sites.len();
-        let stripes = self.totals.len() / slots.max(1);
+    ///
+    /// # Errors
+    /// The tables cannot be mapped.
+    pub fn sites(&self) -> Result<Vec<SiteCount>, KernelError> {
         let mut found = Vec::new();
-        for slot in 0..slots {
-            let Some(key) = self.sites.read(slot) else {
-                break;
-            };
+        self.each_slots(|keys, stripes| found.extend(Self::counts(keys, stripes)))?;
+        Ok(found)
+    }
+
+    /// Calls back with some slots of the stack table and the same slots of each stripe of the totals, until all were looked at.
+    fn each_slots(
+        &self,
+        mut look: impl FnMut(&SharedArray<SiteKey>, &[Stripe]),
+    ) -> Result<(), KernelError> {
+        let slots = self.sites.len();
+        for keys in self.sites.windows() {
+            let keys = keys.map_err(|source| cannot_map("SITES", source))?;
+            // Both are powers of two: the slots of a stripe lie in one window.
+            let stripes = (0..self.totals.len())
+                .step_by(slots.max(1))
+                .filter_map(|first| {
+                    let totals = self.totals.window(first + keys.indices().start)?;
+                    Some(totals.map(|totals| Stripe { first, totals }))
+                })
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|source| cannot_map("TOTALS", source))?;
+            look(&keys, &stripes);
+        }
+        Ok(())
+    }
+
+    /// The sites of some slots.
+    fn counts(keys: &SharedArray<SiteKey>, stripes: &[Stripe]) -> impl Iterator<Item = SiteCount> {
+        keys.indices().filter_map(move |slot| {
+            let key = keys.read(slot)?;
             if key.check == 0 && slot != 0 {
-                continue;
+                return None;
             }
             let mut totals = SiteTotals::default();
-            for stripe in 0..stripes {
-                let Some(part) = self.totals.read(stripe * slots + slot) else {
-                    break;
-                };
+            for stripe in stripes {
+                let part = stripe.totals.read(stripe.first + slot)?;
                 totals.alloc_objects = totals.alloc_objects.wrapping_add(part.alloc_objects);
                 totals.alloc_bytes = totals.alloc_bytes.wrapping_add(part.alloc_bytes);
                 totals.free_objects = totals.free_objects.wrapping_add(part.free_objects);
                 totals.free_bytes = totals.free_bytes.wrapping_add(part.free_bytes);
             }
-            if totals == SiteTotals::default() {
-                continue;
-            }
-            found.push(SiteCount {
+            (totals != SiteTotals::default()).then_some(SiteCount {
                 site: slot as u32,
                 incarnation: key.incarnation,
                 totals,
-            });
-        }
-        found
+            })
+        })
     }
 
-    /// Whether a slot of the live table holds a key; asked after its block was read: nobody replaced the block in between.
-    pub(super) fn still_holds(&self, index: usize, slot: usize, key: u64) -> bool {
+    /// All buckets of the live table, some at a time.
+    pub(super) fn live_windows(
+        &self,
+    ) -> impl Iterator<Item = Result<SharedArray<Bucket>, KernelError>> {
         self.live
-            .word(index, offset_of!(Bucket, keys) + slot * 8)
-            .is_some_and(|word| word.load(Ordering::SeqCst) == key)
+            .windows()
+            .map(|window| window.map_err(|source| cannot_map("LIVE", source)))
     }
 
     /// Visits every live block. Blocks that come and go meanwhile may or may not be visited; none is seen half written.
-    pub fn visit_blocks(&self, mut visit: impl FnMut(LiveBlock)) {
-        for index in 0..self.live.len() {
-            let Some(bucket) = self.live.read(index) else {
-                return;
-            };
-            for (slot, (key, block)) in bucket.keys.into_iter().zip(bucket.blocks).enumerate() {
-                if key == 0 || key == LIVE_CLAIMED {
-                    continue;
-                }
-                if self.still_holds(index, slot, key) {
+    ///
+    /// # Errors
+    /// The table cannot be mapped.
+    pub fn visit_blocks(&self, mut visit: impl FnMut(LiveBlock)) -> Result<(), KernelError> {
+        for window in self.live_windows() {
+            let window = window?;
+            each_block(&window, |key, index, slot, block| {
+                if still_holds(&window, index, slot, key) {
                     visit(LiveBlock {
                         address: live_key(block.incarnation, key),
                         block,
                     });
                 }
-            }
+            });
         }
+        Ok(())
     }
 
     /// How thin the live table is: one of `2^shift` blocks is kept.
@@ -129,19 +214,17 @@ impl Probe {
             .map_or(0, |settings| settings.thin_shift)
     }
 
-    /// Whether the live table holds more blocks than it was asked to, estimated from one bucket in 64 (standard error
-    /// below 1 % with a full table of the default size).
+    /// Whether the live table holds more blocks than it was asked to, estimated from some of its buckets.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
-        const STRIDE: usize = 64;
         let mut seen = 0_usize;
         let mut used = 0_usize;
-        for index in (0..self.live.len()).step_by(STRIDE) {
-            let Some(bucket) = self.live.read(index) else {
+        for index in self.live_sample.indices() {
+            let Some(keys) = self.live_sample.words(index, offset_of!(Bucket, keys)) else {
                 break;
             };
-            seen += bucket.keys.len();
-            used += bucket.keys.iter().filter(|key| **key != 0).count();
+            seen += keys.len();
+            used += keys.iter().filter(|key| **key != 0).count();
         }
         // The table has room for twice the blocks asked for, or more: see `live_buckets`.
         self.thin_shift() < MAX_THIN_SHIFT && seen > 0 && used.saturating_mul(2) > seen
@@ -149,42 +232,37 @@ impl Probe {
 
     /// Keeps half of the blocks from now on, and drops those that would not have been kept. The probe may remove a block
     /// at the same time; whoever replaces the key first wins.
-    pub fn thin(&mut self) {
+    ///
+    /// # Errors
+    /// The table cannot be mapped.
+    pub fn thin(&mut self) -> Result<(), KernelError> {
         let Some(mut settings) = self.settings.read(0) else {
-            return;
+            return Ok(());
         };
         settings.thin_shift += 1;
         self.settings.write(0, settings);
-        for index in 0..self.live.len() {
-            let Some(bucket) = self.live.read(index) else {
-                return;
-            };
-            for (slot, key) in bucket.keys.into_iter().enumerate() {
-                if key > LIVE_CLAIMED
-                    && !thin_keeps(key, settings.thin_shift)
-                    && let Some(word) = self.live.word(index, offset_of!(Bucket, keys) + slot * 8)
-                {
-                    let _ = word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst);
-                }
-            }
-        }
+        self.drop_where(|key, _| !thin_keeps(key, settings.thin_shift))
     }
 
     /// Drops the live blocks of incarnations that have ended.
-    pub fn drop_blocks(&mut self, ended: &HashSet<u32>) {
-        for index in 0..self.live.len() {
-            let Some(bucket) = self.live.read(index) else {
-                return;
-            };
-            for (slot, (key, block)) in bucket.keys.into_iter().zip(bucket.blocks).enumerate() {
-                if key > LIVE_CLAIMED
-                    && ended.contains(&block.incarnation)
-                    && let Some(word) = self.live.word(index, offset_of!(Bucket, keys) + slot * 8)
-                {
-                    let _ = word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst);
+    ///
+    /// # Errors
+    /// The table cannot be mapped.
+    pub fn drop_blocks(&mut self, ended: &HashSet<u32>) -> Result<(), KernelError> {
+        self.drop_where(|_, block| ended.contains(&block.incarnation))
+    }
+
+    /// Drops the live blocks of which this is so.
+    fn drop_where(&self, goes: impl Fn(u64, &Block) -> bool) -> Result<(), KernelError> {
+        for window in self.live_windows() {
+            let window = window?;
+            each_block(&window, |key, index, slot, block| {
+                if goes(key, &block) {
+                    remove_key(&window, index, slot, key);
                 }
-            }
+            });
         }
+        Ok(())
     }
 
     /// Makes room for the sites of others: drops the blocks, stacks, totals and hits of incarnations that have ended. Gives the
@@ -192,40 +270,44 @@ impl Probe {
     ///
     /// A stack of a living process that stands behind an emptied slot is not found any more and gets a second site; the
     /// frames tell that both are one.
-    pub fn drop_incarnations(&mut self, ended: &HashSet<u32>) -> Vec<u32> {
-        self.drop_blocks(ended);
-        let slots = self.sites.len();
-        let stripes = self.totals.len() / slots.max(1);
+    ///
+    /// # Errors
+    /// The tables cannot be mapped.
+    pub fn drop_incarnations(&mut self, ended: &HashSet<u32>) -> Result<Vec<u32>, KernelError> {
+        self.drop_blocks(ended)?;
         let mut dropped = Vec::new();
-        for slot in 0..slots {
-            let Some(key) = self.sites.read(slot) else {
-                break;
-            };
-            if key.check == 0 || !ended.contains(&key.incarnation) {
-                continue;
+        self.each_slots(|keys, stripes| {
+            for slot in keys.indices() {
+                let Some(key) = keys.read(slot) else {
+                    break;
+                };
+                if key.check == 0 || !ended.contains(&key.incarnation) {
+                    continue;
+                }
+                for stripe in stripes {
+                    stripe
+                        .totals
+                        .write(stripe.first + slot, SiteTotals::default());
+                }
+                // The tag last: with it gone the slot may be taken.
+                keys.write(
+                    slot,
+                    SiteKey {
+                        tag: key.tag,
+                        ..SiteKey::default()
+                    },
+                );
+                if let Some(tag) = keys.word(slot, offset_of!(SiteKey, tag)) {
+                    tag.store(0, Ordering::SeqCst);
+                }
+                dropped.extend(u32::try_from(slot).ok());
             }
-            for stripe in 0..stripes {
-                self.totals
-                    .write(stripe * slots + slot, SiteTotals::default());
-            }
-            // The tag last: with it gone the slot may be taken.
-            self.sites.write(
-                slot,
-                SiteKey {
-                    tag: key.tag,
-                    ..SiteKey::default()
-                },
-            );
-            if let Some(tag) = self.sites.word(slot, offset_of!(SiteKey, tag)) {
-                tag.store(0, Ordering::SeqCst);
-            }
-            dropped.extend(u32::try_from(slot).ok());
-        }
+        })?;
         for incarnation in ended {
             // Without ended threads there is no entry.
             let _ = self.hits.remove(incarnation);
         }
-        dropped
+        Ok(dropped)
     }
 
     /// Calls seen, by incarnation and hit slot: of living threads and of ended ones.

@@ -11,7 +11,13 @@ use std::{
 
 use leakscope_common::{Block, Bucket, HIT_SLOTS, LIVE_CLAIMED, live_bucket_pair, live_key, mix};
 
-use super::{probe::Probe, read::LiveBlock, sys};
+use super::{
+    error::KernelError,
+    probe::{Probe, cannot_map},
+    read::{LiveBlock, each_block, remove_key, still_holds},
+    shared::SharedArray,
+    sys,
+};
 
 /// Bytes of a block that the fingerprint covers.
 const FINGERPRINT_BYTES: u64 = 128;
@@ -219,97 +225,168 @@ pub fn raise_priority() {
     sys::set_nice(-15);
 }
 
+/// A block of an earlier window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockToPut {
+    /// Its address.
+    pub address: u64,
+    /// Its size, bytes.
+    pub size: u64,
+    /// The number of its site.
+    pub site: u32,
+}
+
+/// A block with the bucket where it is to go, the other one where it may, and its key.
+type Place = (usize, usize, u64, BlockToPut);
+
+/// Puts a block into a bucket; `false` where that is full. In the same order as the probe: claim, fill, publish.
+fn put(window: &SharedArray<Bucket>, index: usize, key: u64, block: &Block) -> bool {
+    for slot in 0..leakscope_common::BUCKET_SLOTS {
+        let keys = offset_of!(Bucket, keys) + slot * 8;
+        let place = offset_of!(Bucket, blocks) + slot * size_of::<Block>();
+        let Some(word) = window.word(index, keys) else {
+            return false;
+        };
+        if word
+            .compare_exchange(0, LIVE_CLAIMED, Ordering::SeqCst, Ordering::SeqCst)
+            .is_err()
+        {
+            continue;
+        }
+        let identity = u64::from(block.site) | u64::from(block.incarnation) << 32;
+        for (offset, value) in [
+            (offset_of!(Block, size), block.size),
+            (offset_of!(Block, born_ns), block.born_ns),
+            (offset_of!(Block, site), identity),
+        ] {
+            if let Some(field) = window.word(index, place + offset) {
+                field.store(value, Ordering::SeqCst);
+            }
+        }
+        word.store(key, Ordering::SeqCst);
+        return true;
+    }
+    false
+}
+
 impl Probe {
     /// Visits the live blocks of an incarnation. Blocks that come and go meanwhile may or may not be visited.
-    pub fn visit_blocks_of(&self, incarnation: u32, mut visit: impl FnMut(LiveBlock)) {
-        self.each_block_of(incarnation, |_, _, live| visit(live));
+    ///
+    /// # Errors
+    /// The table cannot be mapped.
+    pub fn visit_blocks_of(
+        &self,
+        incarnation: u32,
+        mut visit: impl FnMut(LiveBlock),
+    ) -> Result<(), KernelError> {
+        self.each_block_of(incarnation, |_, _, _, live| visit(live))
     }
 
     /// Takes the live blocks of an incarnation out of the table. To be called while nothing is attached to it.
-    pub fn take_blocks(&mut self, incarnation: u32, mut take: impl FnMut(LiveBlock)) {
-        self.each_block_of(incarnation, |index, slot, live| {
-            let key = live_key(incarnation, live.address);
-            let word = self.live.word(index, offset_of!(Bucket, keys) + slot * 8);
-            if word.is_some_and(|word| {
-                word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst)
-                    .is_ok()
-            }) {
+    ///
+    /// # Errors
+    /// The table cannot be mapped.
+    pub fn take_blocks(
+        &mut self,
+        incarnation: u32,
+        mut take: impl FnMut(LiveBlock),
+    ) -> Result<(), KernelError> {
+        self.each_block_of(incarnation, |window, index, slot, live| {
+            if remove_key(window, index, slot, live_key(incarnation, live.address)) {
                 take(live);
             }
-        });
+        })
     }
 
-    /// Calls back with bucket, slot and block. Looks at the keys first: most buckets are empty.
-    fn each_block_of(&self, incarnation: u32, mut visit: impl FnMut(usize, usize, LiveBlock)) {
-        const { assert!(leakscope_common::BUCKET_SLOTS == 8) };
-        for index in 0..self.live.len() {
-            let Some(keys) = self.live.words(index, offset_of!(Bucket, keys)) else {
-                return;
-            };
-            if keys == [0; 8] {
-                continue;
-            }
-            let Some(bucket) = self.live.read(index) else {
-                return;
-            };
-            for (slot, (key, block)) in bucket.keys.into_iter().zip(bucket.blocks).enumerate() {
-                if key <= LIVE_CLAIMED || block.incarnation != incarnation {
-                    continue;
-                }
-                if self.still_holds(index, slot, key) {
+    /// Calls back with window, bucket, slot and block.
+    fn each_block_of(
+        &self,
+        incarnation: u32,
+        mut visit: impl FnMut(&SharedArray<Bucket>, usize, usize, LiveBlock),
+    ) -> Result<(), KernelError> {
+        for window in self.live_windows() {
+            let window = window?;
+            each_block(&window, |key, index, slot, block| {
+                if block.incarnation == incarnation && still_holds(&window, index, slot, key) {
                     let address = live_key(incarnation, key);
-                    visit(index, slot, LiveBlock { address, block });
+                    visit(&window, index, slot, LiveBlock { address, block });
                 }
-            }
+            });
         }
+        Ok(())
     }
 
-    /// Puts a block of an earlier window into the table, with 0 as its time of birth, so that the probe takes it out when it is freed and
-    /// does not take it for one whose free was missed. `false` where there is no room. To be called while nothing is attached to its incarnation.
-    pub fn put_block(&mut self, address: u64, size: u64, site: u32, incarnation: u32) -> bool {
-        let key = live_key(incarnation, address);
+    /// Puts blocks of earlier windows into the table, with 0 as their time of birth, so that the probe takes them out when they are freed and
+    /// does not take them for ones whose free was missed. Gives those for which there is no room. To be called while nothing is attached to
+    /// the incarnation.
+    ///
+    /// # Errors
+    /// The table cannot be mapped.
+    pub fn put_blocks(
+        &mut self,
+        incarnation: u32,
+        blocks: impl IntoIterator<Item = BlockToPut>,
+    ) -> Result<Vec<BlockToPut>, KernelError> {
         let Some(settings) = self.settings.read(0) else {
-            return false;
+            return Ok(blocks.into_iter().collect());
         };
-        if !leakscope_common::thin_keeps(key, settings.thin_shift) {
-            return false;
-        }
-        let (first, second) = live_bucket_pair(key, settings.live_mask);
-        let block = Block {
-            size,
-            born_ns: 0,
-            site,
-            incarnation,
-        };
-        for index in [first as usize, second as usize] {
-            for slot in 0..leakscope_common::BUCKET_SLOTS {
-                let keys = offset_of!(Bucket, keys) + slot * 8;
-                let place = offset_of!(Bucket, blocks) + slot * size_of::<Block>();
-                let Some(word) = self.live.word(index, keys) else {
-                    return false;
-                };
-                // The same order as the probe's: claim, fill, publish.
-                if word
-                    .compare_exchange(0, LIVE_CLAIMED, Ordering::SeqCst, Ordering::SeqCst)
-                    .is_err()
-                {
-                    continue;
-                }
-                let identity = u64::from(block.site) | u64::from(block.incarnation) << 32;
-                for (offset, value) in [
-                    (offset_of!(Block, size), block.size),
-                    (offset_of!(Block, born_ns), block.born_ns),
-                    (offset_of!(Block, site), identity),
-                ] {
-                    if let Some(field) = self.live.word(index, place + offset) {
-                        field.store(value, Ordering::SeqCst);
-                    }
-                }
-                word.store(key, Ordering::SeqCst);
-                return true;
+        let mut refused = Vec::new();
+        let mut places = Vec::new();
+        for block in blocks {
+            let key = live_key(incarnation, block.address);
+            if leakscope_common::thin_keeps(key, settings.thin_shift) {
+                let (first, second) = live_bucket_pair(key, settings.live_mask);
+                places.push((first as usize, second as usize, key, block));
+            } else {
+                refused.push(block);
             }
         }
-        false
+        let again = self.put_sorted(incarnation, places)?;
+        let second = again
+            .into_iter()
+            .map(|(first, second, key, block)| (second, first, key, block))
+            .collect();
+        let left = self.put_sorted(incarnation, second)?;
+        refused.extend(left.into_iter().map(|(.., block)| block));
+        Ok(refused)
+    }
+
+    /// Puts blocks into the first bucket of each, a window of the table after the other; gives those for which it is full.
+    fn put_sorted(
+        &self,
+        incarnation: u32,
+        mut places: Vec<Place>,
+    ) -> Result<Vec<Place>, KernelError> {
+        places.sort_unstable_by_key(|(bucket, ..)| *bucket);
+        let mut full = Vec::new();
+        let mut window: Option<SharedArray<Bucket>> = None;
+        for place in places {
+            let (index, _, key, block) = place;
+            let there = match window
+                .take()
+                .filter(|window| window.indices().contains(&index))
+            {
+                Some(there) => there,
+                None => match self.live.window(index) {
+                    Some(mapped) => mapped.map_err(|source| cannot_map("LIVE", source))?,
+                    None => {
+                        full.push(place);
+                        continue;
+                    }
+                },
+            };
+            let block = Block {
+                size: block.size,
+                born_ns: 0,
+                site: block.site,
+                incarnation,
+            };
+            if !put(&there, index, key, &block) {
+                full.push(place);
+            }
+            window = Some(there);
+        }
+        Ok(full)
     }
 
     /// Drops the records of a process's threads and hands out their hits. Only once nothing is attached to it any more: a record that

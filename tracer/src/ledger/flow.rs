@@ -158,7 +158,6 @@ impl Flow {
         let last = site
             .survival
             .cohorts()
-            .iter()
             .rposition(|cohort| cohort.born > 0)?;
         let quiet = looked - (last + 1) as f64;
         (quiet > LONGEST_GAP * looked).then_some(quiet * width)
@@ -179,7 +178,6 @@ impl Flow {
         let end = (now - young).floor().max(first);
         let chosen: Vec<_> = cohorts
             .cohorts()
-            .iter()
             .take(end as usize)
             .skip(first as usize)
             .collect();
@@ -198,7 +196,7 @@ impl Flow {
 
         // Those that came through their youth do not die.
         let (mut died, mut of) = (0.0, 0.0);
-        for (place, cohort) in cohorts.cohorts().iter().enumerate() {
+        for (place, cohort) in cohorts.cohorts().enumerate() {
             let age = now - (place + 1) as f64;
             if age < (window / 3.0).max(4.0) {
                 break;
@@ -231,7 +229,6 @@ impl Flow {
         if begin > 0.0 {
             let whole: Vec<f64> = cohorts
                 .cohorts()
-                .iter()
                 .take(end as usize)
                 .map(|cohort| f64::from(cohort.alive))
                 .collect();
@@ -496,7 +493,6 @@ fn not_stopped(
     let last = site
         .survival
         .cohorts()
-        .iter()
         .rposition(|cohort| cohort.alive > 0)
         .map_or(0.0, |place| (place + 1) as f64);
     let quiet = now - last;

@@ -7,7 +7,7 @@ use super::{
     survival::Survival,
 };
 
-/// Seconds for two minutes, minutes for an hour and a half, hours for a week: 386 points of 40 bytes.
+/// Seconds for two minutes, minutes for an hour and a half, hours for a week: at most 386 points of 24 bytes.
 const SITE: [Resolution; 3] = [
     Resolution {
         width_s: 1.0,
@@ -65,7 +65,40 @@ impl SiteLevel {
     }
 }
 
+/// A level as it is kept, for there are many: single precision tells bytes up to 16 MiB, and one part in 16 million of more.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KeptLevel {
+    bytes: f32,
+    least_bytes: f32,
+    most_bytes: f32,
+    objects: f32,
+}
+
+impl From<SiteLevel> for KeptLevel {
+    fn from(level: SiteLevel) -> Self {
+        Self {
+            bytes: level.bytes as f32,
+            least_bytes: level.least_bytes as f32,
+            most_bytes: level.most_bytes as f32,
+            objects: level.objects as f32,
+        }
+    }
+}
+
+impl From<KeptLevel> for SiteLevel {
+    fn from(kept: KeptLevel) -> Self {
+        Self {
+            bytes: f64::from(kept.bytes),
+            least_bytes: f64::from(kept.least_bytes),
+            most_bytes: f64::from(kept.most_bytes),
+            objects: f64::from(kept.objects),
+        }
+    }
+}
+
 impl Value for SiteLevel {
+    type Kept = KeptLevel;
+
     fn absorb(&mut self, later: Self) {
         *self = Self {
             least_bytes: self.least_bytes.min(later.least_bytes),
@@ -93,6 +126,8 @@ pub struct ProcessLevel {
 }
 
 impl Value for ProcessLevel {
+    type Kept = Self;
+
     fn absorb(&mut self, later: Self) {
         *self = Self {
             most_inuse_bytes: self.most_inuse_bytes.max(later.most_inuse_bytes),

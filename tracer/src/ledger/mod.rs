@@ -356,7 +356,6 @@ mod tests {
         let alive: u64 = ledger.site(1).map_or(0, |site| {
             site.survival
                 .cohorts()
-                .iter()
                 .map(|cohort| cohort.alive_bytes)
                 .sum()
         });

@@ -28,6 +28,15 @@ pub struct Cohort {
     noted: u8,
 }
 
+/// An interval without births, in which there is nothing to note.
+static NOTHING: Cohort = Cohort {
+    born: 0,
+    alive: 0,
+    alive_bytes: 0,
+    alive_at: [0; AGES],
+    noted: 0,
+};
+
 impl Cohort {
     /// How many were alive when the youngest of them was at most `age` intervals old, and at least half that.
     #[must_use]
@@ -61,7 +70,10 @@ impl Cohort {
 pub struct Survival {
     origin_ns: u64,
     shift: u32,
+    /// Up to the last interval with a birth or a live block: nothing is kept of those after it.
     cohorts: Vec<Cohort>,
+    /// How many intervals there are.
+    reached: usize,
     surveyed_ns: Option<u64>,
 }
 
@@ -73,6 +85,7 @@ impl Survival {
             origin_ns,
             shift: FIRST_SHIFT,
             cohorts: Vec::new(),
+            reached: 0,
             surveyed_ns: None,
         }
     }
@@ -82,24 +95,40 @@ impl Survival {
         let since = at_ns.saturating_sub(self.origin_ns);
         while since >> self.shift >= INTERVALS as u64 {
             let mut pairs = self.cohorts.iter();
-            let mut joined = Vec::with_capacity(INTERVALS / 2);
+            let mut joined = Vec::with_capacity(self.cohorts.len().div_ceil(2));
             while let Some(one) = pairs.next() {
-                joined.push(one.join(pairs.next().copied().unwrap_or_default()));
+                // What is known of nothing at all ages is known as long as what is known of the other.
+                let nothing = Cohort {
+                    noted: one.noted,
+                    ..NOTHING
+                };
+                joined.push(one.join(pairs.next().copied().unwrap_or(nothing)));
             }
             self.cohorts = joined;
+            self.reached = self.reached.div_ceil(2);
             self.shift += 1;
         }
         let place = (since >> self.shift) as usize;
-        if place >= self.cohorts.len() {
-            self.cohorts.resize(place + 1, Cohort::default());
-        }
+        self.reached = self.reached.max(place + 1);
         place
+    }
+
+    /// The cohort of an interval, which is made if it is not there.
+    fn cohort(&mut self, place: usize) -> Option<&mut Cohort> {
+        if place >= self.cohorts.len() {
+            // By a quarter: most sites have few.
+            let more = place + 1 - self.cohorts.len();
+            self.cohorts
+                .reserve_exact(more.max((place / 4).min(INTERVALS - place.min(INTERVALS))));
+            self.cohorts.resize(place + 1, NOTHING);
+        }
+        self.cohorts.get_mut(place)
     }
 
     /// Notes that so many blocks were born about a time.
     pub fn note_births(&mut self, at_ns: u64, count: u64) {
         let place = self.reach(at_ns);
-        if let Some(cohort) = self.cohorts.get_mut(place) {
+        if let Some(cohort) = self.cohort(place) {
             cohort.born = cohort.born.saturating_add(count);
         }
     }
@@ -117,8 +146,8 @@ impl Survival {
     #[inline]
     pub fn note_alive(&mut self, born_ns: u64, bytes: u64, weight: u32) {
         let place = (born_ns.saturating_sub(self.origin_ns) >> self.shift) as usize;
-        let last = self.cohorts.len().saturating_sub(1);
-        if let Some(cohort) = self.cohorts.get_mut(place.min(last)) {
+        let last = self.reached.saturating_sub(1);
+        if let Some(cohort) = self.cohort(place.min(last)) {
             cohort.alive = cohort.alive.saturating_add(weight);
             cohort.alive_bytes = cohort
                 .alive_bytes
@@ -161,8 +190,8 @@ impl Survival {
 
     /// The cohorts, the oldest first; the last is not complete.
     #[must_use]
-    pub fn cohorts(&self) -> &[Cohort] {
-        &self.cohorts
+    pub fn cohorts(&self) -> impl DoubleEndedIterator<Item = &Cohort> + ExactSizeIterator {
+        (0..self.reached).map(|place| self.cohorts.get(place).unwrap_or(&NOTHING))
     }
 }
 
@@ -200,7 +229,7 @@ mod tests {
             let width = cohorts.width_s();
             let now = seconds as f64 / width;
             assert!(cohorts.cohorts().len() <= INTERVALS);
-            let first = cohorts.cohorts()[1];
+            let first = cohorts.cohorts().nth(1).copied().unwrap_or_default();
             assert_eq!(
                 u64::from(first.alive),
                 first.born.div_ceil(2).min(u64::from(first.alive))
@@ -245,9 +274,9 @@ mod tests {
                     cohorts.note_alive(born * SECOND, 3, 2);
                 }
                 cohorts.end_survey(survey * SECOND);
-                let alive: u64 = cohorts.cohorts().iter().map(|cohort| u64::from(cohort.alive)).sum();
-                let bytes: u64 = cohorts.cohorts().iter().map(|cohort| cohort.alive_bytes).sum();
-                let born: u64 = cohorts.cohorts().iter().map(|cohort| cohort.born).sum();
+                let alive: u64 = cohorts.cohorts().map(|cohort| u64::from(cohort.alive)).sum();
+                let bytes: u64 = cohorts.cohorts().map(|cohort| cohort.alive_bytes).sum();
+                let born: u64 = cohorts.cohorts().map(|cohort| cohort.born).sum();
                 prop_assert_eq!(alive, 2 * noted as u64);
                 prop_assert_eq!(bytes, 6 * noted as u64);
                 prop_assert_eq!(born, noted as u64);

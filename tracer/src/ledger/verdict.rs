@@ -395,7 +395,7 @@ impl Stays {
         let mut stays = Self::default();
         let mut last_birth: Option<usize> = None;
         let mut pause = 0;
-        for (place, cohort) in cohorts.cohorts().iter().enumerate() {
+        for (place, cohort) in cohorts.cohorts().enumerate() {
             if cohort.born > 0 {
                 if let Some(last) = last_birth {
                     pause = pause.max(place - last - 1);

@@ -135,24 +135,25 @@ impl Difference {
     pub fn between(base: &Report, new: &Report) -> Self {
         let mut names = Names::default();
         let same = same_processes(base, new);
-        let mut changes: BTreeMap<Key<'_>, Change> = BTreeMap::new();
+        let mut changes: BTreeMap<Key<'_>, (Change, Sums)> = BTreeMap::new();
         for (site, key) in names.keyed(new, &same) {
             let comm = key.1.to_owned();
             match changes.entry(key) {
                 std::collections::btree_map::Entry::Vacant(vacant) => {
-                    vacant.insert(Change::of(site.clone(), comm));
+                    let (_, sums) =
+                        vacant.insert((Change::of(site.clone(), comm), Sums::default()));
+                    sums.add(site, 1);
                 }
                 std::collections::btree_map::Entry::Occupied(mut other) => {
-                    add(&mut other.get_mut().site, site);
+                    let (change, sums) = other.get_mut();
+                    add(&mut change.site, site);
+                    sums.add(site, 1);
                 }
             }
         }
-        for change in changes.values_mut() {
-            change.by.add(&change.site, 1);
-        }
         for (site, key) in names.keyed(base, &same) {
             let comm = key.1.to_owned();
-            let change = changes.entry(key).or_insert_with(|| {
+            let (change, sums) = changes.entry(key).or_insert_with(|| {
                 let gone = Site {
                     inuse_bytes: 0,
                     inuse_objects: 0,
@@ -163,10 +164,10 @@ impl Difference {
                     oldest_age_s: 0.0,
                     ..site.clone()
                 };
-                Change::of(gone, comm)
+                (Change::of(gone, comm), Sums::default())
             });
             change.inuse_bytes_base = change.inuse_bytes_base.saturating_add(site.inuse_bytes);
-            change.by.add(site, -1);
+            sums.add(site, -1);
         }
         let mut difference = Self {
             schema: SCHEMA,
@@ -177,6 +178,10 @@ impl Difference {
             total: Changed::default(),
             changes: changes
                 .into_values()
+                .map(|(change, sums)| Change {
+                    by: sums.figures(),
+                    ..change
+                })
                 .filter(|change| change.by != Figures::default())
                 .collect(),
             omitted: Changed::default(),
@@ -273,16 +278,33 @@ impl Changed {
     }
 }
 
-impl Figures {
-    fn add(&mut self, site: &Site, sign: i64) {
-        for (sum, part) in [
-            (&mut self.inuse_bytes_change, site.inuse_bytes),
-            (&mut self.inuse_objects_change, site.inuse_objects),
-            (&mut self.alloc_bytes_change, site.alloc_bytes),
-            (&mut self.alloc_objects_change, site.alloc_objects),
-        ] {
-            let part = i64::try_from(part).unwrap_or(i64::MAX);
-            *sum = sum.saturating_add(part.saturating_mul(sign));
+/// The figures of one stack while sites are added and taken away: wide enough that none of them saturates on the way, in whatever
+/// order they come.
+#[derive(Clone, Copy, Default)]
+struct Sums([i128; 4]);
+
+impl Sums {
+    fn add(&mut self, site: &Site, sign: i128) {
+        let parts = [
+            site.inuse_bytes,
+            site.inuse_objects,
+            site.alloc_bytes,
+            site.alloc_objects,
+        ];
+        for (sum, part) in self.0.iter_mut().zip(parts) {
+            *sum += i128::from(part) * sign;
+        }
+    }
+
+    fn figures(self) -> Figures {
+        let [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects] = self
+            .0
+            .map(|sum| sum.clamp(i64::MIN.into(), i64::MAX.into()) as i64);
+        Figures {
+            inuse_bytes_change: inuse_bytes,
+            inuse_objects_change: inuse_objects,
+            alloc_bytes_change: alloc_bytes,
+            alloc_objects_change: alloc_objects,
         }
     }
 }
@@ -327,7 +349,9 @@ fn add(sum: &mut Site, site: &Site) {
         *sum = sum.saturating_add(part);
     }
     sum.oldest_age_s = sum.oldest_age_s.max(site.oldest_age_s);
-    sum.growth_bytes_per_s += site.growth_bytes_per_s;
+    // No infinity: JSON has none.
+    sum.growth_bytes_per_s =
+        (sum.growth_bytes_per_s + site.growth_bytes_per_s).clamp(f64::MIN, f64::MAX);
 }
 
 /// The ids that mean the same program in both reports. Of other processes, the name alone has to do: a service that was
@@ -458,13 +482,49 @@ mod tests {
 
     use super::super::arbitrary::any_report;
     use super::super::fixtures::exact_report;
-    use super::super::{Format, Pprof, Report, pprof};
+    use super::super::{FORMAT_NAMES, Format, Pprof, Report, ReportParts, pprof};
     use super::{ChangeKind, Difference};
 
     fn through_pprof(report: &Report) -> Report {
         let mut bytes = Vec::new();
         Pprof.write(report, &mut bytes).unwrap();
         pprof::to_report(&pprof::read(&bytes).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn figures_that_do_not_fit_contradict_nothing() {
+        let mut parts = exact_report().into_parts();
+        let mut site = parts.sites.remove(0);
+        for figure in [
+            &mut site.inuse_bytes,
+            &mut site.inuse_objects,
+            &mut site.alloc_bytes,
+            &mut site.alloc_objects,
+        ] {
+            *figure = u64::MAX;
+        }
+        site.growth_bytes_per_s = f64::MAX;
+        // The same stack three times, and one that is wide enough to be drawn beside it.
+        let mut other = parts.sites.remove(0);
+        other.inuse_bytes = u64::MAX / 16;
+        parts.sites = vec![site.clone(), site.clone(), site, other];
+        let report = Report::new(parts);
+        assert_eq!(Difference::between(&report, &report).changes, []);
+        let empty = Report::new(ReportParts::default());
+        let grown = Difference::between(&empty, &report);
+        assert_eq!(grown.total.inuse_bytes_change, i64::MAX);
+        let json = serde_json::to_vec(&grown).unwrap();
+        assert_eq!(serde_json::from_slice::<Difference>(&json).unwrap(), grown);
+        let gone = Difference::between(&report, &empty);
+        assert_eq!(gone.total.inuse_bytes_change, i64::MIN);
+        for difference in [grown, gone] {
+            for name in FORMAT_NAMES {
+                let view = <dyn Format>::from_name(name).unwrap();
+                let mut shown = Vec::new();
+                view.write_difference(&difference, &mut shown).unwrap();
+                assert!(!shown.is_empty(), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub struct Svg;
 /// The sum of all stacks may not exceed this, for it is kept in 64 bits. No machine has so much memory.
 const LARGEST_SUM: u64 = u64::MAX / 2;
 
+/// In a picture of differences colours are computed with up to 150 times twice the greatest one, also in 64 bits.
+const LARGEST_CHANGED_SUM: u64 = LARGEST_SUM / 300;
+
 impl Format for Svg {
     fn name(&self) -> &'static str {
         "svg"
@@ -45,7 +48,7 @@ impl Format for Svg {
             let lines = ["No change of surviving memory".to_owned(), span(difference)];
             return write_lines(&lines, out);
         }
-        let largest = LARGEST_SUM / stacks.len() as u64;
+        let largest = LARGEST_CHANGED_SUM / stacks.len() as u64;
         // Widths are those of the second value. Where nothing is left, what was there is drawn.
         let gone = stacks.values().all(|(_, after)| *after == 0);
         let lines: Vec<String> = stacks

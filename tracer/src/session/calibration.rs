@@ -43,7 +43,7 @@ impl Session {
         self.probe.forget(pid, ourselves.incarnation);
         self.probe.take_thread_hits(pid);
         self.probe
-            .drop_incarnations(&HashSet::from([ourselves.incarnation]));
+            .drop_incarnations(&HashSet::from([ourselves.incarnation]))?;
         self.tables.remove(&mut self.probe, ourselves.incarnation);
         // What our own process lost is nobody's loss.
         self.probe.reset_losses();

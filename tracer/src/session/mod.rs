@@ -16,12 +16,14 @@ mod window;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    io::Read,
     os::fd::AsFd,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use leakscope_common::Loss;
+use leakscope_common::{Loss, SiteTotals};
 
 pub use inspect::{InspectedFile, Inspection, PlannedProbe, inspect};
 pub use process::{ProbeSite, TraceError, check_target};
@@ -98,6 +100,9 @@ impl Default for SessionOptions {
     }
 }
 
+/// The totals of every site, sites with the same stack together; with the incarnation that each belongs to.
+type SiteLevels = BTreeMap<SiteId, (u32, SiteTotals)>;
+
 /// A stack as the probe handed it over.
 struct Stack {
     incarnation: u32,
@@ -153,6 +158,8 @@ pub struct Session {
     stale_at_ends: u64,
     /// Whether we run before others, so that windows are closed in time on a machine under load.
     is_urgent: bool,
+    /// What ends a step before its time.
+    wake: Option<UnixStream>,
 }
 
 impl fmt::Debug for Session {
@@ -199,6 +206,7 @@ impl Session {
             cost_of_a_hit: Duration::ZERO,
             stale_at_ends: 0,
             is_urgent: false,
+            wake: None,
         };
         if !session.options.mappings_only {
             session.cost_of_a_hit = session.calibrate()?;
@@ -269,6 +277,11 @@ impl Session {
         }
     }
 
+    /// From now on a step ends when there is something to be read here, which must not block.
+    pub fn wake_by(&mut self, wake: UnixStream) {
+        self.wake = Some(wake);
+    }
+
     /// Waits for what happens next, at most for a tenth of a second, and deals with it.
     ///
     /// # Errors
@@ -280,12 +293,17 @@ impl Session {
             .filter(|(_, traced)| traced.ended.is_none())
             .map(|(pid, traced)| (*pid, traced.pidfd.as_fd()))
             .collect();
-        let fds: Vec<_> = running.iter().map(|(_, fd)| *fd).collect();
+        let wake = self.wake.as_ref().map(AsFd::as_fd);
+        let fds: Vec<_> = running.iter().map(|(_, fd)| *fd).chain(wake).collect();
         let at_most = at_most
             .min(TICK)
             .min(self.selecting.wait_at_most())
             .min(self.next_window_step());
         let ready = self.probe.wait(&fds, at_most)?;
+        if let Some(wake) = &self.wake {
+            // Why it woke us is for whoever called to know; nothing to read is what there usually is.
+            let _ = Read::read(&mut &*wake, &mut [0; 64]);
+        }
         let ended: Vec<u32> = running
             .iter()
             .zip(ready)
@@ -308,13 +326,18 @@ impl Session {
         self.links.close_retired();
         self.step_windows()?;
         if self.last_look.elapsed() >= self.look_every {
-            self.sweep();
-            self.look();
+            self.sweep()?;
+            self.look()?;
+            if self.last_look >= self.next_survey {
+                self.note_ages()?;
+            }
+            self.look_every =
+                (self.last_look.elapsed() * LOOK_SHARE).clamp(OBSERVE_EVERY, OBSERVE_AT_LEAST);
         }
         if self.last_crowd_check.elapsed() >= TICK {
             self.last_crowd_check = Instant::now();
             if self.probe.is_crowded() {
-                self.probe.thin();
+                self.probe.thin()?;
             }
         }
         Ok(())
@@ -404,8 +427,25 @@ impl Session {
         ended: u32,
         held: bool,
     ) -> Result<(), KernelError> {
+        let begun = self.begin_after_exec(pid, incarnation, ended);
+        if !matches!(begun, Ok(true)) {
+            if held {
+                let _ = self.probe.resume(pid);
+            }
+            return begun.map(|_| ());
+        }
+        self.note_mapping(pid, held)
+    }
+
+    /// Whether the process is still to be followed with its new program.
+    fn begin_after_exec(
+        &mut self,
+        pid: u32,
+        incarnation: u32,
+        ended: u32,
+    ) -> Result<bool, KernelError> {
         let Some(mut traced) = self.processes.remove(&pid) else {
-            return Ok(());
+            return Ok(false);
         };
         if ended != incarnation {
             self.drop_incarnation(ended);
@@ -417,16 +457,25 @@ impl Session {
             traced.incarnation = incarnation;
             self.processes.insert(pid, traced);
             self.let_go(pid);
-            return Ok(());
+            return Ok(false);
         }
         traced.begin_program(&self.proc_root, incarnation);
         self.begin_windows(&mut traced)?;
         self.processes.insert(pid, traced);
-        self.note_mapping(pid, held)
+        Ok(true)
     }
 
     /// A followed process may have mapped new code: look for allocators, unwind tables and names in it.
     fn note_mapping(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
+        let looked = self.look_at_mappings(pid, held);
+        if held {
+            // Whatever came of it. It may have been killed meanwhile.
+            let _ = self.probe.resume(pid);
+        }
+        looked
+    }
+
+    fn look_at_mappings(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
         let Some(mut traced) = self.processes.remove(&pid) else {
             return Ok(());
         };
@@ -445,10 +494,6 @@ impl Session {
             }
         }
         self.processes.insert(pid, traced);
-        if held {
-            // It may have been killed meanwhile.
-            let _ = self.probe.resume(pid);
-        }
         Ok(())
     }
 
@@ -473,8 +518,8 @@ impl Session {
         Ok(())
     }
 
-    /// Looks at the sites' totals.
-    fn look(&mut self) {
+    /// Looks at the sites' totals, which it gives.
+    fn look(&mut self) -> Result<SiteLevels, KernelError> {
         self.last_look = Instant::now();
         let followed = self.processes.values().map(|traced| traced.incarnation);
         self.growth.keep(&followed.collect());
@@ -485,15 +530,11 @@ impl Session {
         }
         let mut inuse = 0_i64;
         let mut allocated = 0;
-        for (_, totals) in self.note_levels().values() {
+        let levels = self.note_levels()?;
+        for (_, totals) in levels.values() {
             inuse = inuse.wrapping_add(totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64);
             allocated += totals.alloc_objects;
         }
-        if self.last_look >= self.next_survey {
-            self.note_ages();
-        }
-        self.look_every =
-            (self.last_look.elapsed() * LOOK_SHARE).clamp(OBSERVE_EVERY, OBSERVE_AT_LEAST);
         self.progress.inuse_bytes = inuse;
         self.progress.alloc_objects = allocated;
         self.progress.running = self.running();
@@ -503,6 +544,7 @@ impl Session {
             .filter(|(loss, _)| loss.affects_bytes())
             .map(|(_, count)| count)
             .sum();
+        Ok(levels)
     }
 
     /// How a process is to be kept within the budget.
@@ -548,14 +590,15 @@ impl Session {
     /// The probe's last words could not be read.
     pub fn report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.drain()?;
-        self.look();
+        // Its walk through the live table looks at the ages too.
+        let levels = self.look()?;
         self.check_watched(true);
         for (pid, traced) in &mut self.processes {
             if traced.windows.cohorts.windows() > 0 && traced.ended.is_none() {
                 traced.windows.measure(&self.proc_root, *pid);
             }
         }
-        Ok(report::make(self, top))
+        report::make(self, levels, top)
     }
 
     /// Reports from now on with these suppressions.

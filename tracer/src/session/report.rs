@@ -4,8 +4,8 @@
 mod sampled;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    time::{Duration, SystemTime},
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant, SystemTime},
 };
 
 use leakscope_common::{
@@ -14,11 +14,12 @@ use leakscope_common::{
 };
 
 use super::{
-    Session,
+    Session, SiteLevels,
     growth::{self, MappedSites},
     process::Traced,
 };
 use crate::{
+    kernel::KernelError,
     ledger::{BlockFilter, SiteId, SiteSurvey, Survey},
     report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
@@ -31,9 +32,9 @@ impl Session {
     }
 
     /// Every site with its totals, sites with the same stack together; with the incarnation that each belongs to.
-    pub(super) fn joined_sites(&self) -> BTreeMap<SiteId, (u32, SiteTotals)> {
-        let mut joined: BTreeMap<SiteId, (u32, SiteTotals)> = BTreeMap::new();
-        for count in self.probe.sites() {
+    pub(super) fn joined_sites(&self) -> Result<SiteLevels, KernelError> {
+        let mut joined = SiteLevels::new();
+        for count in self.probe.sites()? {
             let (incarnation, sum) = joined.entry(self.joined(count.site)).or_default();
             *incarnation = count.incarnation;
             sum.alloc_objects = sum.alloc_objects.wrapping_add(count.totals.alloc_objects);
@@ -44,7 +45,7 @@ impl Session {
         for (site, (incarnation, survey)) in self.mapped_sites(u64::MAX) {
             joined.insert(site, (incarnation, growth::totals(&survey)));
         }
-        joined
+        Ok(joined)
     }
 
     /// What processes mapped by themselves, sites with the same stack together.
@@ -54,7 +55,8 @@ impl Session {
 
     /// The live blocks of the incarnations that are followed, by site. Blocks without a known stack are told apart by
     /// incarnation.
-    fn survey(&mut self) -> (Survey, HashMap<u32, Survey>) {
+    fn survey(&mut self) -> Result<(Survey, HashMap<u32, Survey>), KernelError> {
+        let begun = Instant::now();
         let filter = BlockFilter {
             min_age_ns: u64::try_from(self.options.min_age.as_nanos()).unwrap_or(u64::MAX),
             now_ns: crate::kernel::monotonic_ns(),
@@ -101,21 +103,27 @@ impl Session {
             } else if let Some(slot) = slots.get_mut(block.site as usize) {
                 slot.note(&block, &filter);
             }
-        });
+        })?;
+        self.growth.note_ages(&mut ages);
         ages.finish();
         for (slot, survey) in (0..).zip(&slots) {
             if survey.kept_objects > 0 {
                 known.merge(joined(slot), survey);
             }
         }
-        (known, unknown)
+        self.surveyed_since(begun);
+        Ok((known, unknown))
     }
 }
 
-/// Makes the report. Only the `top` sites with the most bytes are named; the others are summed up.
-pub(super) fn make(session: &mut Session, top: usize) -> Report {
+/// Makes the report, of a look's totals. Only the `top` sites with the most bytes are named; the others are summed up.
+pub(super) fn make(
+    session: &mut Session,
+    levels: SiteLevels,
+    top: usize,
+) -> Result<Report, KernelError> {
     let duration_s = session.started.elapsed().as_secs_f64();
-    let (survey, unknown) = session.survey();
+    let (survey, unknown) = session.survey()?;
     let now_ns = crate::kernel::monotonic_ns();
     let by_incarnation: HashMap<u32, u32> = session
         .processes
@@ -127,9 +135,9 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
     let mapped = session.mapped_sites(now_ns.saturating_sub(min_age_ns));
     let mut sites = Vec::new();
     for traced in session.processes.values() {
-        sampled::add(session, traced, &survey, &mut sites);
+        sampled::add(session, traced, &survey, &levels, &mut sites);
     }
-    for (id, (incarnation, totals)) in session.joined_sites() {
+    for (id, (incarnation, totals)) in levels {
         let Some(pid) = by_incarnation.get(&incarnation) else {
             continue;
         };
@@ -249,7 +257,7 @@ pub(super) fn make(session: &mut Session, top: usize) -> Report {
     session.judge(&mut parts);
     parts.keep_top(top);
     name(session, &mut parts.sites);
-    Report::new(parts)
+    Ok(Report::new(parts))
 }
 
 /// A site without its frames: only those that are shown are named.

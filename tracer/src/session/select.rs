@@ -293,7 +293,7 @@ impl Session {
     }
 
     /// Takes back the room of what was dropped, every now and then.
-    pub(super) fn sweep(&mut self) {
+    pub(super) fn sweep(&mut self) -> Result<(), KernelError> {
         let crowded = self.stacks.len() > self.probe.site_slots() / 4;
         if crowded {
             while self.selecting.ended.len() > KEEP_ENDED_CROWDED
@@ -308,11 +308,11 @@ impl Session {
                 .swept
                 .is_none_or(|last| last.elapsed() >= SWEEP_EVERY);
         if !is_due || self.selecting.dropped.is_empty() {
-            return;
+            return Ok(());
         }
         self.selecting.swept = Some(Instant::now());
         let dropped = std::mem::take(&mut self.selecting.dropped);
-        for site in self.probe.drop_incarnations(&dropped) {
+        for site in self.probe.drop_incarnations(&dropped)? {
             self.ledger.forget(site);
         }
         for incarnation in &dropped {
@@ -322,6 +322,7 @@ impl Session {
             .retain(|_, stack| !dropped.contains(&stack.incarnation));
         self.canonical
             .retain(|(incarnation, _), _| !dropped.contains(incarnation));
+        Ok(())
     }
 
     /// The processes to measure at this look: all, or where there are many some in turn.

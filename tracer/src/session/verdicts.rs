@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leakscope_common::{SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
+use leakscope_common::{UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
 
-use super::Session;
+use super::{Session, SiteLevels};
 use crate::{
-    kernel::monotonic_ns,
+    kernel::{KernelError, monotonic_ns},
     ledger::{Limit, ProcessLevel, Room, SiteId, SiteOfProcess, SiteWindows, judge_windows},
     report::{MemoryPoint, ReportParts},
 };
@@ -38,10 +38,10 @@ const CGROUPS: [(&str, &str, &str); 2] = [
 
 impl Session {
     /// Tells the ledger what every site and process has now; gives the sites' totals.
-    pub(super) fn note_levels(&mut self) -> BTreeMap<SiteId, (u32, SiteTotals)> {
+    pub(super) fn note_levels(&mut self) -> Result<SiteLevels, KernelError> {
         let now_ns = monotonic_ns();
         let weight = 1 << self.probe.thin_shift();
-        let sites = self.joined_sites();
+        let sites = self.joined_sites()?;
         let mut levels: BTreeMap<u32, ProcessLevel> = BTreeMap::new();
         for (site, (incarnation, totals)) in &sites {
             self.ledger.observe(now_ns, *site, totals, weight);
@@ -63,11 +63,11 @@ impl Session {
             self.ledger
                 .observe_process(now_ns, traced.incarnation, level);
         }
-        sites
+        Ok(sites)
     }
 
     /// Looks at the ages of all live blocks.
-    pub(super) fn note_ages(&mut self) {
+    pub(super) fn note_ages(&mut self) -> Result<(), KernelError> {
         let begun = Instant::now();
         let stacks = &self.stacks;
         let mut ages = self.ledger.survey_ages(
@@ -81,9 +81,15 @@ impl Session {
             if live.block.born_ns != 0 {
                 ages.note(&live.block);
             }
-        });
+        })?;
         self.growth.note_ages(&mut ages);
         ages.finish();
+        self.surveyed_since(begun);
+        Ok(())
+    }
+
+    /// The ages of the live blocks have been looked at; that began at this time.
+    pub(super) fn surveyed_since(&mut self, begun: Instant) {
         let cost = begun.elapsed();
         self.next_survey = begun + SURVEY_EVERY.max(cost.saturating_mul(SURVEY_PART));
     }

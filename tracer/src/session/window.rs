@@ -12,8 +12,8 @@ use super::{Session, process::Traced};
 use crate::{
     budget::{Choice, Close, Controller, Limits, Mode, Usage},
     kernel::{
-        BlockReading, BlockToRead, KernelError, close_links, monotonic_ns, process_cpu_time,
-        raise_priority, read_blocks,
+        BlockReading, BlockToPut, BlockToRead, KernelError, close_links, monotonic_ns,
+        process_cpu_time, raise_priority, read_blocks,
     },
     ledger::{Cohorts, MOST_WATCHED, Reading, SiteId, Span, Survivor},
 };
@@ -448,15 +448,13 @@ impl Session {
             }
         }
         windows.cohorts.thin_to(self.probe.thin_shift());
-        let mut unseen = HashSet::new();
-        for block in windows.cohorts.watched() {
-            if !self
-                .probe
-                .put_block(block.address, block.size, block.site, traced.incarnation)
-            {
-                unseen.insert(block.address);
-            }
-        }
+        let watched = windows.cohorts.watched().map(|block| BlockToPut {
+            address: block.address,
+            size: block.size,
+            site: block.site,
+        });
+        let refused = self.probe.put_blocks(traced.incarnation, watched)?;
+        let unseen = refused.iter().map(|block| block.address).collect();
         // A window begins when everything is attached; what is seen until then costs, and does not count.
         windows.open = Some(Open {
             at_ns: u64::MAX,
@@ -504,7 +502,7 @@ impl Session {
             if live.block.born_ns >= opened_ns {
                 alive.push((live.address, live.block));
             }
-        });
+        })?;
         let has_header = |site: &SiteId| {
             self.stacks
                 .get(site)
@@ -537,7 +535,7 @@ impl Session {
         let usage = self.usage(traced);
         let records = self.probe.take_thread_hits(traced.pid);
         let mut births = HashMap::new();
-        for (site, (incarnation, totals)) in self.joined_sites() {
+        for (site, (incarnation, totals)) in self.joined_sites()? {
             if incarnation == traced.incarnation {
                 births.insert(site, (totals.alloc_objects, totals.alloc_bytes));
             }
@@ -560,7 +558,7 @@ impl Session {
             } else if live.block.born_ns >= open.at_ns {
                 survivors.push((live.address, live.block));
             }
-        });
+        })?;
         let cpu = decided.cpu.saturating_sub(open.usage.cpu).as_secs_f64();
         let cost = decided.cost.saturating_sub(open.usage.cost).as_secs_f64();
         let hit = self.cost_of_a_hit.as_secs_f64().max(1e-12);

@@ -141,6 +141,8 @@ pub(super) const SCALING_BAR: f64 = 1.8;
 pub(super) const ATTACH: &str = "attach";
 /// The time from the question to the report.
 pub(super) const REPORT: &str = "report";
+/// The daemon and its readers.
+pub(super) const DAEMON: &str = "daemon";
 /// Many processes, and many that start.
 pub(super) const PROCESSES: &str = "processes";
 /// Where the time goes inside the programs.
@@ -154,6 +156,6 @@ pub(super) fn names() -> Vec<&'static str> {
     CASES
         .iter()
         .map(|case| case.name)
-        .chain([ATTACH, REPORT, PROCESSES, PROFILE, VERDICTS])
+        .chain([ATTACH, REPORT, DAEMON, PROCESSES, PROFILE, VERDICTS])
         .collect()
 }

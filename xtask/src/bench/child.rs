@@ -117,9 +117,17 @@ impl Running {
     /// # Errors
     /// When it is gone.
     pub(super) fn interrupt(&self) -> Result<()> {
+        self.signal("INT")
+    }
+
+    /// Sends a signal by its short name, as `TERM`.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub(super) fn signal(&self, name: &str) -> Result<()> {
         let pid = self.child.id().to_string();
         let status = Command::new("kill")
-            .args(["-s", "INT", &pid])
+            .args(["-s", name, &pid])
             .stderr(Stdio::null())
             .status()
             .context("cannot run kill(1)")?;

@@ -19,6 +19,8 @@ pub(super) struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) report: Option<ReportFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) daemon: Option<DaemonFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) processes: Option<ProcessesFigures>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) profile: Vec<ProfileFigures>,
@@ -148,6 +150,32 @@ pub(super) struct ReportFigures {
     pub(super) lost: BTreeMap<String, u64>,
     pub(super) tracer_resident_bytes: u64,
     pub(super) map_bytes: u64,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// The daemon over many blocks and sites.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct DaemonFigures {
+    pub(super) blocks: u64,
+    pub(super) sites: u64,
+    /// A profile when the report has to be made for it.
+    pub(super) cold: Times,
+    /// A profile of a report that is there.
+    pub(super) warm: Times,
+    /// The metrics.
+    pub(super) metrics: Times,
+    /// Readers at a time, for how many seconds, with how many answers and refusals.
+    pub(super) readers: usize,
+    pub(super) read_s: u64,
+    pub(super) answers: u64,
+    pub(super) errors: u64,
+    /// Resident memory before the readers, and the most while they read: all that `/proc/PID/status` counts.
+    pub(super) resident_idle_bytes: u64,
+    pub(super) resident_most_bytes: u64,
+    /// The kernel's memory for the BPF maps, mapped or not.
+    pub(super) map_bytes: u64,
+    /// From SIGTERM until it had ended.
+    pub(super) ended_ms: f64,
     pub(super) bars: Vec<BarFigures>,
 }
 

@@ -8,6 +8,7 @@ mod asked;
 mod attach;
 mod case;
 mod child;
+mod daemon;
 mod figures;
 mod proc;
 mod processes;
@@ -21,7 +22,7 @@ mod victim;
 
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
-use case::{ATTACH, CASES, PROCESSES, PROFILE, REPORT, SCALING, VERDICTS};
+use case::{ATTACH, CASES, DAEMON, PROCESSES, PROFILE, REPORT, SCALING, VERDICTS};
 use clap::Args;
 use figures::Figures;
 use std::fs;
@@ -220,6 +221,7 @@ fn run(
             .insert(processes::measure(bench)?)
             .to_string(),
         REPORT => figures.report.insert(asked::measure(bench)?).to_string(),
+        DAEMON => figures.daemon.insert(daemon::measure(bench)?).to_string(),
         VERDICTS => {
             let verdicts = figures.verdicts.insert(verdicts::measure(bench)?);
             for problem in verdicts.broken() {

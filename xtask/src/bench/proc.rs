@@ -50,6 +50,12 @@ impl Memory {
     }
 }
 
+/// Resident memory of a process as `/proc/PID/status` counts it, mapped BPF maps included, bytes; 0 when it is gone.
+pub(super) fn resident(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    field(&text, "VmRSS").unwrap_or(0) * KIB
+}
+
 /// All BPF maps of a process, mapped or behind descriptors.
 pub(super) fn map_bytes(pid: u32) -> u64 {
     memory(pid).mapped_maps + held(pid).map_bytes

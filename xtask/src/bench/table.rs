@@ -1,8 +1,8 @@
 //! The figures as text.
 
 use super::figures::{
-    AttachFigures, BarFigures, CaseFigures, Figures, ProcessesFigures, ProfileFigures,
-    ReportFigures, Scaling, SubjectFigures, Times,
+    AttachFigures, BarFigures, CaseFigures, DaemonFigures, Figures, ProcessesFigures,
+    ProfileFigures, ReportFigures, Scaling, SubjectFigures, Times,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -127,6 +127,36 @@ impl Display for Scaling {
 impl Display for Times {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         write!(out, "{:.1} ({:.1})", self.median_ms, self.least_ms)
+    }
+}
+
+impl Display for DaemonFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        writeln!(
+            out,
+            "daemon: {} live blocks at {} sites; milliseconds, medians (and the least)",
+            self.blocks, self.sites
+        )?;
+        writeln!(
+            out,
+            "  cold profile {}, warm profile {}, metrics {}",
+            self.cold, self.warm, self.metrics
+        )?;
+        writeln!(
+            out,
+            "  {} readers for {} s: {} answers, {} errors",
+            self.readers, self.read_s, self.answers, self.errors
+        )?;
+        writeln!(
+            out,
+            "  resident {:.1} MiB before, {:.1} MiB at most while they read; BPF maps {:.1} MiB, the kernel's",
+            mib(self.resident_idle_bytes),
+            mib(self.resident_most_bytes),
+            mib(self.map_bytes)
+        )?;
+        writeln!(out, "  from SIGTERM to the end {:.0} ms", self.ended_ms)?;
+        bars(out, &self.bars)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Session, Traced, identity};
+use super::{Session, SiteLevels, Traced, identity};
 use crate::{
     budget::{Choice, Mode},
     ledger::{SiteId, Survey},
@@ -18,8 +18,14 @@ impl Session {
     }
 }
 
-/// Adds the sites of a process whose calls were seen in windows.
-pub(super) fn add(session: &Session, traced: &Traced, survey: &Survey, sites: &mut Vec<Site>) {
+/// Adds the sites of a process whose calls were seen in windows. `totals` are of all sites, by [`Session::joined_sites`].
+pub(super) fn add(
+    session: &Session,
+    traced: &Traced,
+    survey: &Survey,
+    totals: &SiteLevels,
+    sites: &mut Vec<Site>,
+) {
     if !session.is_sampled(traced.pid) {
         return;
     }
@@ -34,7 +40,6 @@ pub(super) fn add(session: &Session, traced: &Traced, survey: &Survey, sites: &m
     let estimates = weighed
         .cohorts
         .estimates(now_ns, covered_until_ns, min_age.as_secs_f64());
-    let totals = session.joined_sites();
     let mut ids: BTreeSet<SiteId> = estimates.keys().copied().collect();
     if windows.is_open() {
         ids.extend(
