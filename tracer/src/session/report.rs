@@ -104,6 +104,7 @@ impl Session {
                 slot.note(&block, &filter);
             }
         })?;
+        self.growth.note_ages(&mut ages);
         ages.finish();
         for (slot, survey) in (0..).zip(&slots) {
             if survey.kept_objects > 0 {
