@@ -248,12 +248,13 @@ impl Session {
             .map_err(TraceError::from)?;
         traced.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut traced)?;
-        traced.windows.begin(pid, traced.incarnation);
         traced.windows.measure(&self.proc_root, pid);
         if let Err(error) = self.attach(&mut traced) {
             self.tables.remove(&mut self.probe, traced.incarnation);
             return Err(error);
         }
+        // Attaching takes as long as a window: what the process did meanwhile, nobody saw.
+        traced.windows.begin(pid, traced.incarnation);
         Ok(traced)
     }
 
