@@ -226,13 +226,15 @@ impl Windows {
         let grown = self.anonymous.1.checked_sub(self.anonymous.0);
         let elapsed = self.began.elapsed().as_secs_f64();
         let sites = cohorts.estimates(now_ns, covered_until_ns, 0.0);
-        let (mut footprint, mut blocks) = (0.0, 0.0);
+        let (mut footprint, mut largest, mut blocks) = (0.0, 0.0_f64, 0.0);
         for estimate in sites.values() {
             if estimate.growth_bytes_per_s > 0.0 && estimate.inuse_objects > 0 {
                 let mean = estimate.inuse_bytes as f64 / estimate.inuse_objects as f64;
                 // What an allocator adds: glibc rounds up to 16 bytes, with 8 of its own.
                 let chunk = ((mean + 8.0) / 16.0).ceil().max(2.0) * 16.0;
-                footprint += estimate.growth_bytes_per_s * chunk / mean.max(1.0);
+                let of_site = estimate.growth_bytes_per_s * chunk / mean.max(1.0);
+                footprint += of_site;
+                largest = largest.max(of_site);
                 blocks += estimate.observed_objects as f64;
             }
         }
@@ -244,9 +246,15 @@ impl Windows {
                 && grown > LEAST_GROWTH
                 && footprint > 0.0
             {
-                let ratio = (grown / elapsed / footprint).ln();
+                // Of a site whose blocks merely last longer than the watch, older ones go meanwhile, and it grows by nothing. Which sites those
+                // are is not known yet: what grows lies between the largest site alone and all of them.
+                let spread = (footprint / largest).ln() / 2.0;
+                let ratio = (grown / elapsed / footprint).ln() + spread;
                 let prior = uncertainty.ln_1p().powi(2);
-                let error = GROWTH_ERROR + LEAST_GROWTH / grown + 1.0 / blocks.max(1.0).sqrt();
+                let error = GROWTH_ERROR
+                    + LEAST_GROWTH / grown
+                    + 1.0 / blocks.max(1.0).sqrt()
+                    + spread / 2.0;
                 let weight = prior / (prior + error * error);
                 let left = (prior * error * error / (prior + error * error)).sqrt();
                 cohorts.set_time_of_a_call(time / (weight * ratio).exp(), left);
