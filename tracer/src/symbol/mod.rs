@@ -84,7 +84,7 @@ impl Resolver {
         let virtual_address = module.virtual_address(file_offset);
         let key = (module.number, virtual_address);
         if let Some(known) = self.known.get(&key) {
-            frames.extend(known.iter().cloned());
+            frames.extend(known.iter().map(|frame| placed(frame, address)));
             return;
         }
         let named = self.symbols.name(module, virtual_address);
@@ -120,7 +120,75 @@ impl Resolver {
     }
 }
 
+/// A frame of the same place in the file, at the address where this process has it.
+fn placed(frame: &Arc<Frame>, address: u64) -> Arc<Frame> {
+    if frame.address == Some(address) {
+        return Arc::clone(frame);
+    }
+    Arc::new(Frame {
+        address: Some(address),
+        ..Frame::clone(frame)
+    })
+}
+
 /// A path for people; bytes that are not UTF-8 are replaced.
 fn display(path: &Path) -> String {
     path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+    use super::{AddressSpace, Module, Named, Range, Resolver, Symbols};
+    use std::{fs::File, path::PathBuf, sync::Arc};
+
+    /// One function, everywhere.
+    struct Everywhere;
+
+    impl Symbols for Everywhere {
+        fn name(&mut self, _: &Module, _: u64) -> Vec<Named> {
+            vec![Named {
+                function: "everywhere".to_owned(),
+                start: Some(0),
+                file: None,
+                line: None,
+                inlined: false,
+            }]
+        }
+    }
+
+    /// A process that has the file mapped at an address.
+    fn space(module: &Arc<Module>, start: u64) -> AddressSpace {
+        let mut space = AddressSpace::default();
+        space.insert(Range {
+            start,
+            end: start + 0x1000,
+            offset: 0,
+            executable: true,
+            module: Some(Arc::clone(module)),
+            label: None,
+        });
+        space
+    }
+
+    #[test]
+    fn a_library_in_a_second_process_has_that_ones_addresses() {
+        let module = Arc::new(Module {
+            number: 1,
+            path: PathBuf::from("/lib/library.so"),
+            root: PathBuf::from("/"),
+            file: File::open("/dev/null").unwrap(),
+            elf: None,
+            build_id: None,
+            identity: (0, 0, 0, 0),
+        });
+        let mut resolver = Resolver::new(Box::new(Everywhere));
+        for start in [0x1000_u64, 0x7000] {
+            let frames = resolver.stack(&space(&module, start), &[start + 0x40]);
+            let frame = frames.first().unwrap();
+            assert_eq!(frame.function.as_deref(), Some("everywhere"));
+            assert_eq!(frame.address, Some(start + 0x40));
+        }
+    }
 }
