@@ -210,6 +210,14 @@ async fn converse(stream: Box<dyn Connection>, entrance: Entrance, server: &Serv
     }
 }
 
+/// Refuses a body.
+fn body_too_large() -> Response {
+    Refusal::too_large(format!(
+        "no request here needs a body; at most {BODY_BYTES} bytes are taken"
+    ))
+    .into_response()
+}
+
 /// Answers one request.
 async fn answer(
     router: Router,
@@ -217,18 +225,24 @@ async fn answer(
     request: hyper::Request<Incoming>,
 ) -> Response {
     if request.body().size_hint().lower() > BODY_BYTES {
-        return Refusal::too_large(format!(
-            "no request here needs a body; at most {BODY_BYTES} bytes are taken"
-        ))
-        .into_response();
+        return body_too_large();
     }
     if let Err(refusal) = entrance.admit(request.method(), request.uri().path(), request.headers())
     {
         return refusal.into_response();
     }
     let wanted = super::query::wait(request.uri());
-    // The body is not read: what came of it is dropped with the request.
-    let request: Request = request.map(|_| Body::empty());
+    let (head, body) = request.into_parts();
+    // A body that does not say how long it is is read to its end or to the bound; any other is dropped unread.
+    if body.size_hint().exact().is_none() {
+        let read = axum::body::to_bytes(Body::new(body), BODY_BYTES as usize);
+        match tokio::time::timeout(HEAD_WITHIN, read).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return body_too_large(),
+            Err(_) => return Refusal::timeout().into_response(),
+        }
+    }
+    let request = Request::from_parts(head, Body::empty());
     let service = TowerToHyperService::new(router);
     match tokio::time::timeout(
         ANSWER_WITHIN + wanted,

@@ -370,6 +370,15 @@ async fn requests_that_are_too_large_are_refused() {
     let length = stream.read(&mut answer).await.unwrap();
     Answer::read(&answer[..length]).refuses(413, "body");
     drop(stream);
+    // A body in chunks does not say how long it is.
+    let mut chunks =
+        "POST /api/v1/snapshots/x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+            .to_owned();
+    for _ in 0..8 {
+        chunks.push_str(&format!("400\r\n{}\r\n", "x".repeat(1024)));
+    }
+    chunks.push_str("0\r\n\r\n");
+    daemon.say(chunks.as_bytes()).await.refuses(413, "body");
     assert_eq!(
         daemon.say(b"\x16\x03\x01 nonsense\r\n\r\n").await.status,
         400
