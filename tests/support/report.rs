@@ -316,7 +316,8 @@ mod tests {
             serde_json::json!({
                 "pid": 5, "inuse_bytes": bytes, "inuse_objects": 1, "alloc_bytes": bytes, "alloc_objects": 1,
                 "inuse_bytes_low": bytes, "inuse_bytes_high": bytes, "oldest_age_s": 0.0,
-                "growth_bytes_per_s": 0.0, "verdict": "churn", "verdict_reason": "", "stack_complete": true,
+                "growth_bytes_per_s": 0.0, "verdict": "churn", "verdict_reason": "", "kind": "heap",
+                "stack_complete": true,
                 "frames": names.iter().map(|name| serde_json::json!({
                     "function": name, "module": null, "offset": null, "file": null, "line": null,
                     "inlined": false, "kind": "native"

@@ -53,8 +53,8 @@ pub fn breakpoints(pid: u32) -> Result<Vec<u64>> {
         let mut in_memory = vec![0; usize::try_from(end - start)?];
         memory.read_exact_at(&mut in_memory, start)?;
         let mut in_file = Vec::new();
-        // As the process sees it, which may have a root of its own.
-        let path = format!("/proc/{pid}/root{path}");
+        // The mapped file itself: the process may have a root of its own, and what it calls the file need not lead there.
+        let path = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
         let file = File::open(&path).with_context(|| format!("opening {path}"))?;
         in_file.resize(in_memory.len(), 0);
         let mut length = 0;
