@@ -424,7 +424,11 @@ fn in_containers(group: Option<&Group>) {
         let inside = container.root.path().join(path.trim_start_matches('/'));
         libraries.push((path, fs::metadata(&inside).unwrap().ino()));
         for site in report.sites.iter().filter(|site| site.pid == container.pid) {
-            assert!(site.stack_complete, "{site:?}");
+            // Debian's musl has no call frame information: there its own first frame is the last that is seen.
+            assert!(
+                site.stack_complete || path.contains("musl") && site.contains("main"),
+                "{site:?}"
+            );
             let caller = site.frames.get(1).unwrap();
             assert_eq!(caller.module.as_deref(), Some("/program"), "{site:?}");
         }

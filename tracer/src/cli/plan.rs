@@ -106,8 +106,8 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
                 ProbeOptions::default().unwind_rows
             },
             links: raw.links.map(Into::into),
-            // In windows, what was mapped between them is not seen.
-            mapping_steps: tier != Choice::Sampled,
+            // Beside an allocator's calls its own mappings are not told from the program's where it makes them in `free`.
+            mapping_steps: raw.tier == TierChoice::Growth,
             ..ProbeOptions::default()
         },
         unwind: BuildOptions {

@@ -69,7 +69,7 @@ impl Default for ProbeOptions {
             sizes: (0, u64::MAX),
             frame_pointers_only: false,
             links: None,
-            mapping_steps: true,
+            mapping_steps: false,
             empty: false,
         }
     }

@@ -483,7 +483,12 @@ fn read(module: &Module) -> Result<Vec<u8>, TableError> {
     if size > MAX_FILE {
         return Err(TableError::Read(format!("it has {size} bytes")));
     }
-    let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+    let length = usize::try_from(size).unwrap_or(0);
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(length)
+        .map_err(|_| TableError::Read(format!("there is no memory for its {size} bytes")))?;
+    bytes.resize(length, 0);
     module.file.read_exact_at(&mut bytes, 0).map_err(failed)?;
     Ok(bytes)
 }
