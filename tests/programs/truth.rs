@@ -60,6 +60,7 @@ fn every_victim_states_the_truth_of_its_source() {
             let counted = program.name.starts_with("threads")
                 || program.name.starts_with("backtrace")
                 || program.name == "longjmp"
+                || program.name == "mappings"
                 || program.name == "realloc_race";
             if truth.objects > 0 && !counted {
                 let figures = format!("{} / {}", truth.bytes, truth.objects);
