@@ -193,6 +193,39 @@ fn a_process_that_changes_its_program_is_let_go_when_the_name_no_longer_matches(
     assert_eq!(report.processes.len(), 1, "{:?}", report.processes);
 }
 
+#[test]
+fn a_child_that_calls_exec_while_it_is_prepared_is_not_taken_for_its_parent() {
+    const CHILDREN: usize = 40;
+    let _alone = require_kernel!();
+    let folder = tempfile::tempdir().unwrap();
+    let shell = named(Path::new("/bin/sh"), "lsc-wanted-sh", folder.path());
+    let mut parent = Command::new(&shell)
+        .args([
+            "-c",
+            &format!(
+                "read line; i=0; while [ $i -lt {CHILDREN} ]; do sleep 2 & i=$((i+1)); done; wait"
+            ),
+        ])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut tracer = select(&["--comm", "lsc-wanted*"]);
+    tracer.wait_until_attached(parent.id()).unwrap();
+    drop(parent.stdin.take());
+    thread::sleep(Duration::from_millis(1500));
+    let report = tracer.stop().unwrap();
+    parent.wait().unwrap();
+    assert!(
+        report
+            .processes
+            .iter()
+            .all(|process| process.comm == "lsc-wanted-sh"),
+        "{:?}",
+        report.processes
+    );
+    assert_eq!(report.processes.len(), 1, "{:?}", report.processes);
+}
+
 /// A control group made for a test, gone when dropped.
 struct Group {
     path: PathBuf,

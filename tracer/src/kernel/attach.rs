@@ -6,6 +6,7 @@ use std::{
     ffi::{CStr, CString},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 use aya_obj::generated::bpf_prog_type;
@@ -169,20 +170,21 @@ impl HeapPrograms {
     }
 
     /// Attaches probes in a file: to one process, or to all that map it. The path may be a `/proc/PID/fd` or `map_files`
-    /// link. Either all are attached or none.
+    /// link, and stands as `name` in messages. Either all are attached or none.
     ///
     /// # Errors
     /// The kernel refused a link; the error names the file.
     pub(crate) fn attach(
         &self,
         path: &CStr,
+        name: &Path,
         pid: Option<u32>,
         probes: &[Attachment],
     ) -> Result<Link, KernelError> {
         let failed = |source: io::Error| KernelError::Attach {
             what: format!(
                 "{} ({} probes, {})",
-                path.to_string_lossy(),
+                name.display(),
                 probes.len(),
                 self.mode.name()
             ),
@@ -324,7 +326,7 @@ pub(crate) fn best_link_mode() -> LinkMode {
 }
 
 /// A path as the kernel wants it.
-pub(crate) fn kernel_path(path: &std::path::Path) -> Result<CString, KernelError> {
+pub(crate) fn kernel_path(path: &Path) -> Result<CString, KernelError> {
     use std::os::unix::ffi::OsStrExt as _;
     CString::new(path.as_os_str().as_bytes()).map_err(|_| KernelError::Attach {
         what: path.display().to_string(),

@@ -28,7 +28,7 @@ pub use features::{
 pub use guardian::Watched;
 pub use load::MapMemory;
 pub use object::{Provenance, provenance};
-pub use probe::{Probe, ProbeOptions, open_pidfd};
+pub use probe::{Probe, ProbeOptions, has_ended, open_pidfd};
 pub use read::{LiveBlock, SiteCount};
 pub use watch::{
     BlockReading, BlockToPut, BlockToRead, process_cpu_time, raise_priority, read_blocks,

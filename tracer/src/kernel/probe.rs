@@ -297,18 +297,20 @@ impl Probe {
             .collect()
     }
 
-    /// Attaches probes in a file, which may be named by a link under /proc; to one process, or to all that map it.
+    /// Attaches probes in a file, which may be opened through a link under /proc, and is called `name` in messages; to one process, or to
+    /// all that map it.
     ///
     /// # Errors
     /// The kernel refused; nothing is left attached.
     pub fn attach(
         &self,
         file: &Path,
+        name: &Path,
         pid: Option<u32>,
         probes: &[Attachment],
     ) -> Result<Link, KernelError> {
         self.programs
-            .attach(&attach::kernel_path(file)?, pid, probes)
+            .attach(&attach::kernel_path(file)?, name, pid, probes)
     }
 
     /// Waits for events or for one of the descriptors (such as pidfds) to become readable. Tells which of the descriptors
@@ -480,4 +482,10 @@ pub(super) fn map_error(name: &str, error: &MapError) -> KernelError {
 /// There is no such process.
 pub fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     command::open_pidfd(pid)
+}
+
+/// Whether the process of a pidfd has ended.
+#[must_use]
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    sys::poll_readable(&[pidfd], 0).is_ok_and(|ready| ready.contains(&true))
 }

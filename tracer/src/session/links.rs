@@ -65,9 +65,7 @@ impl Planned {
         if self.attachments.is_empty() {
             return Ok(None);
         }
-        probe
-            .attach(&self.file.attach_path(), Some(pid), &self.attachments)
-            .map(Some)
+        attach_file(probe, &self.file, Some(pid), &self.attachments).map(Some)
     }
 }
 
@@ -115,7 +113,7 @@ impl Links {
             if attachments.is_empty() {
                 return Ok((sites, None));
             }
-            let link = probe.attach(&found.file.attach_path(), Some(pid), &attachments)?;
+            let link = attach_file(probe, &found.file, Some(pid), &attachments)?;
             return Ok((sites, Some(link)));
         }
         let file = file_id(found);
@@ -129,7 +127,7 @@ impl Links {
         };
         let (attachments, sites) = plan(found, first);
         if !attachments.is_empty() {
-            let link = probe.attach(&found.file.attach_path(), None, &attachments)?;
+            let link = attach_file(probe, &found.file, None, &attachments)?;
             self.shared.insert(
                 file,
                 Shared {
@@ -200,6 +198,16 @@ pub(super) fn file_id(found: &FoundAllocator) -> FileId {
         found.file.device.minor,
         found.file.inode,
     )
+}
+
+/// Attaches in a file that a process maps; messages call it as that process does.
+fn attach_file(
+    probe: &Probe,
+    file: &MappedFile,
+    pid: Option<u32>,
+    attachments: &[Attachment],
+) -> Result<Link, KernelError> {
+    probe.attach(&file.attach_path(), &file.path, pid, attachments)
 }
 
 /// The probes of an allocator, with hit slots from `first` on.

@@ -35,7 +35,7 @@ use crate::{
     ledger::{Ledger, SiteId},
     report::{Report, Suppressions},
     symbol::{Modules, Resolver},
-    target::discover::Files,
+    target::{discover::Files, process::ProcessError},
     unwind::BuildOptions,
 };
 use growth::Growth;
@@ -251,7 +251,12 @@ impl Session {
         traced.windows.measure(&self.proc_root, pid);
         if let Err(error) = self.attach(&mut traced) {
             self.tables.remove(&mut self.probe, traced.incarnation);
-            return Err(error);
+            // That it is gone says more than what could not be done because of it.
+            return Err(if traced.is_over() {
+                ProcessError::Gone { pid }.into()
+            } else {
+                error
+            });
         }
         // Attaching takes as long as a window: what the process did meanwhile, nobody saw.
         traced.windows.begin(pid, traced.incarnation);
@@ -461,7 +466,7 @@ impl Session {
             return Ok(false);
         }
         traced.begin_program(&self.proc_root, incarnation);
-        self.begin_windows(&mut traced)?;
+        self.begin_windows(&mut traced);
         self.processes.insert(pid, traced);
         Ok(true)
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     budget::Limits,
-    kernel::{KernelError, Link, Probe, open_pidfd},
+    kernel::{KernelError, Link, Probe, has_ended, open_pidfd},
     symbol::AddressSpace,
     target::{
         discover::{DiscoverError, Files, discover},
@@ -283,14 +283,26 @@ impl Traced {
     }
 
     /// Attaches to everything that is known of: a window begins.
-    pub(super) fn arm(&mut self, probe: &Probe) -> Result<(), KernelError> {
+    pub(super) fn arm(&mut self, probe: &Probe) {
+        let mut problems = Vec::new();
         for planned in &self.planned {
-            if !self.links.contains_key(&planned.file()) {
-                let link = planned.attach(probe, self.pid)?;
-                self.links.extend(link.map(|link| (planned.file(), link)));
+            if self.links.contains_key(&planned.file()) {
+                continue;
+            }
+            match planned.attach(probe, self.pid) {
+                Ok(link) => self.links.extend(link.map(|link| (planned.file(), link))),
+                // The process may be on its way out; else the next window may do better.
+                Err(error) => problems.push(error.to_string()),
             }
         }
-        Ok(())
+        for problem in problems {
+            self.note(problem);
+        }
+    }
+
+    /// Whether the process has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended.is_some() || has_ended(self.pidfd.as_fd())
     }
 
     /// Keeps a line for people, once.

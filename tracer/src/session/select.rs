@@ -29,9 +29,6 @@ const EXEC_WITHIN: Duration = Duration::from_millis(2);
 /// number squared (500 processes: 46 s against 1 s), and at every hit the kernel asks each whether it is meant.
 const MANY: usize = 24;
 
-/// How long after it was followed a process is looked at once more.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
-
 /// How often the probe's suggestions are looked at where it does not wake us.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -176,16 +173,21 @@ impl Session {
 
     /// Follows a process even if it has no allocator that is known: one may be loaded later, and the report says why nothing is seen.
     fn follow_as_it_is(&mut self, pid: u32) -> Result<(), TraceError> {
-        let traced = self.prepare(pid)?;
+        let mut traced = self.prepare(pid)?;
         self.growth.begin(&self.proc_root, pid, traced.incarnation);
         self.probe.follow(pid, traced.incarnation)?;
         self.forget_ended(pid);
+        if read_process(&self.proc_root, pid).is_ok_and(|process| process.comm != traced.comm) {
+            traced.begin_program(&self.proc_root, traced.incarnation);
+        }
         self.processes.insert(pid, traced);
-        // What it mapped after we looked and before the probe knew it, nobody was told of: a program that has just begun maps its
-        // libraries at this very time.
-        self.selecting
-            .candidates
-            .insert(pid, Instant::now() + LOOK_AGAIN_AFTER);
+        // What it did after we looked and before the probe knew it, nobody was told of: a process that has just begun calls exec and maps
+        // its libraries at this very time.
+        if self.is_kept_after_exec(pid) {
+            self.note_mapping(pid, false)?;
+        } else {
+            self.let_go(pid);
+        }
         Ok(())
     }
 

@@ -341,7 +341,7 @@ impl Session {
     }
 
     /// A followed process begins a program: what is known of the one before is of no use.
-    pub(super) fn begin_windows(&mut self, traced: &mut Traced) -> Result<(), KernelError> {
+    pub(super) fn begin_windows(&mut self, traced: &mut Traced) {
         let usage = self.usage(traced);
         let windows = &mut traced.windows;
         windows.spent = usage.cost;
@@ -363,9 +363,8 @@ impl Session {
                 unseen: HashSet::new(),
             });
             windows.closed_usage = None;
-            traced.arm(&self.probe)?;
+            traced.arm(&self.probe);
         }
-        Ok(())
     }
 
     /// Opens and closes what is due.
@@ -469,10 +468,7 @@ impl Session {
             usage,
             unseen,
         });
-        if let Err(error) = traced.arm(&self.probe) {
-            // The process may be on its way out; else the next one may do better.
-            traced.note(error.to_string());
-        }
+        traced.arm(&self.probe);
         let usage = self.usage(traced);
         let windows = &mut traced.windows;
         windows.controller.opened(usage);
