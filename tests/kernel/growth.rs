@@ -2,7 +2,15 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
 
-use leakscope_tests::{ALL_SITES, Report, Site, Sum, Truth, require_kernel, require_victim, run};
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use leakscope_tests::{
+    ALL_SITES, PATIENCE, Report, Site, Sum, Tracer, Truth, Victim, breakpoints, require_kernel,
+    require_victim, run,
+};
 
 const HEAP: &str = "leak_malloc";
 
@@ -37,6 +45,38 @@ fn assert_mappings(report: &Report, pid: u32, truths: &[Truth]) {
         below(report, pid, "mapping", &truth.function)
     });
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[test]
+fn mappings_are_exact_and_the_allocators_own_are_not_among_them() {
+    let _alone = require_kernel!();
+    let mut running = Victim::start(&require_victim!("mappings")).expect("started");
+    let pid = running.pid();
+    let tracer = Tracer::attach(&running, &[]).expect("attached");
+    let truths = running.go().expect("the victim's truth");
+    let report = tracer.stop().expect("the report");
+    assert!(running.quit().expect("the victim ends").success());
+    assert_mappings(&report, pid, &truths);
+    // 45 MB of the heap, whose blocks are mapped one by one or lie in the data segment, are counted once.
+    assert_eq!(below(&report, pid, "mapping", HEAP), Sum::default());
+    let heap = below(&report, pid, "heap", HEAP);
+    assert_eq!((heap.bytes, heap.objects), (45_000_000, 300));
+    // A page of each block at least has been written to. The kernel's count lags behind by some dozen pages for each processor.
+    let series = &report.processes.first().expect("the process").memory_series;
+    let anonymous = series.last().expect("a look").anonymous_bytes;
+    assert!(anonymous > 300 * 4096 / 2, "{anonymous}");
+    let stack = sites(&report, pid, "mapping")
+        .find(|site| site.contains("leak_stack"))
+        .expect("the thread's stack");
+    assert_eq!(stack.mapping.as_deref(), Some("thread-stack"));
+    for site in sites(&report, pid, "mapping") {
+        assert!(site.stack_complete, "{:?}", site.names());
+    }
+    let mapped: u64 = sites(&report, pid, "mapping")
+        .map(|site| site.alloc_objects)
+        .sum();
+    // 5 + 1 + 1 + 2 + 1 + 1 + 1 + 1, 50 that were unmapped, 2 that replaced each other.
+    assert_eq!(mapped, 65);
 }
 
 #[test]
@@ -84,4 +124,53 @@ fn without_allocator_probes_every_mapping_is_shown() {
         heap.bytes >= 45_000_000 && heap.bytes < 50_000_000,
         "{heap:?}"
     );
+}
+
+/// What an allocator maps where no probe sees its call, in `free` and between windows, is told apart by its stack.
+#[track_caller]
+fn assert_allocators_own_are_hidden(victim: &str, arguments: &[&str], in_window: bool) {
+    let mut running = Victim::start(&require_victim!(victim)).expect("started");
+    let pid = running.pid();
+    let mut all = vec!["-p"];
+    let number = pid.to_string();
+    all.push(&number);
+    all.extend(arguments);
+    let mut tracer = Tracer::start(&all).expect("leakscope starts");
+    tracer.wait_until_attached(pid).expect("attached");
+    let begun = Instant::now();
+    while !in_window && !breakpoints(pid).unwrap().is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "the window does not close");
+        sleep(Duration::from_millis(1));
+    }
+    let truths = running.go().expect("the victim's truth");
+    let report = tracer.stop().expect("the report");
+    assert!(running.quit().expect("the victim ends").success());
+    let mapped = truths
+        .iter()
+        .find(|truth| truth.function == "leak_mapped")
+        .expect("its truth");
+    let found = below(&report, pid, "mapping", "leak_mapped");
+    assert_eq!((found.bytes, found.objects), (mapped.bytes, mapped.objects));
+    for site in sites(&report, pid, "mapping") {
+        let is_own = site.contains("leak_mapped");
+        let is_stack = site.mapping.as_deref() == Some("thread-stack");
+        assert!(is_own || is_stack, "{:?}", site.names());
+    }
+}
+
+#[test]
+fn an_arena_that_free_maps_is_the_allocators() {
+    let _alone = require_kernel!();
+    for victim in ["arenas", "arenas-omit"] {
+        assert_allocators_own_are_hidden(victim, &["--tier", "exact"], true);
+    }
+}
+
+#[test]
+fn between_windows_an_allocators_mappings_are_its_own() {
+    let _alone = require_kernel!();
+    for victim in ["arenas", "arenas-omit"] {
+        let arguments = ["--tier", "sampled", "--window", "30ms"];
+        assert_allocators_own_are_hidden(victim, &arguments, false);
+    }
 }

@@ -94,6 +94,8 @@ const PROGRAMS: &[Program] = &[
     c("kinds", "kinds.c", POINTERS),
     c("kinds-omit", "kinds.c", TABLES),
     c("mappings", "mappings.c", POINTERS),
+    c("arenas", "arenas.c", POINTERS),
+    c("arenas-omit", "arenas.c", TABLES),
     c("threads", "threads.c", POINTERS),
     c("threads-omit", "threads.c", TABLES),
     c("deep", "deep.c", POINTERS),

@@ -106,8 +106,7 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
                 ProbeOptions::default().unwind_rows
             },
             links: raw.links.map(Into::into),
-            // Beside an allocator's calls its own mappings are not told from the program's where it makes them in `free`.
-            mapping_steps: raw.tier == TierChoice::Growth,
+            mapping_steps: true,
             ..ProbeOptions::default()
         },
         unwind: BuildOptions {

@@ -430,6 +430,11 @@ impl Mappings {
         }
     }
 
+    /// The sites that ever mapped something.
+    pub fn sites(&self) -> impl Iterator<Item = SiteId> {
+        self.made.keys().copied()
+    }
+
     /// What is left of each site that ever mapped something. `join` tells which site stands for one; only mappings made at
     /// `born_until_ns` or before count as in use.
     pub fn survey(

@@ -31,7 +31,8 @@ impl Session {
             .space
             .refresh(&self.proc_root, pid, &mut self.modules)
             .is_ok();
-        if !readable || self.attach(&mut ourselves).is_err() || ourselves.sites.is_empty() {
+        let attached = ourselves.attach(&self.probe, &mut self.links, &self.files, &self.proc_root);
+        if !readable || attached.is_err() || ourselves.sites.is_empty() {
             return Ok(Duration::ZERO);
         }
         ourselves.incarnation = self.probe.new_incarnation();

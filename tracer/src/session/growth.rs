@@ -31,7 +31,17 @@ const DATA_SEGMENT: &str = "[heap]";
 /// The mappings of all followed processes, by incarnation.
 #[derive(Debug, Default)]
 pub(super) struct Growth {
-    processes: HashMap<u32, Mappings>,
+    processes: HashMap<u32, Growing>,
+}
+
+/// The mappings of a process.
+#[derive(Debug, Default)]
+struct Growing {
+    mappings: Mappings,
+    /// Steps that were told of.
+    steps: u64,
+    /// No more is wanted.
+    given_up: bool,
 }
 
 /// What is mapped at each site, sites with the same stack together; and by whom.
@@ -95,7 +105,7 @@ fn kind(flags: u32) -> Option<MappingKind> {
 impl Growth {
     /// Looks at what a running process has mapped already. To be called just before it is followed.
     pub(super) fn begin(&mut self, proc_root: &Path, pid: u32, incarnation: u32) {
-        let mappings = self.processes.entry(incarnation).or_default();
+        let mappings = &mut self.processes.entry(incarnation).or_default().mappings;
         // A process that cannot be read has ended.
         for map in read_maps(proc_root, pid).unwrap_or_default() {
             if map.path == Path::new(DATA_SEGMENT) {
@@ -110,28 +120,53 @@ impl Growth {
     /// Deals with a record of the probe.
     pub(super) fn note(&mut self, record: &MappingRecord) {
         if let Some(step) = step(record) {
-            self.processes.entry(record.incarnation).or_default().apply(
-                record.thread,
-                record.at_ns,
-                &step,
-            );
+            let growing = self.processes.entry(record.incarnation).or_default();
+            growing.steps += 1;
+            if !growing.given_up {
+                growing.mappings.apply(record.thread, record.at_ns, &step);
+            }
         }
     }
 
-    /// Shows each mapping that is there to an ages' survey.
-    pub(super) fn note_ages(&self, ages: &mut AgeSurvey<'_>) {
-        for mappings in self.processes.values() {
-            mappings.visit(|site, born_ns, bytes| {
-                if site != UNKNOWN_SITE {
+    /// How many steps of an incarnation were told of. Each costs its process about what a probe's hit does: there is no trap, and the
+    /// record is handed over by itself.
+    pub(super) fn steps(&self, incarnation: u32) -> u64 {
+        self.processes
+            .get(&incarnation)
+            .map_or(0, |growing| growing.steps)
+    }
+
+    /// The sites that ever mapped something, with the incarnation that each belongs to.
+    pub(super) fn sites(&self) -> impl Iterator<Item = (u32, SiteId)> {
+        self.processes.iter().flat_map(|(incarnation, growing)| {
+            let sites = growing.mappings.sites();
+            sites.map(|site| (*incarnation, site))
+        })
+    }
+
+    /// Shows each mapping that is there to an ages' survey, but for those of these sites.
+    pub(super) fn note_ages(&self, ages: &mut AgeSurvey<'_>, hidden: &HashSet<SiteId>) {
+        for growing in self.processes.values() {
+            growing.mappings.visit(|site, born_ns, bytes| {
+                if site != UNKNOWN_SITE && !hidden.contains(&site) {
                     ages.note_mapping(site, born_ns, bytes);
                 }
             });
         }
     }
 
-    /// Drops what is known of an incarnation of which no more is told.
-    pub(super) fn forget(&mut self, incarnation: u32) {
-        self.processes.remove(&incarnation);
+    /// The same, of an incarnation that was not given up.
+    pub(super) fn steps_going_on(&self, incarnation: u32) -> Option<u64> {
+        let growing = self.processes.get(&incarnation)?;
+        (!growing.given_up).then_some(growing.steps)
+    }
+
+    /// Drops what is known of an incarnation of which no more is to be told, but for what it cost.
+    pub(super) fn give_up(&mut self, incarnation: u32) {
+        if let Some(growing) = self.processes.get_mut(&incarnation) {
+            growing.mappings = Mappings::default();
+            growing.given_up = true;
+        }
     }
 
     /// Drops what is known of other incarnations than these.
@@ -140,16 +175,18 @@ impl Growth {
             .retain(|incarnation, _| incarnations.contains(incarnation));
     }
 
-    /// What is mapped at each site. `joined` tells which site stands for one; only what was made by then counts as in use.
+    /// What is mapped at each site but for the hidden ones. `joined` tells which site stands for one, and whose stack is the same: one
+    /// is hidden where the other is. Only what was made by then counts as in use.
     pub(super) fn survey(
         &self,
         joined: impl Fn(SiteId) -> SiteId,
+        hidden: &HashSet<SiteId>,
         born_until_ns: u64,
     ) -> MappedSites {
         let mut sites = MappedSites::new();
-        for (incarnation, mappings) in &self.processes {
-            for (site, survey) in mappings.survey(&joined, born_until_ns) {
-                if site != UNKNOWN_SITE {
+        for (incarnation, growing) in &self.processes {
+            for (site, survey) in growing.mappings.survey(&joined, born_until_ns) {
+                if site != UNKNOWN_SITE && !hidden.contains(&site) {
                     sites.insert(site, (*incarnation, survey));
                 }
             }

@@ -14,6 +14,7 @@ use crate::{
     target::{
         allocator::AllocatorKind,
         discover::{FoundAllocator, MappedFile},
+        process::Device,
     },
 };
 
@@ -41,7 +42,7 @@ impl Planned {
         let (attachments, sites) = plan(found, slots_used);
         Self {
             file: found.file.clone(),
-            id: file_id(found),
+            id: file_id(&found.file.device, found.file.inode),
             attachments,
             sites,
         }
@@ -116,7 +117,7 @@ impl Links {
             let link = attach_file(probe, &found.file, Some(pid), &attachments)?;
             return Ok((sites, Some(link)));
         }
-        let file = file_id(found);
+        let file = file_id(&found.file.device, found.file.inode);
         if let Some(shared) = self.shared.get_mut(&file) {
             shared.users.insert(pid);
             return Ok((shared.sites.clone(), None));
@@ -191,13 +192,9 @@ impl Links {
     }
 }
 
-/// The file of an allocator.
-pub(super) fn file_id(found: &FoundAllocator) -> FileId {
-    (
-        found.file.device.major,
-        found.file.device.minor,
-        found.file.inode,
-    )
+/// What a file is known by.
+pub(super) fn file_id(device: &Device, inode: u64) -> FileId {
+    (device.major, device.minor, inode)
 }
 
 /// Attaches in a file that a process maps; messages call it as that process does.

@@ -208,9 +208,7 @@ impl Session {
             is_urgent: false,
             wake: None,
         };
-        if !session.options.mappings_only {
-            session.cost_of_a_hit = session.calibrate()?;
-        }
+        session.cost_of_a_hit = session.calibrate()?;
         session.started = Instant::now();
         session.ledger = Ledger::new(crate::kernel::monotonic_ns());
         Ok(session)

@@ -3,8 +3,10 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
+    ops::Range,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +20,7 @@ use crate::{
     symbol::AddressSpace,
     target::{
         discover::{DiscoverError, Files, discover},
-        process::{Process, ProcessError, cpu_time, read_memory, read_process},
+        process::{Device, Process, ProcessError, cpu_time, read_memory, read_process},
     },
 };
 
@@ -97,6 +99,14 @@ pub struct ProbeSite {
     pub hit_slot: u8,
 }
 
+/// The code of an allocator in a file.
+struct AllocatorCode {
+    /// Offsets in the file.
+    ranges: Arc<[Range<u64>]>,
+    /// All of the file is the allocator's.
+    whole: bool,
+}
+
 /// A followed process.
 pub(super) struct Traced {
     pub(super) pid: u32,
@@ -109,6 +119,8 @@ pub(super) struct Traced {
     pub(super) links: HashMap<FileId, Link>,
     /// The files that are attached to, by links of its own or for all processes.
     pub(super) attached: HashSet<FileId>,
+    /// Where the code of its allocators lies, by file.
+    allocators: HashMap<FileId, Vec<AllocatorCode>>,
     /// What is attached in windows.
     pub(super) planned: Vec<Planned>,
     /// Its windows.
@@ -171,6 +183,7 @@ impl Traced {
             space: AddressSpace::default(),
             links: HashMap::new(),
             attached: HashSet::new(),
+            allocators: HashMap::new(),
             planned: Vec::new(),
             windows: Windows::new(limits, pid),
             sites: Vec::new(),
@@ -261,10 +274,17 @@ impl Traced {
             }
         }
         for found in &discovery.allocators {
-            let file = file_id(found);
+            let file = file_id(&found.file.device, found.file.inode);
             if !self.attached.insert(file) {
                 continue;
             }
+            self.allocators
+                .entry(file)
+                .or_default()
+                .push(AllocatorCode {
+                    ranges: Arc::clone(&found.code),
+                    whole: found.fills_its_file(),
+                });
             if self.windows.is_enforced() {
                 let planned = Planned::new(found, self.sites.len());
                 if self.windows.is_open() {
@@ -280,6 +300,31 @@ impl Traced {
             self.sites.extend(sites);
         }
         Ok(())
+    }
+
+    /// Whether a stack at which memory was mapped runs through an allocator: what is mapped there is the allocator's own. The first frame
+    /// is the system call's.
+    pub(super) fn is_allocators_own(&self, frames: &[u64]) -> bool {
+        frames.iter().skip(1).any(|address| {
+            // A return address may be that of the next function.
+            let caller = address.saturating_sub(1);
+            let Some(range) = self.space.find(caller) else {
+                return false;
+            };
+            let Some(module) = &range.module else {
+                return false;
+            };
+            let (device, inode, ..) = module.identity;
+            let offset = (caller - range.start).saturating_add(range.offset);
+            self.allocators
+                .get(&file_id(&Device::from_stat(device), inode))
+                .is_some_and(|allocators| {
+                    allocators.iter().any(|allocator| {
+                        allocator.whole
+                            || allocator.ranges.iter().any(|range| range.contains(&offset))
+                    })
+                })
+        })
     }
 
     /// Attaches to everything that is known of: a window begins.

@@ -33,6 +33,15 @@ impl Session {
 
     /// Every site with its totals, sites with the same stack together; with the incarnation that each belongs to.
     pub(super) fn joined_sites(&self) -> Result<SiteLevels, KernelError> {
+        let mut joined = self.heap_sites()?;
+        for (site, (incarnation, survey)) in self.mapped_sites(u64::MAX) {
+            joined.insert(site, (incarnation, growth::totals(&survey)));
+        }
+        Ok(joined)
+    }
+
+    /// The sites of blocks among [`Session::joined_sites`].
+    pub(super) fn heap_sites(&self) -> Result<SiteLevels, KernelError> {
         let mut joined = SiteLevels::new();
         for count in self.probe.sites()? {
             let (incarnation, sum) = joined.entry(self.joined(count.site)).or_default();
@@ -42,15 +51,34 @@ impl Session {
             sum.free_objects = sum.free_objects.wrapping_add(count.totals.free_objects);
             sum.free_bytes = sum.free_bytes.wrapping_add(count.totals.free_bytes);
         }
-        for (site, (incarnation, survey)) in self.mapped_sites(u64::MAX) {
-            joined.insert(site, (incarnation, growth::totals(&survey)));
-        }
         Ok(joined)
     }
 
     /// What processes mapped by themselves, sites with the same stack together.
     fn mapped_sites(&self, born_until_ns: u64) -> MappedSites {
-        self.growth.survey(|site| self.joined(site), born_until_ns)
+        let hidden = self.allocators_own();
+        self.growth
+            .survey(|site| self.joined(site), &hidden, born_until_ns)
+    }
+
+    /// The sites at which allocators mapped for themselves. Within calls that are seen the probe tells them apart; this is for the
+    /// others, and for what `free` maps, whose return is not seen.
+    pub(super) fn allocators_own(&self) -> HashSet<SiteId> {
+        let by_incarnation: HashMap<u32, &Traced> = self
+            .processes
+            .values()
+            .map(|traced| (traced.incarnation, traced))
+            .collect();
+        self.growth
+            .sites()
+            .filter(|(incarnation, site)| {
+                let traced = by_incarnation.get(incarnation);
+                traced
+                    .zip(self.stacks.get(site))
+                    .is_some_and(|(traced, stack)| traced.is_allocators_own(&stack.frames))
+            })
+            .map(|(_, site)| site)
+            .collect()
     }
 
     /// The live blocks of the incarnations that are followed, by site. Blocks without a known stack are told apart by
@@ -66,6 +94,7 @@ impl Session {
             .values()
             .map(|traced| traced.incarnation)
             .collect();
+        let hidden = self.allocators_own();
         let shift = self.probe.thin_shift();
         let mut known = Survey::new(shift);
         let mut unknown: HashMap<u32, Survey> = HashMap::new();
@@ -104,7 +133,7 @@ impl Session {
                 slot.note(&block, &filter);
             }
         })?;
-        self.growth.note_ages(&mut ages);
+        self.growth.note_ages(&mut ages, &hidden);
         ages.finish();
         for (slot, survey) in (0..).zip(&slots) {
             if survey.kept_objects > 0 {
@@ -135,16 +164,16 @@ pub(super) fn make(
     let mapped = session.mapped_sites(now_ns.saturating_sub(min_age_ns));
     let mut sites = Vec::new();
     for traced in session.processes.values() {
-        sampled::add(session, traced, &survey, &levels, &mut sites);
+        sampled::add(session, traced, &survey, &levels, &mapped, &mut sites);
     }
     for (id, (incarnation, totals)) in levels {
         let Some(pid) = by_incarnation.get(&incarnation) else {
             continue;
         };
-        if session.is_sampled(*pid) {
+        let mapping = mapped.get(&id).map(|(_, survey)| survey);
+        if session.is_sampled(*pid) && mapping.is_none() {
             continue;
         }
-        let mapping = mapped.get(&id).map(|(_, survey)| survey);
         let survives = survey.site(id).kept_objects > 0
             || mapping.is_some_and(|survey| survey.inuse_objects > 0);
         if filtered && !survives {
@@ -181,6 +210,7 @@ pub(super) fn make(
         ));
     }
     let mut hits_total = 0;
+    let mut steps = 0;
     let mut duty = 0.0;
     let mut cpu = Duration::ZERO;
     let proc_root = session.proc_root().to_owned();
@@ -205,12 +235,13 @@ pub(super) fn make(
         }
         duty += traced.windows.duty() / session.processes.len().max(1) as f64;
         hits_total += hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>();
+        steps += session.growth.steps(traced.incarnation);
         if let (Some(before), Some(after)) = (traced.cpu_first, traced.cpu_last) {
             cpu += after.saturating_sub(before);
         }
         processes.push(process(traced, &hits));
     }
-    let cost = session.cost_of_a_hit.as_secs_f64() * hits_total as f64;
+    let cost = session.cost_of_a_hit.as_secs_f64() * (hits_total + steps) as f64;
     // The processor time is counted in ticks and, of a process that has ended, up to the last look.
     let cpu_s = cpu.as_secs_f64().max(cost);
     let mut parts = ReportParts {

@@ -14,7 +14,7 @@ use super::{Session, SiteLevels};
 use crate::{
     kernel::{KernelError, monotonic_ns},
     ledger::{Limit, ProcessLevel, Room, SiteId, SiteOfProcess, SiteWindows, judge_windows},
-    report::{MemoryPoint, ReportParts},
+    report::{MemoryPoint, ReportParts, SiteKind},
 };
 
 /// The ages of the live blocks are looked at so often at most: about the width of a site's first cohorts.
@@ -69,6 +69,7 @@ impl Session {
     /// Looks at the ages of all live blocks.
     pub(super) fn note_ages(&mut self) -> Result<(), KernelError> {
         let begun = Instant::now();
+        let hidden = self.allocators_own();
         let stacks = &self.stacks;
         let mut ages = self.ledger.survey_ages(
             monotonic_ns(),
@@ -82,7 +83,7 @@ impl Session {
                 ages.note(&live.block);
             }
         })?;
-        self.growth.note_ages(&mut ages);
+        self.growth.note_ages(&mut ages, &hidden);
         ages.finish();
         self.surveyed_since(begun);
         Ok(())
@@ -123,7 +124,10 @@ impl Session {
                 let told_apart = told_apart
                     .entry(site.pid)
                     .or_insert_with(|| self.told_apart(site.pid));
-                let judgement = match self.windows_of(site.pid, id, now_ns) {
+                let seen = self
+                    .windows_of(site.pid, id, now_ns)
+                    .filter(|_| site.kind == SiteKind::Heap);
+                let judgement = match seen {
                     Some(seen) => {
                         let told_apart = told_apart.get(&id).copied().unwrap_or(1.0);
                         judge_windows(&seen.windows, seen.watched_s, told_apart)

@@ -39,6 +39,11 @@ const LEAST_GROWTH: f64 = 1_048_576.0;
 /// How far growth and what survives may differ otherwise: fragments, memory of other kinds.
 const GROWTH_ERROR: f64 = 0.08;
 
+/// The share of the budget that a process's mappings may take by themselves, and the cost below which that is not asked, seconds of
+/// processor time: some thousand calls.
+const MAPPINGS_PART: f64 = 0.5;
+const LEAST_MAPPINGS_COST: f64 = 0.005;
+
 /// A window that is open.
 struct Open {
     at_ns: u64,
@@ -288,7 +293,11 @@ impl Session {
     fn usage(&self, traced: &Traced) -> Usage {
         let windows = &traced.windows;
         let hits = self.hits(traced);
-        let calls: u64 = hits.iter().take(leakscope_common::UNKNOWN_FREE_SLOT).sum();
+        let calls: u64 = hits
+            .iter()
+            .take(leakscope_common::UNKNOWN_FREE_SLOT)
+            .sum::<u64>()
+            + self.growth.steps(traced.incarnation);
         let cost = windows.spent
             + Duration::from_secs_f64(self.cost_of_a_hit.as_secs_f64() * calls as f64);
         // Of a process that is gone, the last value stays.
@@ -413,6 +422,7 @@ impl Session {
             return Ok(());
         }
         let usage = self.usage(traced);
+        self.keep_mappings_within(traced, &usage);
         traced.windows.last = usage;
         if traced.windows.is_open() {
             if let Some(reason) = traced.windows.controller.observe(usage) {
@@ -479,6 +489,22 @@ impl Session {
         Ok(())
     }
 
+    /// Gives up on a process's mappings where they alone take a good part of the budget: they are seen whether a window is open or not.
+    fn keep_mappings_within(&mut self, traced: &mut Traced, usage: &Usage) {
+        let Some(steps) = self.growth.steps_going_on(traced.incarnation) else {
+            return;
+        };
+        let cost = self.cost_of_a_hit.as_secs_f64() * steps as f64;
+        let may_cost = usage.cpu.as_secs_f64() * self.options.budget * MAPPINGS_PART;
+        if cost > may_cost.max(LEAST_MAPPINGS_COST) {
+            self.probe.ignore_mappings(traced.incarnation);
+            self.growth.give_up(traced.incarnation);
+            traced.note(format!(
+                "its mappings are not shown: after {steps} of its calls of mmap and the like, seeing them takes too much of the budget"
+            ));
+        }
+    }
+
     fn close_window(
         &mut self,
         traced: &mut Traced,
@@ -539,14 +565,11 @@ impl Session {
         let usage = self.usage(traced);
         let records = self.probe.take_thread_hits(traced.pid);
         let mut births = HashMap::new();
-        for (site, (incarnation, totals)) in self.joined_sites()? {
+        for (site, (incarnation, totals)) in self.heap_sites()? {
             if incarnation == traced.incarnation {
                 births.insert(site, (totals.alloc_objects, totals.alloc_bytes));
             }
         }
-        // What is mapped between windows is not the allocator's to see: mappings are not shown, and need not be paid for.
-        self.probe.ignore_mappings(traced.incarnation);
-        self.growth.forget(traced.incarnation);
         let windows = &mut traced.windows;
         for (sum, hits) in windows.hits_before.iter_mut().zip(records) {
             *sum += hits;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Session, SiteLevels, Traced, identity};
+use super::{MappedSites, Session, SiteLevels, Traced, identity};
 use crate::{
     budget::{Choice, Mode},
     ledger::{SiteId, Survey},
@@ -18,12 +18,14 @@ impl Session {
     }
 }
 
-/// Adds the sites of a process whose calls were seen in windows. `totals` are of all sites, by [`Session::joined_sites`].
+/// Adds the sites of a process whose calls were seen in windows. `totals` are of all sites, by [`Session::joined_sites`]; those that
+/// are `mapped` are not among what was seen in windows.
 pub(super) fn add(
     session: &Session,
     traced: &Traced,
     survey: &Survey,
     totals: &SiteLevels,
+    mapped: &MappedSites,
     sites: &mut Vec<Site>,
 ) {
     if !session.is_sampled(traced.pid) {
@@ -45,7 +47,9 @@ pub(super) fn add(
         ids.extend(
             totals
                 .iter()
-                .filter(|(_, (incarnation, _))| *incarnation == traced.incarnation)
+                .filter(|(site, (incarnation, _))| {
+                    *incarnation == traced.incarnation && !mapped.contains_key(site)
+                })
                 .map(|(site, _)| *site),
         );
     }

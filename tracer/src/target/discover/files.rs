@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use leakscope_common::{Function, ProbeCookie};
 
 use super::FoundFunction;
+use super::code::code_of;
 use crate::target::allocator::{Allocator, AllocatorFunction, AllocatorKind, find_allocators};
 use crate::target::elf::{ElfError, ElfFile, MACHINE_X86_64};
 use crate::target::site::select_with;
@@ -62,6 +64,7 @@ pub(super) struct KnownAllocator {
     pub(super) kind: AllocatorKind,
     pub(super) functions: Vec<KnownFunction>,
     pub(super) covered: Vec<String>,
+    pub(super) code: Arc<[Range<u64>]>,
 }
 
 pub(super) struct KnownFunction {
@@ -198,6 +201,7 @@ fn place(
         kind: allocator.kind,
         functions,
         covered: allocator.covered.clone(),
+        code: code_of(elf, file, allocator).into(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Owns the way from a process id to a list of sites with their cookies, and the words for what stands in the way. Files are
 //! read once, however many processes map them. Must not know how a probe is attached.
 
+mod code;
 mod files;
 mod memory;
 
@@ -11,6 +12,7 @@ pub use files::Files;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -161,6 +163,20 @@ pub struct FoundAllocator {
     pub functions: Vec<FoundFunction>,
     /// The functions that are seen without a probe, as they go through others.
     pub covered: Vec<String>,
+    /// Where its code lies in the file, offsets, sorted: its functions and what they jump to.
+    pub code: Arc<[Range<u64>]>,
+}
+
+impl FoundAllocator {
+    /// Whether the whole file is the allocator's.
+    #[must_use]
+    pub fn fills_its_file(&self) -> bool {
+        self.placement != Placement::Executable
+            && matches!(
+                self.kind,
+                AllocatorKind::Jemalloc | AllocatorKind::Tcmalloc | AllocatorKind::Mimalloc
+            )
+    }
 }
 
 /// Something that a report has to say about a file.
@@ -372,6 +388,7 @@ fn look_into(
             file: file.clone(),
             functions,
             covered: allocator.covered.clone(),
+            code: Arc::clone(&allocator.code),
         });
     }
 }

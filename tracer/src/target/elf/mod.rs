@@ -93,6 +93,21 @@ pub struct Section {
     pub size: u64,
 }
 
+impl Section {
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// It lies outside of the file, or cannot be read.
+    pub fn read(&self, source: &(impl ReadAt + ?Sized)) -> Result<Vec<u8>, ElfError> {
+        read_bytes(
+            source,
+            self.file_offset,
+            self.size,
+            "a section lies outside of it",
+        )
+    }
+}
+
 /// `.gnu_debuglink`: the file that holds the debug information.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DebugLink {
