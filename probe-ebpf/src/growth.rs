@@ -43,7 +43,7 @@ const FIRST_ERROR: u64 = -4095_i64 as u64;
 
 /// The user registers of the current thread.
 #[inline(always)]
-fn user_registers() -> *const pt_regs {
+pub(crate) fn user_registers() -> *const pt_regs {
     // SAFETY: the helpers take the current task and return its registers, which live as long as the task.
     unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs }
 }
@@ -99,14 +99,21 @@ const AVAILABLE: u64 = 0;
 const NO_WAKEUP: u64 = 1;
 const FORCE_WAKEUP: u64 = 2;
 
-/// Hands a record to user space, which looks often enough by itself: it is woken only where much waits for it.
+/// Flags of `bpf_ringbuf_output` for what user space need not know at once, which looks often enough by itself: it is woken only where
+/// more than so many bytes wait for it.
 #[inline(always)]
-fn tell(settings: &Settings, record: &MappingRecord) {
-    let wakeup = if EVENTS.query(AVAILABLE) > u64::from(settings.wake_bytes) {
+pub(crate) fn wakeup(wake_bytes: u32) -> u64 {
+    if EVENTS.query(AVAILABLE) > u64::from(wake_bytes) {
         FORCE_WAKEUP
     } else {
         NO_WAKEUP
-    };
+    }
+}
+
+/// Hands a record to user space.
+#[inline(always)]
+fn tell(settings: &Settings, record: &MappingRecord) {
+    let wakeup = wakeup(settings.wake_bytes);
     if EVENTS.output::<MappingRecord>(record, wakeup).is_err() {
         lose(Loss::MappingLost);
     }
@@ -233,15 +240,20 @@ pub(crate) fn leave() -> u32 {
         _ => false,
     };
     if maps {
-        record.site = site(settings, thread, registers);
+        record.site = site(settings, thread, registers, 1);
     }
     tell(settings, &record);
     0
 }
 
-/// The site of the system call that the thread is in.
+/// The site at which the thread entered the kernel; `executed` as for [`stack::capture_within`].
 #[inline(always)]
-fn site(settings: &Settings, thread: *mut ThreadRecord, registers: *const pt_regs) -> u32 {
+pub(crate) fn site(
+    settings: &Settings,
+    thread: *mut ThreadRecord,
+    registers: *const pt_regs,
+    executed: u64,
+) -> u32 {
     // SAFETY: the registers are the kernel's; the verifier knows their layout.
     let registers = unsafe {
         Registers {
@@ -250,5 +262,5 @@ fn site(settings: &Settings, thread: *mut ThreadRecord, registers: *const pt_reg
             bp: (*registers).rbp,
         }
     };
-    stack::capture_within(settings, thread, &registers, 1)
+    stack::capture_within(settings, thread, &registers, executed)
 }

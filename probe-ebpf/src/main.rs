@@ -13,6 +13,7 @@
 
 mod atomic;
 mod bounds;
+mod fault;
 mod filter;
 mod growth;
 mod heap;
@@ -92,6 +93,12 @@ pub fn mapping_enter(_ctx: TracePointContext) -> u32 {
 #[tracepoint]
 pub fn mapping_return(_ctx: TracePointContext) -> u32 {
     growth::leave()
+}
+
+/// A page is not there, or may not be written to. Tied to two tracepoints.
+#[raw_tracepoint(tracepoint = "page_fault_user")]
+pub fn page_fault(ctx: RawTracePointContext) -> i32 {
+    fault::fault(&ctx)
 }
 
 #[panic_handler]

@@ -9,6 +9,7 @@
 mod growth;
 mod layout;
 mod loss;
+mod page;
 mod process;
 mod select;
 mod site;
@@ -17,6 +18,7 @@ mod unwind;
 pub use growth::{MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep};
 pub use layout::Plain;
 pub use loss::Loss;
+pub use page::{FAULT_ON_PRESENT, FaultRecord, MAX_PAGE_SHIFT, PAGE_BYTES, page_is_sampled};
 pub use process::{
     Event, EventKind, Function, HIT_SLOTS, HOLD_CHILDREN, HitCounts, Inflight,
     PROCESS_EXEC_PENDING, ProbeCookie, ProcessRecord, REMEMBERED_ROWS, RememberedRow,

@@ -45,11 +45,13 @@ pub enum Loss {
     UnwindFramePointers = 18,
     /// A change of a process's mappings could not be handed over because the ring buffer was full.
     MappingLost = 19,
+    /// A page fault could not be handed over because the ring buffer was full.
+    PageFaultLost = 20,
 }
 
 impl Loss {
     /// Every cause, in the order of its number.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::LiveTableFull,
         Self::StackTableFull,
         Self::ThreadTableFull,
@@ -70,6 +72,7 @@ impl Loss {
         Self::UnwindTooDeep,
         Self::UnwindFramePointers,
         Self::MappingLost,
+        Self::PageFaultLost,
     ];
 
     /// The number of causes: the size of the `LOSSES` map.
@@ -99,6 +102,7 @@ impl Loss {
             Self::UnwindTooDeep => "unwind_too_deep",
             Self::UnwindFramePointers => "unwind_frame_pointers",
             Self::MappingLost => "mapping_lost",
+            Self::PageFaultLost => "page_fault_lost",
         }
     }
 
@@ -128,6 +132,7 @@ impl Loss {
             Self::UnwindTooDeep => "stacks cut short: too many frames",
             Self::UnwindFramePointers => "stacks cut short: frame-pointer chain broken",
             Self::MappingLost => "changes of mappings lost: the ring buffer was full",
+            Self::PageFaultLost => "page faults lost: the ring buffer was full",
         }
     }
 
@@ -145,6 +150,7 @@ impl Loss {
                 | Self::StaleBlock
                 | Self::ProcessTableFull
                 | Self::MappingLost
+                | Self::PageFaultLost
         )
     }
 }

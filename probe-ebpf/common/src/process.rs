@@ -93,8 +93,8 @@ pub struct Settings {
     pub mappings: u32,
     /// User space is woken for steps of mappings when so many bytes wait for it in the ring buffer.
     pub wake_bytes: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// The write faults of one of `2^(page_faults - 1)` pages are told of (see [`crate::page_is_sampled`]); 0: none are.
+    pub page_faults: u32,
 }
 
 /// The process is a child of ours that has not yet executed the command: its exec begins the trace.
@@ -278,6 +278,8 @@ pub enum EventKind {
     Fork = 6,
     /// A process changes its mappings: a [`crate::MappingRecord`].
     Mapping = 7,
+    /// A process wrote to a page that was not there: a [`crate::FaultRecord`].
+    PageFault = 8,
 }
 
 /// A process event in the ring buffer.

@@ -107,6 +107,7 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
             },
             links: raw.links.map(Into::into),
             mapping_steps: true,
+            page_faults: raw.tier == TierChoice::Growth,
             ..ProbeOptions::default()
         },
         unwind: BuildOptions {

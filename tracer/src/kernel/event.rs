@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use leakscope_common::{
-    Event, EventKind, MappingRecord, ProbeCookie, STACK_HEADER_BYTES, StackRecord,
+    Event, EventKind, FaultRecord, MappingRecord, ProbeCookie, STACK_HEADER_BYTES, StackRecord,
 };
 
 /// What the probe says of itself, in the order in which it happened.
@@ -58,6 +58,8 @@ pub enum ProbeEvent {
     },
     /// A thread changes its process's mappings.
     Mapping(MappingRecord),
+    /// A thread wrote to a page that was not there, or might not be written to.
+    PageFault(FaultRecord),
     /// A child of a traced command of ours started, and is traced.
     Fork {
         /// Thread group id.
@@ -94,6 +96,22 @@ fn parse_mapping(record: &[u8]) -> Option<MappingRecord> {
     })
 }
 
+/// Reads a page fault.
+fn parse_fault(record: &[u8]) -> Option<FaultRecord> {
+    let word = |offset| number(record, offset).map(u32::from_ne_bytes);
+    let long = |offset| number(record, offset).map(u64::from_ne_bytes);
+    Some(FaultRecord {
+        kind: word(offset_of!(FaultRecord, kind))?,
+        tgid: word(offset_of!(FaultRecord, tgid))?,
+        incarnation: word(offset_of!(FaultRecord, incarnation))?,
+        site: word(offset_of!(FaultRecord, site))?,
+        shift: word(offset_of!(FaultRecord, shift))?,
+        marks: word(offset_of!(FaultRecord, marks))?,
+        address: long(offset_of!(FaultRecord, address))?,
+        at_ns: long(offset_of!(FaultRecord, at_ns))?,
+    })
+}
+
 /// Reads a record of the ring buffer. One that is shorter than it should be is nothing.
 pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
     let word = |offset| number(record, offset).map(u32::from_ne_bytes);
@@ -119,6 +137,9 @@ pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
     }
     if kind == EventKind::Mapping as u32 {
         return parse_mapping(record).map(ProbeEvent::Mapping);
+    }
+    if kind == EventKind::PageFault as u32 {
+        return parse_fault(record).map(ProbeEvent::PageFault);
     }
     let pid = word(offset_of!(Event, tgid))?;
     let incarnation = word(offset_of!(Event, incarnation))?;
@@ -150,7 +171,7 @@ pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
 #[cfg(test)]
 mod tests {
     use super::{ProbeEvent, parse_event};
-    use leakscope_common::EventKind;
+    use leakscope_common::{EventKind, FaultRecord};
 
     fn words(words: &[u32]) -> Vec<u8> {
         words.iter().flat_map(|word| word.to_ne_bytes()).collect()
@@ -174,6 +195,27 @@ mod tests {
                 frames: vec![0x10, 0x20],
             })
         );
+    }
+
+    #[test]
+    fn a_page_fault_is_read_whole_or_not_at_all() {
+        let fault = FaultRecord {
+            kind: EventKind::PageFault as u32,
+            tgid: 7,
+            incarnation: 8,
+            site: 9,
+            shift: 4,
+            marks: 1,
+            address: 0x7fff_0000_1000,
+            at_ns: 1 << 40,
+        };
+        let mut record = words(&[EventKind::PageFault as u32, 7, 8, 9, 4, 1]);
+        record.extend_from_slice(&fault.address.to_ne_bytes());
+        record.extend_from_slice(&fault.at_ns.to_ne_bytes());
+        assert_eq!(parse_event(&record), Some(ProbeEvent::PageFault(fault)));
+        for length in 0..record.len() {
+            assert_eq!(parse_event(record.get(..length).unwrap_or_default()), None);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use super::{
     attach::{self, LinkMode},
     error::KernelError,
+    follow::PAGE_FAULTS,
     tracefs::Tracefs,
 };
 
@@ -53,7 +54,7 @@ const CAPABILITIES: [Capability; 5] = [
     Capability {
         bit: SYS_ADMIN,
         name: "CAP_SYS_ADMIN",
-        purpose: "opening mapped files that were replaced (map_files), and tracefs where it is not mounted",
+        purpose: "opening mapped files that were replaced (map_files), tracefs where it is not mounted, and telling huge pages from others",
         required: false,
     },
 ];
@@ -143,6 +144,7 @@ pub fn checks(links: Option<LinkMode>) -> Vec<Check> {
         check_btf(),
         check_pid_namespace(),
         check_tracefs(),
+        check_page_faults(),
         check_uprobes(),
         check_links(links),
     ]
@@ -246,6 +248,29 @@ fn check_tracefs() -> Check {
             Verdict::Missing,
             error.to_string(),
             "mount -t tracefs tracefs /sys/kernel/tracing",
+        ),
+    }
+}
+
+fn check_page_faults() -> Check {
+    const NAME: &str = "page faults";
+    let asked = Tracefs::open().and_then(|tracefs| {
+        PAGE_FAULTS
+            .iter()
+            .try_for_each(|(event, _)| tracefs.tracepoint_id(event).map(|_| ()))
+    });
+    match asked {
+        Ok(()) => Check::new(
+            NAME,
+            Verdict::Good,
+            PAGE_FAULTS.map(|(event, _)| event).join(", "),
+            "",
+        ),
+        Err(error) => Check::new(
+            NAME,
+            Verdict::Degraded,
+            format!("{error}: --tier growth shows mappings, but not where their pages were touched"),
+            "use a kernel built with CONFIG_FTRACE=y",
         ),
     }
 }

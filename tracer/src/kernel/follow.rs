@@ -1,9 +1,9 @@
 //! Which processes the probe records, and the events by which it learns of others.
 
-use std::{mem::offset_of, os::fd::AsFd as _, sync::atomic::Ordering};
+use std::{ffi::CStr, io, mem::offset_of, os::fd::AsFd as _, sync::atomic::Ordering};
 
 use leakscope_common::{
-    HOLD_CHILDREN, PROCESS_EXEC_PENDING, ProcessRecord, SELECT_ACTIVE, Selection,
+    HOLD_CHILDREN, MAX_PAGE_SHIFT, PROCESS_EXEC_PENDING, ProcessRecord, SELECT_ACTIVE, Selection,
 };
 
 use super::{
@@ -42,6 +42,15 @@ fn is_mapping(name: &str) -> bool {
 /// A tracepoint that a kernel need not have: without protection keys there is no such call.
 const OPTIONAL: &str = "syscalls/sys_exit_pkey_mprotect";
 
+/// The tracepoints of page faults, in user mode and in the kernel's; each is also the name of a raw tracepoint.
+pub(super) const PAGE_FAULTS: [(&str, &CStr); 2] = [
+    ("exceptions/page_fault_user", c"page_fault_user"),
+    ("exceptions/page_fault_kernel", c"page_fault_kernel"),
+];
+
+/// Of so many pages, as a power of two, one is told of at first: its stack then costs each fault about as much as the tracepoint.
+const FIRST_PAGE_SHIFT: u32 = 4;
+
 /// The tracepoint at which a process or thread is made.
 const NEW_TASK: &str = "task/task_newtask";
 
@@ -59,7 +68,8 @@ struct NewTask {
 const ANY: u64 = 0;
 
 impl Probe {
-    /// Attaches to exec, thread exit and the system calls that change mappings.
+    /// Attaches to exec, thread exit and the system calls that change mappings; also to page faults where they are wanted and the
+    /// kernel has their tracepoints.
     ///
     /// # Errors
     /// A tracepoint was refused, or tracefs cannot be read.
@@ -69,7 +79,55 @@ impl Probe {
             "process_exit",
             "mapping_enter",
             "mapping_return",
-        ])
+        ])?;
+        if self.wants_page_faults {
+            match self.attach_page_faults() {
+                Ok(()) => self.set_page_shift(FIRST_PAGE_SHIFT),
+                Err((event, error)) => {
+                    self.page_faults_unseen = Some(format!("the tracepoint {event}: {error}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches to both kinds of page faults or to none.
+    fn attach_page_faults(&mut self) -> Result<(), (&'static str, io::Error)> {
+        let Some((_, program)) = self
+            .lifecycle_programs
+            .iter()
+            .find(|(name, _)| *name == "page_fault")
+        else {
+            return Ok(());
+        };
+        let mut links = Vec::new();
+        for (event, raw) in PAGE_FAULTS {
+            links.push(
+                sys::open_raw_tracepoint(program.as_fd(), raw).map_err(|error| (event, error))?,
+            );
+        }
+        self.mapping_links.links.extend(links);
+        Ok(())
+    }
+
+    /// Why page faults are not seen although they are wanted; `None` where they are.
+    #[must_use]
+    pub fn page_faults_unseen(&self) -> Option<&str> {
+        self.page_faults_unseen.as_deref()
+    }
+
+    /// Of `2^shift` pages one is told of when it faults; `None`: none is.
+    #[must_use]
+    pub fn page_shift(&self) -> Option<u32> {
+        self.settings.read(0)?.page_faults.checked_sub(1)
+    }
+
+    /// From now on, one of `2^shift` pages is told of when it faults.
+    pub fn set_page_shift(&mut self, shift: u32) {
+        if let Some(mut settings) = self.settings.read(0) {
+            settings.page_faults = 1 + shift.min(MAX_PAGE_SHIFT);
+            self.settings.write(0, settings);
+        }
     }
 
     /// Attaches to the making of processes, once.

@@ -52,6 +52,8 @@ pub struct ProbeOptions {
     pub links: Option<LinkMode>,
     /// Tell of every step of a mapping ([`ProbeEvent::Mapping`]).
     pub mapping_steps: bool,
+    /// Tell of page faults ([`ProbeEvent::PageFault`]), where the kernel lets them be seen.
+    pub page_faults: bool,
     /// Attach programs that do nothing in the place of the real ones: what is left is the cost of the probes
     /// themselves, the floor of any tracer that uses them. Nothing is recorded.
     pub empty: bool,
@@ -70,6 +72,7 @@ impl Default for ProbeOptions {
             frame_pointers_only: false,
             links: None,
             mapping_steps: false,
+            page_faults: false,
             empty: false,
         }
     }
@@ -94,6 +97,10 @@ pub struct Probe {
     pub(super) programs: HeapPrograms,
     pub(super) lifecycle: Link,
     pub(super) mapping_links: Link,
+    /// Page faults are to be seen.
+    pub(super) wants_page_faults: bool,
+    /// Why none can be.
+    pub(super) page_faults_unseen: Option<String>,
     /// What closes links.
     pub(super) closing: Vec<JoinHandle<()>>,
     wakeups: Wakeups,
@@ -164,6 +171,7 @@ impl Probe {
             ("process_fork", tracepoint),
             ("mapping_enter", tracepoint),
             ("mapping_return", tracepoint),
+            ("page_fault", raw),
         ] {
             lifecycle_programs.push((name, object.program(name, kind, 0)?));
         }
@@ -179,6 +187,8 @@ impl Probe {
             programs,
             lifecycle: Link::default(),
             mapping_links: Link::default(),
+            wants_page_faults: options.page_faults && !options.empty,
+            page_faults_unseen: None,
             closing: Vec::new(),
             wakeups,
             settings: shared(&object, "SETTINGS", 1)?,
@@ -233,12 +243,13 @@ impl Probe {
 }
 
 impl Probe {
-    /// Tells of no step of a mapping any more, for good, and begins to take away what saw them, beside what goes on; done when the
+    /// Tells of no step of a mapping and of no page fault any more, for good, and begins to take away what saw them, beside what goes on; done when the
     /// probe is dropped. The kernel waits out a grace period of some 30 ms for each tracepoint, one after the other.
     pub fn end_mappings(&mut self) {
         if let Some(mut settings) = self.settings.read(0) {
             // All at the same instant, whichever link goes first.
             settings.mappings = 0;
+            settings.page_faults = 0;
             self.settings.write(0, settings);
         }
         let links = std::mem::take(&mut self.mapping_links);

@@ -5,6 +5,7 @@ mod cohort;
 mod flow;
 mod history;
 mod mappings;
+mod pages;
 mod process;
 mod series;
 mod survey;
@@ -21,6 +22,7 @@ mod simulate;
 
 pub use history::{ProcessLevel, SiteHistory, SiteLevel};
 pub use mappings::{MappingKind, MappingSurvey, Mappings, PAGE, Step};
+pub use pages::{Expected, HUGE_PAGES, PageSurvey, Pages, Seen, Touch};
 pub use process::{Limit, Room, SiteOfProcess};
 pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
@@ -235,6 +237,19 @@ impl AgeSurvey<'_> {
             .and_then(|place| self.sites.get_mut(*place));
         if let Some(site) = site {
             site.survival.note_alive(born_ns, bytes, 1);
+        }
+    }
+
+    /// Counts pages that are there and of which each stands for `weight`.
+    pub fn note_pages(&mut self, site: SiteId, born_ns: u64, pages: u32, weight: u32) {
+        let site = self
+            .places
+            .get(site as usize)
+            .and_then(|place| self.sites.get_mut(*place));
+        if let Some(site) = site {
+            let weight = weight.saturating_mul(pages);
+            site.survival
+                .note_alive(born_ns, leakscope_common::PAGE_BYTES, weight);
         }
     }
 

@@ -211,7 +211,8 @@ pub struct Site {
     /// The allocator that was called: family and file, as in [`Process::allocators`].
     #[serde(default)]
     pub allocator: Option<String>,
-    /// What kind of memory it is. The kinds do not overlap: what an allocator maps for itself is not counted as mapped.
+    /// What kind of memory it is. Heap and mappings do not overlap: what an allocator maps for itself is not counted as mapped. Pages
+    /// hold the bytes of either, seen in another way, and are in no sum.
     #[serde(default)]
     pub kind: SiteKind,
     /// What was mapped, where `kind` is a mapping.
@@ -239,7 +240,7 @@ pub enum SiteKind {
     Heap,
     /// Memory that the program mapped by itself.
     Mapping,
-    /// Anonymous pages, where they were first touched.
+    /// Anonymous pages, where they were first written to. Each counts as a block.
     Pages,
 }
 
@@ -475,9 +476,12 @@ impl ReportParts {
 }
 
 impl Omitted {
-    /// Adds a site's figures.
+    /// Adds a site's figures; of one of pages, that there is one.
     pub(super) fn add(&mut self, site: &Site) {
         self.sites = self.sites.saturating_add(1);
+        if site.kind == SiteKind::Pages {
+            return;
+        }
         self.inuse_bytes = self.inuse_bytes.saturating_add(site.inuse_bytes);
         self.inuse_objects = self.inuse_objects.saturating_add(site.inuse_objects);
         self.alloc_bytes = self.alloc_bytes.saturating_add(site.alloc_bytes);

@@ -6,6 +6,7 @@ mod calibration;
 mod growth;
 mod inspect;
 mod links;
+mod pages;
 mod process;
 mod report;
 mod select;
@@ -40,6 +41,7 @@ use crate::{
 };
 use growth::Growth;
 use links::Links;
+use pages::PageFaults;
 use process::Traced;
 use select::Selecting;
 
@@ -143,6 +145,7 @@ pub struct Session {
     processes: BTreeMap<u32, Traced>,
     links: Links,
     growth: Growth,
+    pages: PageFaults,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
     canonical: HashMap<(u32, Vec<u64>), SiteId>,
@@ -195,6 +198,7 @@ impl Session {
             processes: BTreeMap::new(),
             links: Links::default(),
             growth: Growth::default(),
+            pages: PageFaults::default(),
             selecting: Selecting::default(),
             stacks: HashMap::new(),
             canonical: HashMap::new(),
@@ -209,6 +213,7 @@ impl Session {
             wake: None,
         };
         session.cost_of_a_hit = session.calibrate()?;
+        session.begin_pages();
         session.started = Instant::now();
         session.ledger = Ledger::new(crate::kernel::monotonic_ns());
         Ok(session)
@@ -315,6 +320,7 @@ impl Session {
             .map(|((pid, _), _)| *pid)
             .collect();
         self.drain()?;
+        self.step_pages();
         for pid in ended {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.ended = Some(Instant::now());
@@ -367,6 +373,7 @@ impl Session {
                 } => self.note_exec(pid, incarnation, ended, held)?,
                 ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
                 ProbeEvent::Mapping(record) => self.growth.note(&record),
+                ProbeEvent::PageFault(record) => self.pages.note(record),
                 ProbeEvent::Candidate { pid } => self.note_candidate(pid),
                 ProbeEvent::Fork { pid, incarnation } => self.note_fork(pid, incarnation),
                 ProbeEvent::UnknownMapping { pid, .. } => {
@@ -526,7 +533,9 @@ impl Session {
     fn look(&mut self) -> Result<SiteLevels, KernelError> {
         self.last_look = Instant::now();
         let followed = self.processes.values().map(|traced| traced.incarnation);
-        self.growth.keep(&followed.collect());
+        let followed = followed.collect();
+        self.growth.keep(&followed);
+        self.pages.keep(&followed);
         for pid in self.due_for_measurement() {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.measure(&self.proc_root);
@@ -594,6 +603,7 @@ impl Session {
     /// The probe's last words could not be read.
     pub fn report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.drain()?;
+        self.look_at_pages();
         // Its walk through the live table looks at the ages too.
         let levels = self.look()?;
         self.check_watched(true);

@@ -16,6 +16,7 @@ use leakscope_common::{
 use super::{
     Session, SiteLevels,
     growth::{self, MappedSites},
+    pages,
     process::Traced,
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
 
 impl Session {
     /// The site that stands for this one: the first with the same stack.
-    fn joined(&self, site: SiteId) -> SiteId {
+    pub(super) fn joined(&self, site: SiteId) -> SiteId {
         self.stacks.get(&site).map_or(site, |stack| stack.canonical)
     }
 
@@ -134,6 +135,7 @@ impl Session {
             }
         })?;
         self.growth.note_ages(&mut ages, &hidden);
+        self.pages.note_ages(&mut ages);
         ages.finish();
         for (slot, survey) in (0..).zip(&slots) {
             if survey.kept_objects > 0 {
@@ -185,6 +187,18 @@ pub(super) fn make(
         }
         sites.push(made);
     }
+    for (id, (incarnation, survey)) in
+        session.paged_sites(now_ns.saturating_sub(min_age_ns))
+    {
+        let pid = by_incarnation.get(&incarnation);
+        // A stack that maps and touches in the same system call is one of mappings.
+        let is_shown = !mapped.contains_key(&id) && (!filtered || survey.inuse_pages > 0);
+        if let Some(pid) = pid.filter(|_| is_shown) {
+            let mut site = identity(session, id, *pid, incarnation);
+            pages::describe(&mut site, &survey, now_ns);
+            sites.push(site);
+        }
+    }
     for (incarnation, survey) in &unknown {
         let Some(pid) = by_incarnation.get(incarnation) else {
             continue;
@@ -211,6 +225,7 @@ pub(super) fn make(
     }
     let mut hits_total = 0;
     let mut steps = 0;
+    let mut fault_time = Duration::ZERO;
     let mut duty = 0.0;
     let mut cpu = Duration::ZERO;
     let proc_root = session.proc_root().to_owned();
@@ -236,12 +251,16 @@ pub(super) fn make(
         duty += traced.windows.duty() / session.processes.len().max(1) as f64;
         hits_total += hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>();
         steps += session.growth.steps(traced.incarnation);
+        let (faults, time) = session.pages.cost(traced.incarnation);
+        steps += faults;
+        fault_time += time;
         if let (Some(before), Some(after)) = (traced.cpu_first, traced.cpu_last) {
             cpu += after.saturating_sub(before);
         }
         processes.push(process(traced, &hits));
     }
-    let cost = session.cost_of_a_hit.as_secs_f64() * (hits_total + steps) as f64;
+    let cost = session.cost_of_a_hit.as_secs_f64() * (hits_total + steps) as f64
+        + fault_time.as_secs_f64();
     // The processor time is counted in ticks and, of a process that has ended, up to the last look.
     let cpu_s = cpu.as_secs_f64().max(cost);
     let mut parts = ReportParts {
@@ -253,7 +272,7 @@ pub(super) fn make(
             sampled::tier(session)
         },
         tier_reason: if session.options.mappings_only {
-            MAPPINGS_ONLY.to_owned()
+            format!("{MAPPINGS_ONLY}; {}", session.pages_note())
         } else {
             sampled::tier_reason(session)
         },

@@ -51,6 +51,7 @@ impl Session {
             level.most_inuse_bytes += balance;
             level.alloc_bytes += totals.alloc_bytes as f64;
         }
+        self.note_page_levels();
         let hits = self.probe.hits();
         for traced in self.processes.values() {
             let mut level = levels.remove(&traced.incarnation).unwrap_or_default();
@@ -84,6 +85,7 @@ impl Session {
             }
         })?;
         self.growth.note_ages(&mut ages, &hidden);
+        self.pages.note_ages(&mut ages);
         ages.finish();
         self.surveyed_since(begun);
         Ok(())
@@ -139,6 +141,10 @@ impl Session {
                 if site.sample.is_none() {
                     site.growth_bytes_per_s = judgement.growth_bytes_per_s;
                 }
+            }
+            // Mappings hold the same memory.
+            if site.kind == SiteKind::Pages {
+                continue;
             }
             judged
                 .entry(site.incarnation)
