@@ -40,6 +40,9 @@ pub struct Process {
     pub cgroup: Option<String>,
     /// The allocators that were found in it.
     pub allocators: Vec<String>,
+    /// Surviving bytes of all its sites.
+    #[serde(default)]
+    pub inuse_bytes: u64,
     /// Resident memory.
     pub rss_bytes: u64,
     /// How fast that grows.

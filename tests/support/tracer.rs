@@ -127,6 +127,24 @@ impl Tracer {
         Ok(())
     }
 
+    /// Waits until this tracer follows what it was told to, where no probe tells: it waits for events then.
+    ///
+    /// # Errors
+    /// When leakscope ends before that.
+    pub fn wait_until_following(&mut self) -> Result<()> {
+        let start = Instant::now();
+        while !waits_for_events(self.child.id()) {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("leakscope ended with {status} before it followed anything");
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("leakscope does not wait for events after {PATIENCE:?}");
+            }
+            sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     /// Breakpoints alone do not tell: with links of their own for entries and returns the last ones come where breakpoints are
     /// already, and calls are recorded only after that. When it waits for events, everything is in place.
     fn await_probes(&mut self, pid: u32) -> Result<()> {

@@ -23,6 +23,11 @@ pub(crate) fn blocks(value: u64) -> String {
     format!("{} block{}", count(value), plural(value))
 }
 
+/// `1 page`, `1,024 pages`.
+pub(crate) fn pages(value: u64) -> String {
+    format!("{} page{}", count(value), plural(value))
+}
+
 /// `512 B`, `1.50 KiB`, `12.3 MiB`, `123 GiB`: three significant digits.
 pub(crate) fn bytes(value: u64) -> String {
     if value < 1024 {

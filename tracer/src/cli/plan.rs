@@ -23,6 +23,10 @@ use crate::{
 /// Room for rows of full unwind tables, which are some fifteen times the usual ones: 128 MiB.
 const FULL_UNWIND_ROWS: u32 = 1 << 24;
 
+/// Room for them where page faults are seen, which come anywhere in the code and not only at calls: 32 MiB, as much as 200 MiB of code
+/// have.
+const FAULT_UNWIND_ROWS: u32 = 1 << 22;
+
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
@@ -93,6 +97,7 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
             "--window has no meaning with --tier exact, which sees every call",
         );
     }
+    let page_faults = raw.tier == TierChoice::Growth;
     Ok(SessionOptions {
         probe: ProbeOptions {
             live_blocks: raw.max_blocks,
@@ -102,16 +107,18 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
             frame_pointers_only: raw.frame_pointers,
             unwind_rows: if raw.full_unwind_tables {
                 FULL_UNWIND_ROWS
+            } else if page_faults {
+                FAULT_UNWIND_ROWS
             } else {
                 ProbeOptions::default().unwind_rows
             },
             links: raw.links.map(Into::into),
             mapping_steps: true,
-            page_faults: raw.tier == TierChoice::Growth,
+            page_faults,
             ..ProbeOptions::default()
         },
         unwind: BuildOptions {
-            full: raw.full_unwind_tables,
+            full: raw.full_unwind_tables || page_faults,
             ..BuildOptions::default()
         },
         unwind_cache: raw.unwind_cache,

@@ -269,7 +269,9 @@ fn check_page_faults() -> Check {
         Err(error) => Check::new(
             NAME,
             Verdict::Degraded,
-            format!("{error}: --tier growth shows mappings, but not where their pages were touched"),
+            format!(
+                "{error}: --tier growth shows mappings, but not where their pages were touched"
+            ),
             "use a kernel built with CONFIG_FTRACE=y",
         ),
     }

@@ -48,8 +48,8 @@ pub(super) const PAGE_FAULTS: [(&str, &CStr); 2] = [
     ("exceptions/page_fault_kernel", c"page_fault_kernel"),
 ];
 
-/// Of so many pages, as a power of two, one is told of at first: its stack then costs each fault about as much as the tracepoint.
-const FIRST_PAGE_SHIFT: u32 = 4;
+/// Every page is told of at first: whoever reads decides when they are too many.
+const FIRST_PAGE_SHIFT: u32 = 0;
 
 /// The tracepoint at which a process or thread is made.
 const NEW_TASK: &str = "task/task_newtask";

@@ -17,6 +17,10 @@ const NORMAL_95: f64 = 1.959_964;
 /// Pages of a huge page (`HPAGE_PMD_NR`, include/linux/huge_mm.h): 2 MiB.
 pub const HUGE_PAGES: u32 = 512;
 
+/// A fault is told of before the kernel deals with it, which takes up to some 10 ms for a huge page and longer where memory is scarce: for
+/// so long, a page that is not there may be still to come.
+const ARRIVES_WITHIN_NS: u64 = 200_000_000;
+
 /// A write to fresh memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touch {
@@ -201,8 +205,8 @@ impl Pages {
     }
 
     /// Looks at every page of the sample, by rising address. `see` is told the page's address and what it may find there. `None`: it
-    /// could not be seen, and stays as it was.
-    pub fn look(&mut self, mut see: impl FnMut(u64, Expected) -> Option<Seen>) {
+    /// could not be seen, and stays as it was. `now_ns` is when the look began, CLOCK_MONOTONIC nanoseconds.
+    pub fn look(&mut self, now_ns: u64, mut see: impl FnMut(u64, Expected) -> Option<Seen>) {
         let huge_bytes = u64::from(HUGE_PAGES) * PAGE_BYTES;
         let mut gone = Vec::new();
         let addresses: Vec<u64> = self.sample.keys().copied().collect();
@@ -224,7 +228,12 @@ impl Pages {
             };
             match see(*address, expected) {
                 None => {}
-                Some(Seen::Gone | Seen::There(0)) => gone.push(*address),
+                Some(Seen::Gone | Seen::There(0)) => {
+                    let is_young = now_ns.saturating_sub(page.born_ns) < ARRIVES_WITHIN_NS;
+                    if page.pages.is_some() || !is_young {
+                        gone.push(*address);
+                    }
+                }
                 Some(Seen::There(pages)) => {
                     let pages = if expected == Expected::Page { 1 } else { pages };
                     if page.pages.is_none() && pages > 1 {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
-use super::model::{Process, Report, ReportParts, SCHEMA, Site};
+use super::model::{Process, Report, ReportParts, SCHEMA, Site, SiteKind};
 use super::names::base_name;
 use super::pprof::profile;
 use super::pprof::proto::{Location, Mapping, Profile};
@@ -188,7 +188,7 @@ impl Difference {
         };
         for change in &mut difference.changes {
             change.decide();
-            difference.total.add(&change.by);
+            difference.total.add_change(change);
         }
         difference.sort();
         difference
@@ -245,7 +245,7 @@ impl Difference {
     #[must_use]
     pub fn keep_top(mut self, count: usize) -> Self {
         for change in self.changes.drain(count.min(self.changes.len())..) {
-            self.omitted.add(&change.by);
+            self.omitted.add_change(&change);
         }
         self
     }
@@ -264,6 +264,15 @@ impl Moment {
 }
 
 impl Changed {
+    /// Adds the stack of a change; of one of pages, which are in no sum, that there is one.
+    fn add_change(&mut self, change: &Change) {
+        if change.site.kind == SiteKind::Pages {
+            self.stacks += 1;
+        } else {
+            self.add(&change.by);
+        }
+    }
+
     /// Adds one stack.
     pub(super) fn add(&mut self, by: &Figures) {
         self.stacks += 1;

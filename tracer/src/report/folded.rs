@@ -1,14 +1,16 @@
 //! Folded stacks: `comm-pid;main;parse 1024`, root first, a line per distinct stack with its surviving bytes. What
 //! `flamegraph.pl`, inferno and speedscope read.
 //!
+//! Stacks that touched pages stand apart below a frame of that name: other stacks hold the same bytes as mappings.
+//!
 //! Frames carry the annotations of `stackcollapse-perf`: `_[i]` inlined, `_[j]` generated code, `_[k]` kernel.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 
-use super::model::{Frame, FrameKind, Report, Site};
-use super::names::{UNKNOWN_STACK, clean, function, incomplete, omitted, unnamed};
+use super::model::{Frame, FrameKind, Report, Site, SiteKind};
+use super::names::{TOUCHED_PAGES, UNKNOWN_STACK, clean, function, incomplete, omitted, unnamed};
 use super::{Difference, Format};
 
 /// See the module.
@@ -78,6 +80,10 @@ fn stack(comm: &str, site: &Site) -> String {
     // A line that begins with `#` is a comment.
     let comm = comm.trim_start_matches('#');
     let mut stack = format!("{}-{}", field(comm), site.pid);
+    if site.kind == SiteKind::Pages {
+        stack.push(';');
+        stack.push_str(TOUCHED_PAGES);
+    }
     if site.frames.is_empty() {
         stack.push(';');
         stack.push_str(UNKNOWN_STACK);

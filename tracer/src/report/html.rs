@@ -7,7 +7,7 @@ mod chart;
 use std::io::{self, Write};
 
 use super::difference::{ChangeKind, Difference};
-use super::model::{Process, Report, Site};
+use super::model::{Process, Report, Site, SiteKind};
 use super::names::{clean, process_name, why_empty};
 use super::text::stack_lines;
 use super::{Format, Svg};
@@ -241,6 +241,12 @@ fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 
 /// A stack, of which the first caller shows until it is opened.
 fn stack(site: &Site, out: &mut dyn Write) -> io::Result<()> {
+    if site.kind == SiteKind::Pages {
+        writeln!(
+            out,
+            "<span class=\"dim\">touched pages: the same bytes as in mappings, not in the sums</span>"
+        )?;
+    }
     let lines = stack_lines(site);
     let first = lines.first().map(String::as_str).unwrap_or_default();
     write!(out, "<details><summary>{}</summary><ol>", text(first))?;

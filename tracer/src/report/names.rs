@@ -79,6 +79,9 @@ pub(super) const OMITTED: &str = "sites not shown";
 /// The pseudo frame of a site without a stack.
 pub(super) const UNKNOWN_STACK: &str = "[unknown stack]";
 
+/// The pseudo frame below the root of a stack that touched pages, which mappings hold too.
+pub(super) const TOUCHED_PAGES: &str = "[touched pages]";
+
 /// The pseudo frame that stands for all sites that a report leaves out.
 pub(super) fn omitted(sites: u64) -> String {
     format!("[{OMITTED}: {sites}]")

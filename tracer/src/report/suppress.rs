@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::model::{Frame, ReportParts, Site, Suppressed};
+use super::model::{Frame, ReportParts, Site, SiteKind, Suppressed};
 
 /// A file that is no suppression file.
 #[derive(Debug, Error)]
@@ -117,6 +117,9 @@ impl Suppressions {
             };
             if let Some(count) = counted.iter_mut().find(|one| one.pattern == pattern) {
                 count.sites += 1;
+                if site.kind == SiteKind::Pages {
+                    return false;
+                }
                 count.inuse_bytes = count.inuse_bytes.saturating_add(site.inuse_bytes);
                 count.inuse_objects = count.inuse_objects.saturating_add(site.inuse_objects);
             }

@@ -11,10 +11,10 @@ use std::io::{self, Write};
 
 use leakscope_common::Loss;
 
-use super::model::{Probe, Process, Report, Site, Tier, Verdict};
+use super::model::{Probe, Process, Report, Site, SiteKind, Tier, Verdict};
 use super::names::{self, UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
 use super::{Difference, Format};
-use crate::units::{blocks, bytes, count, duration, percent, plural, rate, share};
+use crate::units::{blocks, bytes, count, duration, pages, percent, plural, rate, share};
 use stack::Line;
 
 /// Of so many processes, memory is drawn.
@@ -76,7 +76,8 @@ impl Format for Text {
         self.header(report, nothing, out)?;
         let several = report.processes.len() > 1;
         let mut rank = 0;
-        for site in report.sites.iter().filter(|site| survives(site)) {
+        let surviving = || report.sites.iter().filter(|site| survives(site));
+        for site in surviving().filter(|site| site.kind != SiteKind::Pages) {
             rank += 1;
             self.site(report, site, rank, several, total.inuse_bytes, out)?;
         }
@@ -89,6 +90,17 @@ impl Format for Text {
                 writeln!(out, "  {why}")?;
             }
             writeln!(out)?;
+        }
+        let touched = || surviving().filter(|site| site.kind == SiteKind::Pages);
+        let total = touched().fold(0, |sum: u64, site| sum.saturating_add(site.inuse_bytes));
+        for (place, site) in touched().enumerate() {
+            if place == 0 {
+                let title = "Pages, by where they were first written to";
+                let of = "an estimate; they hold the same bytes as what is above, and are not in the total";
+                writeln!(out, "{} ({of})\n", self.dress(BOLD, title))?;
+            }
+            rank += 1;
+            self.site(report, site, rank, several, total, out)?;
         }
         self.footer(report, rank, out)
     }
@@ -263,7 +275,7 @@ impl Text {
         let head = format!(
             "#{rank}  {} in {}",
             bytes(site.inuse_bytes),
-            blocks(site.inuse_objects)
+            objects(site, site.inuse_objects)
         );
         write!(
             out,
@@ -445,6 +457,15 @@ fn verdict_color(verdict: Verdict) -> &'static str {
     }
 }
 
+/// So many of what a site consists of.
+fn objects(site: &Site, number: u64) -> String {
+    if site.kind == SiteKind::Pages {
+        pages(number)
+    } else {
+        blocks(number)
+    }
+}
+
 /// How far a site's figures are an estimate; `None` when they are exact.
 fn estimate(site: &Site) -> Option<String> {
     let mut parts = Vec::new();
@@ -456,7 +477,12 @@ fn estimate(site: &Site) -> Option<String> {
         ));
     }
     if site.weight > 1 {
-        parts.push(format!("one of {} blocks recorded", count(site.weight)));
+        let what = if site.kind == SiteKind::Pages {
+            "pages followed"
+        } else {
+            "blocks recorded"
+        };
+        parts.push(format!("one of {} {what}", count(site.weight)));
     }
     if let Some(sample) = site.sample {
         let alike = if sample.alike_objects > 0 {
@@ -479,9 +505,14 @@ fn estimate(site: &Site) -> Option<String> {
 /// The figures of a site below its heading. The allocator is named where the process has `several`.
 fn facts(site: &Site, via: Option<String>, several: bool) -> String {
     let mut facts = vec![format!(
-        "allocated {} in {}",
+        "{} {} in {}",
+        if site.kind == SiteKind::Pages {
+            "touched"
+        } else {
+            "allocated"
+        },
         bytes(site.alloc_bytes),
-        blocks(site.alloc_objects)
+        objects(site, site.alloc_objects)
     )];
     if site.inuse_objects > 0 {
         facts.push(format!("oldest {}", duration(site.oldest_age_s)));

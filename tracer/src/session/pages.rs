@@ -13,7 +13,7 @@ use leakscope_common::{
     FAULT_ON_PRESENT, FaultRecord, MAX_PAGE_SHIFT, PAGE_BYTES, SiteTotals, UNKNOWN_SITE,
 };
 
-use super::Session;
+use super::{Session, SiteLevels};
 use crate::{
     kernel::monotonic_ns,
     ledger::{AgeSurvey, Expected, HUGE_PAGES, PageSurvey, Pages, Seen, SiteId, Touch},
@@ -280,6 +280,9 @@ impl PageFaults {
 
     /// Looks at the pages of these running processes, given with their incarnations.
     fn look(&mut self, proc_root: &Path, running: &[(u32, u32)]) {
+        if self.processes.is_empty() {
+            return;
+        }
         let begun = Instant::now();
         let flags = File::open(proc_root.join("kpageflags")).ok();
         for (pid, incarnation) in running {
@@ -365,6 +368,7 @@ impl Faulting {
 
     /// Looks at the pages of the sample. Whether frame numbers were wanted and are hidden.
     fn see(&mut self, table: &mut PageTable, flags: Option<&File>) -> bool {
+        let begun_ns = monotonic_ns();
         let mut hidden = false;
         let mut look = |address, expected| {
             let entry = table.entry(address)?;
@@ -389,7 +393,7 @@ impl Faulting {
             let is_huge = huge == Some(true) && is_part.unwrap_or(true);
             Some(Seen::There(if is_huge { HUGE_PAGES } else { 1 }))
         };
-        self.pages.look(&mut look);
+        self.pages.look(begun_ns, &mut look);
         hidden
     }
 }
@@ -441,17 +445,18 @@ impl Session {
         self.pages.look(&self.proc_root, &running);
     }
 
-    /// What processes touched, sites with the same stack together, but for those that mapped something.
+    /// What processes touched, sites with the same stack together.
     pub(super) fn paged_sites(&self, born_until_ns: u64) -> PagedSites {
         self.pages.survey(|site| self.joined(site), born_until_ns)
     }
 
-    /// Tells the ledger what every site of pages has now.
-    pub(super) fn note_page_levels(&mut self) {
-        let now_ns = monotonic_ns();
+    /// Tells the ledger what every site of pages has now, but for these others.
+    pub(super) fn note_page_levels(&mut self, now_ns: u64, others: &SiteLevels) {
         for (site, (_, survey)) in self.paged_sites(u64::MAX) {
-            // An estimate of the level, not of a share of it.
-            self.ledger.observe(now_ns, site, &totals(&survey), 1);
+            if !others.contains_key(&site) {
+                // It is estimated as a whole: the weight of each of its pages is in it.
+                self.ledger.observe(now_ns, site, &totals(&survey), 1);
+            }
         }
     }
 
@@ -464,7 +469,9 @@ impl Session {
              which holds the same bytes as the mappings do and is in no sum"
             .to_owned();
         if let Some(why) = &self.pages.unreadable {
-            note.push_str(&format!("; what is there cannot be seen everywhere ({why})"));
+            note.push_str(&format!(
+                "; what is there cannot be seen everywhere ({why})"
+            ));
         }
         if self.pages.frames_hidden {
             note.push_str(
@@ -472,14 +479,15 @@ impl Session {
             );
         }
         let unseen: usize = self
-            .pages
             .processes
             .values()
+            .filter(|traced| traced.ended.is_some())
+            .filter_map(|traced| self.pages.processes.get(&traced.incarnation))
             .map(|faulting| faulting.pages.unseen() + faulting.queue.len())
             .sum();
         if unseen > 0 {
             note.push_str(&format!(
-                "; {unseen} pages of the sample were of processes that ended before they were looked at, and count nowhere"
+                "; {unseen} pages of the sample were of processes that ended before they were looked at, and are not counted as surviving"
             ));
         }
         note

@@ -51,7 +51,7 @@ impl Session {
             level.most_inuse_bytes += balance;
             level.alloc_bytes += totals.alloc_bytes as f64;
         }
-        self.note_page_levels();
+        self.note_page_levels(now_ns, &sites);
         let hits = self.probe.hits();
         for traced in self.processes.values() {
             let mut level = levels.remove(&traced.incarnation).unwrap_or_default();

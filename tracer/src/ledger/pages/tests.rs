@@ -11,6 +11,9 @@ use super::{Expected, HUGE_PAGES, PageSurvey, Pages, Seen, Touch};
 
 const BASE: u64 = 0x7f00_0000_0000;
 
+/// When everything that was touched has arrived.
+const LATER: u64 = 1 << 40;
+
 /// A process: the site of every page that is there. The probe tells of faults on chosen pages.
 #[derive(Default)]
 struct Process {
@@ -50,7 +53,7 @@ impl Process {
 
     fn look(&mut self) {
         let there = &self.there;
-        self.pages.look(|address, _| {
+        self.pages.look(LATER, |address, _| {
             Some(if there.contains_key(&address) {
                 Seen::There(1)
             } else {
@@ -232,7 +235,7 @@ fn a_copy_is_new_only_where_there_was_nothing() {
     pages.touch(touch(BASE, false));
     pages.touch(touch(BASE + 8, true));
     pages.touch(touch(BASE + PAGE_BYTES, true));
-    pages.look(|_, _| Some(Seen::There(1)));
+    pages.look(LATER, |_, _| Some(Seen::There(1)));
     let survey = pages.survey(|site| site, u64::MAX);
     assert_eq!(survey[&1].inuse_pages, 1);
     assert_eq!(survey[&2].inuse_pages, 1);
@@ -242,7 +245,7 @@ fn a_copy_is_new_only_where_there_was_nothing() {
 fn huge_pages_weigh_what_they_bring_and_shrink_with_it() {
     let mut pages = Pages::default();
     pages.touch(touch(BASE + 17 * PAGE_BYTES, false));
-    pages.look(|_, expected| {
+    pages.look(LATER, |_, expected| {
         assert_eq!(expected, Expected::Either);
         Some(Seen::There(HUGE_PAGES))
     });
@@ -251,15 +254,15 @@ fn huge_pages_weigh_what_they_bring_and_shrink_with_it() {
         (survey.inuse_pages, survey.alloc_pages)
     };
     assert_eq!(inuse(&pages), (512, 512));
-    pages.look(|_, expected| {
+    pages.look(LATER, |_, expected| {
         assert_eq!(expected, Expected::Huge);
         Some(Seen::There(100))
     });
     assert_eq!(inuse(&pages), (100, 512));
     // What others bring into its place is not its own.
-    pages.look(|_, _| Some(Seen::There(300)));
+    pages.look(LATER, |_, _| Some(Seen::There(300)));
     assert_eq!(inuse(&pages), (100, 512));
-    pages.look(|_, _| Some(Seen::There(0)));
+    pages.look(LATER, |_, _| Some(Seen::There(0)));
     assert_eq!(inuse(&pages), (0, 512));
 }
 
@@ -271,7 +274,7 @@ fn pages_with_neighbours_are_not_huge() {
         pages.touch(touch(BASE + page * PAGE_BYTES, false));
     }
     let mut asked = BTreeSet::new();
-    pages.look(|address, expected| {
+    pages.look(LATER, |address, expected| {
         if expected != Expected::Page {
             asked.insert((address - BASE) / PAGE_BYTES);
         }
@@ -286,8 +289,11 @@ fn pages_with_neighbours_are_not_huge() {
 fn what_nobody_looked_at_is_not_said_to_be_there() {
     let mut pages = Pages::default();
     pages.touch(touch(BASE, false));
-    pages.look(|_, _| None);
-    assert_eq!((pages.len(), pages.unseen(), pages.is_empty()), (1, 1, false));
+    pages.look(LATER, |_, _| None);
+    assert_eq!(
+        (pages.len(), pages.unseen(), pages.is_empty()),
+        (1, 1, false)
+    );
     let survey = pages.survey(|site| site, u64::MAX)[&1];
     assert_eq!((survey.inuse_pages, survey.alloc_pages), (0, 1));
 }
@@ -296,8 +302,23 @@ fn what_nobody_looked_at_is_not_said_to_be_there() {
 fn what_is_younger_than_asked_for_is_not_in_use() {
     let mut pages = Pages::default();
     pages.touch(touch(BASE, false));
-    pages.look(|_, _| Some(Seen::There(1)));
+    pages.look(LATER, |_, _| Some(Seen::There(1)));
     assert_eq!(pages.survey(|site| site, 4)[&1].inuse_pages, 0);
     let survey = pages.survey(|_| 9, 5)[&9];
     assert_eq!((survey.inuse_pages, survey.oldest_born_ns), (1, Some(5)));
+}
+
+#[test]
+fn what_is_on_its_way_is_not_gone() {
+    let mut pages = Pages::default();
+    pages.touch(touch(BASE, false));
+    pages.look(1_000, |_, _| Some(Seen::Gone));
+    assert_eq!(pages.unseen(), 1);
+    pages.look(2_000, |_, _| Some(Seen::There(1)));
+    assert_eq!(pages.unseen(), 0);
+    pages.look(3_000, |_, _| Some(Seen::Gone));
+    assert!(pages.is_empty());
+    pages.touch(touch(BASE, false));
+    pages.look(LATER, |_, _| Some(Seen::Gone));
+    assert!(pages.is_empty());
 }

@@ -7,9 +7,9 @@ use hashbrown::HashMap;
 use super::proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType};
 use crate::report::allocator::DROP_FRAMES;
 use crate::report::difference::{Change, Difference};
-use crate::report::model::{Frame, FrameKind, Omitted, Report, Site};
+use crate::report::model::{Frame, FrameKind, Omitted, Report, Site, SiteKind};
 use crate::report::names::{
-    UNKNOWN_STACK, base_name, clean, function, incomplete, omitted, unnamed,
+    TOUCHED_PAGES, UNKNOWN_STACK, base_name, clean, function, incomplete, omitted, unnamed,
 };
 
 /// Mappings end at the next page.
@@ -194,6 +194,9 @@ impl<'a> Builder<'a> {
         }
         if let Some(root) = incomplete(site) {
             location_id.push(self.pseudo(&root));
+        }
+        if site.kind == SiteKind::Pages {
+            location_id.push(self.pseudo(TOUCHED_PAGES));
         }
         let process = report.process_of(site);
         let label = [

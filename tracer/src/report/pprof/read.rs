@@ -10,8 +10,10 @@ use hashbrown::HashMap;
 
 use super::PprofError;
 use super::proto::{Function, Location, Mapping, Profile};
-use crate::report::names::{INCOMPLETE, OMITTED, UNKNOWN_STACK};
-use crate::report::{Frame, Omitted, Process, Report, ReportParts, Site, Timestamp, Verdict};
+use crate::report::names::{INCOMPLETE, OMITTED, TOUCHED_PAGES, UNKNOWN_STACK};
+use crate::report::{
+    Frame, Omitted, Process, Report, ReportParts, Site, SiteKind, Timestamp, Verdict,
+};
 
 /// The sample types of a heap profile, in the order of [`Site`]'s fields.
 const VALUES: [&str; 4] = [
@@ -113,7 +115,12 @@ fn take_pseudo_frames(site: &mut Site, omitted: &mut Omitted) -> bool {
             .clone()
             .filter(|_| frame.module.is_none() && frame.address.is_none())
     };
-    let Some(root) = site.frames.last().and_then(pseudo) else {
+    let last = |site: &Site| site.frames.last().and_then(pseudo);
+    if site.frames.len() > 1 && last(site).as_deref() == Some(TOUCHED_PAGES) {
+        site.kind = SiteKind::Pages;
+        site.frames.pop();
+    }
+    let Some(root) = last(site) else {
         return false;
     };
     if let Some(count) = inner(&root, OMITTED)

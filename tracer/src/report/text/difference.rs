@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use super::stack;
 use super::{BOLD, DIM, RED, Text};
+use crate::report::SiteKind;
 use crate::report::difference::{Change, ChangeKind, Changed, Difference};
 use crate::report::names::clean;
 use crate::units::{blocks, bytes, count, duration, plural};
@@ -138,6 +139,9 @@ fn one(
         text.dress(BOLD, &head),
         text.dress(color, change.change.name())
     )?;
+    if site.kind == SiteKind::Pages {
+        write!(out, "  touched pages, not in the sums")?;
+    }
     if several {
         write!(out, "  {} (pid {})", clean(&change.comm), site.pid)?;
     }

@@ -52,7 +52,8 @@ fn memory_of_its_own_is_fresh_and_what_others_see_is_not() {
 
 #[test]
 fn a_huge_page_is_whole_aligned_and_in_one_piece() {
-    let entries = |first: u64| -> Vec<u64> { (first..first + 512).map(|frame| PRESENT | frame).collect() };
+    let entries =
+        |first: u64| -> Vec<u64> { (first..first + 512).map(|frame| PRESENT | frame).collect() };
     assert_eq!(is_huge(&entries(512 * 77)), Some(true));
     assert_eq!(is_huge(&entries(512 * 77 + 1)), Some(false));
     let mut other = entries(512);
