@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Frame, FrameKind, MemoryPoint, Overhead, Probe, Process, Report, ReportParts, Sample, Site,
-    Suppressed, Tier, Timestamp, Verdict,
+    Frame, FrameKind, MappingKind, MemoryPoint, Overhead, Probe, Process, Report, ReportParts,
+    Sample, Site, SiteKind, Suppressed, Tier, Timestamp, Verdict,
 };
 
 pub(super) const KIB: u64 = 1024;
@@ -415,6 +415,72 @@ pub(super) fn hostile_report() -> Report {
             ],
             ..Site::default()
         })],
+        ..ReportParts::default()
+    };
+    parts.add_up();
+    Report::new(parts)
+}
+
+/// One process of whose allocator nothing is seen: a mapping, and where its pages and those of another were first written to.
+pub(super) fn growth_report() -> Report {
+    let pages = |id, count, alloc, margin, function: &str| Site {
+        pid: 4321,
+        incarnation: 1,
+        id,
+        kind: SiteKind::Pages,
+        inuse_bytes: count * 4 * KIB,
+        inuse_objects: count,
+        alloc_bytes: alloc * 4 * KIB,
+        alloc_objects: alloc,
+        inuse_bytes_low: (count - margin) * 4 * KIB,
+        inuse_bytes_high: (count + margin) * 4 * KIB,
+        oldest_age_s: 8.0,
+        weight: 16,
+        stack_complete: true,
+        frames: with_end(vec![program(function, 0x1a10, "src/index.cpp", 77, false)]),
+        ..Site::default()
+    };
+    let mapping = Site {
+        pid: 4321,
+        incarnation: 1,
+        id: 5,
+        kind: SiteKind::Mapping,
+        mapping: Some(MappingKind::Anonymous),
+        inuse_bytes: 16 * MIB,
+        inuse_bytes_low: 16 * MIB,
+        inuse_bytes_high: 16 * MIB,
+        inuse_objects: 2,
+        alloc_bytes: 24 * MIB,
+        alloc_objects: 3,
+        oldest_age_s: 9.0,
+        weight: 1,
+        stack_complete: true,
+        frames: with_end(vec![libc("mmap", 0xff8a0)]),
+        ..Site::default()
+    };
+    let mut parts = ReportParts {
+        captured_at: Timestamp::from_unix_ms(1_700_000_000_000),
+        duration_s: 10.0,
+        tier: Tier::Growth,
+        tier_reason: "asked for".to_owned(),
+        processes: vec![Process {
+            allocators: Vec::new(),
+            probes: Vec::new(),
+            frees_of_unknown_blocks: 0,
+            verdict: Verdict::WarmingUp,
+            ..indexer()
+        }],
+        sites: vec![
+            pages(8, 3072, 4096, 300, "Index::fill(unsigned long)"),
+            mapping,
+            pages(9, 512, 512, 128, "Cache::fill()"),
+        ],
+        overhead: Overhead {
+            probe_hits: 0,
+            duty: 1.0,
+            target_cpu_fraction: 0.002,
+            budget: 0.01,
+        },
         ..ReportParts::default()
     };
     parts.add_up();

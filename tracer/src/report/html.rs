@@ -244,7 +244,7 @@ fn stack(site: &Site, out: &mut dyn Write) -> io::Result<()> {
     if site.kind == SiteKind::Pages {
         writeln!(
             out,
-            "<span class=\"dim\">touched pages: the same bytes as in mappings, not in the sums</span>"
+            "<span class=\"dim\">touched pages: mappings may hold the same bytes, so they are not in the sums</span>"
         )?;
     }
     let lines = stack_lines(site);

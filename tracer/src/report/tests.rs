@@ -15,11 +15,11 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::arbitrary::any_report;
-use super::fixtures::{empty_report, exact_report, hostile_report, sampled_report};
+use super::fixtures::{empty_report, exact_report, growth_report, hostile_report, sampled_report};
 use super::pprof::proto::{Location, Profile};
 use super::{
-    FORMAT_NAMES, Format, Process, ReadError, Report, ReportParts, Site, Style, Text, Verdict,
-    pprof,
+    Difference, FORMAT_NAMES, Format, Process, ReadError, Report, ReportParts, Site, SiteKind,
+    Style, Text, Verdict, pprof,
 };
 
 fn bytes(report: &Report, name: &str) -> Vec<u8> {
@@ -35,10 +35,11 @@ fn text(report: &Report, name: &str) -> String {
     String::from_utf8(bytes(report, name)).unwrap()
 }
 
-fn all_reports() -> [(&'static str, Report); 4] {
+fn all_reports() -> [(&'static str, Report); 5] {
     [
         ("exact", exact_report()),
         ("sampled", sampled_report()),
+        ("growth", growth_report()),
         ("empty", empty_report()),
         ("hostile", hostile_report()),
     ]
@@ -101,6 +102,41 @@ fn golden_flame_graph() {
             .collect();
         insta::assert_snapshot!(format!("svg_{name}"), titles.join("\n"));
     }
+}
+
+/// Mappings hold the same bytes: pages are in no sum, in whatever form the report comes back.
+#[test]
+fn pages_are_in_no_sum() {
+    let report = growth_report();
+    assert_eq!(report.contradictions(), [""; 0]);
+    let mapping = report
+        .sites
+        .iter()
+        .find(|site| site.kind == SiteKind::Mapping)
+        .unwrap();
+    let is_only_the_mapping = |report: &Report| {
+        let total = report.total();
+        assert_eq!(total.inuse_bytes, mapping.inuse_bytes);
+        assert_eq!(total.alloc_objects, mapping.alloc_objects);
+        assert_eq!(total.sites, 3);
+        assert_eq!(report.processes[0].inuse_bytes, mapping.inuse_bytes);
+    };
+    is_only_the_mapping(&report);
+    let mut parts = report.clone().into_parts();
+    parts.keep_top(0);
+    is_only_the_mapping(&Report::new(parts));
+    let profile = pprof::to_report(&pprof::profile(&report)).unwrap();
+    is_only_the_mapping(&profile);
+    for (site, back) in report.sites.iter().zip(&profile.sites) {
+        let is_pages = |site: &Site| site.kind == SiteKind::Pages;
+        assert_eq!(is_pages(site), is_pages(back));
+        assert_eq!(site.frames.len(), back.frames.len());
+    }
+    let since_nothing = Difference::between(&empty_report(), &report);
+    let change = i64::try_from(mapping.inuse_bytes).unwrap();
+    assert_eq!(since_nothing.total.inuse_bytes_change, change);
+    assert_eq!(since_nothing.total.stacks, 3);
+    assert_eq!(since_nothing.keep_top(0).omitted.inuse_bytes_change, change);
 }
 
 #[test]

@@ -96,7 +96,8 @@ impl Format for Text {
         for (place, site) in touched().enumerate() {
             if place == 0 {
                 let title = "Pages, by where they were first written to";
-                let of = "an estimate; they hold the same bytes as what is above, and are not in the total";
+                let of =
+                    "an estimate; mappings may hold the same bytes, so they are not in the total";
                 writeln!(out, "{} ({of})\n", self.dress(BOLD, title))?;
             }
             rank += 1;

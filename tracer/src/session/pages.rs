@@ -465,8 +465,8 @@ impl Session {
         if let Some(why) = self.probe.page_faults_unseen() {
             return format!("where fresh pages are touched cannot be seen: {why}");
         }
-        let mut note = "of the pages that are written to first, a sample is followed, with the stacks that did it: an estimate, \
-             which holds the same bytes as the mappings do and is in no sum"
+        let mut note = "fresh pages are followed by a sample, with the stacks that wrote to them first: an estimate, in no sum, for mappings may hold \
+             the same bytes"
             .to_owned();
         if let Some(why) = &self.pages.unreadable {
             note.push_str(&format!(
