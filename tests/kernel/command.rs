@@ -10,8 +10,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use leakscope_tests::{
-    ALL_SITES, Finished, PATIENCE, Report, Tracer, Truth, children, leakscope, prebuilt,
-    require_kernel, require_victim, run, send,
+    ALL_SITES, Finished, PATIENCE, Report, Tracer, Truth, children, command_of, leakscope,
+    prebuilt, require_kernel, require_victim, run, send,
 };
 
 /// Traces a command; what leakscope said, and the report.
@@ -345,4 +345,42 @@ fn whoever_watches_over_the_command_holds_none_of_its_files_and_ends_with_the_tr
     // The command goes on, with the output that it shares with the tracer: that has no end before it is gone.
     send("KILL", command).unwrap();
     assert_eq!(tracer.end().unwrap().code(), 0);
+}
+
+#[test]
+fn a_full_ring_buffer_leaves_nobody_held() {
+    const CHILDREN: usize = 100;
+    let _alone = require_kernel!();
+    let script = format!(
+        "i=0; while [ $i -lt {CHILDREN} ]; do {} nap 0 & i=$((i+1)); done; wait",
+        require_victim!("family").display()
+    );
+    let arguments = ["--event-bytes", "4096", "--", "sh", "-c", &script];
+    let mut tracer = Tracer::start(&arguments).expect("started");
+    let begun = Instant::now();
+    let shell = loop {
+        if let Some(shell) = command_of(tracer.pid())
+            && !children(shell).unwrap_or_default().is_empty()
+        {
+            break shell;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the command does not begin");
+        sleep(Duration::from_millis(1));
+    };
+    // While leakscope stands still nobody empties the buffer, and nobody lets those go on of whom it is told: the others go on by
+    // themselves.
+    tracer.signal("STOP").unwrap();
+    while fs::read_to_string(format!("/proc/{shell}/stat"))
+        .is_ok_and(|stat| !stat.contains(") S ") && !stat.contains(") T "))
+    {
+        assert!(begun.elapsed() < PATIENCE, "the shell does not wait");
+        sleep(Duration::from_millis(10));
+    }
+    tracer.signal("CONT").unwrap();
+    let finished = tracer.end().expect("it ends with its command");
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    let text = fs::read_to_string(tracer.report_path()).unwrap();
+    let report: Report = serde_json::from_str(&text).unwrap();
+    let lost = report.losses.get("event_lost").copied();
+    assert!(lost.is_some_and(|count| count > 0), "{:?}", report.losses);
 }

@@ -175,9 +175,9 @@ fn a_probe_is_refused_when_others_are_attached() {
     let _alone = require_kernel!();
     require_strace!();
     let mut target = Target::start(&require_victim!("endless"));
-    // Each probe is an event of its own with these links. A tracepoint comes first, then our own process's probes, for the cost
-    // of a hit: a trace does without that. With glibc's fifteen, the target's are from the 17th to the 31st.
-    for number in [3, 20, 27] {
+    // Each probe is an event of its own with these links. Eight tracepoints come first, then our own process's probes, for the cost
+    // of a hit: a trace does without that. With glibc's fifteen, the target's are from the 24th to the 38th.
+    for number in [10, 27, 34] {
         let how = format!("error=EACCES:when={number}+");
         let arguments = target.traced(&["--links", "perf"]);
         let command = tampered("perf_event_open", &how, &arguments).unwrap();
@@ -460,7 +460,10 @@ fn a_full_ring_buffer_costs_stacks_and_no_byte() {
         "{:?}",
         report.losses
     );
-    assert!(report.byte_losses().is_empty(), "{:?}", report.losses);
+    // Of blocks nothing goes through the buffer. The steps of mappings do: what is lost of them is counted.
+    let mut of_blocks = report.byte_losses();
+    of_blocks.retain(|(name, _)| *name != "mapping_lost");
+    assert!(of_blocks.is_empty(), "{:?}", report.losses);
     let of_truth = |of: fn(&Truth) -> u64| truths.iter().map(of).sum::<u64>();
     let mut found = (0, 0);
     for site in report.sites.iter().filter(|site| site.pid == pid) {

@@ -10,15 +10,13 @@
 )]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use leakscope_tests::{
-    ALL_SITES, Report, Tracer, Truth, Victim, children, leave_out, prebuilt, require_kernel,
+    ALL_SITES, Group, Report, Tracer, Truth, Victim, leave_out, prebuilt, require_kernel,
     require_victim, run,
 };
 
@@ -226,36 +224,6 @@ fn a_child_that_calls_exec_while_it_is_prepared_is_not_taken_for_its_parent() {
     assert_eq!(report.processes.len(), 1, "{:?}", report.processes);
 }
 
-/// A control group made for a test, gone when dropped.
-struct Group {
-    path: PathBuf,
-}
-
-impl Group {
-    fn make(below: &Path) -> Option<Self> {
-        let path = below.join(format!("leakscope-test-{}", std::process::id()));
-        fs::create_dir_all(path.join("inner")).ok()?;
-        Some(Self { path })
-    }
-
-    fn take(&self, pid: u32, inner: bool) {
-        let group = if inner {
-            self.path.join("inner")
-        } else {
-            self.path.clone()
-        };
-        fs::write(group.join("cgroup.procs"), pid.to_string()).unwrap();
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // A group that still has processes stays behind: the test failed already.
-        let _ = fs::remove_dir(self.path.join("inner"));
-        let _ = fs::remove_dir(&self.path);
-    }
-}
-
 /// Two victims in a group and below it, and one beside; a third that starts there later.
 fn by_group(mount: &Path) {
     let Some(group) = Group::make(mount) else {
@@ -266,15 +234,15 @@ fn by_group(mount: &Path) {
     let mut inside = Victim::start(&basic).unwrap();
     let mut below = Victim::start(&basic).unwrap();
     let mut beside = Victim::start(&basic).unwrap();
-    group.take(inside.pid(), false);
-    group.take(below.pid(), true);
-    let mut tracer = select(&["--cgroup", group.path.to_str().unwrap()]);
+    group.take(inside.pid(), false).unwrap();
+    group.take(below.pid(), true).unwrap();
+    let mut tracer = select(&["--cgroup", group.path().to_str().unwrap()]);
     tracer.wait_until_attached(inside.pid()).unwrap();
     tracer.wait_until_attached(below.pid()).unwrap();
     // A shell that moves itself and then calls exec, as service managers do.
     let script = format!(
         "echo $$ > {}/cgroup.procs; exec {} nap 4000",
-        group.path.join("inner").display(),
+        group.inner().display(),
         require_victim!("family").display()
     );
     let mut later = Command::new("sh").args(["-c", &script]).spawn().unwrap();
@@ -317,180 +285,6 @@ fn by_control_group_of_the_first_version() {
     }
 }
 
-/// A victim as `/program` in a root of its own, with copies of the libraries that it maps, and its own PID and mount namespaces: a
-/// container without an engine.
-struct Container {
-    root: tempfile::TempDir,
-    outer: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-    pid: u32,
-}
-
-/// A shell's words, in new namespaces and a new root.
-fn entering(root: &Path, words: &str) -> Command {
-    let mut command = Command::new("unshare");
-    command
-        .args(["-m", "-p", "-f", "sh", "-c"])
-        .arg(format!(
-            "mount --bind \"$0\" \"$0\" && cd \"$0\" && mkdir old && pivot_root . old && {words}"
-        ))
-        .arg(root);
-    command
-}
-
-impl Container {
-    fn start(program: &Path) -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let copy = |from: &Path, to: &str| {
-            let to = root.path().join(to.trim_start_matches('/'));
-            fs::create_dir_all(to.parent().unwrap()).unwrap();
-            fs::copy(from, to).unwrap();
-        };
-        copy(program, "program");
-        // What it maps here it needs there, at the same paths.
-        let here = Victim::start(program).unwrap();
-        let maps = fs::read_to_string(format!("/proc/{}/maps", here.pid())).unwrap();
-        for line in maps.lines() {
-            if let Some(start) = line.find('/')
-                && let Some(path) = line.get(start..)
-                && Path::new(path) != program
-            {
-                copy(Path::new(path), path);
-            }
-        }
-        // The dynamic loader under the name in the program's header, which may be a link.
-        for loader in ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"] {
-            if Path::new(loader).exists() {
-                copy(Path::new(loader), loader);
-            }
-        }
-        let mut outer = entering(root.path(), "exec /program")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = outer.stdin.take().unwrap();
-        let stdout = BufReader::new(outer.stdout.take().unwrap());
-        let mut container = Self {
-            root,
-            outer,
-            stdin,
-            stdout,
-            pid: 0,
-        };
-        // Inside it is the first process.
-        assert_eq!(container.line(), "ready 1");
-        container.pid = *children(container.outer.id()).unwrap().first().unwrap();
-        container
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn go(&mut self) -> Vec<Truth> {
-        self.stdin.write_all(b"go\n").unwrap();
-        let mut truths = Vec::new();
-        loop {
-            let line = self.line();
-            if line == "done" {
-                return truths;
-            }
-            truths.push(Truth::parse(&line).unwrap());
-        }
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let _ = self.stdin.write_all(b"quit\n");
-        let _ = self.outer.wait();
-    }
-}
-
-/// Two containers with other files at the same paths.
-fn in_containers(group: Option<&Group>) {
-    let basic = require_victim!("basic");
-    let musl = require_victim!("basic-musl");
-    let empty = tempfile::tempdir().unwrap();
-    if !entering(empty.path(), "exit 0")
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
-        leave_out("no process can be given a root of its own here");
-        return;
-    }
-    let mut containers = [
-        Container::start(&basic),
-        Container::start(&musl),
-        Container::start(&basic),
-    ];
-    let pids: Vec<String> = containers.iter().map(|one| one.pid.to_string()).collect();
-    let mut tracer = match group {
-        Some(group) => {
-            for container in &containers {
-                group.take(container.pid, true);
-            }
-            select(&["--cgroup", group.path.to_str().unwrap()])
-        }
-        None => select(&["-p", &pids.join(",")]),
-    };
-    for container in &containers {
-        tracer.wait_until_attached(container.pid).unwrap();
-    }
-    let truths: Vec<_> = containers.iter_mut().map(Container::go).collect();
-    let report = tracer.stop().unwrap();
-    assert_eq!(report.processes.len(), 3, "{:?}", report.processes);
-    let mut libraries = Vec::new();
-    for (container, truths) in containers.iter().zip(&truths) {
-        assert_truth(&report, container.pid, truths);
-        let process = report
-            .processes
-            .iter()
-            .find(|process| process.pid == container.pid)
-            .unwrap();
-        // The path as it is seen inside, of a file that lies in the container.
-        let (_, path) = process.allocators.first().unwrap().split_once(' ').unwrap();
-        let inside = container.root.path().join(path.trim_start_matches('/'));
-        libraries.push((path, fs::metadata(&inside).unwrap().ino()));
-        for site in report.sites.iter().filter(|site| site.pid == container.pid) {
-            // Debian's musl has no call frame information: there its own first frame is the last that is seen.
-            assert!(
-                site.stack_complete || path.contains("musl") && site.contains("main"),
-                "{site:?}"
-            );
-            let caller = site.frames.get(1).unwrap();
-            assert_eq!(caller.module.as_deref(), Some("/program"), "{site:?}");
-        }
-    }
-    let [(first, one), (_, _), (third, other)] = libraries[..] else {
-        panic!("{libraries:?}");
-    };
-    assert_eq!(first, third);
-    assert_ne!(one, other);
-}
-
-#[test]
-fn containers_by_process_id() {
-    let _alone = require_kernel!();
-    in_containers(None);
-}
-
-#[test]
-fn containers_by_control_group() {
-    let _alone = require_kernel!();
-    let mount = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-        .into_iter()
-        .find(|mount| Path::new(mount).join("cgroup.procs").exists());
-    match mount.and_then(|mount| Group::make(Path::new(mount))) {
-        Some(group) => in_containers(Some(&group)),
-        None => leave_out("no control group can be made"),
-    }
-}
-
 #[test]
 fn processes_as_fast_as_they_fork() {
     let _alone = require_kernel!();
@@ -518,7 +312,7 @@ fn processes_as_fast_as_they_fork() {
     if report.byte_losses().is_empty() {
         assert_truth(&report, steady.pid(), &truths);
     }
-    // Of those that ended the last ones stay.
+    // Of those that ended the last 64 stay; the end of some may not have been noticed by the last moment.
     let alive = report
         .processes
         .iter()
@@ -526,7 +320,7 @@ fn processes_as_fast_as_they_fork() {
         .count();
     assert_eq!(alive, 1, "{:?}", report.processes);
     assert!(
-        report.processes.len() <= 65,
+        report.processes.len() <= 100,
         "{} processes",
         report.processes.len()
     );
@@ -599,9 +393,14 @@ fn processes_that_come_and_go_leave_no_stack_and_no_block_behind() {
         }
     }
     let report = tracer.stop().unwrap();
-    // Were nothing given back, some 600 would not fit. A slow machine may be late with a few.
+    // Were nothing given back, some 600 would not fit. An emulated machine may be late with a few.
     let full = report.losses.get("stack_table_full").copied();
-    assert!(full.is_some_and(|count| count < 60), "{:?}", report.losses);
+    let late = if prebuilt() { 60 } else { 0 };
+    assert!(
+        full.is_some_and(|count| count <= late),
+        "{:?}",
+        report.losses
+    );
     assert_eq!(
         report.losses.get("live_table_full"),
         Some(&0),

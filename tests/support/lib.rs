@@ -4,6 +4,7 @@
 //! like (by the contract alone). It must not know the tracer's code: nothing here depends on the package `leakscope`.
 
 mod binary;
+mod container;
 mod daemon;
 mod faults;
 mod lines;
@@ -19,6 +20,7 @@ mod truth;
 mod victims;
 
 pub use binary::leakscope;
+pub use container::{Container, Group, debian};
 pub use daemon::{Daemon, done, go_pprof, in_browser};
 pub use faults::{MemoryLimit, children, command_of, scripted, send, tampered};
 pub use links::{DEGRADED, degraded};

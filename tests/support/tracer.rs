@@ -245,16 +245,16 @@ impl Tracer {
 
 /// Whether a process's main thread is in poll(2), by `/proc/PID/syscall`: the call's number, or `running` (proc(5)).
 fn waits_for_events(pid: u32) -> bool {
-    /// `__NR_poll` and `__NR_ppoll` of x86_64; aarch64 has but the latter.
-    const POLLS: [&str; 2] = if cfg!(target_arch = "x86_64") {
-        ["7", "271"]
+    /// `__NR_epoll_wait` and `__NR_epoll_pwait` of x86_64; aarch64 has but the latter.
+    const WAITS: [&str; 2] = if cfg!(target_arch = "x86_64") {
+        ["232", "281"]
     } else {
-        ["73", "73"]
+        ["22", "22"]
     };
     fs::read_to_string(format!("/proc/{pid}/syscall")).is_ok_and(|text| {
         text.split_whitespace()
             .next()
-            .is_some_and(|number| POLLS.contains(&number))
+            .is_some_and(|number| WAITS.contains(&number))
     })
 }
 

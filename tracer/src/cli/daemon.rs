@@ -55,7 +55,9 @@ impl Source for Traced {
     }
 
     fn wake_by(&mut self, wake: UnixStream) {
-        self.session.wake_by(wake);
+        if let Err(error) = self.session.wake_by(wake) {
+            complain(&format!("leakscope: {error:#}; requests may wait a little"));
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     guardian::Guardian,
     load::{LoadedObject, MapMemory, io_error},
     shared::{LargeArray, SharedArray},
-    sys::{self, Wakeups},
+    sys::{self, Counts, Waiting},
 };
 
 /// How to load the probe.
@@ -81,6 +81,10 @@ impl Default for ProbeOptions {
 /// User space is woken for what it need not know at once when this part of the ring buffer is full.
 const WAKE_PART: u32 = 4;
 
+/// What is waited for beside the ends of processes, whose numbers are below these.
+const EVENTS_CAME: u64 = 1 << 32;
+const WOKEN: u64 = 2 << 32;
+
 /// A value that aya may copy to and from a map.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -103,7 +107,7 @@ pub struct Probe {
     pub(super) page_faults_unseen: Option<String>,
     /// What closes links.
     pub(super) closing: Vec<JoinHandle<()>>,
-    wakeups: Wakeups,
+    waiting: Waiting,
     pub(super) memory: Vec<MapMemory>,
     pub(super) settings: SharedArray<Settings>,
     pub(super) losses: SharedArray<u64>,
@@ -181,7 +185,11 @@ impl Probe {
             .map_err(|source| cannot_map("LIVE", source))?;
         let events = RingBuf::try_from(Map::RingBuf(object.take_map("EVENTS")?))
             .map_err(|error| map_error("EVENTS", &error))?;
-        let wakeups = Wakeups::of(events.as_fd())
+        let waiting = Waiting::new()
+            .and_then(|waiting| {
+                waiting.add(events.as_fd(), EVENTS_CAME, Counts::WhenWoken)?;
+                Ok(waiting)
+            })
             .map_err(|source| KernelError::call("cannot watch the ring buffer", source))?;
         let probe = Self {
             programs,
@@ -190,7 +198,7 @@ impl Probe {
             wants_page_faults: options.page_faults && !options.empty,
             page_faults_unseen: None,
             closing: Vec::new(),
-            wakeups,
+            waiting,
             settings: shared(&object, "SETTINGS", 1)?,
             losses: shared(&object, "LOSSES", Loss::COUNT)?,
             selection: shared(&object, "SELECTION", 1)?,
@@ -324,25 +332,41 @@ impl Probe {
             .attach(&attach::kernel_path(file)?, name, pid, probes)
     }
 
-    /// Waits for events or for one of the descriptors (such as pidfds) to become readable. Tells which of the descriptors
-    /// are.
+    /// From now on [`Probe::wait`] ends too when there is something to read here.
     ///
     /// # Errors
-    /// poll(2) failed.
-    pub fn wait(
-        &self,
-        others: &[BorrowedFd<'_>],
-        timeout: Duration,
-    ) -> Result<Vec<bool>, KernelError> {
-        let mut fds = vec![self.wakeups.as_fd()];
-        fds.extend_from_slice(others);
-        let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        let mut ready = sys::poll_readable(&fds, timeout)
+    /// The descriptor cannot be waited for.
+    pub fn wake_by(&self, source: BorrowedFd<'_>) -> Result<(), KernelError> {
+        self.waiting
+            .add(source, WOKEN, Counts::WhileReadable)
+            .map_err(|source| KernelError::call("cannot wait for what is to wake us", source))
+    }
+
+    /// From now on [`Probe::wait`] tells once of the end of a pidfd's process, for as long as the pidfd is open.
+    ///
+    /// # Errors
+    /// The pidfd cannot be waited for.
+    pub fn await_end(&self, pidfd: BorrowedFd<'_>, pid: u32) -> io::Result<()> {
+        self.waiting.add(pidfd, u64::from(pid), Counts::Once)
+    }
+
+    /// Waits for events, for the end of processes and for whatever else is to wake us. Tells which processes have ended; of very many,
+    /// the others the next time.
+    ///
+    /// # Errors
+    /// epoll_wait(2) failed.
+    pub fn wait(&self, timeout: Duration) -> Result<Vec<u32>, KernelError> {
+        // Rounded up: with less than a millisecond left we would ask again and again.
+        let milliseconds = timeout.as_nanos().div_ceil(1_000_000);
+        let timeout = i32::try_from(milliseconds).unwrap_or(i32::MAX);
+        let ready = self
+            .waiting
+            .wait(timeout)
             .map_err(|source| KernelError::call("cannot wait for events", source))?;
-        if !ready.is_empty() && ready.remove(0) {
-            self.wakeups.take();
-        }
-        Ok(ready)
+        // Numbers of processes are below those of the others.
+        Ok(ready
+            .filter_map(|number| u32::try_from(number).ok())
+            .collect())
     }
 
     /// The next event, if there is one.

@@ -3,7 +3,7 @@
 use std::{
     ffi::CStr,
     io, mem,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use aya_obj::generated::{bpf_attr, bpf_cmd};
@@ -259,29 +259,57 @@ pub(crate) fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
     perf_event_open(&attr, -1, 0)
 }
 
-/// Readable when somebody was woken for a descriptor since the last [`Wakeups::take`]; that there is something to read is not enough.
-pub(crate) struct Wakeups(OwnedFd);
+/// Descriptors that are waited for together (epoll(7)), each known by a number. One that is closed is forgotten.
+pub(crate) struct Waiting(OwnedFd);
 
-impl Wakeups {
-    /// Of a descriptor.
+/// When a descriptor counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counts {
+    /// As long as there is something to read.
+    WhileReadable,
+    /// Once.
+    Once,
+    /// Each time that somebody is woken for it; that there is something to read is not enough.
+    WhenWoken,
+}
+
+impl Waiting {
+    /// For nothing yet.
     ///
     /// # Errors
     /// epoll(7) refused.
-    pub(crate) fn of(source: BorrowedFd<'_>) -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: the call takes a number.
         let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if epoll < 0 {
             return Err(io::Error::last_os_error());
         }
-        let epoll = owned(i64::from(epoll))?;
+        owned(i64::from(epoll)).map(Self)
+    }
+
+    /// Waits from now on for a descriptor too.
+    ///
+    /// # Errors
+    /// epoll(7) refused.
+    pub(crate) fn add(
+        &self,
+        source: BorrowedFd<'_>,
+        number: u64,
+        counts: Counts,
+    ) -> io::Result<()> {
+        let how = match counts {
+            Counts::WhileReadable => 0,
+            Counts::Once => libc::EPOLLONESHOT,
+            Counts::WhenWoken => libc::EPOLLET,
+        };
         let mut event = libc::epoll_event {
-            events: (libc::EPOLLIN | libc::EPOLLET) as u32,
-            u64: 0,
+            events: (libc::EPOLLIN | how) as u32,
+            u64: number,
         };
         // SAFETY: the event lives through the call.
         let result = unsafe {
             libc::epoll_ctl(
-                epoll.as_raw_fd(),
+                self.0.as_raw_fd(),
                 libc::EPOLL_CTL_ADD,
                 source.as_raw_fd(),
                 &raw mut event,
@@ -290,20 +318,33 @@ impl Wakeups {
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self(epoll))
+        Ok(())
     }
 
-    /// Forgets what was told.
-    pub(crate) fn take(&self) {
-        let mut event = libc::epoll_event { events: 0, u64: 0 };
-        // SAFETY: room for one event, which is told.
-        unsafe { libc::epoll_wait(self.0.as_raw_fd(), &raw mut event, 1, 0) };
-    }
-}
-
-impl AsFd for Wakeups {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+    /// Waits until one counts, or the time is over or a signal comes; tells the numbers of those that count, some at a time.
+    ///
+    /// # Errors
+    /// epoll(7) refused.
+    pub(crate) fn wait(&self, timeout_ms: i32) -> io::Result<impl Iterator<Item = u64> + use<>> {
+        const AT_ONCE: usize = 64;
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; AT_ONCE];
+        // SAFETY: there is room for as many events as are told of.
+        let count = unsafe {
+            libc::epoll_wait(
+                self.0.as_raw_fd(),
+                events.as_mut_ptr(),
+                AT_ONCE as i32,
+                timeout_ms,
+            )
+        };
+        let count = match usize::try_from(count) {
+            Ok(count) => count,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => 0,
+                error => return Err(error),
+            },
+        };
+        Ok(events.into_iter().take(count).map(|event| event.u64))
     }
 }
 

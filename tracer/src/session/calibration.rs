@@ -23,7 +23,8 @@ impl Session {
     /// The kernel refused something.
     pub(super) fn calibrate(&mut self) -> Result<Duration, KernelError> {
         let pid = std::process::id();
-        let Ok(mut ourselves) = Traced::open(&self.proc_root, pid, Limits::exact()) else {
+        let Ok(mut ourselves) = Traced::open(&self.probe, &self.proc_root, pid, Limits::exact())
+        else {
             return Ok(Duration::ZERO);
         };
         let untraced = median(time_pairs);

@@ -244,7 +244,7 @@ impl Session {
     /// Makes a running process ready to be recorded: its tables and its probes are there, and the filter does not know it yet. In this
     /// order a target is trapped for nothing as briefly as can be, and recording begins for all functions at the same instant.
     fn prepare(&mut self, pid: u32) -> Result<Traced, TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid, self.limits(false))?;
+        let mut traced = Traced::open(&self.probe, &self.proc_root, pid, self.limits(false))?;
         traced
             .space
             .refresh(&self.proc_root, pid, &mut self.modules)
@@ -271,7 +271,7 @@ impl Session {
     /// # Errors
     /// The child is gone, or children are to be seen and cannot be.
     pub fn follow_command(&mut self, pid: u32, children: bool) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.proc_root, pid, self.limits(true))?;
+        let mut traced = Traced::open(&self.probe, &self.proc_root, pid, self.limits(true))?;
         traced.incarnation = self.probe.new_incarnation();
         self.probe
             .follow_command(pid, traced.incarnation, children)?;
@@ -287,8 +287,13 @@ impl Session {
     }
 
     /// From now on a step ends when there is something to be read here, which must not block.
-    pub fn wake_by(&mut self, wake: UnixStream) {
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn wake_by(&mut self, wake: UnixStream) -> Result<(), KernelError> {
+        self.probe.wake_by(wake.as_fd())?;
         self.wake = Some(wake);
+        Ok(())
     }
 
     /// Waits for what happens next, at most for a tenth of a second, and deals with it.
@@ -296,29 +301,15 @@ impl Session {
     /// # Errors
     /// Waiting failed.
     pub fn step(&mut self, at_most: Duration) -> Result<(), KernelError> {
-        let running: Vec<(u32, _)> = self
-            .processes
-            .iter()
-            .filter(|(_, traced)| traced.ended.is_none())
-            .map(|(pid, traced)| (*pid, traced.pidfd.as_fd()))
-            .collect();
-        let wake = self.wake.as_ref().map(AsFd::as_fd);
-        let fds: Vec<_> = running.iter().map(|(_, fd)| *fd).chain(wake).collect();
         let at_most = at_most
             .min(TICK)
             .min(self.selecting.wait_at_most())
             .min(self.next_window_step());
-        let ready = self.probe.wait(&fds, at_most)?;
+        let ended = self.probe.wait(at_most)?;
         if let Some(wake) = &self.wake {
             // Why it woke us is for whoever called to know; nothing to read is what there usually is.
             let _ = Read::read(&mut &*wake, &mut [0; 64]);
         }
-        let ended: Vec<u32> = running
-            .iter()
-            .zip(ready)
-            .filter(|(_, ready)| *ready)
-            .map(|((pid, _), _)| *pid)
-            .collect();
         self.drain()?;
         self.step_pages();
         for pid in ended {

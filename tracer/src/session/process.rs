@@ -171,9 +171,19 @@ pub(super) fn readable(proc_root: &Path, pid: u32) -> Result<Process, TraceError
 
 impl Traced {
     /// Looks at a process and opens a descriptor that tells when it ends.
-    pub(super) fn open(proc_root: &Path, pid: u32, limits: Limits) -> Result<Self, TraceError> {
+    pub(super) fn open(
+        probe: &Probe,
+        proc_root: &Path,
+        pid: u32,
+        limits: Limits,
+    ) -> Result<Self, TraceError> {
         let process = readable(proc_root, pid)?;
-        let pidfd = open_pidfd(pid).map_err(|source| TraceError::Watch { pid, source })?;
+        let pidfd = open_pidfd(pid)
+            .and_then(|pidfd| {
+                probe.await_end(pidfd.as_fd(), pid)?;
+                Ok(pidfd)
+            })
+            .map_err(|source| TraceError::Watch { pid, source })?;
         let mut traced = Self {
             pid,
             comm: process.comm,

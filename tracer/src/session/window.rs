@@ -345,8 +345,7 @@ impl Session {
             }
             wait = wait.min(at.saturating_duration_since(now));
         }
-        // poll(2) counts in milliseconds.
-        wait.max(Duration::from_millis(1))
+        wait
     }
 
     /// A followed process begins a program: what is known of the one before is of no use.
