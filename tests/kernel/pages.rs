@@ -21,7 +21,7 @@ struct Estimate {
     alloc_bytes: u64,
 }
 
-fn pages<'r>(report: &'r Report, pid: u32) -> impl Iterator<Item = &'r Site> {
+fn pages(report: &Report, pid: u32) -> impl Iterator<Item = &Site> {
     report
         .sites
         .iter()

@@ -45,8 +45,8 @@ const LARGEST_SAMPLE: usize = 20_000;
 /// Faults of a process that wait for a look; beyond, it comes at once.
 const LONGEST_QUEUE: usize = 16_384;
 
-/// What a fault that is not told of takes, and one that is before its stack is looked at, nanoseconds: measured.
-const FAULT_NS: u64 = 200;
+/// What a fault takes longer that is not told of, nanoseconds: 40 of 1,620 measured, rounded up.
+const FAULT_NS: u64 = 50;
 
 /// Bits of an entry of `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst).
 const PRESENT: u64 = 1 << 63;
