@@ -2,10 +2,11 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
 
-use std::{thread::sleep, time::Duration};
+use std::{process::Command, thread::sleep, time::Duration};
 
 use leakscope_tests::{
-    Report, Site, Tracer, Truth, Victim, leave_out, require_kernel, require_victim,
+    Report, Site, Tracer, Truth, Victim, answers, leakscope, leave_out, require_kernel,
+    require_victim, run_command, tampered,
 };
 
 const PAGE: u64 = 4096;
@@ -165,4 +166,39 @@ fn other_tiers_see_no_page_faults() {
     let report = tracer.stop().expect("the report");
     assert!(running.quit().expect("the victim ends").success());
     assert_eq!(pages(&report, pid).count(), 0);
+}
+
+/// A kernel without the tracepoint: all else is as ever, and why there are no pages is said.
+#[test]
+fn without_the_tracepoint_it_says_so() {
+    let _alone = require_kernel!();
+    if !answers("strace", "-V") {
+        return leave_out("there is no strace");
+    }
+    let running = Victim::start(&require_victim!("pages")).expect("started");
+    let pid = running.pid().to_string();
+    let arguments = [
+        "trace", "--tier", "growth", "--format", "json", "--for", "50ms", "-p", &pid,
+    ];
+    // Which of the calls it is, an untampered run tells.
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("calls");
+    let mut command = Command::new("strace");
+    command.args(["-qq", "-e", "trace=bpf", "-o"]).arg(&log);
+    command.arg(leakscope().unwrap()).args(arguments);
+    let finished = run_command(command).expect("it runs");
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    let calls = std::fs::read_to_string(&log).unwrap();
+    let place = calls
+        .lines()
+        .filter(|line| line.starts_with("bpf("))
+        .position(|line| line.contains("page_fault_kernel"))
+        .expect("it attaches to the second tracepoint");
+    let how = format!("error=ENOENT:when={}", place + 1);
+    let finished = run_command(tampered("bpf", &how, &arguments).unwrap()).expect("it runs");
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    let report: Report = serde_json::from_str(&finished.stdout).unwrap();
+    let words =
+        "where fresh pages are touched cannot be seen: the tracepoint exceptions/page_fault_kernel";
+    assert!(report.tier_reason.contains(words), "{}", report.tier_reason);
 }
