@@ -9,11 +9,14 @@ use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns},
     programs::RawTracePointContext,
 };
-use leakscope_common::{EventKind, FAULT_ON_PRESENT, FaultRecord, Loss, page_is_sampled};
+use leakscope_common::{
+    EventKind, FAULT_ON_PRESENT, FaultRecord, Loss, Settings, ThreadRecord, page_is_sampled,
+};
 
 use crate::{
     filter, growth,
     maps::{EVENTS, lose, settings},
+    stack,
 };
 
 /// `X86_PF_PROT`, `X86_PF_WRITE`, `X86_PF_USER` (arch/x86/include/asm/trap_pf.h).
@@ -48,9 +51,7 @@ pub(crate) fn fault(ctx: &RawTracePointContext) -> i32 {
     let Some(thread) = filter::current_thread() else {
         return 0;
     };
-    // In user mode the instruction that faulted is still to be executed; a system call's is over.
-    let executed = u64::from(code & USER == 0);
-    let site = growth::site(settings, thread, growth::user_registers(), executed);
+    let site = site(settings, thread, address, code & USER != 0);
     let record = FaultRecord {
         kind: EventKind::PageFault as u32,
         tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
@@ -74,6 +75,29 @@ pub(crate) fn fault(ctx: &RawTracePointContext) -> i32 {
     }
     0
 }
+
+/// The site of a fault. The tables have rules for instructions that write, except pushes, and for system calls.
+#[inline(always)]
+fn site(settings: &Settings, thread: *mut ThreadRecord, address: u64, in_user_mode: bool) -> u32 {
+    let registers = growth::user_registers();
+    let beginning = growth::beginning(registers);
+    let has_rule = if in_user_mode {
+        beginning.sp.wrapping_sub(address).wrapping_sub(1) >= LARGEST_PUSH
+    } else {
+        // SAFETY: the registers are the kernel's; the verifier knows their layout.
+        let call = unsafe { (*registers).orig_rax } as i64;
+        // Otherwise an interrupt or an exception, such as before a signal handler's frame is written.
+        call >= 0
+    };
+    if !has_rule {
+        return stack::capture_no_further(settings, thread, &beginning);
+    }
+    // In user mode the instruction that faulted is still to be executed; a system call's is over.
+    stack::capture_within(settings, thread, &beginning, u64::from(!in_user_mode))
+}
+
+/// Pushes write so many bytes below the stack pointer at most.
+const LARGEST_PUSH: u64 = 8;
 
 /// User space is woken when this part of what is allowed to wait for other reasons waits: with the usual ring buffer, some 700 faults.
 const WAKE_SOONER: u32 = 32;

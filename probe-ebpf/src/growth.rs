@@ -240,27 +240,21 @@ pub(crate) fn leave() -> u32 {
         _ => false,
     };
     if maps {
-        record.site = site(settings, thread, registers, 1);
+        record.site = stack::capture_within(settings, thread, &beginning(registers), 1);
     }
     tell(settings, &record);
     0
 }
 
-/// The site at which the thread entered the kernel; `executed` as for [`stack::capture_within`].
+/// Where a walk of the thread's stack begins: where it entered the kernel.
 #[inline(always)]
-pub(crate) fn site(
-    settings: &Settings,
-    thread: *mut ThreadRecord,
-    registers: *const pt_regs,
-    executed: u64,
-) -> u32 {
+pub(crate) fn beginning(registers: *const pt_regs) -> Registers {
     // SAFETY: the registers are the kernel's; the verifier knows their layout.
-    let registers = unsafe {
+    unsafe {
         Registers {
             ip: (*registers).rip,
             sp: (*registers).rsp,
             bp: (*registers).rbp,
         }
-    };
-    stack::capture_within(settings, thread, &registers, executed)
+    }
 }

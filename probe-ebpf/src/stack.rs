@@ -39,6 +39,17 @@ pub(crate) fn capture_within(
     keep(settings, thread, &walk, ProbeCookie::from_bits(0))
 }
 
+/// As [`capture_within`], where the tables have no rule for the instruction.
+#[inline(always)]
+pub(crate) fn capture_no_further(
+    settings: &Settings,
+    thread: *mut ThreadRecord,
+    registers: &unwind::Registers,
+) -> u32 {
+    let walk = unwind::walk_no_further(settings, thread, registers);
+    keep(settings, thread, &walk, ProbeCookie::from_bits(0))
+}
+
 /// Returns the site of a stack that was walked.
 #[inline(always)]
 fn keep(

@@ -133,6 +133,21 @@ pub(crate) fn walk_within(
     found(thread)
 }
 
+/// The stack of a thread of which only the instruction that it is at is known for sure: it is cut short there.
+#[inline(always)]
+pub(crate) fn walk_no_further(
+    settings: &Settings,
+    thread: *mut ThreadRecord,
+    registers: &Registers,
+) -> Walk {
+    begin(settings, thread, registers.sp, registers.bp);
+    // SAFETY: `thread` points to the current thread's map value, which only it writes; its fields do not overlap.
+    let (state, stack) = unsafe { (&mut (*thread).walk, &mut (*thread).stack) };
+    push(state, stack, registers.ip);
+    cut(state, STACK_NO_RULE, Loss::UnwindNoRule);
+    found(thread)
+}
+
 /// What a walk begins with.
 pub(crate) struct Registers {
     /// The instruction pointer.

@@ -17,15 +17,11 @@ use crate::{
     report::Suppressions,
     session::SessionOptions,
     target::select::{CgroupPath, Selector},
-    unwind::BuildOptions,
+    unwind::{BuildOptions, Kept},
 };
 
 /// Room for rows of full unwind tables, which are some fifteen times the usual ones: 128 MiB.
 const FULL_UNWIND_ROWS: u32 = 1 << 24;
-
-/// Room for them where page faults are seen, which come anywhere in the code and not only at calls: 32 MiB, as much as 200 MiB of code
-/// have.
-const FAULT_UNWIND_ROWS: u32 = 1 << 22;
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,8 +103,6 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
             frame_pointers_only: raw.frame_pointers,
             unwind_rows: if raw.full_unwind_tables {
                 FULL_UNWIND_ROWS
-            } else if page_faults {
-                FAULT_UNWIND_ROWS
             } else {
                 ProbeOptions::default().unwind_rows
             },
@@ -118,7 +112,13 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
             ..ProbeOptions::default()
         },
         unwind: BuildOptions {
-            full: raw.full_unwind_tables || page_faults,
+            kept: if raw.full_unwind_tables {
+                Kept::All
+            } else if page_faults {
+                Kept::Writes
+            } else {
+                Kept::Calls
+            },
             ..BuildOptions::default()
         },
         unwind_cache: raw.unwind_cache,

@@ -14,15 +14,28 @@ use super::entry;
 use super::frame_info::{self, Entry, FrameInfo, Function};
 use super::rules::plain;
 use super::table::{Stats, Table, index_pages};
+use super::writes;
 
 /// Functions that one thread takes at a time. Libraries with fewer are done in some milliseconds, without threads.
 const BATCH: usize = 4096;
 
+/// Which rows of a table are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Kept {
+    /// Those that can hold a return address, or where a system call leaves a thread.
+    #[default]
+    Calls,
+    /// Also those with an instruction that writes to memory, but for pushes: where a page fault may find a thread.
+    Writes,
+    /// Every row.
+    All,
+}
+
 /// How a table is built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct BuildOptions {
-    /// Keep every row, rather than those that can hold a return address.
-    pub full: bool,
+    /// Which rows are kept.
+    pub kept: Kept,
     /// Threads to use for one file; as many as there are processors if `None`.
     pub threads: Option<NonZeroUsize>,
 }
@@ -146,7 +159,7 @@ pub fn build(file: &[u8], options: &BuildOptions) -> Result<Table, UnwindError> 
         rows,
         first_page,
         page_starts,
-        full: options.full,
+        kept: options.kept,
         stats,
     })
 }
@@ -208,7 +221,7 @@ fn in_parallel(
             let Some(batch) = batches.get(index) else {
                 return;
             };
-            let piece = Pruner::new(text, options.full).run(info, batch, before(index));
+            let piece = Pruner::new(text, options.kept).run(info, batch, before(index));
             // A poisoned lock still guards whole pieces.
             done.lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -234,15 +247,15 @@ fn in_parallel(
 /// Decides which rows are kept.
 struct Pruner<'t> {
     text: &'t Text<'t>,
-    full: bool,
+    kept: Kept,
     piece: Piece,
 }
 
 impl<'t> Pruner<'t> {
-    fn new(text: &'t Text<'t>, full: bool) -> Self {
+    fn new(text: &'t Text<'t>, kept: Kept) -> Self {
         Self {
             text,
-            full,
+            kept,
             piece: Piece::default(),
         }
     }
@@ -298,13 +311,14 @@ impl<'t> Pruner<'t> {
             return;
         }
         let planted = row.cfa == CfaRule::End as u8 || row.cfa == CfaRule::Signal as u8;
-        if self.full || planted || self.holds_a_call(from, to) {
+        if self.kept == Kept::All || planted || self.is_asked_for(from, to) {
             self.piece.rows.push((from, row));
         }
     }
 
-    /// Whether the last byte of a call or system call may lie in `[from, to)`. A gap may begin in one segment and end in another.
-    fn holds_a_call(&self, from: u64, to: u64) -> bool {
+    /// Whether the last byte of a call or system call may lie in `[from, to)`, or an instruction that writes where that matters. A gap may
+    /// begin in one segment and end in another.
+    fn is_asked_for(&self, from: u64, to: u64) -> bool {
         let segments = self.text.segments();
         let first = segments.partition_point(|segment| segment.end() <= from);
         segments
@@ -314,6 +328,7 @@ impl<'t> Pruner<'t> {
             .any(|segment| {
                 let (from, to) = (from.max(segment.start), to.min(segment.end()));
                 calls::may_end_in(self.text, segment, from, to)
+                    || self.kept == Kept::Writes && writes::are_in(segment, from, to)
             })
     }
 }

@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 use object::elf;
 use object::read::elf::{FileHeader, ProgramHeader};
 
-use super::build::{BuildOptions, UnwindError, build};
+use super::build::{BuildOptions, Kept, UnwindError, build};
 use super::disk;
 use super::elf::header;
 use super::table::Table;
@@ -130,7 +130,7 @@ impl Cache {
         let path = self.path(key);
         let stored = path
             .as_deref()
-            .and_then(|path| disk::read(path, key, options.full));
+            .and_then(|path| disk::read(path, key, options.kept));
         let outcome = match stored {
             Some(table) => Ok(Arc::new(table)),
             None => {
@@ -239,7 +239,11 @@ impl Cache {
             // Writing to a String cannot fail.
             let _ = write!(name, "{byte:02x}");
         }
-        name.push_str(if self.options.full { ".full" } else { ".calls" });
+        name.push_str(match self.options.kept {
+            Kept::Calls => ".calls",
+            Kept::Writes => ".writes",
+            Kept::All => ".full",
+        });
         Some(directory.join(name))
     }
 }

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 8 | `LSUNWIND` |
 //! | 4 | version of this format and of the rules that made the rows: [`VERSION`] |
-//! | 4 | 1 if the table is full, else 0 |
+//! | 4 | which rows are kept: 0 those at calls, 1 all, 2 also those at writes |
 //! | 8 | checksum of all that follows |
 //! | 4, n | length of the build-id, the build-id |
 //! | 8 | first page |
@@ -21,6 +21,7 @@ use std::path::Path;
 
 use leakscope_common::{BpRule, CfaRule, UnwindRow};
 
+use super::build::Kept;
 use super::cache::Key;
 use super::table::{Stats, Table};
 
@@ -31,7 +32,7 @@ const VERSION: u32 = 2;
 const MAX_BYTES: u64 = 1 << 30;
 
 /// Reads a table. `None` if it is not there, or is anything but what [`write`] wrote for this key.
-pub(super) fn read(path: &Path, key: &Key, full: bool) -> Option<Table> {
+pub(super) fn read(path: &Path, key: &Key, kept: Kept) -> Option<Table> {
     let file = File::open(path).ok()?;
     let size = file.metadata().ok()?.len();
     if size > MAX_BYTES {
@@ -40,7 +41,7 @@ pub(super) fn read(path: &Path, key: &Key, full: bool) -> Option<Table> {
     let mut bytes = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
     let table = decode(&bytes, key)?;
-    (table.full == full).then_some(table)
+    (table.kept == kept).then_some(table)
 }
 
 /// Writes a table beside its place and renames it, so that a reader sees the old one, the new one, or none.
@@ -97,10 +98,19 @@ fn encode(key: &Key, table: &Table) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(24 + body.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend(VERSION.to_le_bytes());
-    bytes.extend(u32::from(table.full).to_le_bytes());
+    bytes.extend(number(table.kept).to_le_bytes());
     bytes.extend(checksum(&body).to_le_bytes());
     bytes.append(&mut body);
     Some(bytes)
+}
+
+/// How it is written which rows are kept.
+fn number(kept: Kept) -> u32 {
+    match kept {
+        Kept::Calls => 0,
+        Kept::All => 1,
+        Kept::Writes => 2,
+    }
 }
 
 fn decode(bytes: &[u8], key: &Key) -> Option<Table> {
@@ -111,11 +121,10 @@ fn decode(bytes: &[u8], key: &Key) -> Option<Table> {
     if input.take::<8>()? != MAGIC || input.u32()? != VERSION {
         return None;
     }
-    let full = match input.u32()? {
-        0 => false,
-        1 => true,
-        _ => return None,
-    };
+    let kept = input.u32()?;
+    let kept = [Kept::Calls, Kept::Writes, Kept::All]
+        .into_iter()
+        .find(|one| number(*one) == kept)?;
     if input.u64()? != checksum(input.0) {
         return None;
     }
@@ -158,7 +167,7 @@ fn decode(bytes: &[u8], key: &Key) -> Option<Table> {
             .iter()
             .map(|start| u32::from_le_bytes(*start))
             .collect(),
-        full,
+        kept,
         stats,
     };
     is_sound(&table).then_some(table)

@@ -2,6 +2,8 @@
 
 use leakscope_common::UnwindRow;
 
+use super::build::Kept;
+
 /// The rows of one file. See the module's documentation for which rows there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -12,8 +14,8 @@ pub struct Table {
     /// For each 64 KiB page from `first_page` on, the index of the first row at or behind the page's first address; then one more,
     /// the number of rows.
     pub page_starts: Vec<u32>,
-    /// Whether every row is there, rather than those that a return address can be in.
-    pub full: bool,
+    /// Which rows are there.
+    pub kept: Kept,
     /// How the table came about.
     pub stats: Stats,
 }

@@ -3,7 +3,7 @@
 use leakscope_common::{BpRule, CfaRule};
 use proptest::prelude::*;
 
-use super::super::{BuildOptions, Table, build, build_id};
+use super::super::{BuildOptions, Kept, Table, build, build_id};
 use super::made_up::{Frames, INITIAL, Part, TEXT, elf};
 use super::{FILES, Random, full, section};
 
@@ -22,9 +22,9 @@ fn assert_sound(table: &Table) {
 }
 
 fn build_both(file: &[u8]) {
-    for full in [false, true] {
+    for kept in [Kept::Calls, Kept::Writes, Kept::All] {
         let options = BuildOptions {
-            full,
+            kept,
             ..BuildOptions::default()
         };
         if let Ok(table) = build(file, &options) {

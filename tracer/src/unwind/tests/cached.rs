@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::{BuildOptions, Cache, Key, Table, UnwindError, build_id};
+use super::super::{BuildOptions, Cache, Kept, Key, Table, UnwindError, build_id};
 use super::made_up::{Frames, INITIAL, TEXT, elf};
 use super::{files, pruned};
 
@@ -21,16 +21,16 @@ fn key() -> Key {
     Key::BuildId(vec![1, 2, 0xAB].into())
 }
 
-fn options(full: bool) -> BuildOptions {
+fn options(kept: Kept) -> BuildOptions {
     BuildOptions {
-        full,
+        kept,
         ..BuildOptions::default()
     }
 }
 
 /// A table through a new cache on a directory, and whether the file had to be loaded.
-fn through(directory: &Path, full: bool, key: &Key) -> (Arc<Table>, bool) {
-    let cache = Cache::new(options(full)).with_directory(directory.to_owned());
+fn through(directory: &Path, kept: Kept, key: &Key) -> (Arc<Table>, bool) {
+    let cache = Cache::new(options(kept)).with_directory(directory.to_owned());
     let loaded = Cell::new(false);
     let table = cache
         .get_or_build(key, || {
@@ -52,7 +52,7 @@ fn names(directory: &Path) -> Vec<String> {
 
 #[test]
 fn memory_holds_what_is_used_and_forgets_the_rest() {
-    let cache = Cache::new(options(false));
+    let cache = Cache::new(options(Kept::Calls));
     let table = cache
         .get_or_build(&key(), || Ok::<_, UnwindError>(file()))
         .unwrap();
@@ -72,7 +72,7 @@ fn memory_holds_what_is_used_and_forgets_the_rest() {
 
 #[test]
 fn a_file_that_cannot_be_unwound_is_read_once() {
-    let cache = Cache::new(options(false));
+    let cache = Cache::new(options(Kept::Calls));
     let result = cache.get_or_build(&key(), || Ok::<_, UnwindError>(b"no"));
     assert_eq!(result, Err(UnwindError::NotElf));
     let again = cache.get_or_build(&key(), || -> Result<Vec<u8>, UnwindError> {
@@ -98,15 +98,18 @@ fn a_file_that_cannot_be_unwound_is_read_once() {
 #[test]
 fn the_directory_gives_the_table_back() {
     let directory = tempfile::tempdir().unwrap();
-    for full in [false, true] {
-        let (built, loaded) = through(directory.path(), full, &key());
+    for kept in [Kept::Calls, Kept::Writes, Kept::All] {
+        let (built, loaded) = through(directory.path(), kept, &key());
         assert!(loaded);
-        let (read, loaded) = through(directory.path(), full, &key());
+        let (read, loaded) = through(directory.path(), kept, &key());
         assert!(!loaded);
         assert_eq!(read, built);
-        assert_eq!(read.full, full);
+        assert_eq!(read.kept, kept);
     }
-    assert_eq!(names(directory.path()), ["0102ab.calls", "0102ab.full"]);
+    assert_eq!(
+        names(directory.path()),
+        ["0102ab.calls", "0102ab.full", "0102ab.writes"]
+    );
     // Files without build-id are not kept there.
     let other = Key::File {
         device: 1,
@@ -114,21 +117,21 @@ fn the_directory_gives_the_table_back() {
         size: 3,
         modified: 4,
     };
-    assert!(through(directory.path(), false, &other).1);
-    assert_eq!(names(directory.path()).len(), 2);
+    assert!(through(directory.path(), Kept::Calls, &other).1);
+    assert_eq!(names(directory.path()).len(), 3);
 }
 
 #[test]
 fn a_changed_byte_or_a_torn_file_is_not_believed() {
     let directory = tempfile::tempdir().unwrap();
-    let (built, _) = through(directory.path(), false, &key());
+    let (built, _) = through(directory.path(), Kept::Calls, &key());
     let path = directory.path().join("0102ab.calls");
     let good = std::fs::read(&path).unwrap();
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         std::fs::write(&path, &bad).unwrap();
-        let (table, loaded) = through(directory.path(), false, &key());
+        let (table, loaded) = through(directory.path(), Kept::Calls, &key());
         assert!(loaded, "byte {at}");
         assert_eq!(table, built);
         // And it has been replaced.
@@ -137,20 +140,20 @@ fn a_changed_byte_or_a_torn_file_is_not_believed() {
     for length in 0..good.len() {
         std::fs::write(&path, &good[..length]).unwrap();
         assert!(
-            through(directory.path(), false, &key()).1,
+            through(directory.path(), Kept::Calls, &key()).1,
             "length {length}"
         );
     }
     // Another build-id's table under this name, and a pruned one under a full one's.
     std::fs::copy(&path, directory.path().join("01.calls")).unwrap();
-    assert!(through(directory.path(), false, &Key::BuildId(vec![1].into())).1);
+    assert!(through(directory.path(), Kept::Calls, &Key::BuildId(vec![1].into())).1);
     std::fs::copy(&path, directory.path().join("0102ab.full")).unwrap();
-    assert!(through(directory.path(), true, &key()).1);
+    assert!(through(directory.path(), Kept::All, &key()).1);
 }
 
 #[test]
 fn a_directory_that_is_not_there_costs_nothing() {
-    let (table, loaded) = through(Path::new("/nonexistent/leakscope"), false, &key());
+    let (table, loaded) = through(Path::new("/nonexistent/leakscope"), Kept::Calls, &key());
     assert!(loaded);
     assert_eq!(*table, pruned(&file()));
 }
@@ -166,7 +169,7 @@ fn many_files_are_built_in_order() {
     requests.push(requests[0].clone());
 
     let directory = tempfile::tempdir().unwrap();
-    let cache = Cache::new(options(false)).with_directory(directory.path().to_owned());
+    let cache = Cache::new(options(Kept::Calls)).with_directory(directory.path().to_owned());
     let load = |path: &PathBuf| std::fs::read(path).map_err(anyhow::Error::from);
     let tables = cache.build_many(&requests, load, NonZeroUsize::new(3).unwrap());
     assert_eq!(tables.len(), requests.len());
@@ -186,7 +189,7 @@ fn many_files_are_built_in_order() {
             .iter()
             .all(|name| name.ends_with(".calls"))
     );
-    let cache = Cache::new(options(false)).with_directory(directory.path().to_owned());
+    let cache = Cache::new(options(Kept::Calls)).with_directory(directory.path().to_owned());
     let unwanted = |_: &PathBuf| -> anyhow::Result<Vec<u8>> { panic!("loaded again") };
     let again = cache.build_many(&requests[..files.len()], unwanted, NonZeroUsize::MIN);
     for (again, table) in again.iter().zip(&tables) {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::super::{BuildOptions, build};
+use super::super::{BuildOptions, Kept, build};
 
 /// Prints build time, rows and bytes of files named in `LEAKSCOPE_FIGURES` (separated by colons), or of the largest libraries
 /// of the machine:
@@ -35,7 +35,7 @@ fn figures() {
             ..BuildOptions::default()
         });
         let (_, full) = time(BuildOptions {
-            full: true,
+            kept: Kept::All,
             ..BuildOptions::default()
         });
         match (table, full) {

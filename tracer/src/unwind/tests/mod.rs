@@ -20,7 +20,7 @@ use std::path::Path;
 
 use object::{Object, ObjectSection, ObjectSegment};
 
-use super::{BuildOptions, Table, build};
+use super::{BuildOptions, Kept, Table, build};
 
 /// Files that are on every machine that can run the tests, and some that may be.
 const FILES: &[&str] = &[
@@ -56,7 +56,7 @@ fn pruned(file: &[u8]) -> Table {
 
 fn full(file: &[u8]) -> Table {
     let options = BuildOptions {
-        full: true,
+        kept: Kept::All,
         ..BuildOptions::default()
     };
     build(file, &options).unwrap()

@@ -3,11 +3,12 @@
 
 use framehop::{FrameAddress, Unwinder};
 use gimli::{EndianSlice, LittleEndian, RegisterRule, UnwindSection, X86_64};
-use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, Mnemonic, OpAccess};
 use leakscope_common::CfaRule;
 use object::Object;
 
 use super::super::walk::{End, Frame, leave};
+use super::super::{BuildOptions, Kept, build};
 use super::{Random, files, full, loaded, own_file, pruned, section};
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
@@ -170,8 +171,33 @@ fn calls(code: &[u8], start: u64) -> Vec<u64> {
         .collect()
 }
 
+/// Addresses of a function's instructions that write to memory and are no pushes.
+fn writes(code: &[u8], start: u64) -> Vec<u64> {
+    let mut factory = InstructionInfoFactory::new();
+    Decoder::with_ip(64, code, start, DecoderOptions::NONE)
+        .into_iter()
+        .filter(|instruction| {
+            let pushes = [
+                Mnemonic::Push,
+                Mnemonic::Pushfq,
+                Mnemonic::Enter,
+                Mnemonic::Call,
+            ];
+            let memory = factory.info(instruction).used_memory();
+            !pushes.contains(&instruction.mnemonic())
+                && memory.iter().any(|memory| {
+                    !matches!(
+                        memory.access(),
+                        OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+                    )
+                })
+        })
+        .map(|instruction| instruction.ip())
+        .collect()
+}
+
 /// Compares one file in full: the first and last address and a random one of each row of gimli's with the full table; every call
-/// instruction with the pruned one.
+/// instruction with the pruned ones; every instruction that writes and is no push with the one that keeps those.
 fn check(name: &str, file: &[u8]) {
     let object = object::File::parse(file).unwrap();
     let (address, bytes) = section(&object, ".eh_frame").unwrap();
@@ -179,6 +205,12 @@ fn check(name: &str, file: &[u8]) {
     eh_frame.set_address_size(8);
     let bases = gimli::BaseAddresses::default().set_eh_frame(address);
     let (full, pruned) = (full(file), pruned(file));
+    let options = BuildOptions {
+        kept: Kept::Writes,
+        ..BuildOptions::default()
+    };
+    let at_writes = build(file, &options).unwrap();
+    assert!(at_writes.rows.len() * 4 < full.rows.len(), "{name}");
     assert!(
         pruned.rows.len() * 4 < full.rows.len(),
         "{name}: not pruned"
@@ -190,6 +222,7 @@ fn check(name: &str, file: &[u8]) {
 
     let mut random = Random(address);
     let (mut anywhere, mut behind_calls) = (Tally::default(), Tally::default());
+    let mut writing = Tally::default();
     let mut context = gimli::UnwindContext::new();
     let mut entries = eh_frame.entries(&bases);
     while let Some(entry) = entries.next().unwrap() {
@@ -204,6 +237,7 @@ fn check(name: &str, file: &[u8]) {
         let signal = fde.is_signal_trampoline();
         let code = loaded(&object, fde.initial_address(), fde.end_address());
         let mut calls = calls(code, fde.initial_address()).into_iter().peekable();
+        let mut writes = writes(code, fde.initial_address()).into_iter().peekable();
         let mut rows = fde.rows(&eh_frame, &bases, &mut context).unwrap();
         while let Some(row) = rows.next_row().unwrap() {
             let (from, to) = (row.start_address(), row.end_address());
@@ -229,10 +263,18 @@ fn check(name: &str, file: &[u8]) {
                     &expected,
                     &mut behind_calls,
                 );
+                let found = at_writes.lookup(address).unwrap();
+                compare(name, address, found, &expected, &mut writing);
+            }
+            while let Some(address) = writes.next_if(|write| *write < to) {
+                let expected = expected(&eh_frame, row, encoding, signal, address);
+                let found = at_writes.lookup(address).unwrap();
+                compare(name, address, found, &expected, &mut writing);
             }
         }
     }
-    println!("{name}: anywhere {anywhere:?}, behind calls {behind_calls:?}");
+    println!("{name}: anywhere {anywhere:?}, behind calls {behind_calls:?}, writing {writing:?}");
+    assert!(writing.callers > 1000, "{name}: {writing:?}");
     assert!(anywhere.callers > 1000, "{name}: {anywhere:?}");
     assert!(behind_calls.callers > 500, "{name}: {behind_calls:?}");
     // Rows that say little would agree with everything. The worst seen is the dynamic linker: the trampolines of lazy
@@ -366,7 +408,7 @@ fn entry_points_are_ends() {
                     seen += 1;
                 }
                 FlowControl::Next | FlowControl::ConditionalBranch
-                    if instruction.mnemonic() != iced_x86::Mnemonic::Hlt => {}
+                    if instruction.mnemonic() != Mnemonic::Hlt => {}
                 _ => break,
             }
         }
