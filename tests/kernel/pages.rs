@@ -155,6 +155,35 @@ fn huge_pages_count_as_what_they_are() {
     }
 }
 
+/// The tables have no rule for pushes: where one makes the stack grow, the report knows the function and says that it does not know more.
+#[test]
+fn stacks_that_grow_are_seen_and_a_push_is_not_walked_from() {
+    let _alone = require_kernel!();
+    let _ = require_victim!("stackpages");
+    let Some((pid, truths, report)) = traced("stackpages", true) else {
+        return;
+    };
+    assert_eq!(truths.len(), 2);
+    for truth in truths {
+        let found = below(&report, pid, &truth.function);
+        let missing = truth.bytes.saturating_sub(found.bytes);
+        assert!(missing <= 64 << 10, "{truth:?}: {found:?}");
+        assert!(
+            found.bytes <= truth.bytes + (64 << 10),
+            "{truth:?}: {found:?}"
+        );
+    }
+    for site in pages(&report, pid) {
+        let is_push = site
+            .frames
+            .first()
+            .is_some_and(|leaf| leaf.is("grow_by_push"));
+        let is_whole = site.contains("main");
+        assert_eq!(is_whole, !is_push, "{:?}", site.names());
+        assert_eq!(site.stack_complete, !is_push, "{:?}", site.names());
+    }
+}
+
 /// Where allocators are probed, or nothing but mappings is to be seen, no page fault is: they would cost for nothing.
 #[test]
 fn other_tiers_see_no_page_faults() {

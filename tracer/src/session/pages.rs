@@ -24,8 +24,11 @@ use crate::{
 /// How often the pages of the sample are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A look takes at most one part in so many of a processor: with many pages looks are rarer.
-const LOOK_SHARE: u32 = 100;
+/// A look takes at most one part in so many of a processor: with many pages or processes looks are rarer.
+const LOOK_SHARE: u32 = 1000;
+
+/// But there is one at least this often.
+const LOOK_AT_LEAST: Duration = Duration::from_secs(10);
 
 /// So many faults are told of a second, of all processes together; a stack and its record take some 2 µs: 0.4 % of a processor.
 const FAULTS_PER_SECOND: f64 = 2_000.0;
@@ -296,9 +299,11 @@ impl PageFaults {
             }
             match PageTable::open(proc_root, *pid) {
                 Ok(mut table) => {
-                    // A process that cannot be read has ended: what was known stays.
-                    let areas = read_areas(proc_root, *pid);
-                    faulting.take_queue(areas);
+                    if !faulting.queue.is_empty() {
+                        // A process that cannot be read has ended: what was known stays.
+                        let areas = read_areas(proc_root, *pid);
+                        faulting.take_queue(areas);
+                    }
                     let hidden = faulting.see(&mut table, flags.as_ref());
                     self.frames_hidden |= hidden;
                 }
@@ -310,7 +315,8 @@ impl PageFaults {
             }
         }
         let cost = begun.elapsed();
-        self.next_look = Instant::now() + LOOK_EVERY.max(cost.saturating_mul(LOOK_SHARE));
+        self.next_look =
+            Instant::now() + (cost.saturating_mul(LOOK_SHARE)).clamp(LOOK_EVERY, LOOK_AT_LEAST);
     }
 
     /// What the faults of an incarnation cost: those that were told of, and the time that all took beside their stacks.
