@@ -238,15 +238,20 @@ impl Traced {
     /// Reads how much memory the process has and how much processor time it has used. Of a process that is gone, the last
     /// values stay.
     pub(super) fn measure(&mut self, proc_root: &Path) {
-        if let Ok(cpu) = cpu_time(proc_root, self.pid) {
-            self.cpu_first.get_or_insert(cpu);
-            self.cpu_last = Some(cpu);
-        }
+        self.measure_cpu(proc_root);
         if let Ok(memory) = read_memory(proc_root, self.pid) {
             let now = (Instant::now(), memory.resident_bytes);
             self.rss_first.get_or_insert(now);
             self.rss_last = Some(now);
             self.anonymous_bytes = memory.anonymous_bytes;
+        }
+    }
+
+    /// Reads how much processor time it has used. A process that has ended and was not reaped by its parent still says it.
+    pub(super) fn measure_cpu(&mut self, proc_root: &Path) {
+        if let Ok(cpu) = cpu_time(proc_root, self.pid) {
+            self.cpu_first.get_or_insert(cpu);
+            self.cpu_last = Some(cpu);
         }
     }
 
