@@ -55,6 +55,11 @@ impl Session {
         Ok(joined)
     }
 
+    /// Only blocks at least this old are reported, nanoseconds.
+    fn min_age_ns(&self) -> u64 {
+        u64::try_from(self.options.min_age.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// What processes mapped by themselves, sites with the same stack together.
     fn mapped_sites(&self, born_until_ns: u64) -> MappedSites {
         let hidden = self.mapped_for_others();
@@ -111,7 +116,7 @@ impl Session {
     fn survey(&mut self) -> Result<(Survey, HashMap<u32, Survey>), KernelError> {
         let begun = Instant::now();
         let filter = BlockFilter {
-            min_age_ns: u64::try_from(self.options.min_age.as_nanos()).unwrap_or(u64::MAX),
+            min_age_ns: self.min_age_ns(),
             now_ns: crate::kernel::monotonic_ns(),
         };
         let followed: HashSet<u32> = self
@@ -185,8 +190,7 @@ pub(super) fn make(
         .map(|traced| (traced.incarnation, traced.pid))
         .collect();
     let filtered = !session.options.min_age.is_zero();
-    let min_age_ns = u64::try_from(session.options.min_age.as_nanos()).unwrap_or(u64::MAX);
-    let mapped = session.mapped_sites(now_ns.saturating_sub(min_age_ns));
+    let mapped = session.mapped_sites(now_ns.saturating_sub(session.min_age_ns()));
     let touched = session.touched_stacks();
     let mut sites = Vec::new();
     for traced in session.processes.values() {
