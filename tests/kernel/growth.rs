@@ -13,6 +13,25 @@ use leakscope_tests::{
 };
 
 const HEAP: &str = "leak_malloc";
+const STACK: &str = "leak_stack";
+
+/// A thread's stack of 65,536 bytes, of which what was touched is in use.
+#[track_caller]
+fn assert_stack(report: &Report, pid: u32, is_running: bool) {
+    let stack = sites(report, pid, "mapping")
+        .find(|site| site.contains(STACK))
+        .expect("the thread's stack");
+    assert_eq!(stack.mapping.as_deref(), Some("thread-stack"));
+    assert_eq!(stack.inuse_objects, 1);
+    // A guard page comes with it.
+    assert_eq!(
+        stack.inuse_bytes + stack.reserved_bytes,
+        65536 + 4096,
+        "{stack:?}"
+    );
+    assert_eq!(stack.inuse_bytes > 0, is_running, "{stack:?}");
+    assert!(stack.inuse_bytes < 65536, "{stack:?}");
+}
 
 /// Sites of a kind below a function, together.
 fn below(report: &Report, pid: u32, kind: &str, function: &str) -> Sum {
@@ -38,7 +57,7 @@ fn sites<'r>(report: &'r Report, pid: u32, kind: &str) -> impl Iterator<Item = &
 fn assert_mappings(report: &Report, pid: u32, truths: &[Truth]) {
     let mapped: Vec<Truth> = truths
         .iter()
-        .filter(|truth| truth.function != HEAP)
+        .filter(|truth| truth.function != HEAP && truth.function != STACK)
         .cloned()
         .collect();
     let differences = report.differences(&mapped, |report, truth| {
@@ -65,10 +84,7 @@ fn mappings_are_exact_and_the_allocators_own_are_not_among_them() {
     let series = &report.processes.first().expect("the process").memory_series;
     let anonymous = series.last().expect("a look").anonymous_bytes;
     assert!(anonymous > 300 * 4096 / 2, "{anonymous}");
-    let stack = sites(&report, pid, "mapping")
-        .find(|site| site.contains("leak_stack"))
-        .expect("the thread's stack");
-    assert_eq!(stack.mapping.as_deref(), Some("thread-stack"));
+    assert_stack(&report, pid, true);
     for site in sites(&report, pid, "mapping") {
         assert!(site.stack_complete, "{:?}", site.names());
     }
@@ -113,10 +129,7 @@ fn without_allocator_probes_every_mapping_is_shown() {
     assert!(truths.len() > 10);
     assert_mappings(&report, pid, &truths);
     assert_eq!(sites(&report, pid, "heap").count(), 0);
-    let stack = sites(&report, pid, "mapping")
-        .find(|site| site.contains("leak_stack"))
-        .expect("the thread's stack");
-    assert_eq!(stack.mapping.as_deref(), Some("thread-stack"));
+    assert_stack(&report, pid, false);
     // The heap's growth is there as what it is: mappings and the data segment, with the stacks that made it grow. Its blocks of
     // 100,000 and 200,000 bytes have headers, and fit into no less.
     let heap = below(&report, pid, "mapping", HEAP);

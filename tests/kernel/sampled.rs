@@ -13,7 +13,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use leakscope_tests::{
-    Report, Site, Tracer, Victim, breakpoints, leave_out, prebuilt, require_kernel, require_victim,
+    DEGRADED, Report, Site, Tracer, Victim, breakpoints, degraded, leave_out, prebuilt,
+    require_kernel, require_victim,
 };
 
 /// What the victim says of itself.
@@ -220,4 +221,49 @@ fn a_short_command_is_seen_from_its_first_call() {
     let report = tracer.report().expect("a report");
     assert_eq!(report.tier, "exact", "{}", report.tier_reason);
     assert!(report.sites.iter().any(|site| site.inuse_objects > 0));
+}
+
+#[test]
+fn windows_through_the_links_of_older_kernels() {
+    let _alone = require_kernel!();
+    let program = require_victim!("load");
+    let mut forced = false;
+    for kind in DEGRADED {
+        if degraded(kind).expect("doctor") {
+            one_of_three(|| find_through(&program, kind));
+            forced = true;
+        }
+    }
+    if !forced {
+        leave_out("this kernel has no better kind of link, and all other tests use that one");
+    }
+}
+
+fn find_through(program: &Path, kind: &str) {
+    let mut victim = start(program);
+    let pid = victim.pid().to_string();
+    let before = count(&mut victim);
+    let arguments = ["-p", &pid, "--tier", "sampled", "--links", kind];
+    let tracer = Tracer::start(&arguments).unwrap();
+    sleep(Duration::from_secs(25));
+    let report = tracer.stop().expect("a report");
+    let after = count(&mut victim);
+    assert_eq!(report.tier, "sampled");
+    assert_eq!(
+        report.tier_reason.contains("fewer windows"),
+        kind == "perf",
+        "{}",
+        report.tier_reason
+    );
+    let first = report.sites.first().expect("a site");
+    assert!(is_leak(first), "{:?} is first", first.frames);
+    let most = (after.leaked - before.leaked) * 96;
+    assert!(
+        first.inuse_bytes_low > 0 && first.inuse_bytes_low <= most,
+        "at least {} of {most}",
+        first.inuse_bytes_low
+    );
+    assert_budget_kept(&report, 0.01, 25.0);
+    assert_eq!(breakpoints(victim.pid()).unwrap().len(), 0);
+    halt(victim);
 }

@@ -87,6 +87,9 @@ pub struct Site {
     pub kind: String,
     /// What was mapped, where it is a mapping.
     pub mapping: Option<String>,
+    /// Bytes of it that are address space alone.
+    #[serde(default)]
+    pub reserved_bytes: u64,
     /// Whether the stack reaches its true end.
     pub stack_complete: bool,
     /// Leaf first.

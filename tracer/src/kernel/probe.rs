@@ -151,11 +151,12 @@ impl Probe {
             .clamp(64, 1 << 24)
             .next_power_of_two();
         let stripes = TOTALS_STRIPES.min(cpus().next_power_of_two());
+        let mappings = options.mappings.clamp(64, Slice::MAX_FIRST);
         let capacities = HashMap::from([
             ("LIVE", buckets),
             ("SITES", slots),
             ("TOTALS", slots.saturating_mul(stripes)),
-            ("MAPPINGS", options.mappings.clamp(64, Slice::MAX_FIRST)),
+            ("MAPPINGS", mappings),
             (
                 "EVENTS",
                 options.event_bytes.clamp(4096, 1 << 30).next_power_of_two(),
@@ -207,11 +208,7 @@ impl Probe {
             live_sample,
             sites: large(&object, "SITES", slots)?,
             totals: large(&object, "TOTALS", slots.saturating_mul(stripes))?,
-            mappings: shared(
-                &object,
-                "MAPPINGS",
-                options.mappings.clamp(64, Slice::MAX_FIRST),
-            )?,
+            mappings: shared(&object, "MAPPINGS", mappings)?,
             unwind_pages: shared(&object, "UNWIND_PAGES", options.unwind_pages.max(64))?,
             unwind_rows: shared(&object, "UNWIND_ROWS", options.unwind_rows.max(64))?,
             processes: hash(object.take_map("PROCESSES")?)?,

@@ -73,6 +73,11 @@ pub(super) fn each_block(
     }
 }
 
+/// Where the key of a slot lies in its bucket, bytes.
+pub(super) const fn key_at(slot: usize) -> usize {
+    offset_of!(Bucket, keys) + slot * size_of::<u64>()
+}
+
 /// Whether a slot of the live table holds a key; asked after its block was read: nobody replaced the block in between.
 pub(super) fn still_holds(
     window: &SharedArray<Bucket>,
@@ -81,7 +86,7 @@ pub(super) fn still_holds(
     key: u64,
 ) -> bool {
     window
-        .word(index, offset_of!(Bucket, keys) + slot * 8)
+        .word(index, key_at(slot))
         .is_some_and(|word| word.load(Ordering::SeqCst) == key)
 }
 
@@ -92,12 +97,10 @@ pub(super) fn remove_key(
     slot: usize,
     key: u64,
 ) -> bool {
-    window
-        .word(index, offset_of!(Bucket, keys) + slot * 8)
-        .is_some_and(|word| {
-            word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst)
-                .is_ok()
-        })
+    window.word(index, key_at(slot)).is_some_and(|word| {
+        word.compare_exchange(key, 0, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    })
 }
 
 impl Probe {

@@ -14,7 +14,7 @@ use leakscope_common::{Block, Bucket, HIT_SLOTS, LIVE_CLAIMED, live_bucket_pair,
 use super::{
     error::KernelError,
     probe::{Probe, cannot_map},
-    read::{LiveBlock, each_block, remove_key, still_holds},
+    read::{LiveBlock, each_block, key_at, remove_key, still_holds},
     shared::SharedArray,
     sys,
 };
@@ -242,7 +242,7 @@ type Place = (usize, usize, u64, BlockToPut);
 /// Puts a block into a bucket; `false` where that is full. In the same order as the probe: claim, fill, publish.
 fn put(window: &SharedArray<Bucket>, index: usize, key: u64, block: &Block) -> bool {
     for slot in 0..leakscope_common::BUCKET_SLOTS {
-        let keys = offset_of!(Bucket, keys) + slot * 8;
+        let keys = key_at(slot);
         let place = offset_of!(Bucket, blocks) + slot * size_of::<Block>();
         let Some(word) = window.word(index, keys) else {
             return false;

@@ -8,6 +8,7 @@
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -471,6 +472,14 @@ impl Mappings {
             );
         }
         surveys
+    }
+
+    /// The address ranges of the stacks of threads that are left, each with its site.
+    pub fn thread_stacks(&self) -> impl Iterator<Item = (SiteId, Range<u64>)> {
+        self.pieces
+            .iter()
+            .filter(|(_, piece)| piece.kind == MappingKind::ThreadStack && piece.site != OLD)
+            .map(|(start, piece)| (piece.site, *start..piece.end))
     }
 
     /// Shows each mapping of which something is left: its site, when it was made (CLOCK_MONOTONIC nanoseconds), and the bytes of it that

@@ -520,10 +520,7 @@ fn facts(site: &Site, via: Option<String>, several: bool) -> String {
     }
     facts.extend(rate(site.growth_bytes_per_s));
     if site.reserved_bytes > 0 {
-        facts.push(format!(
-            "{} more reserved, not accessible",
-            bytes(site.reserved_bytes)
-        ));
+        facts.push(format!("{} more reserved", bytes(site.reserved_bytes)));
     }
     let allocator = site.allocator.as_deref().filter(|_| several);
     let family = allocator

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    ops::Range,
     path::Path,
 };
 
@@ -169,6 +170,17 @@ impl Growth {
         }
     }
 
+    /// The address ranges of an incarnation's thread stacks, each with its site.
+    pub(super) fn thread_stacks(
+        &self,
+        incarnation: u32,
+    ) -> impl Iterator<Item = (SiteId, Range<u64>)> {
+        self.processes
+            .get(&incarnation)
+            .into_iter()
+            .flat_map(|growing| growing.mappings.thread_stacks())
+    }
+
     /// Drops what is known of other incarnations than these.
     pub(super) fn keep(&mut self, incarnations: &HashSet<u32>) {
         self.processes
@@ -205,15 +217,20 @@ pub(super) fn totals(survey: &MappingSurvey) -> SiteTotals {
     }
 }
 
-/// Makes a site one of mappings, all of whose figures are exact.
-pub(super) fn describe(site: &mut Site, survey: &MappingSurvey, now_ns: u64) {
+/// Makes a site one of mappings, all of whose figures are exact. Of what is mapped as the stack of a thread hardly anything is ever used:
+/// what was `touched` of it counts as in use, and the rest as reserved.
+pub(super) fn describe(site: &mut Site, survey: &MappingSurvey, touched: Option<u64>, now_ns: u64) {
+    let inuse_bytes = match (survey.kind, touched) {
+        (MappingKind::ThreadStack, touched) => touched.unwrap_or(0).min(survey.inuse_bytes),
+        _ => survey.inuse_bytes,
+    };
     site.kind = SiteKind::Mapping;
     site.mapping = Some(survey.kind);
-    site.reserved_bytes = survey.reserved_bytes;
-    site.inuse_bytes = survey.inuse_bytes;
+    site.reserved_bytes = survey.reserved_bytes + (survey.inuse_bytes - inuse_bytes);
+    site.inuse_bytes = inuse_bytes;
     site.inuse_objects = survey.inuse_objects;
-    site.inuse_bytes_low = survey.inuse_bytes;
-    site.inuse_bytes_high = survey.inuse_bytes;
+    site.inuse_bytes_low = inuse_bytes;
+    site.inuse_bytes_high = inuse_bytes;
     site.alloc_bytes = survey.alloc_bytes;
     site.alloc_objects = survey.alloc_objects;
     site.weight = 1;

@@ -315,6 +315,7 @@ impl Session {
         for pid in ended {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.ended = Some(Instant::now());
+                traced.measure_cpu(&self.proc_root);
                 // The names of its mappings are kept; what the walk needed is not.
                 self.tables.remove(&mut self.probe, traced.incarnation);
                 self.probe.forget(pid, traced.incarnation);

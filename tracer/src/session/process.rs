@@ -17,10 +17,12 @@ use super::{
 use crate::{
     budget::Limits,
     kernel::{KernelError, Link, Probe, has_ended, open_pidfd},
-    symbol::AddressSpace,
+    symbol::{AddressSpace, Range as AddressRange},
     target::{
         discover::{DiscoverError, Files, discover},
-        process::{Device, Process, ProcessError, cpu_time, read_memory, read_process},
+        process::{
+            Device, Process, ProcessError, cpu_time, interpreter_base, read_memory, read_process,
+        },
     },
 };
 
@@ -99,6 +101,12 @@ pub struct ProbeSite {
     pub hit_slot: u8,
 }
 
+/// The file that an address range is mapped from.
+fn file_of(range: &AddressRange) -> Option<FileId> {
+    let (device, inode, ..) = range.module.as_ref()?.identity;
+    Some(file_id(&Device::from_stat(device), inode))
+}
+
 /// The code of an allocator in a file.
 struct AllocatorCode {
     /// Offsets in the file.
@@ -121,6 +129,8 @@ pub(super) struct Traced {
     pub(super) attached: HashSet<FileId>,
     /// Where the code of its allocators lies, by file.
     allocators: HashMap<FileId, Vec<AllocatorCode>>,
+    /// Where the dynamic loader begins.
+    loader_base: Option<u64>,
     /// What is attached in windows.
     pub(super) planned: Vec<Planned>,
     /// Its windows.
@@ -194,6 +204,7 @@ impl Traced {
             links: HashMap::new(),
             attached: HashSet::new(),
             allocators: HashMap::new(),
+            loader_base: None,
             planned: Vec::new(),
             windows: Windows::new(limits, pid),
             sites: Vec::new(),
@@ -227,15 +238,20 @@ impl Traced {
     /// Reads how much memory the process has and how much processor time it has used. Of a process that is gone, the last
     /// values stay.
     pub(super) fn measure(&mut self, proc_root: &Path) {
-        if let Ok(cpu) = cpu_time(proc_root, self.pid) {
-            self.cpu_first.get_or_insert(cpu);
-            self.cpu_last = Some(cpu);
-        }
+        self.measure_cpu(proc_root);
         if let Ok(memory) = read_memory(proc_root, self.pid) {
             let now = (Instant::now(), memory.resident_bytes);
             self.rss_first.get_or_insert(now);
             self.rss_last = Some(now);
             self.anonymous_bytes = memory.anonymous_bytes;
+        }
+    }
+
+    /// Reads how much processor time it has used. A process that has ended and was not reaped by its parent still says it.
+    pub(super) fn measure_cpu(&mut self, proc_root: &Path) {
+        if let Ok(cpu) = cpu_time(proc_root, self.pid) {
+            self.cpu_first.get_or_insert(cpu);
+            self.cpu_last = Some(cpu);
         }
     }
 
@@ -271,6 +287,7 @@ impl Traced {
         proc_root: &Path,
     ) -> Result<(), TraceError> {
         let discovery = discover(files, proc_root, self.pid)?;
+        self.loader_base = interpreter_base(proc_root, self.pid).ok().flatten();
         self.why_empty = discovery.why_empty();
         let mut problems = discovery.problems.clone();
         if self.attached.is_empty() && !links.is_machine() {
@@ -312,29 +329,39 @@ impl Traced {
         Ok(())
     }
 
-    /// Whether a stack at which memory was mapped runs through an allocator: what is mapped there is the allocator's own. The first frame
-    /// is the system call's.
-    pub(super) fn is_allocators_own(&self, frames: &[u64]) -> bool {
-        frames.iter().skip(1).any(|address| {
-            // A return address may be that of the next function.
-            let caller = address.saturating_sub(1);
-            let Some(range) = self.space.find(caller) else {
-                return false;
-            };
-            let Some(module) = &range.module else {
-                return false;
-            };
-            let (device, inode, ..) = module.identity;
-            let offset = (caller - range.start).saturating_add(range.offset);
-            self.allocators
-                .get(&file_id(&Device::from_stat(device), inode))
-                .is_some_and(|allocators| {
-                    allocators.iter().any(|allocator| {
-                        allocator.whole
-                            || allocator.ranges.iter().any(|range| range.contains(&offset))
+    /// Whether what was mapped at a stack is not the program's own: the stack runs through an allocator, or the dynamic loader has mapped
+    /// for itself and for the libraries that it loads. The first frame is the system call's.
+    pub(super) fn is_mapped_for_others(&self, frames: &[u64]) -> bool {
+        let by_loader = frames.first().is_some_and(|address| {
+            let file = self.space.find(*address).and_then(file_of);
+            file.is_some() && file == self.loader()
+        });
+        by_loader
+            || frames.iter().skip(1).any(|address| {
+                // A return address may be that of the next function.
+                let caller = address.saturating_sub(1);
+                let Some(range) = self.space.find(caller) else {
+                    return false;
+                };
+                let offset = (caller - range.start).saturating_add(range.offset);
+                file_of(range)
+                    .and_then(|file| self.allocators.get(&file))
+                    .is_some_and(|allocators| {
+                        allocators.iter().any(|allocator| {
+                            allocator.whole
+                                || allocator.ranges.iter().any(|range| range.contains(&offset))
+                        })
                     })
-                })
-        })
+            })
+    }
+
+    /// The file of the dynamic loader, where it is one by itself: musl's is its C library, whose calls are the program's.
+    fn loader(&self) -> Option<FileId> {
+        let base = self.loader_base?;
+        // Its code is the first behind its headers.
+        let ranges = self.space.ranges();
+        let code = ranges.get(ranges.partition_point(|range| range.start < base))?;
+        file_of(code).filter(|file| !self.allocators.contains_key(file))
     }
 
     /// Attaches to everything that is known of: a window begins.

@@ -24,6 +24,7 @@ use crate::{
     ledger::{BlockFilter, SiteId, SiteSurvey, Survey},
     report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
+    target::process::bytes_in_memory,
 };
 
 impl Session {
@@ -55,16 +56,21 @@ impl Session {
         Ok(joined)
     }
 
+    /// Only blocks at least this old are reported, nanoseconds.
+    fn min_age_ns(&self) -> u64 {
+        u64::try_from(self.options.min_age.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// What processes mapped by themselves, sites with the same stack together.
     fn mapped_sites(&self, born_until_ns: u64) -> MappedSites {
-        let hidden = self.allocators_own();
+        let hidden = self.mapped_for_others();
         self.growth
             .survey(|site| self.joined(site), &hidden, born_until_ns)
     }
 
-    /// The sites at which allocators mapped for themselves. Within calls that are seen the probe tells them apart; this is for the
-    /// others, and for what `free` maps, whose return is not seen.
-    pub(super) fn allocators_own(&self) -> HashSet<SiteId> {
+    /// The sites at which allocators mapped for themselves, and the dynamic loader. Within calls that are seen the probe tells an
+    /// allocator's apart; this is for the others, and for what `free` maps, whose return is not seen.
+    pub(super) fn mapped_for_others(&self) -> HashSet<SiteId> {
         let by_incarnation: HashMap<u32, &Traced> = self
             .processes
             .values()
@@ -76,10 +82,34 @@ impl Session {
                 let traced = by_incarnation.get(incarnation);
                 traced
                     .zip(self.stacks.get(site))
-                    .is_some_and(|(traced, stack)| traced.is_allocators_own(&stack.frames))
+                    .is_some_and(|(traced, stack)| traced.is_mapped_for_others(&stack.frames))
             })
             .map(|(_, site)| site)
             .collect()
+    }
+
+    /// The sites at which threads' stacks are mapped.
+    pub(super) fn stack_sites(&self) -> HashSet<SiteId> {
+        self.processes
+            .values()
+            .flat_map(|traced| self.growth.thread_stacks(traced.incarnation))
+            .map(|(site, _)| self.joined(site))
+            .collect()
+    }
+
+    /// How many bytes of the threads' stacks of each site are in memory. Of processes that have ended, nothing.
+    fn touched_stacks(&self) -> HashMap<SiteId, u64> {
+        let mut touched: HashMap<SiteId, u64> = HashMap::new();
+        for traced in self.processes.values() {
+            if traced.ended.is_some() {
+                continue;
+            }
+            for (site, range) in self.growth.thread_stacks(traced.incarnation) {
+                let bytes = bytes_in_memory(&self.proc_root, traced.pid, &range).unwrap_or(0);
+                *touched.entry(self.joined(site)).or_default() += bytes;
+            }
+        }
+        touched
     }
 
     /// The live blocks of the incarnations that are followed, by site. Blocks without a known stack are told apart by
@@ -87,7 +117,7 @@ impl Session {
     fn survey(&mut self) -> Result<(Survey, HashMap<u32, Survey>), KernelError> {
         let begun = Instant::now();
         let filter = BlockFilter {
-            min_age_ns: u64::try_from(self.options.min_age.as_nanos()).unwrap_or(u64::MAX),
+            min_age_ns: self.min_age_ns(),
             now_ns: crate::kernel::monotonic_ns(),
         };
         let followed: HashSet<u32> = self
@@ -95,7 +125,7 @@ impl Session {
             .values()
             .map(|traced| traced.incarnation)
             .collect();
-        let hidden = self.allocators_own();
+        let hidden = self.mapped_for_others();
         let shift = self.probe.thin_shift();
         let mut known = Survey::new(shift);
         let mut unknown: HashMap<u32, Survey> = HashMap::new();
@@ -162,8 +192,8 @@ pub(super) fn make(
         .map(|traced| (traced.incarnation, traced.pid))
         .collect();
     let filtered = !session.options.min_age.is_zero();
-    let min_age_ns = u64::try_from(session.options.min_age.as_nanos()).unwrap_or(u64::MAX);
-    let mapped = session.mapped_sites(now_ns.saturating_sub(min_age_ns));
+    let mapped = session.mapped_sites(now_ns.saturating_sub(session.min_age_ns()));
+    let touched = session.touched_stacks();
     let mut sites = Vec::new();
     for traced in session.processes.values() {
         sampled::add(session, traced, &survey, &levels, &mapped, &mut sites);
@@ -183,7 +213,7 @@ pub(super) fn make(
         }
         let mut made = site(session, &survey, id, *pid, incarnation, &totals, now_ns);
         if let Some(survey) = mapping {
-            growth::describe(&mut made, survey, now_ns);
+            growth::describe(&mut made, survey, touched.get(&id).copied(), now_ns);
         }
         sites.push(made);
     }

@@ -42,9 +42,14 @@ impl Session {
         let now_ns = monotonic_ns();
         let weight = 1 << self.probe.thin_shift();
         let sites = self.joined_sites()?;
+        let stacks = self.stack_sites();
         let mut levels: BTreeMap<u32, ProcessLevel> = BTreeMap::new();
         for (site, (incarnation, totals)) in &sites {
             self.ledger.observe(now_ns, *site, totals, weight);
+            if stacks.contains(site) {
+                // Address space, for the most part.
+                continue;
+            }
             let level = levels.entry(*incarnation).or_default();
             let balance = totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64 as f64;
             level.inuse_bytes += balance;
@@ -70,7 +75,7 @@ impl Session {
     /// Looks at the ages of all live blocks.
     pub(super) fn note_ages(&mut self) -> Result<(), KernelError> {
         let begun = Instant::now();
-        let hidden = self.allocators_own();
+        let hidden = self.mapped_for_others();
         let stacks = &self.stacks;
         let mut ages = self.ledger.survey_ages(
             monotonic_ns(),

@@ -148,6 +148,8 @@ pub(super) const PROCESSES: &str = "processes";
 /// Where the time goes inside the programs.
 pub(super) const PROFILE: &str = "profile";
 
+/// What tracing within the default budget takes from servers.
+pub(super) const BUDGET: &str = "budget";
 /// What is said of programs whose truth is known.
 pub(super) const VERDICTS: &str = "verdicts";
 
@@ -156,6 +158,6 @@ pub(super) fn names() -> Vec<&'static str> {
     CASES
         .iter()
         .map(|case| case.name)
-        .chain([ATTACH, REPORT, DAEMON, PROCESSES, PROFILE, VERDICTS])
+        .chain([ATTACH, REPORT, DAEMON, PROCESSES, PROFILE, BUDGET, VERDICTS])
         .collect()
 }

@@ -25,6 +25,8 @@ pub(super) struct Figures {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) profile: Vec<ProfileFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) budget: Option<BudgetFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) verdicts: Option<Verdicts>,
     /// What could not be measured, and why; reports that show losses.
     pub(super) problems: Vec<String>,
@@ -67,6 +69,27 @@ pub(super) struct BarFigures {
     pub(super) measured: f64,
     pub(super) limit: f64,
     pub(super) met: bool,
+}
+
+/// Loads with and without leakscope at its default budget.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct BudgetFigures {
+    pub(super) loads: Vec<BudgetLoad>,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// One load; figures are medians over the runs.
+#[derive(Debug, Serialize)]
+pub(super) struct BudgetLoad {
+    pub(super) name: String,
+    /// Operations a second without and with leakscope.
+    pub(super) per_second: f64,
+    pub(super) traced_per_second: f64,
+    /// What each run with it had less than the run without it just before, percent.
+    pub(super) loss_percent: f64,
+    pub(super) loss_percent_of_each_run: Vec<f64>,
+    /// By how much the 99.9th percentile of its answers' times grew, milliseconds.
+    pub(super) p999_later_ms: Option<f64>,
 }
 
 /// Many processes, and many that start.

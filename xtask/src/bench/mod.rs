@@ -6,6 +6,7 @@
 
 mod asked;
 mod attach;
+mod budget;
 mod case;
 mod child;
 mod daemon;
@@ -22,7 +23,7 @@ mod victim;
 
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
-use case::{ATTACH, CASES, DAEMON, PROCESSES, PROFILE, REPORT, SCALING, VERDICTS};
+use case::{ATTACH, BUDGET, CASES, DAEMON, PROCESSES, PROFILE, REPORT, SCALING, VERDICTS};
 use clap::Args;
 use figures::Figures;
 use std::fs;
@@ -33,7 +34,7 @@ use subject::Subject;
 /// What `bench` is given.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Cases to run; none: all but `full` and `verdicts`
+    /// Cases to run; none: all but `full`, `budget` and `verdicts`
     cases: Vec<String>,
     /// Write the figures to stdout as one JSON object
     #[arg(long)]
@@ -189,13 +190,13 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
             names.join(", ")
         );
     }
-    // The verdicts are no figures of cost, and take four minutes.
+    // The verdicts are no figures of cost, and take four minutes; the budget takes eight.
     let large = |name: &str| CASES.iter().any(|case| case.name == name && case.large);
     Ok(names
         .into_iter()
         .filter(|name| {
             if arguments.cases.is_empty() {
-                name != &VERDICTS && (arguments.full_set || !large(name))
+                name != &VERDICTS && name != &BUDGET && (arguments.full_set || !large(name))
             } else {
                 arguments.cases.iter().any(|wanted| wanted == name)
                     || arguments.full_set && large(name)
@@ -222,6 +223,7 @@ fn run(
             .to_string(),
         REPORT => figures.report.insert(asked::measure(bench)?).to_string(),
         DAEMON => figures.daemon.insert(daemon::measure(bench)?).to_string(),
+        BUDGET => figures.budget.insert(budget::measure(bench)?).to_string(),
         VERDICTS => {
             let verdicts = figures.verdicts.insert(verdicts::measure(bench)?);
             for problem in verdicts.broken() {

@@ -1,8 +1,8 @@
 //! The figures as text.
 
 use super::figures::{
-    AttachFigures, BarFigures, CaseFigures, DaemonFigures, Figures, ProcessesFigures,
-    ProfileFigures, ReportFigures, Scaling, SubjectFigures, Times,
+    AttachFigures, BarFigures, BudgetFigures, CaseFigures, DaemonFigures, Figures,
+    ProcessesFigures, ProfileFigures, ReportFigures, Scaling, SubjectFigures, Times,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -225,6 +225,33 @@ impl Display for ProcessesFigures {
             self.busy_percent,
             self.idle_percent
         )?;
+        bars(out, &self.bars)
+    }
+}
+
+impl Display for BudgetFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(out, "budget: operations a second, alone and traced")?;
+        for load in &self.loads {
+            let runs: Vec<String> = load
+                .loss_percent_of_each_run
+                .iter()
+                .map(|loss| format!("{loss:.1}"))
+                .collect();
+            write!(
+                out,
+                "  {:<32} {:>12.0} {:>12.0}  {:>5.1} % less ({})",
+                load.name,
+                load.per_second,
+                load.traced_per_second,
+                load.loss_percent,
+                runs.join(" ")
+            )?;
+            if let Some(later) = load.p999_later_ms {
+                write!(out, "; 99.9th percentile {later:+.2} ms")?;
+            }
+            writeln!(out)?;
+        }
         bars(out, &self.bars)
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{MappedSites, Session, SiteLevels, Traced, identity};
 use crate::{
     budget::{Choice, Mode},
+    kernel::LinkMode,
     ledger::{SiteId, Survey},
     report::{Sample, Site, Tier},
 };
@@ -118,7 +119,13 @@ pub(super) fn tier_reason(session: &Session) -> String {
             1_u64 << shift
         )
     };
-    let links = session.probe.link_mode().name();
+    let mode = session.probe.link_mode();
+    let links = mode.name();
+    let rarer = if mode == LinkMode::Perf && tier(session) == Tier::Sampled {
+        ", with which a window takes a second or more to end, so that there are fewer windows"
+    } else {
+        ""
+    };
     let others = if session.traps_others() {
         "; so many processes were selected that the probes are in their files for all processes: others that map them are slowed too, and not recorded"
     } else {
@@ -142,5 +149,5 @@ pub(super) fn tier_reason(session: &Session) -> String {
         Some((first, _)) if session.options.tier == Choice::Exact => first.clone(),
         _ => reasons.join("; "),
     };
-    format!("{reasons}; through {links} links{others}{thinned}")
+    format!("{reasons}; through {links} links{rarer}{others}{thinned}")
 }

@@ -11,7 +11,7 @@ pub use maps::{
     Device, MemoryMap, OpenedMap, OpenedThrough, open_mapped, open_mapped_through, parse_maps,
     read_maps,
 };
-pub use memory::{Memory, exact_anonymous_bytes, read_memory};
+pub use memory::{Memory, bytes_in_memory, exact_anonymous_bytes, read_memory};
 
 use std::fs;
 use std::io;
@@ -300,6 +300,25 @@ pub fn is_stopped(proc_root: &Path, pid: u32) -> Result<bool, ProcessError> {
     Ok(stat_fields(proc_root, pid)?
         .first()
         .is_some_and(|state| state == "T"))
+}
+
+/// Where the program's interpreter, the dynamic loader, begins in memory: `AT_BASE` of its auxiliary vector (getauxval(3)); `None` where
+/// it has none.
+///
+/// # Errors
+/// The process is gone or unreadable.
+pub fn interpreter_base(proc_root: &Path, pid: u32) -> Result<Option<u64>, ProcessError> {
+    /// `AT_BASE` (include/uapi/linux/auxvec.h).
+    const AT_BASE: u64 = 7;
+    let path = proc_root.join(pid.to_string()).join("auxv");
+    let vector = read(pid, &path)?;
+    let (words, _) = vector.as_chunks::<8>();
+    let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    let (pairs, _) = words.as_chunks::<2>();
+    Ok(pairs
+        .iter()
+        .find(|[kind, base]| *kind == AT_BASE && *base != 0)
+        .map(|[_, base]| *base))
 }
 
 /// The processor time that a process and its ended threads have used, in user space and in the kernel (fields 14 and 15 of

@@ -359,3 +359,32 @@ proptest! {
         prop_assert_eq!(parsed.start_time_ticks, 987_654);
     }
 }
+
+#[test]
+fn the_interpreter_lies_where_the_kernel_put_it() {
+    let pid = std::process::id();
+    let base = interpreter_base(Path::new("/proc"), pid).unwrap().unwrap();
+    let maps = read_maps(Path::new("/proc"), pid).unwrap();
+    let map = maps.iter().find(|map| map.start == base).unwrap();
+    assert!(
+        map.path.to_string_lossy().contains("/ld-"),
+        "{}",
+        map.path.display()
+    );
+}
+
+#[test]
+fn pages_are_in_memory_once_they_were_touched() {
+    let pid = std::process::id();
+    // So large that the allocator maps it anew.
+    let mut block = vec![0_u8; 64 << 20];
+    let start = block.as_ptr() as u64;
+    let range = start + (8 << 20)..start + (24 << 20);
+    let before = bytes_in_memory(Path::new("/proc"), pid, &range).unwrap();
+    block[(10 << 20)..(12 << 20)].fill(1);
+    let after = bytes_in_memory(Path::new("/proc"), pid, &range).unwrap();
+    assert_eq!(std::hint::black_box(&block)[10 << 20], 1);
+    assert_eq!(before, 0);
+    // Two huge pages may begin before and end behind.
+    assert!((2 << 20..=6 << 20).contains(&after), "{after}");
+}
