@@ -217,7 +217,9 @@ pub(super) fn make(
         }
         sites.push(made);
     }
-    for (id, (incarnation, survey)) in session.paged_sites(now_ns.saturating_sub(min_age_ns)) {
+    for (id, (incarnation, survey)) in
+        session.paged_sites(now_ns.saturating_sub(session.min_age_ns()))
+    {
         let pid = by_incarnation.get(&incarnation);
         // A stack that maps and touches in the same system call is one of mappings.
         let is_shown = !mapped.contains_key(&id) && (!filtered || survey.inuse_pages > 0);
