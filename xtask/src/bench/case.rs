@@ -150,6 +150,8 @@ pub(super) const PROFILE: &str = "profile";
 
 /// What tracing within the default budget takes from servers.
 pub(super) const BUDGET: &str = "budget";
+/// What following fresh pages takes from page faults.
+pub(super) const FAULTS: &str = "faults";
 /// What is said of programs whose truth is known.
 pub(super) const VERDICTS: &str = "verdicts";
 
@@ -158,6 +160,8 @@ pub(super) fn names() -> Vec<&'static str> {
     CASES
         .iter()
         .map(|case| case.name)
-        .chain([ATTACH, REPORT, DAEMON, PROCESSES, PROFILE, BUDGET, VERDICTS])
+        .chain([
+            ATTACH, REPORT, DAEMON, PROCESSES, PROFILE, FAULTS, BUDGET, VERDICTS,
+        ])
         .collect()
 }

@@ -25,6 +25,8 @@ pub(super) struct Figures {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) profile: Vec<ProfileFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) faults: Option<FaultFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) budget: Option<BudgetFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) verdicts: Option<Verdicts>,
@@ -69,6 +71,17 @@ pub(super) struct BarFigures {
     pub(super) measured: f64,
     pub(super) limit: f64,
     pub(super) met: bool,
+}
+
+/// CPU nanoseconds of a write to a fresh page, its share of making and taking away the mapping included.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct FaultFigures {
+    pub(super) untraced_ns: f64,
+    /// As soon as leakscope is there, and when it has seen how fast pages come.
+    pub(super) soon_ns: f64,
+    pub(super) settled_ns: f64,
+    /// In a process that is not followed.
+    pub(super) others_ns: f64,
 }
 
 /// Loads with and without leakscope at its default budget.

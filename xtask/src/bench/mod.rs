@@ -10,6 +10,7 @@ mod budget;
 mod case;
 mod child;
 mod daemon;
+mod faults;
 mod figures;
 mod proc;
 mod processes;
@@ -23,7 +24,7 @@ mod victim;
 
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
-use case::{ATTACH, BUDGET, CASES, DAEMON, PROCESSES, PROFILE, REPORT, SCALING, VERDICTS};
+use case::{ATTACH, BUDGET, CASES, DAEMON, FAULTS, PROCESSES, PROFILE, REPORT, SCALING, VERDICTS};
 use clap::Args;
 use figures::Figures;
 use std::fs;
@@ -223,6 +224,7 @@ fn run(
             .to_string(),
         REPORT => figures.report.insert(asked::measure(bench)?).to_string(),
         DAEMON => figures.daemon.insert(daemon::measure(bench)?).to_string(),
+        FAULTS => figures.faults.insert(faults::measure(bench)?).to_string(),
         BUDGET => figures.budget.insert(budget::measure(bench)?).to_string(),
         VERDICTS => {
             let verdicts = figures.verdicts.insert(verdicts::measure(bench)?);

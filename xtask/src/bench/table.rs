@@ -1,7 +1,7 @@
 //! The figures as text.
 
 use super::figures::{
-    AttachFigures, BarFigures, BudgetFigures, CaseFigures, DaemonFigures, Figures,
+    AttachFigures, BarFigures, BudgetFigures, CaseFigures, DaemonFigures, FaultFigures, Figures,
     ProcessesFigures, ProfileFigures, ReportFigures, Scaling, SubjectFigures, Times,
 };
 use std::collections::BTreeMap;
@@ -226,6 +226,16 @@ impl Display for ProcessesFigures {
             self.idle_percent
         )?;
         bars(out, &self.bars)
+    }
+}
+
+impl Display for FaultFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "faults: a fresh page {:.0} ns untraced; with --tier growth {:.0} ns at first, {:.0} ns from then on, {:.0} ns in another process",
+            self.untraced_ns, self.soon_ns, self.settled_ns, self.others_ns
+        )
     }
 }
 
