@@ -187,3 +187,35 @@ fn between_windows_an_allocators_mappings_are_its_own() {
         assert_allocators_own_are_hidden(victim, &arguments, false);
     }
 }
+
+#[test]
+fn mappings_that_take_too_much_of_the_budget_are_given_up() {
+    let _alone = require_kernel!();
+    let path = require_victim!("remap");
+    for (tier, is_given_up) in [("exact", false), ("auto", true)] {
+        let mut running = Victim::start(&path).expect("started");
+        let pid = running.pid();
+        let number = pid.to_string();
+        let mut tracer = Tracer::start(&["--tier", tier, "-p", &number]).expect("started");
+        tracer.wait_until_attached(pid).expect("attached");
+        let truths = running.go().expect("the victim's truth");
+        // The next look at what it costs.
+        sleep(Duration::from_millis(500));
+        let report = tracer.stop().expect("the report");
+        assert!(running.quit().expect("the victim ends").success());
+        let process = report.processes.first().expect("the process");
+        let note = process.exit_note.as_deref().unwrap_or_default();
+        assert_eq!(
+            note.contains("mappings are not shown"),
+            is_given_up,
+            "{note:?}"
+        );
+        if is_given_up {
+            assert_eq!(sites(&report, pid, "mapping").count(), 0);
+        } else {
+            assert_mappings(&report, pid, &truths);
+            let pairs = below(&report, pid, "mapping", "map_and_unmap");
+            assert_eq!((pairs.bytes, pairs.alloc_objects), (0, 20_000));
+        }
+    }
+}

@@ -47,6 +47,9 @@ pub struct Process {
     pub rss_bytes: u64,
     /// How fast that grows.
     pub rss_growth_bytes_per_s: f64,
+    /// What else is to be said of it.
+    #[serde(default)]
+    pub exit_note: Option<String>,
     /// Its memory over time, the oldest first.
     pub memory_series: Vec<MemoryPoint>,
 }

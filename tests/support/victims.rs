@@ -98,6 +98,7 @@ const PROGRAMS: &[Program] = &[
     c("pages-omit", "pages.c", TABLES),
     c("hugepages", "hugepages.c", POINTERS),
     c("stackpages", "stackpages.c", POINTERS),
+    c("remap", "remap.c", POINTERS),
     c("arenas", "arenas.c", POINTERS),
     c("arenas-omit", "arenas.c", TABLES),
     c("threads", "threads.c", POINTERS),

@@ -51,6 +51,9 @@ const PROC: &str = "/proc";
 /// How long one wait for events lasts at most: how soon a stop request and a full table are noticed.
 const TICK: Duration = Duration::from_millis(100);
 
+/// So many events are dealt with before anything else has its turn: some 50 ms.
+const EVENTS_AT_ONCE: usize = 100_000;
+
 /// How often the sites' totals are looked at.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -338,6 +341,7 @@ impl Session {
         }
         if self.last_crowd_check.elapsed() >= TICK {
             self.last_crowd_check = Instant::now();
+            self.bound_mappings();
             if self.probe.is_crowded() {
                 self.probe.thin()?;
             }
@@ -345,9 +349,12 @@ impl Session {
         Ok(())
     }
 
-    /// Deals with everything that the probe has said so far.
+    /// Deals with what the probe has said so far; with more at the next step, should it come faster than it can be dealt with.
     fn drain(&mut self) -> Result<(), KernelError> {
-        while let Some(event) = self.probe.next_event() {
+        for _ in 0..EVENTS_AT_ONCE {
+            let Some(event) = self.probe.next_event() else {
+                break;
+            };
             match event {
                 ProbeEvent::Stack {
                     pid,

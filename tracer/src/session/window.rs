@@ -421,7 +421,6 @@ impl Session {
             return Ok(());
         }
         let usage = self.usage(traced);
-        self.keep_mappings_within(traced, &usage);
         traced.windows.last = usage;
         if traced.windows.is_open() {
             if let Some(reason) = traced.windows.controller.observe(usage) {
@@ -488,19 +487,34 @@ impl Session {
         Ok(())
     }
 
-    /// Gives up on a process's mappings where they alone take a good part of the budget: they are seen whether a window is open or not.
-    fn keep_mappings_within(&mut self, traced: &mut Traced, usage: &Usage) {
-        let Some(steps) = self.growth.steps_going_on(traced.incarnation) else {
-            return;
-        };
-        let cost = self.cost_of_a_hit.as_secs_f64() * steps as f64;
-        let may_cost = usage.cpu.as_secs_f64() * self.options.budget * MAPPINGS_PART;
-        if cost > may_cost.max(LEAST_MAPPINGS_COST) {
-            self.probe.ignore_mappings(traced.incarnation);
-            self.growth.give_up(traced.incarnation);
-            traced.note(format!(
-                "its mappings are not shown: after {steps} of its calls of mmap and the like, seeing them takes too much of the budget"
-            ));
+    /// Gives up on the mappings of processes where they alone take a good part of the budget: they are seen whether a window is open or
+    /// not.
+    pub(super) fn bound_mappings(&mut self) {
+        let hit = self.cost_of_a_hit.as_secs_f64();
+        let costly: Vec<(u32, u64, f64)> = self
+            .processes
+            .values()
+            .filter(|traced| traced.ended.is_none() && traced.windows.is_enforced)
+            .filter_map(|traced| {
+                let steps = self.growth.steps_going_on(traced.incarnation)?;
+                let cost = hit * steps as f64;
+                (cost > LEAST_MAPPINGS_COST).then_some((traced.pid, steps, cost))
+            })
+            .collect();
+        for (pid, steps, cost) in costly {
+            let Some(mut traced) = self.processes.remove(&pid) else {
+                continue;
+            };
+            let may_cost =
+                self.usage(&traced).cpu.as_secs_f64() * self.options.budget * MAPPINGS_PART;
+            if cost > may_cost {
+                self.probe.ignore_mappings(traced.incarnation);
+                self.growth.give_up(traced.incarnation);
+                traced.note(format!(
+                    "its mappings are not shown: after {steps} of its calls of mmap and the like, seeing them takes too much of the budget"
+                ));
+            }
+            self.processes.insert(pid, traced);
         }
     }
 
