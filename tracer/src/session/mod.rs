@@ -57,6 +57,9 @@ const EVENTS_AT_ONCE: usize = 100_000;
 /// How often the sites' totals are looked at.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 
+/// The same where the whole machine is traced.
+const OBSERVE_MACHINE_EVERY: Duration = Duration::from_secs(2);
+
 /// A look takes at most one part in so many of a processor: with very many sites looks are rarer.
 const LOOK_SHARE: u32 = 50;
 
@@ -336,8 +339,13 @@ impl Session {
             if self.last_look >= self.next_survey {
                 self.note_ages()?;
             }
+            let every = if self.is_of_machine() {
+                OBSERVE_MACHINE_EVERY
+            } else {
+                OBSERVE_EVERY
+            };
             self.look_every =
-                (self.last_look.elapsed() * LOOK_SHARE).clamp(OBSERVE_EVERY, OBSERVE_AT_LEAST);
+                (self.last_look.elapsed() * LOOK_SHARE).clamp(every, OBSERVE_AT_LEAST);
         }
         if self.last_crowd_check.elapsed() >= TICK {
             self.last_crowd_check = Instant::now();

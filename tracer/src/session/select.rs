@@ -30,7 +30,7 @@ const EXEC_WITHIN: Duration = Duration::from_millis(2);
 const MANY: usize = 24;
 
 /// How often the probe's suggestions are looked at where it does not wake us.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// So many processes that have ended stay in the report, the last ones.
 const KEEP_ENDED: usize = 64;
@@ -78,6 +78,14 @@ impl Selecting {
 }
 
 impl Session {
+    /// Whether the whole machine is traced: then what we take ourselves matters more than how fine a verdict is.
+    pub(super) fn is_of_machine(&self) -> bool {
+        self.selecting
+            .selector
+            .as_ref()
+            .is_some_and(Selector::is_all)
+    }
+
     /// Traces the processes that a selector wants: those that run now, and from now on those that start. Processes that an earlier
     /// selector wanted and this one does not are let go. Gives how many are followed.
     ///

@@ -23,6 +23,9 @@ const SURVEY_EVERY: Duration = Duration::from_secs(2);
 /// Looking at them takes at most one part in so many of our time.
 const SURVEY_PART: u32 = 100;
 
+/// The same where the whole machine is traced: most of it is idle.
+const SURVEY_PART_OF_MACHINE: u32 = 1000;
+
 /// So many points of a process's memory are reported.
 const MEMORY_POINTS: usize = 120;
 
@@ -99,7 +102,12 @@ impl Session {
     /// The ages of the live blocks have been looked at; that began at this time.
     pub(super) fn surveyed_since(&mut self, begun: Instant) {
         let cost = begun.elapsed();
-        self.next_survey = begun + SURVEY_EVERY.max(cost.saturating_mul(SURVEY_PART));
+        let part = if self.is_of_machine() {
+            SURVEY_PART_OF_MACHINE
+        } else {
+            SURVEY_PART
+        };
+        self.next_survey = begun + SURVEY_EVERY.max(cost.saturating_mul(part));
     }
 
     /// What the windows of a process saw of a site; `None` where every call was seen.

@@ -292,6 +292,18 @@ impl Session {
     /// What a process has used so far.
     fn usage(&self, traced: &Traced) -> Usage {
         let windows = &traced.windows;
+        // Of a process that is gone, the last value stays.
+        let cpu = process_cpu_time(traced.pid)
+            .ok()
+            .zip(windows.cpu_before)
+            .map_or(windows.last.cpu, |(now, before)| now.saturating_sub(before));
+        if cpu == windows.last.cpu && !cpu.is_zero() {
+            // It has not run: it was not trapped either, and need not be asked.
+            return Usage {
+                at: windows.began.elapsed(),
+                ..windows.last
+            };
+        }
         let hits = self.hits(traced);
         let calls: u64 = hits
             .iter()
@@ -300,11 +312,6 @@ impl Session {
             + self.growth.steps(traced.incarnation);
         let cost = windows.spent
             + Duration::from_secs_f64(self.cost_of_a_hit.as_secs_f64() * calls as f64);
-        // Of a process that is gone, the last value stays.
-        let cpu = process_cpu_time(traced.pid)
-            .ok()
-            .zip(windows.cpu_before)
-            .map_or(windows.last.cpu, |(now, before)| now.saturating_sub(before));
         Usage {
             at: windows.began.elapsed(),
             cpu,
