@@ -10,6 +10,7 @@ use leakscope_common::{
     MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, SiteTotals, UNKNOWN_SITE,
 };
 
+use super::Session;
 use crate::{
     ledger::{AgeSurvey, MappingKind, MappingSurvey, Mappings, SiteId, Step},
     report::{Site, SiteKind},
@@ -28,6 +29,11 @@ const MREMAP_DONTUNMAP: u32 = 4;
 
 /// The kernel's name for the data segment in `/proc/PID/maps`.
 const DATA_SEGMENT: &str = "[heap]";
+
+/// The share of the budget that a process's mappings may take by themselves, and the cost below which that is not asked, seconds of
+/// processor time: some thousand calls.
+const MAPPINGS_PART: f64 = 0.5;
+const LEAST_MAPPINGS_COST: f64 = 0.005;
 
 /// The mappings of all followed processes, by incarnation.
 #[derive(Debug, Default)]
@@ -204,6 +210,39 @@ impl Growth {
             }
         }
         sites
+    }
+}
+
+impl Session {
+    /// Gives up on the mappings of processes where they alone take a good part of the budget: they are seen whether a window is open or
+    /// not.
+    pub(super) fn bound_mappings(&mut self) {
+        let hit = self.cost_of_a_hit.as_secs_f64();
+        let costly: Vec<(u32, u64, f64)> = self
+            .processes
+            .values()
+            .filter(|traced| traced.ended.is_none() && traced.windows.is_enforced())
+            .filter_map(|traced| {
+                let steps = self.growth.steps_going_on(traced.incarnation)?;
+                let cost = hit * steps as f64;
+                (cost > LEAST_MAPPINGS_COST).then_some((traced.pid, steps, cost))
+            })
+            .collect();
+        for (pid, steps, cost) in costly {
+            let Some(mut traced) = self.processes.remove(&pid) else {
+                continue;
+            };
+            let may_cost =
+                self.usage(&traced).cpu.as_secs_f64() * self.options.budget * MAPPINGS_PART;
+            if cost > may_cost {
+                self.probe.ignore_mappings(traced.incarnation);
+                self.growth.give_up(traced.incarnation);
+                traced.note(format!(
+                    "its mappings are not shown: after {steps} of its calls of mmap and the like, seeing them takes too much of the budget"
+                ));
+            }
+            self.processes.insert(pid, traced);
+        }
     }
 }
 

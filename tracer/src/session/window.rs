@@ -39,11 +39,6 @@ const LEAST_GROWTH: f64 = 1_048_576.0;
 /// How far growth and what survives may differ otherwise: fragments, memory of other kinds.
 const GROWTH_ERROR: f64 = 0.08;
 
-/// The share of the budget that a process's mappings may take by themselves, and the cost below which that is not asked, seconds of
-/// processor time: some thousand calls.
-const MAPPINGS_PART: f64 = 0.5;
-const LEAST_MAPPINGS_COST: f64 = 0.005;
-
 /// A window that is open.
 struct Open {
     at_ns: u64,
@@ -290,7 +285,7 @@ pub(super) struct Weighed {
 
 impl Session {
     /// What a process has used so far.
-    fn usage(&self, traced: &Traced) -> Usage {
+    pub(super) fn usage(&self, traced: &Traced) -> Usage {
         let windows = &traced.windows;
         // Of a process that is gone, the last value stays.
         let cpu = process_cpu_time(traced.pid)
@@ -492,37 +487,6 @@ impl Session {
             open.usage = usage;
         }
         Ok(())
-    }
-
-    /// Gives up on the mappings of processes where they alone take a good part of the budget: they are seen whether a window is open or
-    /// not.
-    pub(super) fn bound_mappings(&mut self) {
-        let hit = self.cost_of_a_hit.as_secs_f64();
-        let costly: Vec<(u32, u64, f64)> = self
-            .processes
-            .values()
-            .filter(|traced| traced.ended.is_none() && traced.windows.is_enforced)
-            .filter_map(|traced| {
-                let steps = self.growth.steps_going_on(traced.incarnation)?;
-                let cost = hit * steps as f64;
-                (cost > LEAST_MAPPINGS_COST).then_some((traced.pid, steps, cost))
-            })
-            .collect();
-        for (pid, steps, cost) in costly {
-            let Some(mut traced) = self.processes.remove(&pid) else {
-                continue;
-            };
-            let may_cost =
-                self.usage(&traced).cpu.as_secs_f64() * self.options.budget * MAPPINGS_PART;
-            if cost > may_cost {
-                self.probe.ignore_mappings(traced.incarnation);
-                self.growth.give_up(traced.incarnation);
-                traced.note(format!(
-                    "its mappings are not shown: after {steps} of its calls of mmap and the like, seeing them takes too much of the budget"
-                ));
-            }
-            self.processes.insert(pid, traced);
-        }
     }
 
     fn close_window(
