@@ -202,14 +202,22 @@ fn wait_until_it_answers(mut question: impl FnMut() -> Result<String>) -> Result
 }
 
 /// Redis, and its own benchmark.
-struct Redis {
+pub(super) struct Redis {
     server: Running,
     socket: PathBuf,
     requests: u64,
 }
 
 impl Redis {
-    fn start(folder: &Path) -> Result<Self> {
+    pub(super) fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(super) fn start(folder: &Path) -> Result<Self> {
         let program =
             shell::find_program("redis-server").context("Redis is not installed (redis-server)")?;
         let socket = folder.join("redis.sock");
@@ -267,14 +275,14 @@ fn number_before(text: &str, words: &str) -> Option<f64> {
 }
 
 /// PostgreSQL, and its own benchmark.
-struct Postgres {
+pub(super) struct Postgres {
     server: Running,
     programs: PathBuf,
     folder: PathBuf,
 }
 
 impl Postgres {
-    fn start(folder: &Path) -> Result<Self> {
+    pub(super) fn start(folder: &Path) -> Result<Self> {
         let programs = fs::read_dir("/usr/lib/postgresql")
             .into_iter()
             .flatten()
@@ -320,7 +328,7 @@ impl Postgres {
         Ok(postgres)
     }
 
-    fn client(&self, program: &str) -> Command {
+    pub(super) fn client(&self, program: &str) -> Command {
         let mut command = Command::new(self.programs.join(program));
         command
             .args(["-U", "postgres", "-h"])

@@ -152,6 +152,8 @@ pub(super) const PROFILE: &str = "profile";
 pub(super) const BUDGET: &str = "budget";
 /// What following fresh pages takes from page faults.
 pub(super) const FAULTS: &str = "faults";
+/// What is said of real servers.
+pub(super) const SERVERS: &str = "servers";
 /// What is said of programs whose truth is known.
 pub(super) const VERDICTS: &str = "verdicts";
 
@@ -161,7 +163,7 @@ pub(super) fn names() -> Vec<&'static str> {
         .iter()
         .map(|case| case.name)
         .chain([
-            ATTACH, REPORT, DAEMON, PROCESSES, PROFILE, FAULTS, BUDGET, VERDICTS,
+            ATTACH, REPORT, DAEMON, PROCESSES, PROFILE, FAULTS, BUDGET, SERVERS, VERDICTS,
         ])
         .collect()
 }

@@ -29,6 +29,8 @@ pub(super) struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) budget: Option<BudgetFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) servers: Option<ServersFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) verdicts: Option<Verdicts>,
     /// What could not be measured, and why; reports that show losses.
     pub(super) problems: Vec<String>,
@@ -82,6 +84,25 @@ pub(super) struct FaultFigures {
     pub(super) settled_ns: f64,
     /// In a process that is not followed.
     pub(super) others_ns: f64,
+}
+
+/// Real servers under steady load.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct ServersFigures {
+    pub(super) servers: Vec<ServerFigures>,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// What is said of one process.
+#[derive(Debug, Serialize)]
+pub(super) struct ServerFigures {
+    pub(super) name: String,
+    pub(super) verdict: String,
+    pub(super) reason: String,
+    pub(super) sites: u64,
+    pub(super) leaking_sites: u64,
+    /// Why each of those is called so.
+    pub(super) leaking: Vec<String>,
 }
 
 /// Loads with and without leakscope at its default budget.

@@ -17,6 +17,7 @@ mod processes;
 mod profile;
 mod report_file;
 mod rounds;
+mod servers;
 mod subject;
 mod table;
 mod verdicts;
@@ -24,7 +25,9 @@ mod victim;
 
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
-use case::{ATTACH, BUDGET, CASES, DAEMON, FAULTS, PROCESSES, PROFILE, REPORT, SCALING, VERDICTS};
+use case::{
+    ATTACH, BUDGET, CASES, DAEMON, FAULTS, PROCESSES, PROFILE, REPORT, SCALING, SERVERS, VERDICTS,
+};
 use clap::Args;
 use figures::Figures;
 use std::fs;
@@ -35,7 +38,7 @@ use subject::Subject;
 /// What `bench` is given.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Cases to run; none: all but `full`, `budget` and `verdicts`
+    /// Cases to run; none: all but `full`, `budget`, `servers` and `verdicts`
     cases: Vec<String>,
     /// Write the figures to stdout as one JSON object
     #[arg(long)]
@@ -191,13 +194,13 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
             names.join(", ")
         );
     }
-    // The verdicts are no figures of cost, and take four minutes; the budget takes eight.
+    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, servers eleven.
     let large = |name: &str| CASES.iter().any(|case| case.name == name && case.large);
     Ok(names
         .into_iter()
         .filter(|name| {
             if arguments.cases.is_empty() {
-                name != &VERDICTS && name != &BUDGET && (arguments.full_set || !large(name))
+                ![BUDGET, SERVERS, VERDICTS].contains(name) && (arguments.full_set || !large(name))
             } else {
                 arguments.cases.iter().any(|wanted| wanted == name)
                     || arguments.full_set && large(name)
@@ -225,6 +228,7 @@ fn run(
         REPORT => figures.report.insert(asked::measure(bench)?).to_string(),
         DAEMON => figures.daemon.insert(daemon::measure(bench)?).to_string(),
         FAULTS => figures.faults.insert(faults::measure(bench)?).to_string(),
+        SERVERS => figures.servers.insert(servers::measure(bench)?).to_string(),
         BUDGET => figures.budget.insert(budget::measure(bench)?).to_string(),
         VERDICTS => {
             let verdicts = figures.verdicts.insert(verdicts::measure(bench)?);

@@ -2,7 +2,8 @@
 
 use super::figures::{
     AttachFigures, BarFigures, BudgetFigures, CaseFigures, DaemonFigures, FaultFigures, Figures,
-    ProcessesFigures, ProfileFigures, ReportFigures, Scaling, SubjectFigures, Times,
+    ProcessesFigures, ProfileFigures, ReportFigures, Scaling, ServersFigures, SubjectFigures,
+    Times,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -236,6 +237,23 @@ impl Display for FaultFigures {
             "faults: a fresh page {:.0} ns untraced; with --tier growth {:.0} ns at first, {:.0} ns from then on, {:.0} ns in another process",
             self.untraced_ns, self.soon_ns, self.settled_ns, self.others_ns
         )
+    }
+}
+
+impl Display for ServersFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(out, "servers under steady load: what is said of them")?;
+        for server in &self.servers {
+            writeln!(
+                out,
+                "  {:<16} {:<18} {} of {} sites leaking; {}",
+                server.name, server.verdict, server.leaking_sites, server.sites, server.reason
+            )?;
+            for reason in &server.leaking {
+                writeln!(out, "      {reason}")?;
+            }
+        }
+        bars(out, &self.bars)
     }
 }
 
