@@ -183,7 +183,7 @@ fn an_arena_that_free_maps_is_the_allocators() {
 fn between_windows_an_allocators_mappings_are_its_own() {
     let _alone = require_kernel!();
     for victim in ["arenas", "arenas-omit"] {
-        let arguments = ["--tier", "sampled", "--window", "30ms"];
+        let arguments = ["--tier", "sampled", "--window", "100ms"];
         assert_allocators_own_are_hidden(victim, &arguments, false);
     }
 }
