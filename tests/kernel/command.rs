@@ -317,17 +317,18 @@ fn whoever_watches_over_the_command_holds_none_of_its_files_and_ends_with_the_tr
         assert!(begun.elapsed() < PATIENCE, "{children:?}");
         sleep(Duration::from_millis(5));
     };
-    let files: Vec<_> = fs::read_dir(format!("/proc/{guardian}/fd"))
-        .unwrap()
-        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
-        .collect();
-    assert!(!files.is_empty());
-    for file in files {
-        let file = file.to_string_lossy().into_owned();
-        assert!(
-            file.starts_with("anon_inode:") || file == "/dev/null",
-            "{file}"
-        );
+    // Its loader has libraries open at first.
+    let files = || -> Vec<String> {
+        fs::read_dir(format!("/proc/{guardian}/fd"))
+            .unwrap()
+            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+            .map(|file| file.to_string_lossy().into_owned())
+            .collect()
+    };
+    let is_meant = |file: &String| file.starts_with("anon_inode:") || file == "/dev/null";
+    while files().is_empty() || !files().iter().all(is_meant) {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", files());
+        sleep(Duration::from_millis(5));
     }
     let session = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
