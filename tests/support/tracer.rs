@@ -153,11 +153,15 @@ impl Tracer {
             if let Some(status) = self.child.try_wait()? {
                 bail!("leakscope ended with {status} before it had attached");
             }
-            if waits_for_events(self.child.id()) && !breakpoints(pid)?.is_empty() {
+            // In the middle of an exec a process has its new name and maps nothing.
+            let found = breakpoints(pid);
+            if waits_for_events(self.child.id()) && found.as_ref().is_ok_and(|all| !all.is_empty())
+            {
                 return Ok(());
             }
             if start.elapsed() > PATIENCE {
-                bail!("no breakpoint in process {pid} after {PATIENCE:?}");
+                let found = found?;
+                bail!("no breakpoint in process {pid} after {PATIENCE:?}: {found:?}");
             }
             sleep(Duration::from_millis(10));
         }
