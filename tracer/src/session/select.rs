@@ -11,7 +11,7 @@ use leakscope_common::SELECT_LATER;
 use super::{Session, TraceError, process::Traced};
 use crate::{
     budget::Choice,
-    kernel::KernelError,
+    kernel::{KernelError, LinkMode},
     target::{
         process::{list_pids, read_process},
         select::Selector,
@@ -28,6 +28,9 @@ const EXEC_WITHIN: Duration = Duration::from_millis(2);
 /// With more processes than this, links are for all processes of the machine: one for each process costs time that grows with their
 /// number squared (500 processes: 46 s against 1 s), and at every hit the kernel asks each whether it is meant.
 const MANY: usize = 24;
+
+/// How long after it was followed a process is looked at once more where that is not done at once: its libraries are there.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// How often the probe's suggestions are looked at where it does not wake us.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -191,10 +194,15 @@ impl Session {
         self.processes.insert(pid, traced);
         // What it did after we looked and before the probe knew it, nobody was told of: a process that has just begun calls exec and maps
         // its libraries at this very time.
-        if self.is_kept_after_exec(pid) {
-            self.note_mapping(pid, false)?;
-        } else {
+        if !self.is_kept_after_exec(pid) {
             self.let_go(pid);
+        } else if self.probe.link_mode() == LinkMode::Perf {
+            // Each probe is attached by itself: of calls that come in between, the return alone would be seen, and count as lost.
+            self.selecting
+                .candidates
+                .insert(pid, Instant::now() + LOOK_AGAIN_AFTER);
+        } else {
+            self.note_mapping(pid, false)?;
         }
         Ok(())
     }
