@@ -1,7 +1,9 @@
 //! Hostile call frame information: the table of any file can be built, searched and walked by.
 #![no_main]
 
-use leakscope::unwind::{BuildOptions, Kept, Lookup, Registers, build, walk, walk_from_system_call};
+use leakscope::unwind::{
+    BuildOptions, Kept, Lookup, Registers, build, walk, walk_from_system_call,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|file: &[u8]| {
