@@ -37,11 +37,7 @@ fn assert_stack(report: &Report, pid: u32, is_running: bool) {
 fn below(report: &Report, pid: u32, kind: &str, function: &str) -> Sum {
     let mut sum = Sum::default();
     for site in sites(report, pid, kind).filter(|site| site.contains(function)) {
-        sum.sites += 1;
-        sum.bytes += site.inuse_bytes;
-        sum.objects += site.inuse_objects;
-        sum.alloc_bytes += site.alloc_bytes;
-        sum.alloc_objects += site.alloc_objects;
+        sum.add(site);
     }
     sum
 }

@@ -146,6 +146,17 @@ pub struct Sum {
     pub alloc_objects: u64,
 }
 
+impl Sum {
+    /// Adds a site.
+    pub fn add(&mut self, site: &Site) {
+        self.sites += 1;
+        self.bytes += site.inuse_bytes;
+        self.objects += site.inuse_objects;
+        self.alloc_bytes += site.alloc_bytes;
+        self.alloc_objects += site.alloc_objects;
+    }
+}
+
 /// The functions that belong to an allocator, not to its caller.
 const ALLOCATOR: [&str; 13] = [
     "malloc",
@@ -251,11 +262,7 @@ impl Report {
             .iter()
             .filter(|site| site.pid == pid && wanted(site))
         {
-            sum.sites += 1;
-            sum.bytes += site.inuse_bytes;
-            sum.objects += site.inuse_objects;
-            sum.alloc_bytes += site.alloc_bytes;
-            sum.alloc_objects += site.alloc_objects;
+            sum.add(site);
         }
         sum
     }

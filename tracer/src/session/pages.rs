@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs::File,
-    os::unix::fs::FileExt as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -18,7 +17,10 @@ use crate::{
     kernel::monotonic_ns,
     ledger::{AgeSurvey, Expected, HUGE_PAGES, PageSurvey, Pages, Seen, SiteId, Touch},
     report::{Site, SiteKind},
-    target::process::read_maps,
+    target::process::{
+        pagemap::{FILE_OR_SHARED, FRAME, PRESENT, SWAPPED, read_entries},
+        read_maps,
+    },
 };
 
 /// How often the pages of the sample are looked at.
@@ -51,17 +53,8 @@ const LONGEST_QUEUE: usize = 16_384;
 /// What a fault takes longer that is not told of, nanoseconds: 40 of 1,620 measured, rounded up.
 const FAULT_NS: u64 = 50;
 
-/// Bits of an entry of `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst).
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-const FILE_OR_SHARED: u64 = 1 << 61;
-const FRAME: u64 = (1 << 55) - 1;
-
 /// `KPF_THP` (include/uapi/linux/kernel-page-flags.h), a bit of an entry of `/proc/kpageflags`.
 const PART_OF_HUGE: u64 = 1 << 22;
-
-/// Bytes of an entry of either.
-const ENTRY_BYTES: u64 = 8;
 
 /// A private or shared piece of a process's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,18 +199,6 @@ impl PageTable {
         let pages = u64::from(HUGE_PAGES);
         read_entries(&self.file, address / PAGE_BYTES / pages * pages, pages)
     }
-}
-
-/// Reads entries; fewer where there are no more, as of a process that is gone.
-fn read_entries(file: &File, first: u64, count: u64) -> Vec<u64> {
-    let mut bytes = vec![0; usize::try_from(count * ENTRY_BYTES).unwrap_or(0)];
-    let length = file.read_at(&mut bytes, first * ENTRY_BYTES).unwrap_or(0);
-    bytes
-        .get(..length)
-        .unwrap_or_default()
-        .chunks_exact(8)
-        .filter_map(|entry| entry.try_into().ok().map(u64::from_ne_bytes))
-        .collect()
 }
 
 impl PageFaults {

@@ -5,6 +5,7 @@ mod sampled;
 
 use std::{
     collections::{HashMap, HashSet},
+    fs::File,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -24,7 +25,7 @@ use crate::{
     ledger::{BlockFilter, SiteId, SiteSurvey, Survey},
     report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
-    target::process::bytes_in_memory,
+    target::process::pagemap::bytes_in_memory,
 };
 
 impl Session {
@@ -104,9 +105,17 @@ impl Session {
             if traced.ended.is_some() {
                 continue;
             }
-            for (site, range) in self.growth.thread_stacks(traced.incarnation) {
-                let bytes = bytes_in_memory(&self.proc_root, traced.pid, &range).unwrap_or(0);
-                *touched.entry(self.joined(site)).or_default() += bytes;
+            let mut stacks = self.growth.thread_stacks(traced.incarnation).peekable();
+            if stacks.peek().is_none() {
+                continue;
+            }
+            let path = self.proc_root.join(traced.pid.to_string()).join("pagemap");
+            // A process that cannot be read has ended.
+            let Ok(pagemap) = File::open(path) else {
+                continue;
+            };
+            for (site, range) in stacks {
+                *touched.entry(self.joined(site)).or_default() += bytes_in_memory(&pagemap, &range);
             }
         }
         touched

@@ -100,8 +100,7 @@ pub(super) struct ServerFigures {
     pub(super) verdict: String,
     pub(super) reason: String,
     pub(super) sites: u64,
-    pub(super) leaking_sites: u64,
-    /// Why each of those is called so.
+    /// Why each of the sites called leaking is.
     pub(super) leaking: Vec<String>,
 }
 

@@ -172,7 +172,7 @@ pub(super) fn measure(bench: &Bench) -> Result<ServersFigures> {
     pids.push(redis.pid());
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
     let servers = watch(bench, &pids.join(","))?;
-    let leaking: u64 = servers.iter().map(|server| server.leaking_sites).sum();
+    let leaking: usize = servers.iter().map(|server| server.leaking.len()).sum();
     let called: usize = servers
         .iter()
         .filter(|server| server.verdict == "leaking")
@@ -225,19 +225,11 @@ fn said(report: &Value) -> Vec<ServerFigures> {
         .iter()
         .map(|process| {
             let own = |site: &&Value| site.get("pid") == process.get("pid");
-            let of = |verdict: &str| {
-                sites
-                    .iter()
-                    .filter(own)
-                    .filter(|site| text(site, "verdict") == verdict)
-                    .count() as u64
-            };
             ServerFigures {
                 name: text(process, "comm"),
                 verdict: text(process, "verdict"),
                 reason: text(process, "verdict_reason"),
                 sites: sites.iter().filter(own).count() as u64,
-                leaking_sites: of("leaking"),
                 leaking: sites
                     .iter()
                     .filter(own)

@@ -247,7 +247,11 @@ impl Display for ServersFigures {
             writeln!(
                 out,
                 "  {:<16} {:<18} {} of {} sites leaking; {}",
-                server.name, server.verdict, server.leaking_sites, server.sites, server.reason
+                server.name,
+                server.verdict,
+                server.leaking.len(),
+                server.sites,
+                server.reason
             )?;
             for reason in &server.leaking {
                 writeln!(out, "      {reason}")?;

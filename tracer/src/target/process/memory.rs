@@ -1,20 +1,8 @@
 //! How much memory a process holds.
 
-use std::fs::File;
-use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::{ProcessError, malformed, read, read_error, status_value};
-
-/// Bytes of a page.
-const PAGE: u64 = 4096;
-/// Bytes of a page's entry in `pagemap`; its bits for pages in RAM and in swap (Documentation/admin-guide/mm/pagemap.rst).
-const ENTRY: usize = 8;
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-/// Entries that are read at once: those of 2 MiB.
-const ENTRIES_AT_ONCE: u64 = 512;
+use super::{ProcessError, malformed, read, status_value};
 
 /// A process's memory, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -57,45 +45,6 @@ pub fn exact_anonymous_bytes(proc_root: &Path, pid: u32) -> Result<u64, ProcessE
     status_value(&text, "Anonymous")
         .and_then(kib)
         .ok_or_else(|| malformed(pid, path, &text))
-}
-
-/// How many bytes of an address range are in RAM or swapped out, by `pagemap`: whole pages.
-///
-/// # Errors
-/// The process is gone or unreadable.
-pub fn bytes_in_memory(
-    proc_root: &Path,
-    pid: u32,
-    range: &Range<u64>,
-) -> Result<u64, ProcessError> {
-    let path = proc_root.join(pid.to_string()).join("pagemap");
-    let failed = |source| read_error(pid, path.clone(), source);
-    let file = File::open(&path).map_err(failed)?;
-    let mut entries = [0; ENTRY * ENTRIES_AT_ONCE as usize];
-    let mut pages = 0;
-    let last = range.end.div_ceil(PAGE);
-    let mut page = range.start / PAGE;
-    while page < last {
-        let count = (last - page).min(ENTRIES_AT_ONCE) as usize;
-        let some = entries.get_mut(..count * ENTRY).unwrap_or_default();
-        let read = file
-            .read_at(some, page.saturating_mul(ENTRY as u64))
-            .map_err(failed)?;
-        if read < ENTRY {
-            // Behind the last address that there can be.
-            break;
-        }
-        pages += some
-            .get(..read)
-            .unwrap_or_default()
-            .as_chunks::<ENTRY>()
-            .0
-            .iter()
-            .filter(|entry| u64::from_le_bytes(**entry) & (PRESENT | SWAPPED) != 0)
-            .count() as u64;
-        page += (read / ENTRY) as u64;
-    }
-    Ok(pages.saturating_mul(PAGE))
 }
 
 /// `1234 kB` in bytes.

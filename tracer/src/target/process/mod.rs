@@ -6,12 +6,13 @@
 
 mod maps;
 mod memory;
+pub mod pagemap;
 
 pub use maps::{
     Device, MemoryMap, OpenedMap, OpenedThrough, open_mapped, open_mapped_through, parse_maps,
     read_maps,
 };
-pub use memory::{Memory, bytes_in_memory, exact_anonymous_bytes, read_memory};
+pub use memory::{Memory, exact_anonymous_bytes, read_memory};
 
 use std::fs;
 use std::io;

@@ -376,13 +376,14 @@ fn the_interpreter_lies_where_the_kernel_put_it() {
 #[test]
 fn pages_are_in_memory_once_they_were_touched() {
     let pid = std::process::id();
+    let table = fs::File::open(format!("/proc/{pid}/pagemap")).unwrap();
     // So large that the allocator maps it anew.
     let mut block = vec![0_u8; 64 << 20];
     let start = block.as_ptr() as u64;
     let range = start + (8 << 20)..start + (24 << 20);
-    let before = bytes_in_memory(Path::new("/proc"), pid, &range).unwrap();
+    let before = pagemap::bytes_in_memory(&table, &range);
     block[(10 << 20)..(12 << 20)].fill(1);
-    let after = bytes_in_memory(Path::new("/proc"), pid, &range).unwrap();
+    let after = pagemap::bytes_in_memory(&table, &range);
     assert_eq!(std::hint::black_box(&block)[10 << 20], 1);
     assert_eq!(before, 0);
     // Two huge pages may begin before and end behind.
