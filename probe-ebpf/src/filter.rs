@@ -5,10 +5,10 @@ use aya_ebpf::helpers::{
 };
 use leakscope_common::{
     Loss, PROCESS_EXEC_PENDING, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM, SELECTED_CGROUPS,
-    Selection, ThreadRecord,
+    SLICE_SLOTS, SLICE_WINDOWED, Selection, ThreadRecord,
 };
 
-use crate::maps::{NEW_THREAD, PROCESSES, SELECTION, THREADS, lose};
+use crate::maps::{NEW_THREAD, PROCESSES, SELECTION, SLICES, THREADS, lose, settings};
 
 /// The selection, if the current process meets it.
 #[inline(always)]
@@ -74,7 +74,18 @@ fn first_sight(thread: u64) -> Option<*mut ThreadRecord> {
         return None;
     }
     let record = THREADS.get_ptr_mut(&thread)?;
+    let settings = settings()?;
+    let windowed = SLICES
+        .get(incarnation & (SLICE_SLOTS - 1))
+        .is_some_and(|slice| slice.incarnation == incarnation && slice.flags & SLICE_WINDOWED != 0);
     // SAFETY: the pointer comes from the map lookup and was checked; only this thread writes to its record.
-    unsafe { (*record).incarnation = incarnation };
+    unsafe {
+        (*record).incarnation = incarnation;
+        (*record).live_mask = if windowed {
+            settings.window_mask
+        } else {
+            settings.live_mask
+        };
+    }
     Some(record)
 }

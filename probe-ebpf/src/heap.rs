@@ -18,7 +18,7 @@ use leakscope_common::{
 };
 
 use crate::{
-    filter, live,
+    filter, lifecycle, live,
     maps::{lose, settings},
     stack, unwind,
 };
@@ -55,6 +55,20 @@ fn arrive(regs: *mut pt_regs, thread: *mut ThreadRecord) -> ProbeCookie {
     let cookie = ProbeCookie::from_bits(unsafe { bpf_get_attach_cookie(regs.cast::<c_void>()) });
     count(thread, cookie.hit_slot as usize);
     cookie
+}
+
+/// Tells user space when the thread has seen so many calls that what they cost is to be looked at.
+#[inline(always)]
+fn tell_of_hits(settings: &Settings, thread: *mut ThreadRecord) {
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    unsafe {
+        (*thread).hits.untold += 1;
+        if (*thread).hits.untold >= u64::from(settings.look_after) {
+            let hits = (*thread).hits.untold;
+            (*thread).hits.untold = 0;
+            lifecycle::many_hits((*thread).incarnation, hits);
+        }
+    }
 }
 
 /// Adds to one of the thread's own hit counters.
@@ -95,6 +109,7 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
         return NO_RETURN;
     };
     let cookie = arrive(regs, thread);
+    tell_of_hits(settings, thread);
     // SAFETY: the kernel passes its registers as the context.
     let (first, second, third, fourth, stack_pointer) = unsafe {
         (
@@ -138,7 +153,9 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
     inflight.old_taken = 0;
     if reallocates && argument != 0 {
         // Taken out now: once realloc has freed the block, another thread may be given its address at any time.
-        if let Some(old) = live::remove(settings, unsafe { (*thread).incarnation }, argument) {
+        // SAFETY: as above.
+        let (incarnation, live_mask) = unsafe { ((*thread).incarnation, (*thread).live_mask) };
+        if let Some(old) = live::remove(live_mask, incarnation, argument) {
             stack::count_free(settings, &old);
             inflight.old = old;
             inflight.old_taken = 1;
@@ -205,7 +222,9 @@ pub(crate) fn leave(regs: *mut pt_regs) -> u32 {
         if inflight.old_taken != 0 && inflight.size != 0 {
             let old = inflight.old;
             stack::uncount_free(settings, &old);
-            live::insert(settings, inflight.argument, &old);
+            // SAFETY: `thread` points to the current thread's map value, which only it writes.
+            let live_mask = unsafe { (*thread).live_mask };
+            live::insert(settings, live_mask, inflight.argument, &old);
         }
         return GO_ON;
     }
@@ -220,7 +239,9 @@ pub(crate) fn leave(regs: *mut pt_regs) -> u32 {
         incarnation: unsafe { (*thread).incarnation },
     };
     stack::count_alloc(settings, &block);
-    if let Some(stale) = live::insert(settings, address, &block) {
+    // SAFETY: as above.
+    let live_mask = unsafe { (*thread).live_mask };
+    if let Some(stale) = live::insert(settings, live_mask, address, &block) {
         // A time of birth of 0: a block of an earlier window, whose free nobody could see.
         if stale.born_ns != 0 {
             lose(Loss::StaleBlock);
@@ -237,6 +258,7 @@ pub(crate) fn release(regs: *mut pt_regs) -> u32 {
         return GO_ON;
     };
     let cookie = arrive(regs, thread);
+    tell_of_hits(settings, thread);
     // SAFETY: the kernel passes its registers as the context.
     let (address, stack_pointer) =
         unsafe { ((*regs).rdi, (*regs).rsp + cookie.stack_moved as u64) };
@@ -254,7 +276,8 @@ pub(crate) fn release(regs: *mut pt_regs) -> u32 {
         return GO_ON;
     }
     // SAFETY: as above.
-    match live::remove(settings, unsafe { (*thread).incarnation }, address) {
+    let (incarnation, live_mask) = unsafe { ((*thread).incarnation, (*thread).live_mask) };
+    match live::remove(live_mask, incarnation, address) {
         Some(block) => stack::count_free(settings, &block),
         None => unknown_free(settings, thread, address),
     }

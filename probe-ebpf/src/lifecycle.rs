@@ -14,7 +14,7 @@ use leakscope_common::{
 
 use crate::{
     atomic, filter,
-    maps::{EVENTS, HITS, HOLDS, INCARNATIONS, PROCESSES, THREADS, lose},
+    maps::{EVENTS, HITS, HOLDS, INCARNATIONS, PROCESSES, THREADS, lose, settings},
 };
 
 /// `SIGSTOP` and `SIGCONT` (asm-generic/signal.h).
@@ -203,6 +203,7 @@ fn forget(thread: u64) {
             // Two threads of a process may end at once: the one that comes second must not clear the first's hits.
             let none = HitCounts {
                 slots: [0; HIT_SLOTS],
+                untold: 0,
             };
             const NO_EXIST: u64 = 1;
             let _ = HITS.insert(&incarnation, &none, NO_EXIST);
@@ -213,9 +214,34 @@ fn forget(thread: u64) {
                 atomic::add(&raw mut (*sum).slots[slot], (*record).hits.slots[slot]);
                 slot += 1;
             }
+            // Many threads that each see few calls cost as much as one that sees many.
+            let untold = (*record).hits.untold;
+            let before = atomic::fetch_add(&raw mut (*sum).untold, untold);
+            let look_after = settings().map_or(u32::MAX, |settings| settings.look_after);
+            if before + untold >= u64::from(look_after) {
+                atomic::swap(&raw mut (*sum).untold, 0);
+                many_hits(incarnation, before + untold);
+            }
         }
     }
     let _ = THREADS.remove(&thread);
+}
+
+/// The current process was trapped so many times more. That this is not heard of while the ring buffer is full is no loss: user space looks
+/// by itself too, less often.
+#[inline(never)]
+pub(crate) fn many_hits(incarnation: u32, hits: u64) {
+    let event = Event {
+        kind: EventKind::ManyHits as u32,
+        tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        incarnation,
+        value: hits as u32,
+        held: 0,
+        reserved: 0,
+        // SAFETY: the helper takes nothing.
+        at_ns: unsafe { bpf_ktime_get_ns() },
+    };
+    let _ = EVENTS.output::<Event>(&event, FORCE_WAKEUP);
 }
 
 /// The current thread has mapped part of a file for execution.

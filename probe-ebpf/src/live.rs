@@ -128,11 +128,16 @@ fn take(bucket: *mut Bucket, slot: u64, incarnation: u32) -> Option<Block> {
     }
 }
 
-/// Stores a block. Returns the stale block that stood at the same address, if there was one.
+/// Stores a block in the buckets of a mask, the same as for every thread of its process. Returns the stale block that stood at the same address, if there was one.
 #[inline(always)]
-pub(crate) fn insert(settings: &Settings, address: u64, block: &Block) -> Option<Block> {
+pub(crate) fn insert(
+    settings: &Settings,
+    live_mask: u32,
+    address: u64,
+    block: &Block,
+) -> Option<Block> {
     let key = live_key(block.incarnation, address);
-    let (first, second) = live_bucket_pair(key, settings.live_mask);
+    let (first, second) = live_bucket_pair(key, live_mask);
     let (Some(first), Some(second)) = (LIVE.get_ptr_mut(first), LIVE.get_ptr_mut(second)) else {
         lose(Loss::LiveTableFull);
         return None;
@@ -176,9 +181,9 @@ pub(crate) fn insert(settings: &Settings, address: u64, block: &Block) -> Option
 
 /// Takes a block out of the table.
 #[inline(always)]
-pub(crate) fn remove(settings: &Settings, incarnation: u32, address: u64) -> Option<Block> {
+pub(crate) fn remove(live_mask: u32, incarnation: u32, address: u64) -> Option<Block> {
     let key = live_key(incarnation, address);
-    let (first, second) = live_bucket_pair(key, settings.live_mask);
+    let (first, second) = live_bucket_pair(key, live_mask);
     let first = LIVE.get_ptr_mut(first)?;
     let slot = preferred(key);
     if key_in(first, slot) == key {

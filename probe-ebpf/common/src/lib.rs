@@ -33,9 +33,10 @@ pub use site::{
     BUCKET_SLOTS, Block, Bucket, FRAME_SLOTS, INTERN_PROBES, LIVE_CLAIMED, MAX_FRAMES,
     STACK_COMPLETE, STACK_FAULT, STACK_HEADER_BYTES, STACK_LIMIT, STACK_NO_RULE,
     STACK_UNKNOWN_MAPPING, SiteKey, SiteTotals, StackRecord, TOTALS_STRIPES, UNKNOWN_SITE,
-    live_bucket_pair, live_key, mix, thin_keeps,
+    WINDOW_BUCKETS, live_bucket_pair, live_key, mix, thin_keeps,
 };
 pub use unwind::{
     BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE,
-    MAPPING_UPROBES, Mapping, SLICE_NO_STEPS, SLICE_SLOTS, Slice, UnwindPage, UnwindRow,
+    MAPPING_UPROBES, Mapping, SLICE_NO_STEPS, SLICE_SLOTS, SLICE_WINDOWED, Slice, UnwindPage,
+    UnwindRow,
 };

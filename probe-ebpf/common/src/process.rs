@@ -91,6 +91,10 @@ pub struct Settings {
     pub stripe_mask: u32,
     /// 1: the steps of mappings are told of; 0: only that code was mapped.
     pub mappings: u32,
+    /// As `live_mask`, for incarnations that are seen in windows.
+    pub window_mask: u32,
+    /// User space is told each time that a thread has seen so many calls ([`EventKind::ManyHits`]); `u32::MAX`: practically never.
+    pub look_after: u32,
     /// User space is woken for steps of mappings when so many bytes wait for it in the ring buffer.
     pub wake_bytes: u32,
     /// The write faults of one of `2^(page_faults - 1)` pages are told of (see [`crate::page_is_sampled`]); 0: none are.
@@ -113,12 +117,14 @@ pub struct ProcessRecord {
     pub flags: u32,
 }
 
-/// Calls seen by threads that have ended, in the `HITS` map by incarnation.
+/// Calls seen: by a thread, and by threads that have ended, in the `HITS` map by incarnation.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct HitCounts {
     /// By hit slot.
     pub slots: [u64; HIT_SLOTS],
+    /// Those since user space was last told: see [`Settings::look_after`].
+    pub untold: u64,
 }
 
 /// The allocation call that a thread is in, if any.
@@ -237,8 +243,8 @@ pub const fn remembered_slot(ip: u64) -> usize {
 pub struct ThreadRecord {
     /// The process incarnation that the record belongs to.
     pub incarnation: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Number of buckets of the live table in which its blocks may stand, less one.
+    pub live_mask: u32,
     /// The kernel's tick (jiffy) in which `now_ns` was read.
     pub now_jiffies: u64,
     /// CLOCK_MONOTONIC nanoseconds at some moment of that tick: to read the clock takes longer than to store a block.
@@ -280,6 +286,8 @@ pub enum EventKind {
     Mapping = 7,
     /// A process wrote to a page that was not there: a [`crate::FaultRecord`].
     PageFault = 8,
+    /// A traced process was trapped some hundred times more, `value` in all since it last said so: what that cost is to be looked at.
+    ManyHits = 9,
 }
 
 /// A process event in the ring buffer.
@@ -303,14 +311,14 @@ pub struct Event {
 }
 
 layout! {
-    Settings = 8 * 2 + 4 * 8;
+    Settings = 8 * 2 + 4 * 10;
     ProcessRecord = 4 * 2;
-    HitCounts = 8 * HIT_SLOTS;
+    HitCounts = 8 * HIT_SLOTS + 8;
     Inflight = 8 * 4 + 4 * 4 + core::mem::size_of::<Block>();
     ThreadRecord = 4 * 2
         + 8 * 3
         + core::mem::size_of::<WalkState>()
-        + core::mem::size_of::<Inflight>() + 8 * HIT_SLOTS + core::mem::size_of::<StackRecord>() + core::mem::size_of::<StackWindow>() + core::mem::size_of::<RememberedRows>();
+        + core::mem::size_of::<Inflight>() + core::mem::size_of::<HitCounts>() + core::mem::size_of::<StackRecord>() + core::mem::size_of::<StackWindow>() + core::mem::size_of::<RememberedRows>();
     StackWindow = 8 + 8 * STACK_WINDOW_WORDS;
     RememberedRow = 8 + core::mem::size_of::<UnwindRow>();
     RememberedRows = 8 + REMEMBERED_ROWS * core::mem::size_of::<RememberedRow>();

@@ -103,6 +103,10 @@ pub struct Block {
 /// Slots of a bucket: one cache line of keys.
 pub const BUCKET_SLOTS: usize = 8;
 
+/// Buckets that hold the blocks of incarnations that are seen in windows: all are looked through at each window's end, which is to take
+/// less than a millisecond. 16,384: 4 MiB, room for some 65,000 blocks, while a window of the default budget sees some ten thousand calls.
+pub const WINDOW_BUCKETS: u32 = 16_384;
+
 /// A key that marks a slot as claimed and not yet filled.
 pub const LIVE_CLAIMED: u64 = 1;
 

@@ -131,12 +131,15 @@ pub struct Slice {
     pub range: u64,
     /// Whose slice it is; 0: nobody's.
     pub incarnation: u32,
-    /// [`SLICE_NO_STEPS`] or 0.
+    /// `SLICE_*` flags.
     pub flags: u32,
 }
 
 /// The steps of the incarnation's mappings are not told of.
 pub const SLICE_NO_STEPS: u32 = 1;
+
+/// The incarnation is seen in windows: its blocks stand in the live table's first buckets alone (see [`crate::WINDOW_BUCKETS`]).
+pub const SLICE_WINDOWED: u32 = 2;
 
 impl Slice {
     /// The most mappings in a slice; the search among them reaches fewer.

@@ -1,9 +1,10 @@
 //! The overhead budget: from the calls seen and what they cost to the tier, the windows' length and how often they come. Pure: it is told what a process used
 //! and answers what to do. Knows neither processes nor probes.
 //!
-//! The promise: what the traps take is at most `budget` of the processor time that the process itself takes, plus a first allowance; and never more
+//! The promise: what tracing takes is at most `budget` of the processor time that the process itself takes, plus a first allowance; and never more
 //! than five times that in a second without everything being detached at once. It is kept as an account: processor time of the process pays in,
-//! hits take out, and a window is opened only while nothing is owed.
+//! hits take out, and a window is opened only while nothing is owed. Our own work counts too: on a machine under full load it is taken from the
+//! target like the traps.
 
 mod account;
 #[cfg(test)]
@@ -60,7 +61,17 @@ pub struct Usage {
     pub cpu: Duration,
     /// What the traps took.
     pub cost: Duration,
+    /// Our own processor time that went into the process's windows.
+    pub work: Duration,
 }
+
+/// The part of the budget that traps may take as measured. They also take from caches, which is not.
+const TRAPS_PART: f64 = 0.6;
+/// The part that our own work on windows may take; what is left is for looks that no window is the reason of.
+const WORK_PART: f64 = 0.25;
+
+/// Our work for a process that uses little is measured by this part of a processor, which all such processes share: it harms nobody.
+const SPARE_CORES: f64 = 0.5;
 
 /// Whether all calls are seen, or those in windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,10 +113,12 @@ const COMFORT: f64 = 0.7;
 /// Windows in a row that must have been so cheap.
 const CHEAP_WINDOWS: u32 = 3;
 
-/// How soon the hits are looked at again while a window with a planned end is open.
-const LOOK_IN_WINDOW: Duration = Duration::from_millis(5);
-/// And in one without: as soon as the balance can have been spent, but within these.
-const LOOK_IN_EXACT: (f64, f64) = (0.010, 0.100);
+/// How soon the hits are looked at again while a window is open, if nothing tells that there are many: with a planned end and without one.
+const LOOK_IN_WINDOW: Duration = Duration::from_millis(100);
+const LOOK_IN_EXACT: Duration = Duration::from_secs(1);
+
+/// How long before its planned end the closing of a window is prepared: a grace period of the kernel's RCU, some 5 to 8 ms.
+const PREPARE: Duration = Duration::from_millis(8);
 
 /// An open window.
 #[derive(Clone, Copy, Debug)]
@@ -136,6 +149,11 @@ pub struct Controller {
     windows: u32,
     /// Shrinks windows after a hard stop.
     shrink: f64,
+    /// Our work when the last window was closed, and how much of it a window takes, seconds.
+    worked: Duration,
+    work_of_a_window: Option<f64>,
+    /// Processes that are seen in windows, this one among them.
+    peers: usize,
     random: u64,
 }
 
@@ -150,7 +168,7 @@ impl Controller {
         Self {
             limits,
             mode,
-            account: Account::new(limits.budget, limits.is_command),
+            account: Account::new(TRAPS_PART * limits.budget, limits.is_command),
             open: None,
             length: limits.window.unwrap_or(FIRST),
             next: Duration::ZERO,
@@ -161,6 +179,9 @@ impl Controller {
             switched: None,
             windows: 0,
             shrink: 1.0,
+            worked: Duration::ZERO,
+            work_of_a_window: None,
+            peers: 1,
             random: seed | 1,
         }
     }
@@ -183,25 +204,48 @@ impl Controller {
         let open = self.open.as_ref()?;
         match (self.limits.choice, self.mode) {
             (Choice::Exact, _) => None,
-            (_, Mode::Exact) => {
-                let (soonest, latest) = LOOK_IN_EXACT;
-                let wait = (self.account.balance() / self.account.cores()).clamp(soonest, latest);
-                Some(Duration::from_secs_f64(wait))
-            }
+            (_, Mode::Exact) => Some(LOOK_IN_EXACT),
             (_, Mode::Sampled) => {
                 let left = (open.since.at + open.length).saturating_sub(at);
-                Some(left.min(LOOK_IN_WINDOW))
+                let unprepared = left.saturating_sub(PREPARE);
+                Some(
+                    if unprepared.is_zero() {
+                        left
+                    } else {
+                        unprepared
+                    }
+                    .min(LOOK_IN_WINDOW),
+                )
             }
         }
     }
 
-    /// Processor time that the process may use before its hits need to be counted again: they can have cost no more than that.
+    /// How long until the open window's planned end, where that is so near that its closing is to be prepared.
+    #[must_use]
+    pub fn about_to_close(&self, at: Duration) -> Option<Duration> {
+        let open = self.open.as_ref()?;
+        let left = (open.since.at + open.length).saturating_sub(at);
+        (self.mode == Mode::Sampled && left <= PREPARE).then_some(left)
+    }
+
+    /// So many processes are seen in windows now.
+    pub fn set_peers(&mut self, peers: usize) {
+        self.peers = peers.max(1);
+    }
+
+    /// What traps may take before they need to be counted again; the process cannot be trapped for longer than it ran.
     #[must_use]
     pub fn slack(&self) -> Duration {
-        match self.mode {
-            Mode::Exact => Duration::from_secs_f64((self.account.balance() / 4.0).max(0.0)),
-            Mode::Sampled => Duration::ZERO,
-        }
+        let seconds = match (self.mode, &self.open) {
+            (Mode::Sampled, Some(open)) => open.most_s,
+            _ => self.account.balance(),
+        };
+        Duration::from_secs_f64((seconds / 4.0).clamp(0.0, 1.0))
+    }
+
+    /// What traps may take in a second, seconds.
+    fn second(&self) -> f64 {
+        (TRAPS_PART * self.limits.budget * self.account.cores()).max(1e-9)
     }
 
     /// Whether a window may be opened now: it is time, and nothing is owed. To be asked with fresh figures.
@@ -215,7 +259,7 @@ impl Controller {
             return true;
         }
         // Until it is paid.
-        let income = (self.limits.budget * self.account.cores()).max(1e-6);
+        let income = self.second().max(1e-6);
         self.next = usage.at + Duration::from_secs_f64((owed / income).clamp(0.01, 5.0));
         false
     }
@@ -227,7 +271,7 @@ impl Controller {
         let (length, most_s) = match self.mode {
             Mode::Exact => (Duration::MAX, f64::INFINITY),
             Mode::Sampled => {
-                let second = self.limits.budget * self.account.cores();
+                let second = self.second();
                 let expected = self
                     .rate
                     .map_or(second, |rate| rate * self.length.as_secs_f64());
@@ -248,7 +292,7 @@ impl Controller {
         if self.limits.choice == Choice::Exact {
             return None;
         }
-        if self.account.last_second() > HARD_STOP {
+        if self.account.last_second() * TRAPS_PART > HARD_STOP {
             return Some(Close::HardStop);
         }
         match self.mode {
@@ -283,6 +327,12 @@ impl Controller {
             cost / length.max(1e-6)
         };
         self.rate = Some(rate);
+        let work = usage.work.saturating_sub(self.worked).as_secs_f64();
+        self.worked = usage.work;
+        self.work_of_a_window = Some(
+            self.work_of_a_window
+                .map_or(work, |before| (before + work) / 2.0),
+        );
         match reason {
             Close::HardStop => {
                 self.hard_stops += 1;
@@ -302,7 +352,7 @@ impl Controller {
 
     /// Goes back to all calls where they have fitted the budget for some windows.
     fn rise(&mut self, rate: f64, at: Duration) {
-        let allowed = self.limits.budget * self.account.cores();
+        let allowed = self.second();
         if rate > COMFORT * allowed {
             self.cheap = 0;
             return;
@@ -316,9 +366,12 @@ impl Controller {
 
     /// Length and time of the next window, when a second of tracing costs `rate` seconds and a window's end `ending`.
     fn plan(&mut self, rate: f64, ending: f64, at: Duration) {
-        let second = (self.limits.budget * self.account.cores()).max(1e-9);
+        let second = self.second();
         let rate = rate.max(1e-9);
-        let mut period = PERIOD_S;
+        let spare = SPARE_CORES / self.peers as f64;
+        let may_work = WORK_PART * self.limits.budget * self.account.cores().max(spare);
+        let worked = self.work_of_a_window.unwrap_or(0.0);
+        let mut period = PERIOD_S.max(worked / may_work.max(1e-9));
         let length = if let Some(window) = self.limits.window {
             let length = window.as_secs_f64();
             period = period.max((rate * length + ending) / second);

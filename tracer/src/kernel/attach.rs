@@ -5,7 +5,7 @@
 use std::{
     ffi::{CStr, CString},
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -103,7 +103,12 @@ pub(crate) struct HeapPrograms {
     /// Return; none in a session.
     leave: Option<OwnedFd>,
     release: OwnedFd,
+    /// A file of ours that nobody maps: see [`HeapPrograms::ready_to_detach`].
+    unmapped: Option<OwnedFd>,
 }
+
+/// Bytes of that file: a page, though nobody reads it.
+const UNMAPPED_BYTES: u64 = 4096;
 
 const KPROBE: bpf_prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE;
 
@@ -145,6 +150,38 @@ impl HeapPrograms {
             enter,
             leave,
             release,
+            // Without it links are closed all the same.
+            unmapped: sys::memory_file(c"leakscope", UNMAPPED_BYTES).ok(),
+        })
+    }
+
+    /// Waits, so that the links that are closed within the next milliseconds take their breakpoints away at once.
+    ///
+    /// Before it touches the first breakpoint the kernel keeps processes from being forked (kernel/events/uprobes.c, `register_for_each_vma`:
+    /// `percpu_down_write(&dup_mmap_sem)`), and waits for a grace period of RCU for that, some 5 ms, in which the target is trapped still; but not
+    /// where this was so a moment ago (kernel/rcu/sync.c, `GP_EXIT`). A probe in a file that nobody maps waits in its place.
+    ///
+    /// The link that was made for it is to be closed after the others.
+    pub(crate) fn ready_to_detach(&self) -> Option<Link> {
+        if self.mode == LinkMode::Perf {
+            // These wait for more than that, each by itself.
+            return None;
+        }
+        let file = self.unmapped.as_ref()?;
+        let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+        let link = sys::link_uprobe_multi(
+            self.release.as_fd(),
+            sys::BPF_TRACE_UPROBE_MULTI,
+            &path,
+            &[0],
+            &[],
+            std::process::id(),
+            0,
+        )
+        .ok()?;
+        Some(Link {
+            links: vec![link],
+            events: Vec::new(),
         })
     }
 

@@ -67,6 +67,15 @@ pub enum ProbeEvent {
         /// The child's process incarnation.
         incarnation: u32,
     },
+    /// A process was trapped so many times more.
+    ManyHits {
+        /// Thread group id.
+        pid: u32,
+        /// The process incarnation.
+        incarnation: u32,
+        /// How many times.
+        hits: u32,
+    },
 }
 
 /// Reads a number at an offset of a record.
@@ -163,6 +172,12 @@ pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
         Some(ProbeEvent::Candidate { pid })
     } else if kind == EventKind::Fork as u32 {
         Some(ProbeEvent::Fork { pid, incarnation })
+    } else if kind == EventKind::ManyHits as u32 {
+        Some(ProbeEvent::ManyHits {
+            pid,
+            incarnation,
+            hits: word(offset_of!(Event, value))?,
+        })
     } else {
         None
     }
@@ -233,6 +248,14 @@ mod tests {
         for length in 0..20 {
             assert_eq!(parse_event(exec.get(..length).unwrap_or_default()), None);
         }
+        assert_eq!(
+            parse_event(&words(&[EventKind::ManyHits as u32, 7, 8, 256, 0, 0, 0, 0])),
+            Some(ProbeEvent::ManyHits {
+                pid: 7,
+                incarnation: 8,
+                hits: 256,
+            })
+        );
         assert_eq!(parse_event(&words(&[99, 7, 8, 6, 1, 0, 0, 0])), None);
     }
 }

@@ -3,7 +3,8 @@
 use std::{ffi::CStr, io, mem::offset_of, os::fd::AsFd as _, sync::atomic::Ordering};
 
 use leakscope_common::{
-    HOLD_CHILDREN, MAX_PAGE_SHIFT, PROCESS_EXEC_PENDING, ProcessRecord, SELECT_ACTIVE, Selection,
+    HOLD_CHILDREN, MAX_PAGE_SHIFT, PROCESS_EXEC_PENDING, ProcessRecord, SELECT_ACTIVE,
+    SELECT_LATER, Selection,
 };
 
 use super::{
@@ -289,6 +290,18 @@ impl Probe {
             flags.store(word, Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    /// Whether the probe wakes us for a process that meets the selection.
+    pub fn wake_for_candidates(&mut self, wakes: bool) {
+        if let Some(flags) = self.selection.word(0, offset_of!(Selection, cgroup_count)) {
+            let later = u64::from(SELECT_LATER) << 32;
+            if wakes {
+                flags.fetch_and(!later, Ordering::SeqCst);
+            } else {
+                flags.fetch_or(later, Ordering::SeqCst);
+            }
+        }
     }
 
     /// The incarnation of a followed process.

@@ -29,7 +29,9 @@ pub use guardian::Watched;
 pub use load::MapMemory;
 pub use object::{Provenance, provenance};
 pub use probe::{Probe, ProbeOptions, has_ended, open_pidfd};
+pub(crate) use read::add_totals;
 pub use read::{LiveBlock, SiteCount};
 pub use watch::{
     BlockReading, BlockToPut, BlockToRead, process_cpu_time, raise_priority, read_blocks,
+    thread_cpu_time,
 };

@@ -1,6 +1,7 @@
 //! The probe as the rest of the tracer sees it: loaded, attached, read.
 
 use std::{
+    cell::OnceCell,
     collections::HashMap,
     io,
     mem::offset_of,
@@ -14,8 +15,9 @@ use std::{
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_NO_STEPS, SLICE_SLOTS, Selection,
-    Settings, SiteKey, SiteTotals, Slice, TOTALS_STRIPES, ThreadRecord, UnwindPage, UnwindRow,
+    Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_NO_STEPS, SLICE_SLOTS,
+    SLICE_WINDOWED, Selection, Settings, SiteKey, SiteTotals, Slice, TOTALS_STRIPES, ThreadRecord,
+    UnwindPage, UnwindRow, WINDOW_BUCKETS,
 };
 
 use super::{
@@ -94,7 +96,7 @@ pub(super) struct Value<T>(pub(super) T);
 unsafe impl<T: Plain> aya::Pod for Value<T> {}
 
 /// Buckets that stand for all: the standard error of the load that they show is below 1 % at half load.
-const SAMPLED_BUCKETS: usize = 4096;
+pub(super) const SAMPLED_BUCKETS: usize = 4096;
 
 /// The loaded probe. Dropping it, or our death, takes everything back.
 pub struct Probe {
@@ -114,8 +116,10 @@ pub struct Probe {
     pub(super) selection: SharedArray<Selection>,
     pub(super) incarnations: SharedArray<u64>,
     pub(super) live: LargeArray<Bucket>,
-    /// Some buckets, which stand for all of them: a block's bucket is a hash.
+    /// Some buckets, which stand for all of them: a block's bucket is a hash. None of those of windows, where the table has others.
     pub(super) live_sample: SharedArray<Bucket>,
+    /// The buckets of windows, once there has been one.
+    pub(super) window_buckets: OnceCell<SharedArray<Bucket>>,
     pub(super) sites: LargeArray<SiteKey>,
     pub(super) totals: LargeArray<SiteTotals>,
     pub(super) mappings: SharedArray<Mapping>,
@@ -181,8 +185,13 @@ impl Probe {
             lifecycle_programs.push((name, object.program(name, kind, 0)?));
         }
         let live = large(&object, "LIVE", buckets)?;
+        let behind_windows = if buckets > 2 * WINDOW_BUCKETS {
+            WINDOW_BUCKETS as usize
+        } else {
+            0
+        };
         let live_sample = live
-            .beginning(SAMPLED_BUCKETS)
+            .some(behind_windows..behind_windows + SAMPLED_BUCKETS)
             .map_err(|source| cannot_map("LIVE", source))?;
         let events = RingBuf::try_from(Map::RingBuf(object.take_map("EVENTS")?))
             .map_err(|error| map_error("EVENTS", &error))?;
@@ -206,6 +215,7 @@ impl Probe {
             incarnations: shared(&object, "INCARNATIONS", 1)?,
             live,
             live_sample,
+            window_buckets: OnceCell::new(),
             sites: large(&object, "SITES", slots)?,
             totals: large(&object, "TOTALS", slots.saturating_mul(stripes))?,
             mappings: shared(&object, "MAPPINGS", mappings)?,
@@ -233,6 +243,8 @@ impl Probe {
                 min_size: options.sizes.0,
                 max_size: options.sizes.1,
                 live_mask: buckets - 1,
+                window_mask: buckets.min(WINDOW_BUCKETS) - 1,
+                look_after: u32::MAX,
                 stack_mask: slots - 1,
                 frame_pointers_only: u32::from(options.frame_pointers_only),
                 stripe_mask: stripes - 1,
@@ -329,6 +341,12 @@ impl Probe {
             .attach(&attach::kernel_path(file)?, name, pid, probes)
     }
 
+    /// Waits until probes can be taken away at once, which holds for some milliseconds; the link is to be closed after them.
+    #[must_use]
+    pub fn ready_to_detach(&self) -> Option<Link> {
+        self.programs.ready_to_detach()
+    }
+
     /// From now on [`Probe::wait`] ends too when there is something to read here.
     ///
     /// # Errors
@@ -412,6 +430,44 @@ impl Probe {
         {
             let flags = slice.flags | SLICE_NO_STEPS;
             self.slices.write(index, Slice { flags, ..slice });
+        }
+    }
+
+    /// From now on the incarnation's blocks stand in the buckets of windows, or no more; gives whether that is so. To be called while nothing is
+    /// attached to it and none of its blocks is in the table; threads keep to what was so when their records were made: see
+    /// [`Probe::take_thread_hits`]. Where it has no slice (see [`Probe::set_slice`]) nothing changes.
+    pub fn set_windowed(&mut self, incarnation: u32, windowed: bool) -> bool {
+        let index = slice_index(incarnation);
+        let Some(slice) = self.slices.read(index) else {
+            return false;
+        };
+        if slice.incarnation != incarnation {
+            return false;
+        }
+        let flags = if windowed {
+            slice.flags | SLICE_WINDOWED
+        } else {
+            slice.flags & !SLICE_WINDOWED
+        };
+        self.slices.write(index, Slice { flags, ..slice });
+        windowed
+    }
+
+    /// Whether the incarnation's blocks stand in the buckets of windows.
+    #[must_use]
+    pub fn is_windowed(&self, incarnation: u32) -> bool {
+        self.slices
+            .read(slice_index(incarnation))
+            .is_some_and(|slice| {
+                slice.incarnation == incarnation && slice.flags & SLICE_WINDOWED != 0
+            })
+    }
+
+    /// From now on a process that was trapped so many times more is told of: [`ProbeEvent::ManyHits`].
+    pub fn tell_after(&mut self, hits: u32) {
+        if let Some(mut settings) = self.settings.read(0) {
+            settings.look_after = hits;
+            self.settings.write(0, settings);
         }
     }
 

@@ -13,7 +13,7 @@ use leakscope_common::{
 
 use super::{
     error::KernelError,
-    probe::{Probe, cannot_map},
+    probe::{Probe, SAMPLED_BUCKETS, cannot_map},
     shared::SharedArray,
 };
 
@@ -76,6 +76,25 @@ pub(super) fn each_block(
     }
 }
 
+/// Whether more than half of the slots are in use, in the first buckets. The table has room for twice the blocks asked for, or more: see
+/// `live_buckets`.
+fn is_half_full(buckets: &SharedArray<Bucket>) -> bool {
+    let mut seen = 0_usize;
+    let mut used = 0_usize;
+    for (number, index) in buckets.indices().take(SAMPLED_BUCKETS).enumerate() {
+        if number == FEW_BUCKETS && used.saturating_mul(4) < seen {
+            // By far not.
+            return false;
+        }
+        let Some(keys) = buckets.words(index, offset_of!(Bucket, keys)) else {
+            break;
+        };
+        seen += keys.len();
+        used += keys.iter().filter(|key| **key != 0).count();
+    }
+    used.saturating_mul(2) > seen
+}
+
 /// Where the key of a slot lies in its bucket, bytes.
 pub(super) const fn key_at(slot: usize) -> usize {
     offset_of!(Bucket, keys) + slot * size_of::<u64>()
@@ -106,14 +125,28 @@ pub(super) fn remove_key(
     })
 }
 
+/// Adds a stripe's counts, or another site's.
+pub(crate) fn add_totals(sum: &mut SiteTotals, part: &SiteTotals) {
+    sum.alloc_objects = sum.alloc_objects.wrapping_add(part.alloc_objects);
+    sum.alloc_bytes = sum.alloc_bytes.wrapping_add(part.alloc_bytes);
+    sum.free_objects = sum.free_objects.wrapping_add(part.free_objects);
+    sum.free_bytes = sum.free_bytes.wrapping_add(part.free_bytes);
+}
+
 impl Probe {
     /// Every loss with its count.
     #[must_use]
     pub fn losses(&self) -> Vec<(Loss, u64)> {
         Loss::ALL
             .into_iter()
-            .map(|loss| (loss, self.losses.read(loss as usize).unwrap_or(0)))
+            .map(|loss| (loss, self.loss(loss)))
             .collect()
+    }
+
+    /// How often something was lost for one cause.
+    #[must_use]
+    pub fn loss(&self, loss: Loss) -> u64 {
+        self.losses.read(loss as usize).unwrap_or(0)
     }
 
     /// Begins to count losses anew.
@@ -170,11 +203,7 @@ impl Probe {
             }
             let mut totals = SiteTotals::default();
             for stripe in stripes {
-                let part = stripe.totals.read(stripe.first + slot)?;
-                totals.alloc_objects = totals.alloc_objects.wrapping_add(part.alloc_objects);
-                totals.alloc_bytes = totals.alloc_bytes.wrapping_add(part.alloc_bytes);
-                totals.free_objects = totals.free_objects.wrapping_add(part.free_objects);
-                totals.free_bytes = totals.free_bytes.wrapping_add(part.free_bytes);
+                add_totals(&mut totals, &stripe.totals.read(stripe.first + slot)?);
             }
             (totals != SiteTotals::default()).then_some(SiteCount {
                 site: slot as u32,
@@ -182,6 +211,23 @@ impl Probe {
                 totals,
             })
         })
+    }
+
+    /// A site's counts, as [`Probe::sites`] has them.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn totals_of(&self, site: u32) -> Result<SiteTotals, KernelError> {
+        let slots = self.sites.len();
+        let mut sum = SiteTotals::default();
+        for first in (0..self.totals.len()).step_by(slots.max(1)) {
+            let part = self
+                .totals
+                .one(first + site as usize)
+                .map_err(|source| KernelError::call("cannot read the BPF array TOTALS", source))?;
+            add_totals(&mut sum, &part);
+        }
+        Ok(sum)
     }
 
     /// All buckets of the live table, some at a time.
@@ -220,24 +266,13 @@ impl Probe {
             .map_or(0, |settings| settings.thin_shift)
     }
 
-    /// Whether the live table holds more blocks than it was asked to, estimated from some of its buckets.
+    /// Whether the live table holds more blocks than it was asked to, or the buckets of windows more than they are meant to, estimated from some
+    /// buckets.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
-        let mut seen = 0_usize;
-        let mut used = 0_usize;
-        for (number, index) in self.live_sample.indices().enumerate() {
-            if number == FEW_BUCKETS && used.saturating_mul(4) < seen {
-                // By far not.
-                return false;
-            }
-            let Some(keys) = self.live_sample.words(index, offset_of!(Bucket, keys)) else {
-                break;
-            };
-            seen += keys.len();
-            used += keys.iter().filter(|key| **key != 0).count();
-        }
-        // The table has room for twice the blocks asked for, or more: see `live_buckets`.
-        self.thin_shift() < MAX_THIN_SHIFT && seen > 0 && used.saturating_mul(2) > seen
+        self.thin_shift() < MAX_THIN_SHIFT
+            && (is_half_full(&self.live_sample)
+                || self.window_buckets.get().is_some_and(is_half_full))
     }
 
     /// Keeps half of the blocks from now on, and drops those that would not have been kept. The probe may remove a block

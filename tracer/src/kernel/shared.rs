@@ -11,6 +11,8 @@ use std::{
 
 use leakscope_common::Plain;
 
+use super::sys;
+
 /// An array map with `BPF_F_MMAPABLE`, mapped: whole, or some of its values. The kernel rounds values up to 8 bytes; all of
 /// ours are multiples of it.
 pub(crate) struct SharedArray<T> {
@@ -161,9 +163,18 @@ impl<T: Plain> LargeArray<T> {
         self.len
     }
 
-    /// Maps the first values: as many as a window has, at most `count`.
-    pub(crate) fn beginning(&self, count: usize) -> io::Result<SharedArray<T>> {
-        SharedArray::map_some(self.fd.as_fd(), 0..self.len.min(count).min(WINDOW))
+    /// Maps some values, the first of which begins a page; fewer where the array ends.
+    pub(crate) fn some(&self, indices: Range<usize>) -> io::Result<SharedArray<T>> {
+        SharedArray::map_some(
+            self.fd.as_fd(),
+            indices.start.min(self.len)..indices.end.min(self.len),
+        )
+    }
+
+    /// One value, without a mapping: for few of very many.
+    pub(crate) fn one(&self, index: usize) -> io::Result<T> {
+        let index = u32::try_from(index).map_err(io::Error::other)?;
+        sys::array_element(self.fd.as_fd(), index)
     }
 
     /// Maps the window with a value; `None` beyond the end.

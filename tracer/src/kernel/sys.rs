@@ -7,6 +7,7 @@ use std::{
 };
 
 use aya_obj::generated::{bpf_attr, bpf_cmd};
+use leakscope_common::Plain;
 
 /// `BPF_TRACE_UPROBE_MULTI` (include/uapi/linux/bpf.h, Linux 6.6).
 pub(crate) const BPF_TRACE_UPROBE_MULTI: u32 = 48;
@@ -165,6 +166,23 @@ pub(crate) fn open_raw_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> io::R
     attr.raw_tracepoint.name = name.as_ptr() as u64;
     attr.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
     owned(bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)?)
+}
+
+/// `BPF_MAP_LOOKUP_ELEM`: a value of an array map whose values are `T`, rounded up to 8 bytes by the kernel.
+pub(crate) fn array_element<T: Plain>(map: BorrowedFd<'_>, index: u32) -> io::Result<T> {
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
+    let mut value = mem::MaybeUninit::<T>::zeroed();
+    let mut attr = empty_attr();
+    // SAFETY: writing to a union of plain integers; these are the members that the command reads.
+    unsafe {
+        let element = &mut attr.__bindgen_anon_2;
+        element.map_fd = map.as_raw_fd() as u32;
+        element.key = std::ptr::from_ref(&index) as u64;
+        element.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    }
+    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr)?;
+    // SAFETY: zeroed, then written by the kernel; every bit pattern is a `Plain` value.
+    Ok(unsafe { value.assume_init() })
 }
 
 /// The verified instruction count of a program (`bpf_prog_info.verified_insns`, Linux 5.16).
@@ -409,7 +427,17 @@ pub(crate) fn read_process_memory(
 /// The processor time of a process by its clock: `CPUCLOCK_SCHED` (include/linux/posix-timers_types.h), as clock_getcpuclockid(3) makes it.
 pub(crate) fn process_cpu_time(pid: u32) -> io::Result<std::time::Duration> {
     const CPUCLOCK_SCHED: i32 = 2;
-    let clock = (!(pid as i32) << 3) | CPUCLOCK_SCHED;
+    clock_time((!(pid as i32) << 3) | CPUCLOCK_SCHED)
+}
+
+/// The processor time of the calling thread.
+pub(crate) fn thread_cpu_time() -> std::time::Duration {
+    // This clock every thread has.
+    clock_time(libc::CLOCK_THREAD_CPUTIME_ID).unwrap_or_default()
+}
+
+/// clock_gettime(2).
+fn clock_time(clock: libc::clockid_t) -> io::Result<std::time::Duration> {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -422,6 +450,18 @@ pub(crate) fn process_cpu_time(pid: u32) -> io::Result<std::time::Duration> {
         u64::try_from(time.tv_sec).unwrap_or(0),
         u32::try_from(time.tv_nsec).unwrap_or(0),
     ))
+}
+
+/// memfd_create(2): a file in memory that is closed on exec, of this size.
+pub(crate) fn memory_file(name: &CStr, size: u64) -> io::Result<OwnedFd> {
+    // SAFETY: the name lives through the call.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = owned(i64::from(fd))?;
+    std::fs::File::from(fd.try_clone()?).set_len(size)?;
+    Ok(fd)
 }
 
 /// setpriority(2) for the calling thread; a refusal changes nothing.

@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use leakscope_common::{Block, Bucket, HIT_SLOTS, LIVE_CLAIMED, live_bucket_pair, live_key, mix};
+use leakscope_common::{
+    Block, Bucket, HIT_SLOTS, LIVE_CLAIMED, WINDOW_BUCKETS, live_bucket_pair, live_key, mix,
+};
 
 use super::{
     error::KernelError,
@@ -219,6 +221,12 @@ pub fn process_cpu_time(pid: u32) -> io::Result<Duration> {
     sys::process_cpu_time(pid)
 }
 
+/// Processor time of the calling thread.
+#[must_use]
+pub fn thread_cpu_time() -> Duration {
+    sys::thread_cpu_time()
+}
+
 /// Lets the calling thread, and threads that it makes from now on, run before others: a window that is to be closed must not wait for a
 /// processor on a machine under full load. Without the privilege nothing changes.
 pub fn raise_priority() {
@@ -304,16 +312,34 @@ impl Probe {
         incarnation: u32,
         mut visit: impl FnMut(&SharedArray<Bucket>, usize, usize, LiveBlock),
     ) -> Result<(), KernelError> {
-        for window in self.live_windows() {
-            let window = window?;
-            each_block(&window, |key, index, slot, block| {
-                if block.incarnation == incarnation && still_holds(&window, index, slot, key) {
+        let mut visit_in = |buckets: &SharedArray<Bucket>| {
+            each_block(buckets, |key, index, slot, block| {
+                if block.incarnation == incarnation && still_holds(buckets, index, slot, key) {
                     let address = live_key(incarnation, key);
-                    visit(&window, index, slot, LiveBlock { address, block });
+                    visit(buckets, index, slot, LiveBlock { address, block });
                 }
             });
+        };
+        if self.is_windowed(incarnation) {
+            visit_in(self.buckets_of_windows()?);
+            return Ok(());
+        }
+        for window in self.live_windows() {
+            visit_in(&window?);
         }
         Ok(())
+    }
+
+    /// The buckets in which the blocks of incarnations stand that are seen in windows.
+    fn buckets_of_windows(&self) -> Result<&SharedArray<Bucket>, KernelError> {
+        if let Some(buckets) = self.window_buckets.get() {
+            return Ok(buckets);
+        }
+        let buckets = self
+            .live
+            .some(0..WINDOW_BUCKETS as usize)
+            .map_err(|source| cannot_map("LIVE", source))?;
+        Ok(self.window_buckets.get_or_init(|| buckets))
     }
 
     /// Puts blocks of earlier windows into the table, with 0 as their time of birth, so that the probe takes them out when they are freed and
@@ -330,12 +356,17 @@ impl Probe {
         let Some(settings) = self.settings.read(0) else {
             return Ok(blocks.into_iter().collect());
         };
+        let live_mask = if self.is_windowed(incarnation) {
+            settings.window_mask
+        } else {
+            settings.live_mask
+        };
         let mut refused = Vec::new();
         let mut places = Vec::new();
         for block in blocks {
             let key = live_key(incarnation, block.address);
             if leakscope_common::thin_keeps(key, settings.thin_shift) {
-                let (first, second) = live_bucket_pair(key, settings.live_mask);
+                let (first, second) = live_bucket_pair(key, live_mask);
                 places.push((first as usize, second as usize, key, block));
             } else {
                 refused.push(block);
@@ -357,8 +388,24 @@ impl Probe {
         incarnation: u32,
         mut places: Vec<Place>,
     ) -> Result<Vec<Place>, KernelError> {
-        places.sort_unstable_by_key(|(bucket, ..)| *bucket);
         let mut full = Vec::new();
+        let as_stored = |block: BlockToPut| Block {
+            size: block.size,
+            born_ns: 0,
+            site: block.site,
+            incarnation,
+        };
+        if self.is_windowed(incarnation) {
+            let buckets = self.buckets_of_windows()?;
+            for place in places {
+                let (index, _, key, block) = place;
+                if !put(buckets, index, key, &as_stored(block)) {
+                    full.push(place);
+                }
+            }
+            return Ok(full);
+        }
+        places.sort_unstable_by_key(|(bucket, ..)| *bucket);
         let mut window: Option<SharedArray<Bucket>> = None;
         for place in places {
             let (index, _, key, block) = place;
@@ -375,13 +422,7 @@ impl Probe {
                     }
                 },
             };
-            let block = Block {
-                size: block.size,
-                born_ns: 0,
-                site: block.site,
-                incarnation,
-            };
-            if !put(&there, index, key, &block) {
+            if !put(&there, index, key, &as_stored(block)) {
                 full.push(place);
             }
             window = Some(there);
@@ -389,17 +430,11 @@ impl Probe {
         Ok(full)
     }
 
-    /// Drops the records of a process's threads and hands out their hits. Only once nothing is attached to it any more: a record that
+    /// Drops the records of these threads of a process and hands out their hits. Only once nothing is attached to it any more: a record that
     /// a program is using must not be given to another thread. A call that a detached probe saw begin and not end would hide later ones.
-    pub fn take_thread_hits(&mut self, pid: u32) -> [u64; HIT_SLOTS] {
+    pub fn take_thread_hits(&mut self, pid: u32, threads: &[u32]) -> [u64; HIT_SLOTS] {
         let mut sum = [0_u64; HIT_SLOTS];
-        let threads: Vec<u64> = self
-            .threads
-            .keys()
-            .flatten()
-            .filter(|thread| thread >> 32 == u64::from(pid))
-            .collect();
-        for thread in threads {
+        for thread in threads.iter().map(|thread| thread_key(pid, *thread)) {
             let record = self.threads.get(&thread, 0);
             // One that ends meanwhile has left its hits to its process.
             if self.threads.remove(&thread).is_ok()
@@ -413,9 +448,9 @@ impl Probe {
         sum
     }
 
-    /// Calls seen of one process's living threads, by hit slot, and of its ended ones. Reads only this process's records.
+    /// Calls seen of these threads of a process, by hit slot, and of its ended ones.
     #[must_use]
-    pub fn hits_of(&self, pid: u32, incarnation: u32) -> [u64; HIT_SLOTS] {
+    pub fn hits_of(&self, pid: u32, threads: &[u32], incarnation: u32) -> [u64; HIT_SLOTS] {
         let mut sum = [0_u64; HIT_SLOTS];
         let mut add = |slots: &[u64; HIT_SLOTS]| {
             for (to, from) in sum.iter_mut().zip(slots) {
@@ -425,10 +460,9 @@ impl Probe {
         if let Ok(ended) = self.hits.get(&incarnation, 0) {
             add(&ended.0.slots);
         }
-        // A thread that ends meanwhile can be missed or end the iteration early; the next look has it.
-        for thread in self.threads.keys().flatten() {
-            if thread >> 32 == u64::from(pid)
-                && let Ok(record) = self.threads.get(&thread, 0)
+        // A thread that ends meanwhile can be missed; the next look has it.
+        for thread in threads {
+            if let Ok(record) = self.threads.get(&thread_key(pid, *thread), 0)
                 && record.0.incarnation == incarnation
             {
                 add(&record.0.hits.slots);
@@ -436,6 +470,11 @@ impl Probe {
         }
         sum
     }
+}
+
+/// What a thread is known by (`bpf_get_current_pid_tgid`).
+fn thread_key(pid: u32, thread: u32) -> u64 {
+    u64::from(pid) << 32 | u64::from(thread)
 }
 
 #[cfg(test)]

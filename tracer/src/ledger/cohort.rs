@@ -20,8 +20,8 @@ use leakscope_common::{live_key, thin_keeps};
 use super::SiteId;
 use fate::Keys;
 
-/// Blocks that are watched at most in one process. At 0.45 µs a block, a look at all of them each second is 1 % of a core.
-pub const MOST_WATCHED: usize = 20_000;
+/// Blocks that are watched at most in one process. A look at all of them takes some 5 ms.
+pub const MOST_WATCHED: usize = 10_000;
 
 /// The thinnest choice that [`thin_keeps`] knows.
 const MOST_SHIFT: u32 = 10;
@@ -150,6 +150,8 @@ pub(super) struct Cohort {
     pub(super) checks: u32,
     /// Windows opened since then.
     pub(super) later_windows: u32,
+    /// The last look at its blocks; 0: there was none.
+    pub(super) checked_ns: u64,
 }
 
 /// A block under watch.
@@ -186,7 +188,6 @@ pub struct Cohorts {
     /// How many watched blocks of a site looked the same when they were first looked at.
     looks: HashMap<(SiteId, u64), u32>,
     keys: Keys,
-    checked_ns: u64,
     /// Births in windows that are old, scaled to the time that each stands for.
     pub(super) settled_births: HashMap<SiteId, Amount>,
     /// Windows in which the site allocated, among the old ones.
@@ -242,6 +243,25 @@ impl Cohorts {
     /// The blocks to be looked at, in the order in which [`Cohorts::check`] takes the readings.
     pub fn watched(&self) -> impl ExactSizeIterator<Item = &Survivor> {
         self.watched.iter().map(|watched| &watched.survivor)
+    }
+
+    /// Those of the last window alone, for [`Cohorts::check_newest`]: most blocks that do not last go soon.
+    pub fn newest(&self) -> impl ExactSizeIterator<Item = &Survivor> {
+        let first = self.first_of(self.newest_cohort());
+        self.watched
+            .iter()
+            .skip(first)
+            .map(|watched| &watched.survivor)
+    }
+
+    fn newest_cohort(&self) -> u32 {
+        u32::try_from(self.cohorts.len().saturating_sub(1)).unwrap_or(u32::MAX)
+    }
+
+    /// Where the blocks of this cohort and of later ones begin: they are kept in the order of their windows.
+    fn first_of(&self, cohort: u32) -> usize {
+        self.watched
+            .partition_point(|watched| watched.cohort < cohort)
     }
 
     /// Takes in what a window saw: every site's births (objects and bytes), and the blocks of its own that were alive at its
@@ -313,6 +333,7 @@ impl Cohorts {
             sites,
             checks: u32::from(is_looked_at),
             later_windows: 0,
+            checked_ns: if is_looked_at { span.closed_ns } else { 0 },
         });
         while self.watched.len() > MOST_WATCHED && self.shift < MOST_SHIFT {
             self.thin();
@@ -384,22 +405,28 @@ impl Cohorts {
 
     /// Takes in a look at all watched blocks; `None` where the memory is not mapped any more.
     pub fn check(&mut self, now_ns: u64, readings: &[Option<Reading>]) {
-        let since = if self.checked_ns == 0 {
-            0.0
-        } else {
-            seconds(self.checked_ns, now_ns)
-        };
+        self.check_from(0, now_ns, readings);
+    }
+
+    /// Takes in a look at the blocks of the last window: see [`Cohorts::newest`].
+    pub fn check_newest(&mut self, now_ns: u64, readings: &[Option<Reading>]) {
+        self.check_from(self.newest_cohort(), now_ns, readings);
+    }
+
+    /// Takes in a look at the blocks of this cohort and of later ones.
+    fn check_from(&mut self, first: u32, now_ns: u64, readings: &[Option<Reading>]) {
+        let looked_at = self.watched.split_off(self.first_of(first));
         self.keys.learn(
-            self.watched
+            looked_at
                 .iter()
                 .zip(readings)
                 .filter_map(|(watched, reading)| {
                     Some((watched.first?, reading.as_ref().copied()?))
                 }),
         );
-        let mut kept = Vec::with_capacity(self.watched.len());
+        let mut kept = Vec::with_capacity(looked_at.len());
         let mut gone = Vec::new();
-        for (index, watched) in self.watched.iter().enumerate() {
+        for (index, watched) in looked_at.iter().enumerate() {
             let mut watched = *watched;
             let fate = readings.get(index).copied().flatten().filter(|reading| {
                 self.keys
@@ -421,16 +448,24 @@ impl Cohorts {
             }
         }
         for (watched, is_gone) in gone {
+            let since = self
+                .cohorts
+                .get(watched.cohort as usize)
+                .filter(|cohort| cohort.checked_ns != 0)
+                .map_or(0.0, |cohort| seconds(cohort.checked_ns, now_ns));
             if let Some(counts) = self.contradictions_of(&watched) {
                 counts.check_exposure += if is_gone { since / 2.0 } else { since };
                 counts.by_checks += f64::from(u8::from(is_gone));
             }
         }
-        self.watched = kept;
-        self.checked_ns = now_ns;
+        self.watched.extend(kept);
         self.recount();
         let scale = self.weight() as f64;
-        let recent = self.cohorts.len().saturating_sub(RECENT);
+        let recent = self
+            .cohorts
+            .len()
+            .saturating_sub(RECENT)
+            .max(first as usize);
         for cohort in self.cohorts.iter_mut().skip(recent) {
             let lag_s = seconds(cohort.span.closed_ns, now_ns);
             for site in cohort.sites.values_mut() {
@@ -459,7 +494,8 @@ impl Cohorts {
                 site.last = Some(point);
             }
         }
-        for cohort in &mut self.cohorts {
+        for cohort in self.cohorts.iter_mut().skip(first as usize) {
+            cohort.checked_ns = now_ns;
             if seconds(cohort.span.closed_ns, now_ns) > 0.0 {
                 cohort.checks = cohort.checks.saturating_add(1);
             }

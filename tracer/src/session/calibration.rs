@@ -7,6 +7,7 @@ use super::{Session, process::Traced};
 use crate::{
     budget::Limits,
     kernel::{KernelError, close_links, process_cpu_time},
+    target::process::list_threads,
 };
 
 /// Pairs of malloc and free to time. At some microseconds each, about a millisecond.
@@ -43,7 +44,8 @@ impl Session {
         // Waits out a grace period of the kernel.
         close_links(ourselves.links.into_values());
         self.probe.forget(pid, ourselves.incarnation);
-        self.probe.take_thread_hits(pid);
+        let threads = list_threads(&self.proc_root, pid).unwrap_or_default();
+        self.probe.take_thread_hits(pid, &threads);
         self.probe
             .drop_incarnations(&HashSet::from([ourselves.incarnation]))?;
         self.tables.remove(&mut self.probe, ourselves.incarnation);

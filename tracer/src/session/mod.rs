@@ -3,6 +3,7 @@
 //! arguments nor views.
 
 mod calibration;
+mod events;
 mod growth;
 mod inspect;
 mod links;
@@ -11,11 +12,12 @@ mod process;
 mod report;
 mod select;
 mod tables;
+mod totals;
 mod verdicts;
 mod window;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     io::Read,
     os::fd::AsFd,
@@ -32,7 +34,7 @@ pub use tables::{Tables, Unwinding};
 
 use crate::{
     budget::{Choice, Limits},
-    kernel::{KernelError, Probe, ProbeEvent, ProbeOptions, close_links},
+    kernel::{KernelError, Probe, ProbeOptions, close_links},
     ledger::{Ledger, SiteId},
     report::{Report, Suppressions},
     symbol::{Modules, Resolver},
@@ -44,15 +46,20 @@ use links::Links;
 use pages::PageFaults;
 use process::Traced;
 use select::Selecting;
+use totals::{Totals, Wanted};
 
 /// Where the kernel shows its processes.
 const PROC: &str = "/proc";
 
-/// How long one wait for events lasts at most: how soon a stop request and a full table are noticed.
+/// How long one wait for events lasts at most: how soon a full table is noticed.
 const TICK: Duration = Duration::from_millis(100);
 
-/// So many events are dealt with before anything else has its turn: some 50 ms.
-const EVENTS_AT_ONCE: usize = 100_000;
+/// The same where hardly a call was seen for as long: the probe wakes us when there are many.
+const TICK_AT_REST: Duration = Duration::from_secs(1);
+
+/// So many calls of a process are told of by the probe: what they cost by then, about a millisecond, is soon looked at, and to tell of
+/// them costs little beside them.
+const TOLD_AFTER: u32 = 1024;
 
 /// How often the sites' totals are looked at.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
@@ -161,6 +168,10 @@ pub struct Session {
     /// When a look is due: see [`LOOK_SHARE`].
     look_every: Duration,
     progress: Progress,
+    /// When something happened last.
+    last_busy: Instant,
+    /// The sites' totals as last read.
+    totals: Totals,
     /// What a probe hit takes of its process's time, measured on our own.
     cost_of_a_hit: Duration,
     /// Blocks found stale while windows were being closed.
@@ -213,12 +224,17 @@ impl Session {
             last_crowd_check: now,
             look_every: OBSERVE_EVERY,
             progress: Progress::default(),
+            last_busy: now,
+            totals: Totals::default(),
             cost_of_a_hit: Duration::ZERO,
             stale_at_ends: 0,
             is_urgent: false,
             wake: None,
         };
         session.cost_of_a_hit = session.calibrate()?;
+        if session.options.tier != Choice::Exact {
+            session.probe.tell_after(TOLD_AFTER);
+        }
         session.begin_pages();
         session.started = Instant::now();
         session.ledger = Ledger::new(crate::kernel::monotonic_ns());
@@ -302,13 +318,23 @@ impl Session {
         Ok(())
     }
 
-    /// Waits for what happens next, at most for a tenth of a second, and deals with it.
+    /// How long nothing need be looked at, if nobody wakes us.
+    fn tick(&self) -> Duration {
+        let is_told_of_hits = self.options.tier != Choice::Exact && !self.options.mappings_only;
+        if is_told_of_hits && self.last_busy.elapsed() >= TICK_AT_REST {
+            TICK_AT_REST
+        } else {
+            TICK
+        }
+    }
+
+    /// Waits for what happens next, at most for a second, and deals with it.
     ///
     /// # Errors
     /// Waiting failed.
     pub fn step(&mut self, at_most: Duration) -> Result<(), KernelError> {
         let at_most = at_most
-            .min(TICK)
+            .min(self.tick())
             .min(self.selecting.wait_at_most())
             .min(self.next_window_step());
         let ended = self.probe.wait(at_most)?;
@@ -335,7 +361,7 @@ impl Session {
         self.step_windows()?;
         if self.last_look.elapsed() >= self.look_every {
             self.sweep()?;
-            self.look()?;
+            self.look(false)?;
             if self.last_look >= self.next_survey {
                 self.note_ages()?;
             }
@@ -354,164 +380,6 @@ impl Session {
                 self.probe.thin()?;
             }
         }
-        Ok(())
-    }
-
-    /// Deals with what the probe has said so far; with more at the next step, should it come faster than it can be dealt with.
-    fn drain(&mut self) -> Result<(), KernelError> {
-        for _ in 0..EVENTS_AT_ONCE {
-            let Some(event) = self.probe.next_event() else {
-                break;
-            };
-            match event {
-                ProbeEvent::Stack {
-                    pid,
-                    incarnation,
-                    site,
-                    flags,
-                    hit_slot,
-                    frames,
-                } => self.note_stack(pid, incarnation, site, flags, hit_slot, frames),
-                ProbeEvent::Exec {
-                    pid,
-                    incarnation,
-                    ended,
-                    held,
-                } => self.note_exec(pid, incarnation, ended, held)?,
-                ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
-                ProbeEvent::Mapping(record) => self.growth.note(&record),
-                ProbeEvent::PageFault(record) => self.pages.note(record),
-                ProbeEvent::Candidate { pid } => self.note_candidate(pid),
-                ProbeEvent::Fork { pid, incarnation } => self.note_fork(pid, incarnation),
-                ProbeEvent::UnknownMapping { pid, .. } => {
-                    let due = self
-                        .processes
-                        .get_mut(&pid)
-                        .is_some_and(Traced::may_refresh);
-                    if due {
-                        self.note_mapping(pid, false)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn note_stack(
-        &mut self,
-        pid: u32,
-        incarnation: u32,
-        site: SiteId,
-        flags: u16,
-        hit_slot: u8,
-        frames: Vec<u64>,
-    ) {
-        if let Some(traced) = self.processes.get_mut(&pid) {
-            // While the process lives: a library that was loaded without an event (before the attach to it) is found now.
-            if traced.incarnation == incarnation
-                && frames
-                    .iter()
-                    .any(|address| traced.space.find(*address).is_none())
-                && traced.may_refresh()
-            {
-                // A process that is gone keeps what was known.
-                let _ = traced
-                    .space
-                    .refresh(&self.proc_root, pid, &mut self.modules);
-            }
-        }
-        let canonical = *self
-            .canonical
-            .entry((incarnation, frames.clone()))
-            .or_insert(site);
-        self.stacks.insert(
-            site,
-            Stack {
-                incarnation,
-                frames,
-                flags,
-                hit_slot,
-                canonical,
-            },
-        );
-        self.progress.stacks = self.canonical.len();
-    }
-
-    /// A followed process runs another program now.
-    fn note_exec(
-        &mut self,
-        pid: u32,
-        incarnation: u32,
-        ended: u32,
-        held: bool,
-    ) -> Result<(), KernelError> {
-        let begun = self.begin_after_exec(pid, incarnation, ended);
-        if !matches!(begun, Ok(true)) {
-            if held {
-                let _ = self.probe.resume(pid);
-            }
-            return begun.map(|_| ());
-        }
-        self.note_mapping(pid, held)
-    }
-
-    /// Whether the process is still to be followed with its new program.
-    fn begin_after_exec(
-        &mut self,
-        pid: u32,
-        incarnation: u32,
-        ended: u32,
-    ) -> Result<bool, KernelError> {
-        let Some(mut traced) = self.processes.remove(&pid) else {
-            return Ok(false);
-        };
-        if ended != incarnation {
-            self.drop_incarnation(ended);
-            self.tables.remove(&mut self.probe, ended);
-            // A child of a command usually calls exec first of all: that begins its program.
-            traced.execs += u32::from(!traced.space.ranges().is_empty());
-        }
-        if !self.is_kept_after_exec(pid) {
-            traced.incarnation = incarnation;
-            self.processes.insert(pid, traced);
-            self.let_go(pid);
-            return Ok(false);
-        }
-        traced.begin_program(&self.proc_root, incarnation);
-        self.begin_windows(&mut traced);
-        self.processes.insert(pid, traced);
-        Ok(true)
-    }
-
-    /// A followed process may have mapped new code: look for allocators, unwind tables and names in it.
-    fn note_mapping(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
-        let looked = self.look_at_mappings(pid, held);
-        if held {
-            // Whatever came of it. It may have been killed meanwhile.
-            let _ = self.probe.resume(pid);
-        }
-        looked
-    }
-
-    fn look_at_mappings(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
-        let Some(mut traced) = self.processes.remove(&pid) else {
-            return Ok(());
-        };
-        if held {
-            traced.wait_until_stopped(&self.proc_root);
-        }
-        // A process that is gone by now has nothing more to be found.
-        if traced
-            .space
-            .refresh(&self.proc_root, pid, &mut self.modules)
-            .is_ok()
-        {
-            self.install_tables(&mut traced)?;
-            if let Err(error) = self.attach(&mut traced) {
-                traced.note(error.to_string());
-            }
-        }
-        self.processes.insert(pid, traced);
         Ok(())
     }
 
@@ -536,21 +404,27 @@ impl Session {
         Ok(())
     }
 
-    /// Looks at the sites' totals, which it gives.
-    fn look(&mut self) -> Result<SiteLevels, KernelError> {
+    /// Looks at the sites' totals, which it gives; at `all` of them, or at those of processes that have run since the last look.
+    fn look(&mut self, all: bool) -> Result<SiteLevels, KernelError> {
         self.last_look = Instant::now();
         let followed = self.processes.values().map(|traced| traced.incarnation);
         let followed = followed.collect();
         self.growth.keep(&followed);
         self.pages.keep(&followed);
-        for pid in self.due_for_measurement() {
+        let mut ran = HashSet::new();
+        for traced in self.processes.values_mut() {
+            if traced.has_run() {
+                ran.insert(traced.incarnation);
+            }
+        }
+        for pid in self.due_for_measurement(&ran) {
             if let Some(traced) = self.processes.get_mut(&pid) {
                 traced.measure(&self.proc_root);
             }
         }
         let mut inuse = 0_i64;
         let mut allocated = 0;
-        let levels = self.note_levels()?;
+        let levels = self.note_levels(&ran, all)?;
         for (_, totals) in levels.values() {
             inuse = inuse.wrapping_add(totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64);
             allocated += totals.alloc_objects;
@@ -612,7 +486,7 @@ impl Session {
         self.drain()?;
         self.look_at_pages();
         // Its walk through the live table looks at the ages too.
-        let levels = self.look()?;
+        let levels = self.look(true)?;
         self.check_watched(true);
         for (pid, traced) in &mut self.processes {
             if traced.windows.cohorts.windows() > 0 && traced.ended.is_none() {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     budget::Limits,
-    kernel::{KernelError, Link, Probe, has_ended, open_pidfd},
+    kernel::{KernelError, Link, Probe, has_ended, open_pidfd, process_cpu_time},
     symbol::{AddressSpace, Range as AddressRange},
     target::{
         discover::{DiscoverError, Files, discover},
@@ -150,6 +150,10 @@ pub(super) struct Traced {
     /// Processor time when the trace began, and at the last look.
     pub(super) cpu_first: Option<Duration>,
     pub(super) cpu_last: Option<Duration>,
+    /// Frees of blocks that are not in the live table, at the last look.
+    pub(super) unknown_frees: u64,
+    /// Processor time at the last look; `None` once it had ended by then.
+    seen_cpu: Option<Duration>,
     refreshed: Option<Instant>,
 }
 
@@ -217,6 +221,8 @@ impl Traced {
             anonymous_bytes: 0,
             cpu_first: None,
             cpu_last: None,
+            unknown_frees: 0,
+            seen_cpu: Some(Duration::MAX),
             refreshed: None,
         };
         traced.measure(proc_root);
@@ -253,6 +259,18 @@ impl Traced {
             self.cpu_first.get_or_insert(cpu);
             self.cpu_last = Some(cpu);
         }
+    }
+
+    /// Whether it has run since this was asked last; a process that has ended did once more.
+    pub(super) fn has_run(&mut self) -> bool {
+        let seen = if self.ended.is_some() {
+            None
+        } else {
+            process_cpu_time(self.pid).ok()
+        };
+        let ran = seen != self.seen_cpu;
+        self.seen_cpu = seen;
+        ran
     }
 
     /// Whether the mappings may be read again now.
@@ -314,7 +332,7 @@ impl Traced {
                 });
             if self.windows.is_enforced() {
                 let planned = Planned::new(found, self.sites.len());
-                if self.windows.is_open() {
+                if self.windows.is_armed() {
                     let link = planned.attach(probe, self.pid)?;
                     self.links.extend(link.map(|link| (file, link)));
                 }

@@ -15,7 +15,7 @@ use leakscope_common::{
 };
 
 use super::{
-    Session, SiteLevels,
+    Session, SiteLevels, Wanted,
     growth::{self, MappedSites},
     pages,
     process::Traced,
@@ -35,24 +35,10 @@ impl Session {
     }
 
     /// Every site with its totals, sites with the same stack together; with the incarnation that each belongs to.
-    pub(super) fn joined_sites(&self) -> Result<SiteLevels, KernelError> {
-        let mut joined = self.heap_sites()?;
+    pub(super) fn joined_sites(&mut self, wanted: &Wanted<'_>) -> Result<SiteLevels, KernelError> {
+        let mut joined = self.heap_sites(wanted)?;
         for (site, (incarnation, survey)) in self.mapped_sites(u64::MAX) {
             joined.insert(site, (incarnation, growth::totals(&survey)));
-        }
-        Ok(joined)
-    }
-
-    /// The sites of blocks among [`Session::joined_sites`].
-    pub(super) fn heap_sites(&self) -> Result<SiteLevels, KernelError> {
-        let mut joined = SiteLevels::new();
-        for count in self.probe.sites()? {
-            let (incarnation, sum) = joined.entry(self.joined(count.site)).or_default();
-            *incarnation = count.incarnation;
-            sum.alloc_objects = sum.alloc_objects.wrapping_add(count.totals.alloc_objects);
-            sum.alloc_bytes = sum.alloc_bytes.wrapping_add(count.totals.alloc_bytes);
-            sum.free_objects = sum.free_objects.wrapping_add(count.totals.free_objects);
-            sum.free_bytes = sum.free_bytes.wrapping_add(count.totals.free_bytes);
         }
         Ok(joined)
     }

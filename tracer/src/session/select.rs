@@ -6,8 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leakscope_common::SELECT_LATER;
-
 use super::{Session, TraceError, process::Traced};
 use crate::{
     budget::Choice,
@@ -32,8 +30,11 @@ const MANY: usize = 24;
 /// How long after it was followed a process is looked at once more where that is not done at once: its libraries are there.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
-/// How often the probe's suggestions are looked at where it does not wake us.
+/// How often the probe's suggestions are looked at where it does not wake us: as long as there are some.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// After so long without one it wakes us for the next.
+const QUIET_AFTER: Duration = Duration::from_secs(1);
 
 /// So many processes that have ended stay in the report, the last ones.
 const KEEP_ENDED: usize = 64;
@@ -62,6 +63,8 @@ pub(super) struct Selecting {
     measured: u32,
     /// Processes that met the selection and could not be followed.
     failed: u64,
+    /// When the probe suggested a process last, while it does not wake us for that.
+    suggested: Option<Instant>,
 }
 
 impl Selecting {
@@ -73,9 +76,10 @@ impl Selecting {
             .values()
             .min()
             .map_or(Duration::MAX, |due| due.saturating_duration_since(now));
-        match &self.selector {
-            Some(selector) if selector.is_all() => due.min(LOOK_EVERY),
-            _ => due,
+        if self.suggested.is_some() {
+            due.min(LOOK_EVERY)
+        } else {
+            due
         }
     }
 }
@@ -96,10 +100,8 @@ impl Session {
     /// The kernel refused something. That a single process cannot be followed is no error.
     pub fn select(&mut self, selector: Selector) -> Result<usize, TraceError> {
         let all = selector.is_all();
-        let mut selection = *selector.selection();
-        if all {
-            selection.flags |= SELECT_LATER;
-        }
+        let selection = *selector.selection();
+        self.selecting.suggested = None;
         let first = self.processes.is_empty();
         self.selecting.selector = Some(selector);
         // Before the look at those that run: one that starts in between is found twice rather than never.
@@ -209,6 +211,9 @@ impl Session {
 
     /// The probe suggests a process.
     pub(super) fn note_candidate(&mut self, pid: u32) {
+        if self.is_of_machine() && self.selecting.suggested.replace(Instant::now()).is_none() {
+            self.probe.wake_for_candidates(false);
+        }
         let settle = match &self.selecting.selector {
             Some(selector) if selector.is_all() => SETTLE,
             Some(_) => Duration::ZERO,
@@ -241,6 +246,14 @@ impl Session {
     /// Looks at the candidates whose time has come.
     pub(super) fn consider_candidates(&mut self) -> Result<(), KernelError> {
         let now = Instant::now();
+        if self
+            .selecting
+            .suggested
+            .is_some_and(|last| last.elapsed() >= QUIET_AFTER)
+        {
+            self.selecting.suggested = None;
+            self.probe.wake_for_candidates(true);
+        }
         let due: Vec<u32> = self
             .selecting
             .candidates
@@ -333,6 +346,7 @@ impl Session {
         let dropped = std::mem::take(&mut self.selecting.dropped);
         for site in self.probe.drop_incarnations(&dropped)? {
             self.ledger.forget(site);
+            self.totals.forget(site);
         }
         for incarnation in &dropped {
             self.ledger.forget_process(*incarnation);
@@ -344,10 +358,12 @@ impl Session {
         Ok(())
     }
 
-    /// The processes to measure at this look: all, or where there are many some in turn.
-    pub(super) fn due_for_measurement(&mut self) -> Vec<u32> {
+    /// Of the processes that ran, those to measure at this look: all, or where there are many some in turn.
+    pub(super) fn due_for_measurement(&mut self, ran: &HashSet<u32>) -> Vec<u32> {
         let after = self.selecting.measured;
-        let running = |pid: &u32, traced: &Traced| traced.ended.is_none().then_some(*pid);
+        let running = |pid: &u32, traced: &Traced| {
+            (traced.ended.is_none() && ran.contains(&traced.incarnation)).then_some(*pid)
+        };
         let due: Vec<u32> = self
             .processes
             .range(after.saturating_add(1)..)

@@ -2,19 +2,20 @@
 //! and then, verdicts for the report.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     path::Path,
     time::{Duration, Instant},
 };
 
-use leakscope_common::{UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
+use leakscope_common::{HIT_SLOTS, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
 
-use super::{Session, SiteLevels};
+use super::{Session, SiteLevels, Wanted};
 use crate::{
     kernel::{KernelError, monotonic_ns},
     ledger::{Limit, ProcessLevel, Room, SiteId, SiteOfProcess, SiteWindows, judge_windows},
     report::{MemoryPoint, ReportParts, SiteKind},
+    target::process::list_threads,
 };
 
 /// The ages of the live blocks are looked at so often at most: about the width of a site's first cohorts.
@@ -29,6 +30,9 @@ const SURVEY_PART_OF_MACHINE: u32 = 1000;
 /// So many points of a process's memory are reported.
 const MEMORY_POINTS: usize = 120;
 
+// The slot of unknown frees is the last.
+const _: () = assert!(UNKNOWN_FREE_SLOT + 1 == HIT_SLOTS);
+
 /// Where cgroups are mounted: version 2, and version 1's memory controller.
 const CGROUPS: [(&str, &str, &str); 2] = [
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
@@ -41,10 +45,17 @@ const CGROUPS: [(&str, &str, &str); 2] = [
 
 impl Session {
     /// Tells the ledger what every site and process has now; gives the sites' totals.
-    pub(super) fn note_levels(&mut self) -> Result<SiteLevels, KernelError> {
+    ///
+    /// What is known of processes that did not run since the last look holds: only those that `ran` are asked for, or `all`.
+    pub(super) fn note_levels(
+        &mut self,
+        ran: &HashSet<u32>,
+        all: bool,
+    ) -> Result<SiteLevels, KernelError> {
         let now_ns = monotonic_ns();
         let weight = 1 << self.probe.thin_shift();
-        let sites = self.joined_sites()?;
+        let wanted = if all { Wanted::All } else { Wanted::Of(ran) };
+        let sites = self.joined_sites(&wanted)?;
         let stacks = self.stack_sites();
         let mut levels: BTreeMap<u32, ProcessLevel> = BTreeMap::new();
         for (site, (incarnation, totals)) in &sites {
@@ -60,15 +71,16 @@ impl Session {
             level.alloc_bytes += totals.alloc_bytes as f64;
         }
         self.note_page_levels(now_ns, &sites);
-        let hits = self.probe.hits();
-        for traced in self.processes.values() {
+        for traced in self.processes.values_mut() {
+            if ran.contains(&traced.incarnation) {
+                let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
+                let hits = self.probe.hits_of(traced.pid, &threads, traced.incarnation);
+                traced.unknown_frees = hits.last().copied().unwrap_or(0);
+            }
             let mut level = levels.remove(&traced.incarnation).unwrap_or_default();
             level.anonymous_bytes = traced.anonymous_bytes as f64;
             level.resident_bytes = traced.rss_last.map_or(0.0, |(_, bytes)| bytes as f64);
-            level.unknown_frees = hits
-                .get(&traced.incarnation)
-                .and_then(|hits| hits.get(UNKNOWN_FREE_SLOT))
-                .map_or(0.0, |count| *count as f64);
+            level.unknown_frees = traced.unknown_frees as f64;
             self.ledger
                 .observe_process(now_ns, traced.incarnation, level);
         }

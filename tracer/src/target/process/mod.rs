@@ -114,11 +114,24 @@ pub struct Process {
 /// # Errors
 /// The folder cannot be listed.
 pub fn list_pids(proc_root: &Path) -> io::Result<Vec<u32>> {
-    let mut pids: Vec<u32> = fs::read_dir(proc_root)?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut pids = numbers(proc_root)?;
     pids.sort_unstable();
     Ok(pids)
+}
+
+/// Ids of a process's threads, in no order; its own is the first thread's.
+///
+/// # Errors
+/// The process is gone.
+pub fn list_threads(proc_root: &Path, pid: u32) -> io::Result<Vec<u32>> {
+    numbers(&proc_root.join(pid.to_string()).join("task"))
+}
+
+/// The entries of a folder whose names are numbers.
+fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
+    Ok(fs::read_dir(folder)?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect())
 }
 
 /// Reads what `/proc` says of a process.

@@ -1,0 +1,180 @@
+//! What the probe tells of: stacks, programs that begin, mappings, processes that start. Each event is handed to the room that it concerns.
+
+use std::time::Instant;
+
+use super::{Session, Stack, process::Traced};
+use crate::{
+    kernel::{KernelError, ProbeEvent},
+    ledger::SiteId,
+};
+
+/// So many events are dealt with before anything else has its turn: some 50 ms.
+const EVENTS_AT_ONCE: usize = 100_000;
+
+impl Session {
+    /// Deals with what the probe has said so far; with more at the next step, should it come faster than it can be dealt with.
+    pub(super) fn drain(&mut self) -> Result<(), KernelError> {
+        for _ in 0..EVENTS_AT_ONCE {
+            let Some(event) = self.probe.next_event() else {
+                break;
+            };
+            if !matches!(event, ProbeEvent::Mapping(_) | ProbeEvent::PageFault(_)) {
+                self.last_busy = Instant::now();
+            }
+            match event {
+                ProbeEvent::Stack {
+                    pid,
+                    incarnation,
+                    site,
+                    flags,
+                    hit_slot,
+                    frames,
+                } => self.note_stack(pid, incarnation, site, flags, hit_slot, frames),
+                ProbeEvent::Exec {
+                    pid,
+                    incarnation,
+                    ended,
+                    held,
+                } => self.note_exec(pid, incarnation, ended, held)?,
+                ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
+                ProbeEvent::Mapping(record) => self.growth.note(&record),
+                ProbeEvent::PageFault(record) => self.pages.note(record),
+                ProbeEvent::Candidate { pid } => self.note_candidate(pid),
+                ProbeEvent::ManyHits {
+                    pid,
+                    incarnation,
+                    hits,
+                } => self.note_hits(pid, incarnation, hits),
+                ProbeEvent::Fork { pid, incarnation } => self.note_fork(pid, incarnation),
+                ProbeEvent::UnknownMapping { pid, .. } => {
+                    let due = self
+                        .processes
+                        .get_mut(&pid)
+                        .is_some_and(Traced::may_refresh);
+                    if due {
+                        self.note_mapping(pid, false)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note_stack(
+        &mut self,
+        pid: u32,
+        incarnation: u32,
+        site: SiteId,
+        flags: u16,
+        hit_slot: u8,
+        frames: Vec<u64>,
+    ) {
+        if let Some(traced) = self.processes.get_mut(&pid) {
+            // While the process lives: a library that was loaded without an event (before the attach to it) is found now.
+            if traced.incarnation == incarnation
+                && frames
+                    .iter()
+                    .any(|address| traced.space.find(*address).is_none())
+                && traced.may_refresh()
+            {
+                // A process that is gone keeps what was known.
+                let _ = traced
+                    .space
+                    .refresh(&self.proc_root, pid, &mut self.modules);
+            }
+        }
+        let canonical = *self
+            .canonical
+            .entry((incarnation, frames.clone()))
+            .or_insert(site);
+        self.stacks.insert(
+            site,
+            Stack {
+                incarnation,
+                frames,
+                flags,
+                hit_slot,
+                canonical,
+            },
+        );
+        self.progress.stacks = self.canonical.len();
+    }
+
+    /// A followed process runs another program now.
+    fn note_exec(
+        &mut self,
+        pid: u32,
+        incarnation: u32,
+        ended: u32,
+        held: bool,
+    ) -> Result<(), KernelError> {
+        let begun = self.begin_after_exec(pid, incarnation, ended);
+        if !matches!(begun, Ok(true)) {
+            if held {
+                let _ = self.probe.resume(pid);
+            }
+            return begun.map(|_| ());
+        }
+        self.note_mapping(pid, held)
+    }
+
+    /// Whether the process is still to be followed with its new program.
+    fn begin_after_exec(
+        &mut self,
+        pid: u32,
+        incarnation: u32,
+        ended: u32,
+    ) -> Result<bool, KernelError> {
+        let Some(mut traced) = self.processes.remove(&pid) else {
+            return Ok(false);
+        };
+        if ended != incarnation {
+            self.drop_incarnation(ended);
+            self.tables.remove(&mut self.probe, ended);
+            // A child of a command usually calls exec first of all: that begins its program.
+            traced.execs += u32::from(!traced.space.ranges().is_empty());
+        }
+        if !self.is_kept_after_exec(pid) {
+            traced.incarnation = incarnation;
+            self.processes.insert(pid, traced);
+            self.let_go(pid);
+            return Ok(false);
+        }
+        traced.begin_program(&self.proc_root, incarnation);
+        self.begin_windows(&mut traced);
+        self.processes.insert(pid, traced);
+        Ok(true)
+    }
+
+    /// A followed process may have mapped new code: look for allocators, unwind tables and names in it.
+    pub(super) fn note_mapping(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
+        let looked = self.look_at_mappings(pid, held);
+        if held {
+            // Whatever came of it. It may have been killed meanwhile.
+            let _ = self.probe.resume(pid);
+        }
+        looked
+    }
+
+    fn look_at_mappings(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
+        let Some(mut traced) = self.processes.remove(&pid) else {
+            return Ok(());
+        };
+        if held {
+            traced.wait_until_stopped(&self.proc_root);
+        }
+        // A process that is gone by now has nothing more to be found.
+        if traced
+            .space
+            .refresh(&self.proc_root, pid, &mut self.modules)
+            .is_ok()
+        {
+            self.install_tables(&mut traced)?;
+            if let Err(error) = self.attach(&mut traced) {
+                traced.note(error.to_string());
+            }
+        }
+        self.processes.insert(pid, traced);
+        Ok(())
+    }
+}

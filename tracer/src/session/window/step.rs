@@ -1,0 +1,463 @@
+//! A process's windows opened and closed: what is due, what it has cost, and what is taken over at a window's end.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use leakscope_common::{HIT_SLOTS, Loss};
+
+use super::{
+    super::{Session, Wanted, process::Traced},
+    Closing, Open, Windows,
+    look::{as_reading, look_at_newest, look_before_window},
+};
+use crate::{
+    budget::{Close, Mode, Usage},
+    kernel::{
+        BlockToPut, BlockToRead, KernelError, close_links, monotonic_ns, process_cpu_time,
+        raise_priority, read_blocks, thread_cpu_time,
+    },
+    ledger::{Cohorts, MOST_WATCHED, Reading, SiteId, Survivor},
+    target::process::list_threads,
+};
+
+/// How often what a process has used is looked at where nothing tells of its calls.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The kernel takes so long to take probes away for good, about; and how often it is looked whether it has.
+const CLOSING_TAKES: Duration = Duration::from_millis(40);
+const CLOSING_LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// When to look again after so long. Looks that are not urgent are done together, on the second: each by itself would wake us.
+fn observe_after(wait: Duration) -> Instant {
+    let now = Instant::now();
+    if wait < LOOK_EVERY {
+        return now + wait;
+    }
+    let past_the_second = Duration::from_nanos(monotonic_ns() % 1_000_000_000);
+    now + wait.saturating_sub(past_the_second)
+}
+
+impl Windows {
+    /// Plans the next look at what was used.
+    fn plan_look(&mut self) {
+        let at = self.began.elapsed();
+        let wait = if self.is_open() {
+            self.controller.look_again(at).unwrap_or(LOOK_EVERY)
+        } else {
+            self.controller.next_opening().saturating_sub(at)
+        };
+        self.next_observe = if self.is_open() {
+            observe_after(wait)
+        } else {
+            Instant::now() + wait
+        };
+    }
+}
+
+impl Session {
+    /// What a process has used so far.
+    pub(in crate::session) fn usage(&self, traced: &Traced) -> Usage {
+        let windows = &traced.windows;
+        // Of a process that is gone, the last value stays.
+        let cpu = process_cpu_time(traced.pid)
+            .ok()
+            .zip(windows.cpu_before)
+            .map_or(windows.last.cpu, |(now, before)| now.saturating_sub(before));
+        if cpu == windows.last.cpu && !cpu.is_zero() {
+            // It has not run: it was not trapped either, and need not be asked.
+            return Usage {
+                at: windows.began.elapsed(),
+                work: windows.work,
+                ..windows.last
+            };
+        }
+        let hits = self.hits(traced);
+        let calls: u64 = hits
+            .iter()
+            .take(leakscope_common::UNKNOWN_FREE_SLOT)
+            .sum::<u64>()
+            + self.growth.steps(traced.incarnation);
+        let cost = windows.spent
+            + Duration::from_secs_f64(self.cost_of_a_hit.as_secs_f64() * calls as f64);
+        Usage {
+            at: windows.began.elapsed(),
+            cpu,
+            cost,
+            work: windows.work,
+        }
+    }
+
+    /// Calls seen of a process's present program, by hit slot.
+    fn hits(&self, traced: &Traced) -> [u64; HIT_SLOTS] {
+        let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
+        let mut hits = self.probe.hits_of(traced.pid, &threads, traced.incarnation);
+        for (sum, before) in hits.iter_mut().zip(traced.windows.hits_before()) {
+            *sum += before;
+        }
+        hits
+    }
+
+    /// The probe says that a process was trapped so many times more: what that cost is looked at before anything else, unless it can be no
+    /// more than is left.
+    pub(in crate::session) fn note_hits(&mut self, pid: u32, incarnation: u32, hits: u32) {
+        let cost = self.cost_of_a_hit * hits;
+        if let Some(traced) = self.processes.get_mut(&pid)
+            && traced.incarnation == incarnation
+        {
+            let windows = &mut traced.windows;
+            windows.told += cost;
+            if windows.told >= windows.controller.slack() {
+                windows.next_observe = Instant::now();
+            }
+        }
+    }
+
+    /// How soon a window wants to be looked at.
+    pub(in crate::session) fn next_window_step(&self) -> Duration {
+        let now = Instant::now();
+        let mut wait = Duration::MAX;
+        for traced in self.processes.values() {
+            let windows = &traced.windows;
+            if traced.ended.is_some() || !windows.is_enforced {
+                continue;
+            }
+            let mut at = windows.next_observe;
+            if let Some(look) = windows.looks.next() {
+                at = at.min(look);
+            }
+            wait = wait.min(at.saturating_duration_since(now));
+        }
+        wait
+    }
+
+    /// A followed process begins a program: what is known of the one before is of no use.
+    pub(in crate::session) fn begin_windows(&mut self, traced: &mut Traced) {
+        let usage = self.usage(traced);
+        let windows = &mut traced.windows;
+        windows.spent = usage.cost;
+        windows.hits_before = [0; HIT_SLOTS];
+        windows.cohorts = Cohorts::new(traced.incarnation);
+        windows.births.clear();
+        windows.looks.end();
+        if windows.closing.take().is_some() {
+            // Its probes are gone, and what it saw is the other program's.
+            windows.open = None;
+        }
+        if windows.cpu_before.is_none() {
+            windows.begin(traced.pid, traced.incarnation);
+        } else if let Some(open) = &mut windows.open {
+            open.at_ns = monotonic_ns();
+            open.unseen.clear();
+        } else {
+            // The first calls of a program are the ones that nobody else can see.
+            windows.controller.opened(usage);
+            windows.open = Some(Open {
+                at_ns: monotonic_ns(),
+                usage,
+                unseen: HashSet::new(),
+            });
+            windows.closed_usage = None;
+            traced.arm(&self.probe);
+        }
+    }
+
+    /// Opens and closes what is due.
+    pub(in crate::session) fn step_windows(&mut self) -> Result<(), KernelError> {
+        self.check_watched(false);
+        let now = Instant::now();
+        if !self.is_urgent {
+            // Now, not earlier: a command that we start must not inherit it.
+            self.is_urgent = true;
+            raise_priority();
+        }
+        let due: Vec<u32> = self
+            .processes
+            .iter()
+            .filter(|(_, traced)| {
+                traced.ended.is_none()
+                    && traced.windows.is_enforced
+                    && traced.windows.cpu_before.is_some()
+                    && now >= traced.windows.next_observe
+            })
+            .map(|(pid, _)| *pid)
+            .collect();
+        let peers = self
+            .processes
+            .values()
+            .filter(|traced| {
+                traced.ended.is_none() && traced.windows.controller.mode() == Mode::Sampled
+            })
+            .count();
+        for pid in due {
+            let Some(mut traced) = self.processes.remove(&pid) else {
+                continue;
+            };
+            let begun = thread_cpu_time();
+            traced.windows.controller.set_peers(peers);
+            let result = self.step_window(&mut traced);
+            traced.windows.work += thread_cpu_time().saturating_sub(begun);
+            self.processes.insert(pid, traced);
+            result?;
+        }
+        Ok(())
+    }
+
+    fn step_window(&mut self, traced: &mut Traced) -> Result<(), KernelError> {
+        if let Some(closing) = traced.windows.closing.take() {
+            if closing.is_over() {
+                self.close_window(traced, closing)?;
+                traced.windows.plan_look();
+            } else {
+                traced.windows.closing = Some(closing);
+                traced.windows.next_observe = Instant::now() + CLOSING_LOOK_EVERY;
+            }
+            return Ok(());
+        }
+        let windows = &mut traced.windows;
+        let at = windows.began.elapsed();
+        if windows.is_open()
+            && let Some(wait) = windows.controller.look_again(at)
+            && !wait.is_zero()
+            && windows.told < windows.controller.slack()
+            && let (Ok(now), Some(before)) = (process_cpu_time(traced.pid), windows.cpu_before)
+            && now.saturating_sub(before).saturating_sub(windows.last.cpu)
+                < windows.controller.slack()
+            && at.saturating_sub(windows.last.at) < LOOK_EVERY
+        {
+            // It can have spent no more than the time that it ran.
+            windows.next_observe = observe_after(wait);
+            return Ok(());
+        }
+        if windows.is_open()
+            && let Some(left) = windows.controller.about_to_close(at)
+        {
+            let begun = Instant::now();
+            traced.windows.ready = self.probe.ready_to_detach();
+            std::thread::sleep(left.saturating_sub(begun.elapsed()));
+        }
+        let usage = self.usage(traced);
+        traced.windows.last = usage;
+        traced.windows.told = Duration::ZERO;
+        if traced.windows.is_open() {
+            if let Some(reason) = traced.windows.controller.observe(usage) {
+                self.begin_to_close(traced, reason, usage)?;
+                traced.windows.next_observe = Instant::now() + CLOSING_TAKES;
+                return Ok(());
+            }
+        } else if traced.windows.controller.may_open(usage) {
+            self.open_window(traced, usage)?;
+        }
+        traced.windows.plan_look();
+        Ok(())
+    }
+
+    fn open_window(&mut self, traced: &mut Traced, usage: Usage) -> Result<(), KernelError> {
+        look_before_window(traced);
+        let windows = &mut traced.windows;
+        if let Some(closed) = windows.closed_usage.take() {
+            let cost = usage.cost.saturating_sub(closed.cost);
+            windows.own.0 += usage
+                .cpu
+                .saturating_sub(closed.cpu)
+                .saturating_sub(cost)
+                .as_secs_f64();
+            windows.own.1 += usage.at.saturating_sub(closed.at).as_secs_f64();
+            // What it did long ago says less.
+            if windows.own.1 > 30.0 {
+                windows.own = (windows.own.0 / 2.0, windows.own.1 / 2.0);
+            }
+        }
+        windows.cohorts.thin_to(self.probe.thin_shift());
+        let watched = windows.cohorts.watched().map(|block| BlockToPut {
+            address: block.address,
+            size: block.size,
+            site: block.site,
+        });
+        let refused = self.probe.put_blocks(traced.incarnation, watched)?;
+        let unseen = refused.iter().map(|block| block.address).collect();
+        // A window begins when everything is attached; what is seen until then costs, and does not count.
+        windows.open = Some(Open {
+            at_ns: u64::MAX,
+            usage,
+            unseen,
+        });
+        traced.arm(&self.probe);
+        let usage = self.usage(traced);
+        let windows = &mut traced.windows;
+        windows.controller.opened(usage);
+        if let Some(open) = &mut windows.open {
+            open.at_ns = monotonic_ns();
+            open.usage = usage;
+        }
+        Ok(())
+    }
+
+    /// Begins to close a window: the probes are being taken away, which the kernel waits for; beside that, a first look at what is alive, as soon after
+    /// the end as can be. Until the next one, nobody can tell a block from a successor.
+    fn begin_to_close(
+        &mut self,
+        traced: &mut Traced,
+        reason: Close,
+        decided: Usage,
+    ) -> Result<(), KernelError> {
+        let closed_ns = monotonic_ns();
+        let stale = self.probe.loss(Loss::StaleBlock);
+        let ready = traced.windows.ready.take();
+        let links: Vec<_> = traced
+            .links
+            .drain()
+            .map(|(_, link)| link)
+            .chain(ready)
+            .collect();
+        let thread = std::thread::Builder::new()
+            .name("detach".to_owned())
+            // Where no thread can be made, the closure is dropped, and the links with it.
+            .spawn(move || {
+                close_links(links);
+                thread_cpu_time()
+            })
+            .ok();
+        let glibc: HashSet<u8> = traced
+            .sites
+            .iter()
+            .filter(|site| site.allocator.starts_with("glibc"))
+            .map(|site| site.hit_slot)
+            .collect();
+        let opened_ns = traced.windows.opened_ns().unwrap_or(closed_ns);
+        let mut alive = Vec::new();
+        self.probe.visit_blocks_of(traced.incarnation, |live| {
+            if live.block.born_ns >= opened_ns {
+                alive.push((live.address, live.block));
+            }
+        })?;
+        let has_header = |site: &SiteId| {
+            self.stacks
+                .get(site)
+                .is_some_and(|stack| glibc.contains(&stack.hit_slot))
+        };
+        // Of very many, as many as will be watched.
+        let every = alive.len() / (2 * MOST_WATCHED) + 1;
+        let ask: Vec<BlockToRead> = alive
+            .iter()
+            .filter(|(address, _)| leakscope_common::mix(*address).is_multiple_of(every as u64))
+            .map(|(address, block)| BlockToRead {
+                address: *address,
+                size: block.size,
+                has_header: has_header(&block.site),
+            })
+            .collect();
+        let looks: HashMap<u64, Reading> = ask
+            .iter()
+            .zip(read_blocks(traced.pid, &ask).unwrap_or_default())
+            .filter_map(|(block, reading)| Some((block.address, as_reading(&reading?))))
+            .collect();
+        traced.windows.closing = Some(Closing {
+            thread,
+            reason,
+            decided,
+            closed_ns,
+            looks,
+            glibc,
+            stale,
+        });
+        Ok(())
+    }
+
+    /// Takes over what a window has seen, once its last probe is gone.
+    fn close_window(&mut self, traced: &mut Traced, closing: Closing) -> Result<(), KernelError> {
+        let Closing {
+            thread,
+            reason,
+            decided,
+            closed_ns,
+            looks,
+            glibc,
+            stale,
+        } = closing;
+        if let Some(thread) = thread
+            // It panics nowhere; and if it did, its links are closed.
+            && let Ok(took) = thread.join()
+        {
+            traced.windows.work += took;
+        }
+        // While the links go, frees may be missed and allocations seen: that ends blocks as it should, and is no loss.
+        self.stale_at_ends += self.probe.loss(Loss::StaleBlock).saturating_sub(stale);
+        // Stacks that the survivors' sites stand for.
+        self.drain()?;
+        let usage = self.usage(traced);
+        let mut births = HashMap::new();
+        let wanted = HashSet::from([traced.incarnation]);
+        for (site, (incarnation, totals)) in self.heap_sites(&Wanted::Of(&wanted))? {
+            if incarnation == traced.incarnation {
+                births.insert(site, (totals.alloc_objects, totals.alloc_bytes));
+            }
+        }
+        let Some(open) = traced.windows.open.take() else {
+            return Ok(());
+        };
+        let mut untouched = open.unseen;
+        let mut survivors = Vec::new();
+        self.probe.take_blocks(traced.incarnation, |live| {
+            if live.block.born_ns == 0 {
+                untouched.insert(live.address);
+            } else if live.block.born_ns >= open.at_ns {
+                survivors.push((live.address, live.block));
+            }
+        })?;
+        let windows = &mut traced.windows;
+        let cpu = decided.cpu.saturating_sub(open.usage.cpu).as_secs_f64();
+        let cost = decided.cost.saturating_sub(open.usage.cost).as_secs_f64();
+        let hit = self.cost_of_a_hit.as_secs_f64().max(1e-12);
+        let late = usage.cost.saturating_sub(decided.cost).as_secs_f64() / hit;
+        let span = windows.span(open.at_ns, closed_ns, (cpu, cost, cost / hit), late);
+        let survivors = survivors.into_iter().map(|(address, block)| {
+            let stack = self.stacks.get(&block.site);
+            let survivor = Survivor {
+                address,
+                size: block.size,
+                born_ns: block.born_ns,
+                site: stack.map_or(block.site, |stack| stack.canonical),
+                has_header: stack.is_some_and(|stack| glibc.contains(&stack.hit_slot)),
+            };
+            (survivor, looks.get(&address).copied())
+        });
+        let new_births = births.iter().filter_map(|(site, (objects, bytes))| {
+            let (objects_before, bytes_before) =
+                windows.births.get(site).copied().unwrap_or_default();
+            Some((
+                *site,
+                objects.checked_sub(objects_before)?,
+                bytes.saturating_sub(bytes_before),
+            ))
+        });
+        windows.cohorts.close(
+            span,
+            new_births,
+            survivors,
+            &untouched,
+            self.probe.thin_shift(),
+        );
+        windows.births = births;
+        windows.controller.closed(reason, decided, usage);
+        windows.closed_usage = Some(usage);
+        windows.last = usage;
+        windows.looks.begin();
+        self.end_records(traced);
+        look_at_newest(traced);
+        Ok(())
+    }
+
+    /// Nothing is attached, and nothing of the process is in the live table: from now on its blocks stand where those of windows do, or no more; and
+    /// the records of its threads are dropped, which would hide calls that never returned, and hold to where blocks stood before.
+    fn end_records(&mut self, traced: &mut Traced) {
+        let is_windowed = traced.windows.controller.mode() == Mode::Sampled;
+        self.probe.set_windowed(traced.incarnation, is_windowed);
+        let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
+        let records = self.probe.take_thread_hits(traced.pid, &threads);
+        for (sum, hits) in traced.windows.hits_before.iter_mut().zip(records) {
+            *sum += hits;
+        }
+    }
+}
