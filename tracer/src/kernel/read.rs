@@ -61,7 +61,7 @@ pub(super) fn each_block(
             return;
         };
         // Most buckets and slots are empty: their blocks are not read.
-        if keys == [0; 8] {
+        if keys.iter().fold(0, |any, key| any | key) == 0 {
             continue;
         }
         for (slot, key) in keys.into_iter().enumerate() {

@@ -13,8 +13,9 @@ pub use estimate::Estimate;
 pub use fate::Reading;
 pub use profile::SiteWindows;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 
+use hashbrown::{HashMap, HashSet};
 use leakscope_common::{live_key, thin_keeps};
 
 use super::SiteId;

@@ -362,7 +362,7 @@ impl Session {
         if self.last_look.elapsed() >= self.look_every {
             self.sweep()?;
             self.look(false)?;
-            if self.last_look >= self.next_survey {
+            if self.last_look >= self.next_survey && self.holds_blocks() {
                 self.note_ages()?;
             }
             let every = if self.is_of_machine() {

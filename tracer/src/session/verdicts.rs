@@ -12,6 +12,7 @@ use leakscope_common::{HIT_SLOTS, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
 
 use super::{Session, SiteLevels, Wanted};
 use crate::{
+    budget::Mode,
     kernel::{KernelError, monotonic_ns},
     ledger::{Limit, ProcessLevel, Room, SiteId, SiteOfProcess, SiteWindows, judge_windows},
     report::{MemoryPoint, ReportParts, SiteKind},
@@ -85,6 +86,16 @@ impl Session {
                 .observe_process(now_ns, traced.incarnation, level);
         }
         Ok(sites)
+    }
+
+    /// Whether there are blocks whose ages tell something: those of processes that are seen in windows stand in the live table while a window is
+    /// open.
+    pub(super) fn holds_blocks(&self) -> bool {
+        self.options.mappings_only
+            || self
+                .processes
+                .values()
+                .any(|traced| traced.windows.controller.mode() == Mode::Exact)
     }
 
     /// Looks at the ages of all live blocks.

@@ -7,11 +7,11 @@ mod look;
 mod step;
 
 use std::{
-    collections::{HashMap, HashSet},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use hashbrown::{HashMap, HashSet};
 use leakscope_common::HIT_SLOTS;
 
 use crate::{

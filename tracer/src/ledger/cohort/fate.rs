@@ -1,6 +1,6 @@
 //! From two readings of a block's memory to whether the block can still be the same.
 
-use std::collections::HashMap;
+use hashbrown::HashMap;
 
 use super::Survivor;
 

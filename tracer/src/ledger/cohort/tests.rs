@@ -50,7 +50,7 @@ fn trace(program: &mut Program, watch: Watch, seed: u64) -> Vec<Outcome> {
         // A window.
         let until = (now + watch.window_s).min(watch.time_s);
         let watched: Vec<u64> = cohorts.watched().map(|block| block.address).collect();
-        let mut untouched: std::collections::HashSet<u64> = watched.into_iter().collect();
+        let mut untouched: hashbrown::HashSet<u64> = watched.into_iter().collect();
         let mut born: HashMap<u64, Survivor> = HashMap::new();
         let mut births: HashMap<u32, (u64, u64)> = HashMap::new();
         program.run_until(until, &mut |event| match event {

@@ -1,10 +1,8 @@
 //! A process's windows opened and closed: what is due, what it has cost, and what is taken over at a window's end.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use hashbrown::{HashMap, HashSet};
 use leakscope_common::{HIT_SLOTS, Loss};
 
 use super::{
@@ -388,7 +386,7 @@ impl Session {
         self.drain()?;
         let usage = self.usage(traced);
         let mut births = HashMap::new();
-        let wanted = HashSet::from([traced.incarnation]);
+        let wanted = std::collections::HashSet::from([traced.incarnation]);
         for (site, (incarnation, totals)) in self.heap_sites(&Wanted::Of(&wanted))? {
             if incarnation == traced.incarnation {
                 births.insert(site, (totals.alloc_objects, totals.alloc_bytes));
