@@ -19,11 +19,12 @@ use tokio::sync::{oneshot, watch};
 use crate::report::Report;
 
 /// How long one step of the trace lasts at most: how soon a wish is noticed by a source that is not woken.
-const STEP: Duration = Duration::from_millis(50);
+const STEP: Duration = Duration::from_secs(1);
 
-/// A report is made unasked, for metrics, so that making them takes at most this share of the
-/// thread's time, but no more often than every [`EVERY`]`.0` and no less often than `.1`.
-const SHARE_UNASKED: u32 = 100;
+/// A report is made unasked, for metrics, so that making them takes at most this share of the thread's time: where somebody has read the
+/// one before, and where nobody has; but no more often than every [`EVERY`]`.0` and no less often than `.1`.
+const SHARE_READ: u32 = 100;
+const SHARE_UNREAD: u32 = 1000;
 const EVERY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// A report is handed out again while it is not older than this many times what making it took, within [`WARM`].
@@ -79,9 +80,10 @@ impl Published {
         (self.took * SHARE_ASKED).clamp(WARM.0, WARM.1)
     }
 
-    /// When the next one is due if nobody asks.
-    fn next_unasked(&self) -> Instant {
-        self.begun + (self.took * SHARE_UNASKED).clamp(EVERY.0, EVERY.1)
+    /// When the next one is due if nobody asks for it; whether this one has been read.
+    fn next_unasked(&self, is_read: bool) -> Instant {
+        let share = if is_read { SHARE_READ } else { SHARE_UNREAD };
+        self.begun + (self.took * share).clamp(EVERY.0, EVERY.1)
     }
 }
 
@@ -91,6 +93,8 @@ struct Wishes {
     report: AtomicBool,
     selection: AtomicBool,
     stop: AtomicBool,
+    /// The newest report has been read.
+    read: AtomicBool,
     wake: UnixStream,
 }
 
@@ -104,6 +108,7 @@ impl Wishes {
             report: AtomicBool::new(false),
             selection: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            read: AtomicBool::new(false),
             wake,
         };
         Ok((wishes, woken))
@@ -187,12 +192,20 @@ fn trace(
     publish: &watch::Sender<Option<Published>>,
 ) -> anyhow::Result<()> {
     let mut number = 0;
-    let mut due = Instant::now();
+    let mut last: Option<Published> = None;
     while !wishes.stop.load(Ordering::SeqCst) {
         if wishes.selection.swap(false, Ordering::SeqCst) {
             source.select_again()?;
         }
-        if wishes.report.swap(false, Ordering::SeqCst) || Instant::now() >= due {
+        let due = |last: &Option<Published>| {
+            let is_read = wishes.read.load(Ordering::SeqCst);
+            let next = last.as_ref().map(|last| last.next_unasked(is_read));
+            next.map_or(Duration::ZERO, |next| {
+                next.saturating_duration_since(Instant::now())
+            })
+        };
+        if wishes.report.swap(false, Ordering::SeqCst) || due(&last).is_zero() {
+            wishes.read.store(false, Ordering::SeqCst);
             let begun = Instant::now();
             let report = source.report()?;
             number += 1;
@@ -202,10 +215,10 @@ fn trace(
                 took: begun.elapsed(),
                 report: Arc::new(report),
             };
-            due = published.next_unasked();
-            publish.send_replace(Some(published));
+            publish.send_replace(Some(published.clone()));
+            last = Some(published);
         }
-        source.step(STEP.min(due.saturating_duration_since(Instant::now())))?;
+        source.step(STEP.min(due(&last)))?;
     }
     Ok(())
 }
@@ -218,6 +231,7 @@ impl Tracing {
 
     /// The newest report as it is; the first one is waited for.
     pub(super) async fn newest(&self) -> Result<Published, Ended> {
+        self.wishes.read.store(true, Ordering::SeqCst);
         let mut newest = self.newest.clone();
         let published = newest
             .wait_for(Option::is_some)

@@ -244,6 +244,7 @@ pub(super) fn exact_report() -> Report {
             duty: 1.0,
             target_cpu_fraction: 0.0042,
             budget: 0.01,
+            tracer_cores: 0.0034,
         },
         ..ReportParts::default()
     };
@@ -347,6 +348,7 @@ pub(super) fn sampled_report() -> Report {
             duty: 0.083,
             target_cpu_fraction: 0.0097,
             budget: 0.01,
+            tracer_cores: 0.0034,
         },
         ..ReportParts::default()
     };
@@ -480,6 +482,7 @@ pub(super) fn growth_report() -> Report {
             duty: 1.0,
             target_cpu_fraction: 0.002,
             budget: 0.01,
+            tracer_cores: 0.0034,
         },
         ..ReportParts::default()
     };

@@ -151,12 +151,13 @@ fn about(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "<section id=\"about\"><p>{} tier: {}</p><p class=\"dim\">{} probe hits, about {} of the traced CPU time (budget {})</p>",
+        "<section id=\"about\"><p>{} tier: {}</p><p class=\"dim\">{} probe hits, about {} of the traced CPU time (budget {}); leakscope itself took {} of a processor</p>",
         report.tier.name(),
         text(&report.tier_reason),
         units::count(report.overhead.probe_hits),
         units::percent(report.overhead.target_cpu_fraction),
-        units::percent(report.overhead.budget)
+        units::percent(report.overhead.budget),
+        units::percent(report.overhead.tracer_cores)
     )?;
     let lost: Vec<String> = report
         .losses

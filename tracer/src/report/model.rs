@@ -347,6 +347,9 @@ pub struct Overhead {
     pub target_cpu_fraction: f64,
     /// The share that was allowed.
     pub budget: f64,
+    /// Processors that leakscope itself used in the mean, as measured, since it began to trace.
+    #[serde(default)]
+    pub tracer_cores: f64,
 }
 
 /// A saved report that cannot be used.
@@ -503,6 +506,7 @@ impl Report {
             &mut overhead.duty,
             &mut overhead.target_cpu_fraction,
             &mut overhead.budget,
+            &mut overhead.tracer_cores,
         ]
         .into_iter()
         .chain(parts.processes.iter_mut().flat_map(|process| {

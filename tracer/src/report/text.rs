@@ -410,10 +410,11 @@ impl Text {
         self.line(
             "Overhead",
             &format!(
-                "{} probe hits, about {} of the traced CPU time (budget {}); probes attached {attached}",
+                "{} probe hits, about {} of the traced CPU time (budget {}); probes attached {attached}; leakscope itself took {} of a processor",
                 count(overhead.probe_hits),
                 percent(overhead.target_cpu_fraction),
                 percent(overhead.budget),
+                percent(overhead.tracer_cores),
             ),
             out,
         )

@@ -34,7 +34,7 @@ pub use tables::{Tables, Unwinding};
 
 use crate::{
     budget::{Choice, Limits},
-    kernel::{KernelError, Probe, ProbeOptions, close_links},
+    kernel::{KernelError, Probe, ProbeOptions, close_links, process_cpu_time},
     ledger::{Ledger, SiteId},
     report::{Report, Suppressions},
     symbol::{Modules, Resolver},
@@ -143,6 +143,12 @@ pub struct Progress {
     pub lost: u64,
 }
 
+/// Processor time of all our threads.
+fn own_cpu_time() -> Duration {
+    // A process can always ask for its own.
+    process_cpu_time(std::process::id()).unwrap_or_default()
+}
+
 /// A running trace.
 pub struct Session {
     options: SessionOptions,
@@ -163,6 +169,8 @@ pub struct Session {
     stacks: HashMap<SiteId, Stack>,
     canonical: HashMap<(u32, Vec<u64>), SiteId>,
     started: Instant,
+    /// Our own processor time by then.
+    cpu_before: Duration,
     last_look: Instant,
     last_crowd_check: Instant,
     /// When a look is due: see [`LOOK_SHARE`].
@@ -220,6 +228,7 @@ impl Session {
             stacks: HashMap::new(),
             canonical: HashMap::new(),
             started: now,
+            cpu_before: Duration::ZERO,
             last_look: now,
             last_crowd_check: now,
             look_every: OBSERVE_EVERY,
@@ -236,9 +245,15 @@ impl Session {
             session.probe.tell_after(TOLD_AFTER);
         }
         session.begin_pages();
-        session.started = Instant::now();
+        session.begin_now();
         session.ledger = Ledger::new(crate::kernel::monotonic_ns());
         Ok(session)
+    }
+
+    /// What is asked for lasts from now on.
+    fn begin_now(&mut self) {
+        self.started = Instant::now();
+        self.cpu_before = own_cpu_time();
     }
 
     /// Begins to trace a running process.
@@ -464,6 +479,12 @@ impl Session {
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.progress
+    }
+
+    /// Processors that we have used in the mean since the trace began.
+    fn own_cores(&self) -> f64 {
+        let used = own_cpu_time().saturating_sub(self.cpu_before);
+        used.as_secs_f64() / self.started.elapsed().as_secs_f64().max(1e-3)
     }
 
     /// When the trace began.

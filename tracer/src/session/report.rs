@@ -313,6 +313,7 @@ pub(super) fn make(
             duty,
             target_cpu_fraction: if cpu_s > 0.0 { cost / cpu_s } else { 0.0 },
             budget: session.options.budget,
+            tracer_cores: session.own_cores(),
         },
         ..ReportParts::default()
     };

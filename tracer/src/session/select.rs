@@ -131,7 +131,7 @@ impl Session {
         }
         if first {
             // What is asked for lasts from when everything that runs is traced.
-            self.started = Instant::now();
+            self.begin_now();
         }
         Ok(self.running())
     }
