@@ -12,6 +12,7 @@ mod child;
 mod daemon;
 mod faults;
 mod figures;
+mod loads;
 mod proc;
 mod processes;
 mod profile;

@@ -1,9 +1,9 @@
 //! What is said of real servers under steady load: none of them leaks.
 
 use super::Bench;
-use super::budget::{Postgres, Redis};
 use super::child::Running;
 use super::figures::{BarFigures, ServerFigures, ServersFigures};
+use super::loads::{Postgres, Redis};
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
