@@ -117,8 +117,8 @@ const CHEAP_WINDOWS: u32 = 3;
 const LOOK_IN_WINDOW: Duration = Duration::from_millis(100);
 const LOOK_IN_EXACT: Duration = Duration::from_secs(1);
 
-/// How long before its planned end the closing of a window is prepared: a grace period of the kernel's RCU, some 5 to 8 ms.
-const PREPARE: Duration = Duration::from_millis(8);
+/// How long before its planned end the closing of a window is prepared: a grace period of the kernel's RCU, some 5 to 12 ms.
+const PREPARE: Duration = Duration::from_millis(10);
 
 /// An open window.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,7 @@
 //! `leakscope floor`: the same probes with programs that do nothing. Not for users: `cargo xtask bench` measures with it
 //! what the kernel's part of a probe costs, and how long attaching and detaching take. It says on stdout where it stands
-//! and when that was (CLOCK_MONOTONIC, nanoseconds): `attaching NS`, `attached NS`, `detaching NS`, `detached NS`.
+//! and when that was (CLOCK_MONOTONIC, nanoseconds): `attaching NS`, `attached NS`, `preparing NS`, `detaching NS`,
+//! `detached NS`. It detaches as at a window's planned end.
 
 use std::{
     io::{self, Write as _},
@@ -11,7 +12,7 @@ use std::{
 use super::{args::FloorArguments, stop::Stop};
 use crate::{
     budget::Choice,
-    kernel::{ProbeOptions, monotonic_ns, require_capabilities},
+    kernel::{ProbeOptions, close_links, monotonic_ns, require_capabilities},
     session::{Session, SessionOptions, check_target},
 };
 
@@ -35,8 +36,11 @@ pub(super) fn run(raw: &FloorArguments) -> anyhow::Result<ExitCode> {
     while !stop.is_asked() && session.running() > 0 {
         session.step(Duration::MAX)?;
     }
+    say("preparing")?;
+    let ready = session.probe().ready_to_detach();
     say("detaching")?;
     session.detach(raw.pid);
+    close_links(ready);
     say("detached")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -28,6 +28,7 @@ struct Sample {
     follow: f64,
     arm: f64,
     attach_gap: f64,
+    prepare: f64,
     disarm: f64,
     detach_gap: f64,
     detach: f64,
@@ -77,6 +78,7 @@ pub(super) fn measure(bench: &mut Bench) -> Result<Vec<AttachFigures>> {
                 follow: of(|sample| sample.follow),
                 arm: of(|sample| sample.arm),
                 attach_gap: of(|sample| sample.attach_gap),
+                prepare: of(|sample| sample.prepare),
                 disarm: of(|sample| sample.disarm),
                 detach_gap: of(|sample| sample.detach_gap),
                 detach: of(|sample| sample.detach),
@@ -158,6 +160,7 @@ fn sample(bench: &Bench, victim: &mut Victim, links: &str) -> Result<Sample> {
     thread::sleep(STAY);
     victim.gap()?;
     tracer.interrupt()?;
+    let preparing = await_word(&tracer, "preparing")?;
     let (detaching, last) = watch(victim, &tracer, "detaching", false, untraced)?;
     let detached = await_word(&tracer, "detached")?;
     let detach_gap = victim.gap()?;
@@ -166,6 +169,7 @@ fn sample(bench: &Bench, victim: &mut Victim, links: &str) -> Result<Sample> {
         follow: ms(begun, attached),
         arm: ms(first, attached),
         attach_gap: attach_gap as f64 / 1e6,
+        prepare: ms(preparing, detaching),
         disarm: ms(detaching, last),
         detach_gap: detach_gap as f64 / 1e6,
         detach: ms(detaching, detached),

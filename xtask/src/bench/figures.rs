@@ -186,6 +186,8 @@ pub(super) struct AttachFigures {
     pub(super) arm: Times,
     /// The longest operation of the target in that time.
     pub(super) attach_gap: Times,
+    /// How long the kernel is made ready to detach, in which the target is trapped still; done before a window's planned end.
+    pub(super) prepare: Times,
     /// From the beginning of detaching until the target runs as before.
     pub(super) disarm: Times,
     /// The longest operation in that time.

@@ -172,11 +172,12 @@ impl Display for Attach<'_> {
         )?;
         write!(
             out,
-            "  {:<8} {:>15} {:>15} {:>15} {:>15} {:>15} {:>17}",
+            "  {:<8} {:>15} {:>15} {:>15} {:>15} {:>15} {:>15} {:>17}",
             "links",
             "follow (all)",
             "first-last",
             "longest op",
+            "prepared",
             "disarmed",
             "longest op",
             "detached"
@@ -184,11 +185,12 @@ impl Display for Attach<'_> {
         for kind in self.0 {
             write!(
                 out,
-                "\n  {:<8} {:>15} {:>15} {:>15} {:>15} {:>15} {:>17}",
+                "\n  {:<8} {:>15} {:>15} {:>15} {:>15} {:>15} {:>15} {:>17}",
                 kind.links,
                 kind.follow.to_string(),
                 kind.arm.to_string(),
                 kind.attach_gap.to_string(),
+                kind.prepare.to_string(),
                 kind.disarm.to_string(),
                 kind.detach_gap.to_string(),
                 kind.detach.to_string()
