@@ -1,16 +1,19 @@
 //! Mappings: the system calls that make, move and take away memory, as they come from the program.
 //!
-//! One program stands at the entry of those that take something away, one at the return of all. Each is tied to the tracepoints of
-//! its calls: at the tracepoint of all calls, the two would cost every call of every process some 50 ns more. Which call it is, its
-//! arguments and its result stand in the thread's user registers, which the kernel keeps as they were at the call; the tracepoints
-//! are those of 64-bit calls alone.
+//! One program stands at the entry of those that take something away, others at the return of all: where the kernel ties programs to its
+//! functions, at the functions of these calls, which costs other calls nothing; elsewhere at their tracepoints, which sends every call of
+//! every process on a longer way. Which call it is and its arguments stand in the thread's user registers, which the kernel keeps as they
+//! were at the call. The result stands there only when the call's function has returned: a program at its end is told of it. Functions and
+//! tracepoints are those of 64-bit calls alone.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::pt_regs,
     helpers::{
         bpf_get_current_pid_tgid,
         generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
     },
+    programs::FExitContext,
 };
 use leakscope_common::{
     EventKind, Loss, MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, SLICE_NO_STEPS, SLICE_SLOTS,
@@ -122,7 +125,7 @@ fn tell(settings: &Settings, record: &MappingRecord) {
 /// Entry of munmap and mremap.
 #[inline(always)]
 pub(crate) fn enter() -> u32 {
-    let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
+    let Some((settings, thread)) = of_followed() else {
         return 0;
     };
     if !is_told_of(settings, thread) {
@@ -159,18 +162,43 @@ pub(crate) fn enter() -> u32 {
     0
 }
 
-/// Return of mmap, munmap, mremap, brk and mprotect.
+/// Return of mmap, munmap, mremap, brk and mprotect, at their tracepoints.
 #[inline(always)]
 pub(crate) fn leave() -> u32 {
-    let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
+    let Some((settings, thread)) = of_followed() else {
         return 0;
     };
+    // SAFETY: the registers are the kernel's; the verifier knows their layout.
+    let result = unsafe { (*user_registers()).rax };
+    done::<true>(settings, thread, result)
+}
+
+/// The end of the kernel's function of one of these calls. Without `MAKES`, only those that make no mapping are told of, for which no stack
+/// is walked: a program for each function is loaded, and what it cannot need is not verified again.
+#[inline(always)]
+pub(crate) fn returned<const MAKES: bool>(ctx: &FExitContext) -> u32 {
+    let Some((settings, thread)) = of_followed() else {
+        return 0;
+    };
+    // SAFETY: the functions have one argument, behind which their result stands.
+    let result = unsafe { *ctx.as_ptr().cast::<u64>().add(1) };
+    done::<MAKES>(settings, thread, result)
+}
+
+/// Settings and thread, where the process is followed.
+#[inline(always)]
+fn of_followed() -> Option<(&'static Settings, *mut ThreadRecord)> {
+    Some((settings()?, filter::current_thread()?))
+}
+
+/// A call has come back with a result.
+#[inline(always)]
+fn done<const MAKES: bool>(settings: &Settings, thread: *mut ThreadRecord, result: u64) -> u32 {
     let registers = user_registers();
     // SAFETY: the registers are the kernel's; the verifier knows their layout.
-    let (call, result, first, second, third, fourth, sp) = unsafe {
+    let (call, first, second, third, fourth, sp) = unsafe {
         (
             (*registers).orig_rax,
-            (*registers).rax,
             (*registers).rdi,
             (*registers).rsi,
             (*registers).rdx,
@@ -178,6 +206,9 @@ pub(crate) fn leave() -> u32 {
             (*registers).rsp,
         )
     };
+    if !MAKES && matches!(call, MMAP | MREMAP | BRK) {
+        return 0;
+    }
     let failed = result >= FIRST_ERROR;
     if call == MMAP && !failed && third & PROT_EXEC != 0 && fourth & MAP_ANONYMOUS == 0 {
         lifecycle::mapped_code(thread);
@@ -239,7 +270,7 @@ pub(crate) fn leave() -> u32 {
         BRK => !own && first != 0,
         _ => false,
     };
-    if maps {
+    if MAKES && maps {
         record.site = stack::capture_within(settings, thread, &beginning(registers), 1);
     }
     tell(settings, &record);

@@ -25,8 +25,11 @@ mod unwind;
 
 use aya_ebpf::{
     bindings::pt_regs,
-    macros::{raw_tracepoint, tracepoint, uprobe, uretprobe},
-    programs::{ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext},
+    macros::{fentry, fexit, raw_tracepoint, tracepoint, uprobe, uretprobe},
+    programs::{
+        FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext,
+        TracePointContext,
+    },
 };
 
 /// Entry of an allocating function.
@@ -81,6 +84,25 @@ pub fn process_fork(ctx: TracePointContext) -> u32 {
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
     lifecycle::exit()
+}
+
+/// A thread is about to take memory away. Tied to kernel functions where the kernel does that; this and the next two, in the place of the two
+/// behind them.
+#[fentry]
+pub fn mapping_begins(_ctx: FEntryContext) -> u32 {
+    growth::enter()
+}
+
+/// A thread has made or moved a mapping, or not.
+#[fexit]
+pub fn mapping_made(ctx: FExitContext) -> u32 {
+    growth::returned::<true>(&ctx)
+}
+
+/// A thread has taken a mapping away, or changed what may be done with it, or not.
+#[fexit]
+pub fn mapping_changed(ctx: FExitContext) -> u32 {
+    growth::returned::<false>(&ctx)
 }
 
 /// A thread is about to take memory away.

@@ -92,6 +92,21 @@ fn mappings_are_exact_and_the_allocators_own_are_not_among_them() {
 }
 
 #[test]
+fn mappings_are_exact_through_perf_events() {
+    let _alone = require_kernel!();
+    let mut running = Victim::start(&require_victim!("mappings")).expect("started");
+    let pid = running.pid();
+    // Where the kernel ties programs to its functions, only so are mappings seen at tracepoints.
+    let tracer = Tracer::attach(&running, &["--links", "perf"]).expect("attached");
+    let truths = running.go().expect("the victim's truth");
+    let report = tracer.stop().expect("the report");
+    assert!(running.quit().expect("the victim ends").success());
+    assert_mappings(&report, pid, &truths);
+    assert_eq!(below(&report, pid, "mapping", HEAP), Sum::default());
+    assert!(report.byte_losses().is_empty(), "{:?}", report.losses);
+}
+
+#[test]
 fn without_allocator_probes_every_mapping_is_shown() {
     let _alone = require_kernel!();
     let path = require_victim!("mappings");

@@ -1,9 +1,11 @@
-//! The kinds of kernel link that this kernel has, as `leakscope doctor` finds out.
+//! The kinds of kernel link that this kernel has, as `leakscope doctor` finds out, and what a process holds of them.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::tracer::run;
 
@@ -56,6 +58,41 @@ fn ask(kind: &str) -> Result<bool> {
         bail!("doctor --links {kind} should say {verdicts:?} of {name}: {forced:?}");
     }
     Ok(asked > best)
+}
+
+/// Whether mappings are seen at functions of the kernel here, not at tracepoints.
+///
+/// # Errors
+/// When leakscope does not say.
+pub fn mappings_at_functions() -> Result<bool> {
+    let said = run(&["doctor"])?;
+    let line = said
+        .stdout
+        .lines()
+        .find(|line| line.split_whitespace().nth(1) == Some("mappings"))
+        .with_context(|| format!("doctor says nothing of mappings: {said:?}"))?;
+    match (
+        line.contains("seen at functions"),
+        line.contains("tracepoints"),
+    ) {
+        (true, false) => Ok(true),
+        (false, true) => Ok(false),
+        _ => bail!("doctor says two things: {line}"),
+    }
+}
+
+/// How many perf events a process holds open. Of a leakscope: one for each tracepoint, and with the oldest kind of link one for each probe.
+///
+/// # Errors
+/// When it is gone.
+pub fn perf_events(pid: u32) -> Result<usize> {
+    let path = format!("/proc/{pid}/fd");
+    let descriptors = fs::read_dir(&path).with_context(|| format!("reading {path}"))?;
+    // One may be closed meanwhile.
+    Ok(descriptors
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .filter(|link| link == Path::new("anon_inode:[perf_event]"))
+        .count())
 }
 
 /// Whether doctor's line on links gives this kind one of these verdicts.

@@ -207,6 +207,10 @@ const PROGRAMS: &[Program] = &[
             ],
         )
     },
+    Program {
+        beside: &["libplugin-omit.so"],
+        ..c("busy", "busy.c", TABLES)
+    },
     rust("rust", &["-g", "-O"]),
     rust("rust-v0-no-debug", &["-O", "-Csymbol-mangling-version=v0"]),
     Program {

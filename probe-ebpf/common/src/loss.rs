@@ -47,11 +47,14 @@ pub enum Loss {
     MappingLost = 19,
     /// A page fault could not be handed over because the ring buffer was full.
     PageFaultLost = 20,
+    /// The kernel skipped a program at a call that changes mappings, for it was interrupted in the same program on that processor. Counted by
+    /// the kernel, for all processes of the machine.
+    MappingMissed = 21,
 }
 
 impl Loss {
     /// Every cause, in the order of its number.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::LiveTableFull,
         Self::StackTableFull,
         Self::ThreadTableFull,
@@ -73,6 +76,7 @@ impl Loss {
         Self::UnwindFramePointers,
         Self::MappingLost,
         Self::PageFaultLost,
+        Self::MappingMissed,
     ];
 
     /// The number of causes: the size of the `LOSSES` map.
@@ -103,6 +107,7 @@ impl Loss {
             Self::UnwindFramePointers => "unwind_frame_pointers",
             Self::MappingLost => "mapping_lost",
             Self::PageFaultLost => "page_fault_lost",
+            Self::MappingMissed => "mapping_missed",
         }
     }
 
@@ -133,6 +138,9 @@ impl Loss {
             Self::UnwindFramePointers => "stacks cut short: frame-pointer chain broken",
             Self::MappingLost => "changes of mappings lost: the ring buffer was full",
             Self::PageFaultLost => "page faults lost: the ring buffer was full",
+            Self::MappingMissed => {
+                "calls of mmap and the like, of any process, at which the kernel skipped the program"
+            }
         }
     }
 
@@ -151,6 +159,7 @@ impl Loss {
                 | Self::ProcessTableFull
                 | Self::MappingLost
                 | Self::PageFaultLost
+                | Self::MappingMissed
         )
     }
 }

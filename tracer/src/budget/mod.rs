@@ -7,12 +7,14 @@
 //! target like the traps.
 
 mod account;
+mod calls;
 #[cfg(test)]
 mod tests;
 
 use std::{fmt, time::Duration};
 
 use account::Account;
+pub use calls::{COUNT_FOR, CallWatch};
 
 /// How allocations are to be seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

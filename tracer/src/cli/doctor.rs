@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 
 use super::args::DoctorArguments;
 use crate::{
-    kernel::{self, LinkMode, Probe, ProbeOptions, Verdict},
+    kernel::{self, LinkMode, MappingWay, Probe, ProbeOptions, Verdict},
     session::{Unwinding, inspect},
 };
 
@@ -85,6 +85,7 @@ fn line(
 fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool> {
     let options = ProbeOptions {
         links,
+        mapping_steps: true,
         ..ProbeOptions::default()
     };
     let probe = match Probe::load(&options) {
@@ -109,6 +110,7 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
         &format!("accepted; instructions verified: {programs}"),
         "",
     )?;
+    print_mappings(out, probe.mapping_way())?;
     let sum = |at_once: bool| -> u64 {
         probe
             .memory()
@@ -141,6 +143,30 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
         )?;
     }
     Ok(true)
+}
+
+/// Says how mappings are seen, and what that costs.
+fn print_mappings(out: &mut dyn Write, way: &MappingWay) -> io::Result<()> {
+    const NAME: &str = "mappings";
+    match way {
+        MappingWay::Functions => line(
+            out,
+            Verdict::Good,
+            NAME,
+            "seen at functions of the kernel (fentry, fexit): other calls cost what they did",
+            "",
+        ),
+        MappingWay::Tracepoints { why } => line(
+            out,
+            Verdict::Degraded,
+            NAME,
+            &format!(
+                "seen at the tracepoints of their system calls ({why}): every system call of the machine takes longer meanwhile; --tier auto \
+                 and sampled give mappings up where it makes many"
+            ),
+            "nothing has to be done; kernels with BTF that allow programs of type tracing need no tracepoints",
+        ),
+    }
 }
 
 /// Says what would be attached in a process, and how its files can be unwound.

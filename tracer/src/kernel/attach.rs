@@ -61,6 +61,29 @@ pub struct Link {
     pub(super) events: Vec<OwnedFd>,
 }
 
+impl Link {
+    /// Ties a program to a tracepoint, whose number this is.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(super) fn add_tracepoint(
+        &mut self,
+        program: BorrowedFd<'_>,
+        event: &str,
+        number: u64,
+    ) -> Result<(), KernelError> {
+        let failed = |source| KernelError::Attach {
+            what: format!("the tracepoint {event}"),
+            source,
+        };
+        let opened = sys::open_tracepoint(number).map_err(failed)?;
+        let link = sys::link_perf_event(program, opened.as_fd(), 0).map_err(failed)?;
+        self.links.push(link);
+        self.events.push(opened);
+        Ok(())
+    }
+}
+
 /// Links that are closed at the same time: each waits out a grace period of the kernel, in which nothing is done.
 const CLOSED_AT_ONCE: usize = 64;
 
@@ -322,6 +345,7 @@ fn trivial_program(attach_type: u32) -> io::Result<OwnedFd> {
             name: "leakscope_ask",
             program_type: KPROBE as u32,
             expected_attach_type: attach_type,
+            attach_btf_id: 0,
             instructions: &[set, exit],
             license: c"GPL",
             btf: None,

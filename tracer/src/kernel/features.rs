@@ -201,12 +201,14 @@ fn check_btf() -> Check {
             format!("{PATH} ({} bytes)", metadata.len()),
             "",
         ),
-        // The probe brings its own BTF, is not relocated against the kernel's, and calls no kernel function by its BTF id. So
-        // nothing is lost; it is said, for whoever wonders about other tools.
+        // The probe brings its own BTF, is not relocated against the kernel's, and calls no kernel function by its BTF id. Programs at
+        // functions of the kernel need it; what stands in their place is said where mappings are.
         Err(error) => Check::new(
             NAME,
             Verdict::Good,
-            format!("{PATH}: {error}; not needed, the probe brings its own"),
+            format!(
+                "{PATH}: {error}; not needed, the probe brings its own; mappings are seen at tracepoints"
+            ),
             "",
         ),
     }

@@ -1,6 +1,12 @@
 //! Which processes the probe records, and the events by which it learns of others.
 
-use std::{ffi::CStr, io, mem::offset_of, os::fd::AsFd as _, sync::atomic::Ordering};
+use std::{
+    ffi::CStr,
+    io,
+    mem::offset_of,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::atomic::Ordering,
+};
 
 use leakscope_common::{
     HOLD_CHILDREN, MAX_PAGE_SHIFT, PROCESS_EXEC_PENDING, ProcessRecord, SELECT_ACTIVE,
@@ -8,6 +14,7 @@ use leakscope_common::{
 };
 
 use super::{
+    attach::{Link, close_links},
     command,
     error::KernelError,
     event::ProbeEvent,
@@ -16,32 +23,6 @@ use super::{
     sys,
     tracefs::Tracefs,
 };
-
-/// Each program with the tracepoints that it is tied to.
-const TRACEPOINTS: [(&str, &str); 11] = [
-    ("process_exec", "sched/sched_process_exec"),
-    ("process_exit", "sched/sched_process_exit"),
-    ("process_fork", NEW_TASK),
-    ("mapping_enter", "syscalls/sys_enter_munmap"),
-    ("mapping_enter", "syscalls/sys_enter_mremap"),
-    ("mapping_return", NEW_CODE),
-    ("mapping_return", "syscalls/sys_exit_munmap"),
-    ("mapping_return", "syscalls/sys_exit_mremap"),
-    ("mapping_return", "syscalls/sys_exit_brk"),
-    ("mapping_return", "syscalls/sys_exit_mprotect"),
-    ("mapping_return", OPTIONAL),
-];
-
-/// Where code is mapped, which is always seen; the others only where the steps of mappings are asked for.
-const NEW_CODE: &str = "syscalls/sys_exit_mmap";
-
-/// Whether a program is one that sees mappings.
-fn is_mapping(name: &str) -> bool {
-    matches!(name, "mapping_enter" | "mapping_return")
-}
-
-/// A tracepoint that a kernel need not have: without protection keys there is no such call.
-const OPTIONAL: &str = "syscalls/sys_exit_pkey_mprotect";
 
 /// The tracepoints of page faults, in user mode and in the kernel's; each is also the name of a raw tracepoint.
 pub(super) const PAGE_FAULTS: [(&str, &CStr); 2] = [
@@ -69,18 +50,15 @@ struct NewTask {
 const ANY: u64 = 0;
 
 impl Probe {
-    /// Attaches to exec, thread exit and the system calls that change mappings; also to page faults where they are wanted and the
-    /// kernel has their tracepoints.
+    /// Attaches to exec, thread exit and, where they are seen at tracepoints, the system calls that change mappings; also to page faults
+    /// where they are wanted and the kernel has their tracepoints.
     ///
     /// # Errors
     /// A tracepoint was refused, or tracefs cannot be read.
     pub fn attach_lifecycle(&mut self) -> Result<(), KernelError> {
-        self.attach_tracepoints(&[
-            "process_exec",
-            "process_exit",
-            "mapping_enter",
-            "mapping_return",
-        ])?;
+        self.attach_raw("process_exec", c"sched_process_exec")?;
+        self.attach_raw("process_exit", c"sched_process_exit")?;
+        self.attach_mappings()?;
         if self.wants_page_faults {
             match self.attach_page_faults() {
                 Ok(()) => self.set_page_shift(FIRST_PAGE_SHIFT),
@@ -94,18 +72,12 @@ impl Probe {
 
     /// Attaches to both kinds of page faults or to none.
     fn attach_page_faults(&mut self) -> Result<(), (&'static str, io::Error)> {
-        let Some((_, program)) = self
-            .lifecycle_programs
-            .iter()
-            .find(|(name, _)| *name == "page_fault")
-        else {
+        let Some(program) = self.lifecycle_program("page_fault") else {
             return Ok(());
         };
         let mut links = Vec::new();
         for (event, raw) in PAGE_FAULTS {
-            links.push(
-                sys::open_raw_tracepoint(program.as_fd(), raw).map_err(|error| (event, error))?,
-            );
+            links.push(sys::open_raw_tracepoint(program, raw).map_err(|error| (event, error))?);
         }
         self.mapping_links.links.extend(links);
         Ok(())
@@ -139,7 +111,8 @@ impl Probe {
         if self.sees_forks {
             return Ok(());
         }
-        Tracefs::open()?.expect_fields(
+        let tracefs = Tracefs::open()?;
+        tracefs.expect_fields(
             NEW_TASK,
             &[
                 ("pid", offset_of!(NewTask, pid), size_of::<u32>()),
@@ -150,61 +123,37 @@ impl Probe {
                 ),
             ],
         )?;
-        self.attach_tracepoints(&["process_fork"])?;
+        let number = tracefs.tracepoint_id(NEW_TASK)?;
+        let mut link = Link::default();
+        if let Some(program) = self.lifecycle_program("process_fork") {
+            link.add_tracepoint(program, NEW_TASK, number)?;
+        }
+        self.lifecycle.links.extend(link.links);
+        self.lifecycle.events.extend(link.events);
         self.sees_forks = true;
         Ok(())
     }
 
-    fn attach_tracepoints(&mut self, names: &[&str]) -> Result<(), KernelError> {
-        let steps = self
-            .settings
-            .read(0)
-            .is_some_and(|settings| settings.mappings != 0);
-        let mut tracefs = None;
-        for (name, event) in TRACEPOINTS {
-            if !names.contains(&name) || (event != NEW_CODE && is_mapping(name) && !steps) {
-                continue;
-            }
-            let Some((_, program)) = self
-                .lifecycle_programs
-                .iter()
-                .find(|(other, _)| *other == name)
-            else {
-                continue;
-            };
-            let failed = |source| KernelError::Attach {
-                what: format!("the tracepoint {event}"),
+    /// Ties a program to the raw tracepoint of this name.
+    fn attach_raw(&mut self, program: &str, tracepoint: &CStr) -> Result<(), KernelError> {
+        let link = self
+            .lifecycle_program(program)
+            .map(|program| sys::open_raw_tracepoint(program, tracepoint))
+            .transpose()
+            .map_err(|source| KernelError::Attach {
+                what: format!("the tracepoint {}", tracepoint.to_string_lossy()),
                 source,
-            };
-            let raw = match name {
-                "process_exec" => Some(c"sched_process_exec"),
-                "process_exit" => Some(c"sched_process_exit"),
-                _ => None,
-            };
-            if let Some(raw) = raw {
-                let link = sys::open_raw_tracepoint(program.as_fd(), raw).map_err(failed)?;
-                self.lifecycle.links.push(link);
-                continue;
-            }
-            let tracefs = match &mut tracefs {
-                Some(tracefs) => tracefs,
-                none => none.insert(Tracefs::open()?),
-            };
-            let number = match tracefs.tracepoint_id(event) {
-                Err(_) if event == OPTIONAL => continue,
-                number => number?,
-            };
-            let event = sys::open_tracepoint(number).map_err(failed)?;
-            let link = sys::link_perf_event(program.as_fd(), event.as_fd(), 0).map_err(failed)?;
-            let kept = if is_mapping(name) {
-                &mut self.mapping_links
-            } else {
-                &mut self.lifecycle
-            };
-            kept.links.push(link);
-            kept.events.push(event);
-        }
+            })?;
+        self.lifecycle.links.extend(link);
         Ok(())
+    }
+
+    /// A program by its name.
+    fn lifecycle_program(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        self.lifecycle_programs
+            .iter()
+            .find(|(other, _)| *other == name)
+            .map(|(_, program)| program.as_fd())
     }
 
     /// A number for a process incarnation that has not been used yet.
@@ -311,6 +260,40 @@ impl Probe {
             .get(&pid, 0)
             .ok()
             .map(|record| record.0.incarnation)
+    }
+
+    /// Tells of no step of a mapping and of no page fault any more, for good, and begins to take away what saw them, beside what goes on; done when the
+    /// probe is dropped. The kernel waits out a grace period of some 30 ms for each tracepoint, one after the other.
+    pub fn end_mappings(&mut self) {
+        if let Some(mut settings) = self.settings.read(0) {
+            // All at the same instant, whichever link goes first.
+            settings.mappings = 0;
+            settings.page_faults = 0;
+            self.settings.write(0, settings);
+        }
+        let links = std::mem::take(&mut self.mapping_links);
+        self.close_beside(links);
+    }
+
+    /// Begins to take away all that is tied to tracepoints, as [`Probe::end_mappings`] does: nothing is told of processes from now on.
+    pub fn begin_detach(&mut self) {
+        self.end_mappings();
+        let links = std::mem::take(&mut self.lifecycle);
+        self.close_beside(links);
+    }
+
+    /// Begins to close links, beside what goes on.
+    pub(super) fn close_beside(&mut self, link: Link) {
+        if link.links.is_empty() && link.events.is_empty() {
+            return;
+        }
+        self.closing.retain(|closing| !closing.is_finished());
+        // Where no thread can be made, the closure is dropped, and the links with it.
+        self.closing.extend(
+            std::thread::Builder::new()
+                .name("detach".to_owned())
+                .spawn(move || close_links([link])),
+        );
     }
 
     /// Lets a held process run on.

@@ -141,6 +141,30 @@ impl LoadedObject {
         program_type: bpf_prog_type,
         expected_attach_type: u32,
     ) -> Result<OwnedFd, KernelError> {
+        self.program_for(name, program_type, expected_attach_type, 0)
+    }
+
+    /// Loads a program for a kernel function, by its number in the kernel's BTF.
+    ///
+    /// # Errors
+    /// As for [`LoadedObject::program`].
+    pub(crate) fn tracing_program(
+        &self,
+        name: &str,
+        expected_attach_type: u32,
+        function: u32,
+    ) -> Result<OwnedFd, KernelError> {
+        let kind = bpf_prog_type::BPF_PROG_TYPE_TRACING;
+        self.program_for(name, kind, expected_attach_type, function)
+    }
+
+    fn program_for(
+        &self,
+        name: &str,
+        program_type: bpf_prog_type,
+        expected_attach_type: u32,
+        attach_btf_id: u32,
+    ) -> Result<OwnedFd, KernelError> {
         let missing = || KernelError::Object {
             reason: format!("it has no program {name}"),
         };
@@ -159,6 +183,7 @@ impl LoadedObject {
             name,
             program_type: program_type as u32,
             expected_attach_type,
+            attach_btf_id,
             instructions: &function.instructions,
             license: &program.license,
             btf: Some(self.btf.as_fd()),

@@ -3,6 +3,8 @@
 //! reports: it hands out numbers and addresses as the probe recorded them.
 
 mod attach;
+mod btf;
+mod calls;
 mod command;
 mod error;
 mod event;
@@ -10,6 +12,7 @@ mod features;
 mod follow;
 mod guardian;
 mod load;
+mod mappings;
 mod object;
 mod probe;
 mod read;
@@ -19,6 +22,7 @@ mod tracefs;
 mod watch;
 
 pub use attach::{Attachment, Link, LinkMode, close_links};
+pub use calls::{CallCount, CallCounter};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
 pub use event::ProbeEvent;
@@ -27,6 +31,7 @@ pub use features::{
 };
 pub use guardian::Watched;
 pub use load::MapMemory;
+pub use mappings::MappingWay;
 pub use object::{Provenance, provenance};
 pub use probe::{Probe, ProbeOptions, has_ended, open_pidfd};
 pub(crate) use read::add_totals;

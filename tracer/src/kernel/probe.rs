@@ -21,12 +21,13 @@ use leakscope_common::{
 };
 
 use super::{
-    attach::{self, Attachment, HeapPrograms, Link, LinkMode, close_links},
+    attach::{self, Attachment, HeapPrograms, Link, LinkMode},
     command,
     error::KernelError,
     event::{ProbeEvent, parse_event},
     guardian::Guardian,
     load::{LoadedObject, MapMemory, io_error},
+    mappings::MappingPrograms,
     shared::{LargeArray, SharedArray},
     sys::{self, Counts, Waiting},
 };
@@ -102,6 +103,7 @@ pub(super) const SAMPLED_BUCKETS: usize = 4096;
 pub struct Probe {
     pub(super) programs: HeapPrograms,
     pub(super) lifecycle: Link,
+    pub(super) mapping_programs: MappingPrograms,
     pub(super) mapping_links: Link,
     /// Page faults are to be seen.
     pub(super) wants_page_faults: bool,
@@ -143,7 +145,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Loads the probe; nothing is attached yet.
+    /// Loads the probe. Where mappings are seen at functions of the kernel the programs stand there from now on; nothing else is attached yet.
     ///
     /// # Errors
     /// The kernel refused a map or a program: the error says which and what to do.
@@ -178,12 +180,14 @@ impl Probe {
             ("process_exec", raw),
             ("process_exit", raw),
             ("process_fork", tracepoint),
-            ("mapping_enter", tracepoint),
-            ("mapping_return", tracepoint),
             ("page_fault", raw),
         ] {
             lifecycle_programs.push((name, object.program(name, kind, 0)?));
         }
+        let steps = options.mapping_steps && !options.empty;
+        let only_tracepoints = options.links == Some(LinkMode::Perf);
+        let (mapping_programs, mapping_links) =
+            MappingPrograms::load(&object, steps, only_tracepoints)?;
         let live = large(&object, "LIVE", buckets)?;
         let behind_windows = if buckets > 2 * WINDOW_BUCKETS {
             WINDOW_BUCKETS as usize
@@ -204,7 +208,8 @@ impl Probe {
         let probe = Self {
             programs,
             lifecycle: Link::default(),
-            mapping_links: Link::default(),
+            mapping_programs,
+            mapping_links,
             wants_page_faults: options.page_faults && !options.empty,
             page_faults_unseen: None,
             closing: Vec::new(),
@@ -248,7 +253,7 @@ impl Probe {
                 stack_mask: slots - 1,
                 frame_pointers_only: u32::from(options.frame_pointers_only),
                 stripe_mask: stripes - 1,
-                mappings: u32::from(options.mapping_steps && !options.empty),
+                mappings: u32::from(steps),
                 wake_bytes: options.event_bytes / WAKE_PART,
                 ..Settings::default()
             },
@@ -260,38 +265,6 @@ impl Probe {
 }
 
 impl Probe {
-    /// Tells of no step of a mapping and of no page fault any more, for good, and begins to take away what saw them, beside what goes on; done when the
-    /// probe is dropped. The kernel waits out a grace period of some 30 ms for each tracepoint, one after the other.
-    pub fn end_mappings(&mut self) {
-        if let Some(mut settings) = self.settings.read(0) {
-            // All at the same instant, whichever link goes first.
-            settings.mappings = 0;
-            settings.page_faults = 0;
-            self.settings.write(0, settings);
-        }
-        let links = std::mem::take(&mut self.mapping_links);
-        self.close_beside(links);
-    }
-
-    /// Begins to take away all that is tied to tracepoints, as [`Probe::end_mappings`] does: nothing is told of processes from now on.
-    pub fn begin_detach(&mut self) {
-        self.end_mappings();
-        let links = std::mem::take(&mut self.lifecycle);
-        self.close_beside(links);
-    }
-
-    fn close_beside(&mut self, link: Link) {
-        if link.links.is_empty() {
-            return;
-        }
-        // Where no thread can be made, the closure is dropped, and the links with it.
-        self.closing.extend(
-            std::thread::Builder::new()
-                .name("detach".to_owned())
-                .spawn(move || close_links([link])),
-        );
-    }
-
     /// The kind of link in use.
     #[must_use]
     pub fn link_mode(&self) -> LinkMode {
@@ -304,25 +277,28 @@ impl Probe {
         &self.memory
     }
 
-    /// Each program with the number of instructions that the verifier walked.
+    /// Each program with the number of instructions that the verifier walked; the most of those that are loaded several times.
     ///
     /// # Errors
     /// The kernel does not say.
     pub fn verified_instructions(&self) -> Result<Vec<(&'static str, u32)>, KernelError> {
-        self.programs
+        let mut most: Vec<(&'static str, u32)> = Vec::new();
+        let lifecycle = self.lifecycle_programs.iter();
+        for (name, fd) in self
+            .programs
             .programs()
             .into_iter()
-            .chain(
-                self.lifecycle_programs
-                    .iter()
-                    .map(|(name, fd)| (*name, fd.as_fd())),
-            )
-            .map(|(name, fd)| {
-                sys::verified_instructions(fd)
-                    .map(|count| (name, count))
-                    .map_err(|source| KernelError::call(format!("cannot ask for {name}"), source))
-            })
-            .collect()
+            .chain(lifecycle.map(|(name, fd)| (*name, fd.as_fd())))
+            .chain(self.mapping_programs.programs())
+        {
+            let count = sys::verified_instructions(fd)
+                .map_err(|source| KernelError::call(format!("cannot ask for {name}"), source))?;
+            match most.iter_mut().find(|(other, _)| *other == name) {
+                Some((_, before)) => *before = count.max(*before),
+                None => most.push((name, count)),
+            }
+        }
+        Ok(most)
     }
 
     /// Attaches probes in a file, which may be opened through a link under /proc, and is called `name` in messages; to one process, or to

@@ -151,6 +151,7 @@ impl Probe {
 
     /// Begins to count losses anew.
     pub fn reset_losses(&mut self) {
+        self.reset_missed_mappings();
         for index in 0..self.losses.len() {
             self.losses.write(index, 0);
         }

@@ -13,6 +13,9 @@ use leakscope_common::Plain;
 pub(crate) const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 /// `BPF_TRACE_UPROBE_SESSION` (include/uapi/linux/bpf.h, Linux 6.13).
 pub(crate) const BPF_TRACE_UPROBE_SESSION: u32 = 57;
+/// `BPF_TRACE_FENTRY` and `BPF_TRACE_FEXIT` (include/uapi/linux/bpf.h).
+pub(crate) const BPF_TRACE_FENTRY: u32 = 24;
+pub(crate) const BPF_TRACE_FEXIT: u32 = 25;
 /// `BPF_PERF_EVENT` (include/uapi/linux/bpf.h).
 const BPF_PERF_EVENT: u32 = 41;
 /// `BPF_F_UPROBE_MULTI_RETURN` (include/uapi/linux/bpf.h).
@@ -56,6 +59,8 @@ pub(crate) struct ProgramLoad<'a> {
     pub(crate) name: &'a str,
     pub(crate) program_type: u32,
     pub(crate) expected_attach_type: u32,
+    /// The kernel function that the program is for, by its number in the kernel's BTF; else 0.
+    pub(crate) attach_btf_id: u32,
     pub(crate) instructions: &'a [aya_obj::generated::bpf_insn],
     pub(crate) license: &'a CStr,
     pub(crate) btf: Option<BorrowedFd<'a>>,
@@ -72,6 +77,7 @@ pub(crate) fn load_program(load: &ProgramLoad<'_>, log: &mut [u8]) -> io::Result
     let fields = unsafe { &mut attr.__bindgen_anon_3 };
     fields.prog_type = load.program_type;
     fields.expected_attach_type = load.expected_attach_type;
+    fields.attach_btf_id = load.attach_btf_id;
     fields.insns = load.instructions.as_ptr() as u64;
     fields.insn_cnt = load.instructions.len() as u32;
     fields.license = load.license.as_ptr() as u64;
@@ -185,8 +191,25 @@ pub(crate) fn array_element<T: Plain>(map: BorrowedFd<'_>, index: u32) -> io::Re
     Ok(unsafe { value.assume_init() })
 }
 
+/// Ties a program to the kernel function that it was loaded for: `BPF_RAW_TRACEPOINT_OPEN` without a name.
+pub(crate) fn open_tracing(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = empty_attr();
+    attr.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    owned(bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr)?)
+}
+
 /// The verified instruction count of a program (`bpf_prog_info.verified_insns`, Linux 5.16).
 pub(crate) fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> {
+    program_info(program).map(|info| info.verified_insns)
+}
+
+/// How often the kernel did not run a program, for it was running on that processor already (`bpf_prog_info.recursion_misses`, Linux 5.12).
+pub(crate) fn missed_runs(program: BorrowedFd<'_>) -> io::Result<u64> {
+    program_info(program).map(|info| info.recursion_misses)
+}
+
+/// `BPF_OBJ_GET_INFO_BY_FD` of a program.
+fn program_info(program: BorrowedFd<'_>) -> io::Result<aya_obj::generated::bpf_prog_info> {
     let mut attr = empty_attr();
     // SAFETY: `bpf_prog_info` is plain integers; zero is right for unused fields.
     let mut info: aya_obj::generated::bpf_prog_info = unsafe { mem::zeroed() };
@@ -194,7 +217,7 @@ pub(crate) fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> 
     attr.info.info = std::ptr::from_mut(&mut info) as u64;
     attr.info.info_len = size_of_val(&info) as u32;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info.verified_insns)
+    Ok(info)
 }
 
 /// `struct perf_event_attr` up to `PERF_ATTR_SIZE_VER1` plus padding to version 5 (include/uapi/linux/perf_event.h): the
@@ -268,13 +291,18 @@ pub(crate) fn open_uprobe(
 
 /// Opens a tracepoint as a perf event. BPF programs on it run for every process and CPU.
 pub(crate) fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
+    count_tracepoint(id, 0)
+}
+
+/// Begins to count how often one processor comes by a tracepoint: read(2) gives the count, 8 bytes.
+pub(crate) fn count_tracepoint(id: u64, processor: u32) -> io::Result<OwnedFd> {
     let attr = PerfEventAttr {
         kind: PERF_TYPE_TRACEPOINT,
         size: size_of::<PerfEventAttr>() as u32,
         config: id,
         ..PerfEventAttr::default()
     };
-    perf_event_open(&attr, -1, 0)
+    perf_event_open(&attr, -1, processor as i32)
 }
 
 /// Descriptors that are waited for together (epoll(7)), each known by a number. One that is closed is forgotten.

@@ -78,9 +78,10 @@ impl Session {
                 && traced.may_refresh()
             {
                 // A process that is gone keeps what was known.
-                let _ = traced
+                traced.has_new_code |= traced
                     .space
-                    .refresh(&self.proc_root, pid, &mut self.modules);
+                    .refresh(&self.proc_root, pid, &mut self.modules)
+                    .unwrap_or(false);
             }
         }
         let canonical = *self
@@ -156,7 +157,7 @@ impl Session {
         looked
     }
 
-    fn look_at_mappings(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
+    pub(super) fn look_at_mappings(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
         let Some(mut traced) = self.processes.remove(&pid) else {
             return Ok(());
         };

@@ -39,6 +39,8 @@ const LEAST_MAPPINGS_COST: f64 = 0.005;
 #[derive(Debug, Default)]
 pub(super) struct Growth {
     processes: HashMap<u32, Growing>,
+    /// No more is wanted of any process.
+    all_given_up: bool,
 }
 
 /// The mappings of a process.
@@ -112,6 +114,9 @@ fn kind(flags: u32) -> Option<MappingKind> {
 impl Growth {
     /// Looks at what a running process has mapped already. To be called just before it is followed.
     pub(super) fn begin(&mut self, proc_root: &Path, pid: u32, incarnation: u32) {
+        if self.all_given_up {
+            return;
+        }
         let mappings = &mut self.processes.entry(incarnation).or_default().mappings;
         // A process that cannot be read has ended.
         for map in read_maps(proc_root, pid).unwrap_or_default() {
@@ -129,7 +134,7 @@ impl Growth {
         if let Some(step) = step(record) {
             let growing = self.processes.entry(record.incarnation).or_default();
             growing.steps += 1;
-            if !growing.given_up {
+            if !growing.given_up && !self.all_given_up {
                 growing.mappings.apply(record.thread, record.at_ns, &step);
             }
         }
@@ -171,6 +176,15 @@ impl Growth {
     /// Drops what is known of an incarnation of which no more is to be told, but for what it cost.
     pub(super) fn give_up(&mut self, incarnation: u32) {
         if let Some(growing) = self.processes.get_mut(&incarnation) {
+            growing.mappings = Mappings::default();
+            growing.given_up = true;
+        }
+    }
+
+    /// The same for all, for good.
+    pub(super) fn give_all_up(&mut self) {
+        self.all_given_up = true;
+        for growing in self.processes.values_mut() {
             growing.mappings = Mappings::default();
             growing.given_up = true;
         }

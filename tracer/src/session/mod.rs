@@ -3,6 +3,7 @@
 //! arguments nor views.
 
 mod calibration;
+mod calls;
 mod events;
 mod growth;
 mod inspect;
@@ -41,6 +42,7 @@ use crate::{
     target::{discover::Files, process::ProcessError},
     unwind::BuildOptions,
 };
+use calls::Calls;
 use growth::Growth;
 use links::Links;
 use pages::PageFaults;
@@ -164,6 +166,7 @@ pub struct Session {
     processes: BTreeMap<u32, Traced>,
     links: Links,
     growth: Growth,
+    calls: Calls,
     pages: PageFaults,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
@@ -210,6 +213,7 @@ impl Session {
         probe.attach_lifecycle()?;
         let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
         let now = Instant::now();
+        let calls = Calls::new(options.budget, options.tier != Choice::Exact);
         let mut session = Self {
             options,
             probe,
@@ -223,6 +227,7 @@ impl Session {
             processes: BTreeMap::new(),
             links: Links::default(),
             growth: Growth::default(),
+            calls,
             pages: PageFaults::default(),
             selecting: Selecting::default(),
             stacks: HashMap::new(),
@@ -310,6 +315,7 @@ impl Session {
     pub fn follow_command(&mut self, pid: u32, children: bool) -> Result<(), TraceError> {
         let mut traced = Traced::open(&self.probe, &self.proc_root, pid, self.limits(true))?;
         traced.incarnation = self.probe.new_incarnation();
+        self.calls.keep_mappings();
         self.probe
             .follow_command(pid, traced.incarnation, children)?;
         self.processes.insert(pid, traced);
@@ -351,7 +357,8 @@ impl Session {
         let at_most = at_most
             .min(self.tick())
             .min(self.selecting.wait_at_most())
-            .min(self.next_window_step());
+            .min(self.next_window_step())
+            .min(self.calls.wait_at_most());
         let ended = self.probe.wait(at_most)?;
         if let Some(wake) = &self.wake {
             // Why it woke us is for whoever called to know; nothing to read is what there usually is.
@@ -373,6 +380,7 @@ impl Session {
         }
         self.consider_candidates()?;
         self.links.close_retired();
+        self.step_calls();
         self.step_windows()?;
         if self.last_look.elapsed() >= self.look_every {
             self.sweep()?;
@@ -391,6 +399,7 @@ impl Session {
         if self.last_crowd_check.elapsed() >= TICK {
             self.last_crowd_check = Instant::now();
             self.bound_mappings();
+            self.look_for_code()?;
             if self.probe.is_crowded() {
                 self.probe.thin()?;
             }
@@ -552,8 +561,10 @@ impl Session {
     pub(crate) fn losses(&self) -> Vec<(Loss, u64)> {
         let mut losses = self.probe.losses();
         for (loss, count) in &mut losses {
-            if *loss == Loss::StaleBlock {
-                *count = count.saturating_sub(self.stale_at_ends);
+            match loss {
+                Loss::StaleBlock => *count = count.saturating_sub(self.stale_at_ends),
+                Loss::MappingMissed => *count += self.probe.missed_mappings(),
+                _ => {}
             }
         }
         losses

@@ -155,6 +155,10 @@ pub(super) struct Traced {
     /// Processor time at the last look; `None` once it had ended by then.
     seen_cpu: Option<Duration>,
     refreshed: Option<Instant>,
+    /// When it was last looked at for code that nobody told of, and its processor time by then.
+    pub(super) code_looked_at: Option<(Instant, Duration)>,
+    /// Code was found by chance, of which no more is known than its file.
+    pub(super) has_new_code: bool,
 }
 
 /// Whether a process can be traced at all, as far as `/proc` says.
@@ -224,6 +228,8 @@ impl Traced {
             unknown_frees: 0,
             seen_cpu: Some(Duration::MAX),
             refreshed: None,
+            code_looked_at: None,
+            has_new_code: false,
         };
         traced.measure(proc_root);
         Ok(traced)
@@ -233,6 +239,8 @@ impl Traced {
     pub(super) fn begin_program(&mut self, proc_root: &Path, incarnation: u32) {
         self.incarnation = incarnation;
         self.space = AddressSpace::default();
+        self.code_looked_at = None;
+        self.has_new_code = false;
         self.rss_first = None;
         if let Ok(process) = read_process(proc_root, self.pid) {
             self.comm = process.comm;

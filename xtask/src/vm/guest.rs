@@ -3,7 +3,7 @@
 use super::boot::{End, Machine, boot};
 use super::tree::Tree;
 use super::victims;
-use crate::bpf::verified::{Counts, LINKS, Measured, WORDS, parse};
+use crate::bpf::verified::{Counts, Measured, WAYS, WORDS, parse};
 use crate::shell::{self, Executable, cargo, command, root};
 use crate::test::{BINARY, REQUIRE_KERNEL, SKIPPED, required};
 use anyhow::{Context as _, Result, bail};
@@ -245,10 +245,10 @@ fn init(tests: &[String], arguments: &[String], package: &Path) -> String {
     );
     // A kind of link that the kernel lacks gives no line.
     script.push_str(&format!(
-        "for links in {}; do\n\
-         {HOME}/leakscope doctor --links $links | sed -n 's/.*{WORDS}/{MARK} verified &/p'\n\
+        "for way in {}; do\n\
+         {HOME}/leakscope doctor $way | sed -n 's/.*{WORDS}/{MARK} verified &/p'\n\
          done\n",
-        LINKS.join(" ")
+        WAYS.map(quote).join(" ")
     ));
     for test in tests {
         // One test at a time: under emulation two would only wait for each other, and the one that hangs is known.

@@ -149,5 +149,10 @@ pub(super) fn tier_reason(session: &Session) -> String {
         Some((first, _)) if session.options.tier == Choice::Exact => first.clone(),
         _ => reasons.join("; "),
     };
-    format!("{reasons}; through {links} links{rarer}{others}{thinned}")
+    let mappings = session
+        .calls
+        .given_up()
+        .map(|why| format!("; {why}"))
+        .unwrap_or_default();
+    format!("{reasons}; through {links} links{rarer}{others}{thinned}{mappings}")
 }
