@@ -1,7 +1,12 @@
 //! What seeing mappings costs others: nothing where the kernel ties programs to its functions; where it does not, the tracepoints of system
 //! calls go away when the machine makes many, and stay when it makes few or all mappings were asked for.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 use std::{
     thread::sleep,
@@ -63,6 +68,18 @@ fn mapped(report: &Report, function: &str) -> Sum {
         }
     }
     sum
+}
+
+/// Whether a leakscope comes to hold so many perf events at least.
+fn perf_events_reach(tracer: &Tracer, wanted: usize) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        if perf_events(tracer.pid()).expect("leakscope runs") >= wanted {
+            return true;
+        }
+        sleep(Duration::from_millis(2));
+    }
+    false
 }
 
 /// Waits until a leakscope holds so many perf events; gives how many it holds when the time is over.
@@ -133,6 +150,39 @@ fn a_library_loaded_when_nobody_tells_of_it_is_known_before_its_first_call() {
         }
     }
     assert_eq!((found.bytes, found.objects), (3900, 13));
+}
+
+#[test]
+fn a_program_that_begins_when_nobody_tells_of_its_libraries_is_traced() {
+    let _alone = require_kernel!();
+    let _built = require_victim!("busy");
+    let endless = require_victim!("endless");
+    let mut busy = Busy(Victim::start(&leakscope_tests::victim("busy").unwrap()).unwrap());
+    busy.0.say("go").unwrap();
+    assert_eq!(busy.0.line().unwrap().as_deref(), Some("busy"));
+    let arguments = ["--tier", "auto", "--comm", "endless"];
+    let tracer = Tracer::start(&arguments).expect("leakscope starts");
+    if mappings_at_functions().expect("doctor") {
+        sleep(LONG / 4);
+    } else {
+        // That processes are made is seen at a tracepoint too, which is no system call's.
+        assert!(perf_events_reach(&tracer, 8), "it never attached");
+        assert_eq!(perf_events_become(&tracer, 1, PATIENCE), 1);
+    }
+    let mut running = Victim::start(&endless).expect("started");
+    running.say("go").unwrap();
+    sleep(LONG / 2);
+    let report = tracer.stop().expect("the report");
+    running.kill().expect("killed");
+    busy.loads_a_library();
+    busy.leaks();
+    busy.quit();
+    let site = report
+        .sites
+        .iter()
+        .find(|site| site.pid == running.pid() && site.contains("leak_endless"))
+        .unwrap_or_else(|| panic!("{report:?}"));
+    assert!(site.stack_complete, "{:?}", site.names());
 }
 
 #[test]

@@ -393,8 +393,9 @@ fn without_any_tracefs() {
     let _alone = require_kernel!();
     require_strace!();
     let mut target = Target::start(&require_victim!("endless"));
-    // Neither mounted nor to be opened, as where CAP_SYS_ADMIN is missing.
-    let inner = tampered("fsopen", "error=EPERM", &target.traced(&[])).unwrap();
+    // Neither mounted nor to be opened, as where CAP_SYS_ADMIN is missing. With programs at functions of the kernel it is not needed.
+    let arguments = target.traced(&["--links", "perf"]);
+    let inner = tampered("fsopen", "error=EPERM", &arguments).unwrap();
     let mut command = std::process::Command::new("sh");
     command.args(["-c", &hiding(&TRACEFS), "sh"]);
     command.arg(inner.get_program()).args(inner.get_args());

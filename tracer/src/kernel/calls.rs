@@ -75,6 +75,14 @@ impl CallCounter {
     }
 }
 
+/// How many processors are running; `None` where the kernel does not say.
+#[must_use]
+pub fn running_processors() -> Option<usize> {
+    aya::util::online_cpus()
+        .ok()
+        .map(|processors| processors.len())
+}
+
 impl Probe {
     /// Takes counters away, beside what goes on: the kernel waits out a grace period.
     pub fn end_counter(&mut self, counter: CallCounter) {

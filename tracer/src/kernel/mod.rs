@@ -22,7 +22,7 @@ mod tracefs;
 mod watch;
 
 pub use attach::{Attachment, Link, LinkMode, close_links};
-pub use calls::{CallCount, CallCounter};
+pub use calls::{CallCount, CallCounter, running_processors};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
 pub use event::ProbeEvent;

@@ -10,11 +10,13 @@ use std::{
 use super::Session;
 use crate::{
     budget::{COUNT_FOR, CallWatch},
-    kernel::{CallCounter, KernelError, process_cpu_time},
+    kernel::{CallCounter, KernelError, process_cpu_time, running_processors},
 };
 
-/// How often a process is looked at for new code that nobody tells of, if it has run meanwhile.
+/// How often a process is looked at for new code that nobody tells of, if it has run meanwhile. Sooner at first, each time after twice as
+/// long: a program that has just begun maps its libraries.
 const LOOK_FOR_CODE_EVERY: Duration = Duration::from_secs(3);
+const LOOK_FOR_CODE_FIRST: Duration = Duration::from_millis(100);
 
 /// Of how many processes at once: to read the mappings of one takes some 0.1 ms.
 const LOOKED_AT_ONCE: usize = 8;
@@ -70,16 +72,39 @@ impl Calls {
     /// Whether the machine was idle since it was asked last.
     fn has_rested(&mut self, proc_root: &Path) -> bool {
         let now = Instant::now();
-        let Some(idle) = idle_time(proc_root) else {
+        let Some((idle, processors)) = idle_time(proc_root).zip(running_processors()) else {
             return false;
         };
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let before = self.idle.replace((now, idle));
         before.is_some_and(|(at, before)| {
             let elapsed = now.saturating_duration_since(at).as_secs_f64();
             let idle = idle.saturating_sub(before).as_secs_f64();
             processors as f64 * elapsed - idle < BUSY * elapsed
         })
+    }
+}
+
+/// When a process was last looked at for new code.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CodeLook {
+    at: Instant,
+    /// Its processor time by then.
+    cpu: Duration,
+    /// How soon it is looked at again.
+    again: Duration,
+}
+
+impl CodeLook {
+    /// The look after one.
+    fn after(before: Option<Self>, at: Instant, cpu: Duration) -> Self {
+        let again = before.map_or(LOOK_FOR_CODE_FIRST, |before| {
+            (before.again * 2).min(LOOK_FOR_CODE_EVERY)
+        });
+        Self { at, cpu, again }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) >= self.again
     }
 }
 
@@ -152,10 +177,7 @@ impl Session {
             .processes
             .values()
             .filter(|traced| {
-                traced.ended.is_none()
-                    && traced.code_looked_at.is_none_or(|(at, _)| {
-                        now.saturating_duration_since(at) >= LOOK_FOR_CODE_EVERY
-                    })
+                traced.ended.is_none() && traced.code_look.is_none_or(|look| look.is_due(now))
             })
             .map(|traced| traced.pid)
             .collect();
@@ -166,8 +188,9 @@ impl Session {
             };
             // One that is gone has nothing more to be found.
             let cpu = process_cpu_time(pid).unwrap_or_default();
-            let before = traced.code_looked_at.replace((now, cpu));
-            if before.is_some_and(|(_, before)| before == cpu) {
+            let before = traced.code_look;
+            traced.code_look = Some(CodeLook::after(before, now, cpu));
+            if before.is_some_and(|before| before.cpu == cpu) {
                 continue;
             }
             let is_new = traced
@@ -190,8 +213,21 @@ impl Session {
 mod tests {
     #![expect(clippy::expect_used, reason = "tests")]
 
-    use super::idle_time;
-    use std::time::Duration;
+    use super::{CodeLook, LOOK_FOR_CODE_EVERY, LOOK_FOR_CODE_FIRST, idle_time};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn looks_for_code_become_rarer() {
+        let now = Instant::now();
+        let mut look = CodeLook::after(None, now, Duration::ZERO);
+        assert_eq!(look.again, LOOK_FOR_CODE_FIRST);
+        assert!(!look.is_due(now));
+        assert!(look.is_due(now + LOOK_FOR_CODE_FIRST));
+        for _ in 0..10 {
+            look = CodeLook::after(Some(look), now, Duration::ZERO);
+        }
+        assert_eq!(look.again, LOOK_FOR_CODE_EVERY);
+    }
 
     #[test]
     fn the_machines_idle_time_is_the_second_figure() {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{
+    calls::CodeLook,
     links::{FileId, Links, Planned, file_id},
     window::Windows,
 };
@@ -155,8 +156,8 @@ pub(super) struct Traced {
     /// Processor time at the last look; `None` once it had ended by then.
     seen_cpu: Option<Duration>,
     refreshed: Option<Instant>,
-    /// When it was last looked at for code that nobody told of, and its processor time by then.
-    pub(super) code_looked_at: Option<(Instant, Duration)>,
+    /// When it was last looked at for code that nobody told of.
+    pub(super) code_look: Option<CodeLook>,
     /// Code was found by chance, of which no more is known than its file.
     pub(super) has_new_code: bool,
 }
@@ -228,7 +229,7 @@ impl Traced {
             unknown_frees: 0,
             seen_cpu: Some(Duration::MAX),
             refreshed: None,
-            code_looked_at: None,
+            code_look: None,
             has_new_code: false,
         };
         traced.measure(proc_root);
@@ -239,7 +240,7 @@ impl Traced {
     pub(super) fn begin_program(&mut self, proc_root: &Path, incarnation: u32) {
         self.incarnation = incarnation;
         self.space = AddressSpace::default();
-        self.code_looked_at = None;
+        self.code_look = None;
         self.has_new_code = false;
         self.rss_first = None;
         if let Ok(process) = read_process(proc_root, self.pid) {
