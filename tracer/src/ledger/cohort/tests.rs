@@ -100,17 +100,21 @@ fn trace(program: &mut Program, watch: Watch, seed: u64) -> Vec<Outcome> {
             &untouched,
             0,
         );
-        // Looks, until the next window at a random time.
+        // Looks until the next window at a random time: soon at the last window's blocks, then at all.
         let next =
             (until + (watch.period_s - watch.window_s) * (0.5 + random.unit())).min(watch.time_s);
         let mut at = until;
-        for wait in [0.05, 0.1, 0.4].into_iter().chain(std::iter::repeat(1.0)) {
+        for wait in [0.05, 0.1, 0.4] {
             at = (at + wait).min(next);
             program.run_until(at, &mut |_| {});
+            let readings = cohorts.newest().map(|block| program.read(block));
+            let readings: Vec<_> = readings.collect();
+            cohorts.check_newest(ns(at), &readings);
+        }
+        while at < next {
+            at = (at + 5.0).min(next);
+            program.run_until(at, &mut |_| {});
             look(&mut cohorts, program, ns(at));
-            if at >= next {
-                break;
-            }
         }
         now = next;
     }
@@ -351,4 +355,44 @@ fn table_of_bias() {
             println!("| {name} | {contents:?} | {} |", cells.join(" | "));
         }
     }
+}
+
+#[test]
+fn a_look_at_the_last_window_leaves_the_blocks_of_earlier_ones_alone() {
+    let mut cohorts = Cohorts::new(1);
+    for window in 0..2_u64 {
+        let survivors = (0..3).map(|block| {
+            let survivor = Survivor {
+                address: 4096 * (1 + window) + 64 * block,
+                size: 48,
+                born_ns: 1_000 * window + 10,
+                site: 7,
+                has_header: false,
+            };
+            (survivor, Some(super::Reading::default()))
+        });
+        let watched = cohorts.watched().map(|block| block.address).collect();
+        cohorts.close(
+            Span {
+                opened_ns: 1_000 * window,
+                closed_ns: 1_000 * window + 500,
+                effective_s: 500e-9,
+                uncertainty: 0.0,
+                calls: None,
+            },
+            [(7, 3, 144)],
+            survivors,
+            &watched,
+            0,
+        );
+    }
+    assert_eq!((cohorts.watched().len(), cohorts.newest().len()), (6, 3));
+    // The memory of the last window's second block is gone.
+    let same = Some(super::Reading::default());
+    cohorts.check_newest(2_000, &[same, None, same]);
+    let addresses: Vec<u64> = cohorts.watched().map(|block| block.address).collect();
+    assert_eq!(addresses, [4096, 4160, 4224, 8192, 8320]);
+    assert_eq!(cohorts.newest().len(), 2);
+    cohorts.check(3_000, &[None, same, same, same, same]);
+    assert_eq!(cohorts.watched().len(), 4);
 }
