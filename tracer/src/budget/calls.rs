@@ -50,6 +50,12 @@ impl CallWatch {
         self.next
     }
 
+    /// Whether the last counts give reason to count again soon.
+    #[must_use]
+    pub fn is_alarmed(&self) -> bool {
+        self.last != 0
+    }
+
     /// Hardly anything ran until now, so that nothing was counted.
     pub fn rested(&mut self, at: Duration) {
         self.note(at, false);
@@ -65,7 +71,7 @@ impl CallWatch {
 
     fn note(&mut self, at: Duration, is_too_high: bool) {
         self.last = (self.last << 1 | u8::from(is_too_high)) & LAST;
-        self.next = at + if self.last == 0 { EVERY } else { AGAIN };
+        self.next = at + if self.is_alarmed() { AGAIN } else { EVERY };
     }
 }
 
@@ -115,6 +121,7 @@ mod tests {
     fn a_moment_of_many_calls_is_forgotten() {
         let burst = |at: Duration| if at.subsec_millis() < 200 { 1e6 } else { 100.0 };
         assert_eq!(gives_up(0.01, burst), None);
+        assert!(!CallWatch::new(0.01).is_alarmed());
         // So is one before the machine rested.
         let mut watch = CallWatch::new(0.01);
         for second in 1..10 {

@@ -62,11 +62,15 @@ impl Calls {
         self.given_up.as_deref()
     }
 
-    /// How soon a count is over.
-    pub(super) fn wait_at_most(&self) -> Duration {
-        self.counter.as_ref().map_or(Duration::MAX, |counter| {
-            COUNT_FOR.saturating_sub(counter.begun().elapsed())
-        })
+    /// How soon a count is over, or one is due that was found to be called for.
+    fn wait_at_most(&self) -> Duration {
+        match &self.counter {
+            Some(counter) => COUNT_FOR.saturating_sub(counter.begun().elapsed()),
+            None if self.watch.is_alarmed() => {
+                self.watch.next().saturating_sub(self.began.elapsed())
+            }
+            None => Duration::MAX,
+        }
     }
 
     /// Whether the machine was idle since it was asked last.
@@ -116,12 +120,26 @@ fn idle_time(proc_root: &Path) -> Option<Duration> {
 }
 
 impl Session {
+    /// Whether system calls are to be counted.
+    fn counts_calls(&self) -> bool {
+        self.calls.may_give_up && self.calls.given_up.is_none() && self.probe.slows_system_calls()
+    }
+
+    /// How soon the machine's system calls want to be looked at.
+    pub(super) fn next_count_step(&self) -> Duration {
+        if self.counts_calls() {
+            self.calls.wait_at_most()
+        } else {
+            Duration::MAX
+        }
+    }
+
     /// Counts the machine's system calls where that matters, and gives mappings up when they are too many.
     pub(super) fn step_calls(&mut self) {
-        let calls = &mut self.calls;
-        if !calls.may_give_up || calls.given_up.is_some() || !self.probe.slows_system_calls() {
+        if !self.counts_calls() {
             return;
         }
+        let calls = &mut self.calls;
         let at = calls.began.elapsed();
         let Some(counter) = &mut calls.counter else {
             if at < calls.watch.next() {
@@ -133,7 +151,7 @@ impl Session {
             }
             match CallCounter::start() {
                 Ok(counter) => calls.counter = Some(counter),
-                Err(error) => self.give_mappings_up(&format!("{error}")),
+                Err(error) => self.give_mappings_up(&error.to_string()),
             }
             return;
         };

@@ -358,7 +358,7 @@ impl Session {
             .min(self.tick())
             .min(self.selecting.wait_at_most())
             .min(self.next_window_step())
-            .min(self.calls.wait_at_most());
+            .min(self.next_count_step());
         let ended = self.probe.wait(at_most)?;
         if let Some(wake) = &self.wake {
             // Why it woke us is for whoever called to know; nothing to read is what there usually is.
