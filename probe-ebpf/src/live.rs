@@ -200,3 +200,40 @@ pub(crate) fn remove(live_mask: u32, incarnation: u32, address: u64) -> Option<B
     }
     None
 }
+
+/// Notes that a block was freed that the table does not hold. Whether it can be one from before the trace: at most once for each
+/// address, and not where a block of the trace lay. An allocator frees blocks that it took without a call, such as what it keeps for each
+/// thread (glibc's `tcache_thread_shutdown`, malloc/malloc.c), again and again at the same addresses, and together with it blocks that
+/// the program has freed before.
+///
+/// The slot that the address takes where it can remembers: a slot that was given back keeps its block, and one that was never used is
+/// marked. Where other blocks took the slot meanwhile, it is not known better than before.
+#[inline(always)]
+pub(crate) fn is_first_free(settings: &Settings, incarnation: u32, address: u64) -> bool {
+    let key = live_key(incarnation, address);
+    let (first, _) = live_bucket_pair(key, settings.live_mask);
+    let Some(bucket) = LIVE.get_ptr_mut(first) else {
+        return true;
+    };
+    let slot = hide(preferred(key)) as usize & (BUCKET_SLOTS - 1);
+    // SAFETY: `bucket` points to a map value and the masked `slot` is inside its arrays. The slot is ours from the claim until the key
+    // is written.
+    unsafe {
+        if !atomic::replace(&raw mut (*bucket).keys[slot], 0, LIVE_CLAIMED) {
+            return true;
+        }
+        let block = (*bucket).blocks[slot];
+        let is_first = block.incarnation != incarnation || block.born_ns == 0 && block.size != key;
+        if is_first {
+            (*bucket).blocks[slot] = Block {
+                size: key,
+                born_ns: 0,
+                site: 0,
+                incarnation,
+            };
+        }
+        // A plain store: x86 keeps stores in order.
+        core::ptr::write_volatile(&raw mut (*bucket).keys[slot], 0);
+        is_first
+    }
+}
