@@ -28,7 +28,7 @@ pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use verdict::{Judgement, Turnover, Verdict};
-pub use windows::{WindowOfSite, judge_windows};
+pub use windows::{ToldApart, WindowOfSite, judge_windows};
 
 use std::collections::HashMap;
 
@@ -162,6 +162,22 @@ impl Ledger {
                 process.map_or_else(Turnover::default, |process| process.turnover(last_s))
             })
         })
+    }
+
+    /// Judges a site at which a process maps memory: no block of an allocator makes way for it.
+    #[must_use]
+    pub fn judge_mapping(&self, site: SiteId) -> Judgement {
+        self.site(site).map_or_else(Judgement::default, |site| {
+            verdict::judge(site, |_| Turnover::default())
+        })
+    }
+
+    /// How fast the anonymous memory of a process has grown lately, bytes per second; 0 where it has not grown steadily.
+    #[must_use]
+    pub fn memory_grows(&self, incarnation: u32) -> f64 {
+        self.processes
+            .get(&incarnation)
+            .map_or(0.0, ProcessHistory::memory_grows)
     }
 
     /// Judges a process by its memory and its sites' verdicts. `room` is what it may still take;

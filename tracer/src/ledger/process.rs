@@ -257,6 +257,13 @@ impl ProcessHistory {
         })
     }
 
+    /// See [`super::Ledger::memory_grows`].
+    pub(super) fn memory_grows(&self) -> f64 {
+        self.late_anonymous()
+            .filter(|late| late.steady)
+            .map_or(0.0, |late| late.slope)
+    }
+
     /// A sentence where resident memory grows steadily, and the bytes in use do not.
     fn unexplained(&self, inuse_growth: f64) -> Option<String> {
         let late = self.late_anonymous()?;

@@ -27,6 +27,29 @@ pub struct WindowOfSite {
     pub alive_before: Option<f64>,
 }
 
+/// How well the watched blocks of a site can be told from others that take their place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ToldApart {
+    /// The share of them that contents tell apart.
+    pub share: f64,
+    /// How fast the others may go unseen at most, per second: by how often later windows saw one freed or given out again that had looked
+    /// untouched, with 95 % confidence.
+    pub unseen_per_s: f64,
+}
+
+impl ToldApart {
+    /// Nothing goes unseen.
+    pub const ALL: Self = Self {
+        share: 1.0,
+        unseen_per_s: 0.0,
+    };
+
+    /// Whether blocks that seem to stay for so many seconds do stay.
+    fn is_sure(&self, watched_s: f64) -> bool {
+        self.share >= 0.5 || self.unseen_per_s * watched_s <= MAY_GO_UNSEEN
+    }
+}
+
 /// At least so many windows, of those that are old enough to tell.
 const WINDOWS: usize = 9;
 
@@ -47,10 +70,21 @@ const EXPECTED: f64 = 6.0;
 /// filled with constants, some of every churn seem to stay.
 const STAYS: f64 = 0.002;
 
-/// Judges a site by its process's windows, the oldest first, at so many seconds since the first one was opened. `told_apart`: the share
-/// of the site's watched blocks whose contents tell them from their successors.
+/// Blocks that cannot be told apart may go unseen so fast at most that their lives are at least three quarters as long as they were watched.
+const MAY_GO_UNSEEN: f64 = 4.0 / 3.0;
+
+/// The process's memory bears a leak out that grows by at least this share of what the leak takes.
+const BORNE_OUT: f64 = 0.5;
+
+/// Judges a site by its process's windows, the oldest first, at so many seconds since the first one was opened. `grows`: how fast the process's
+/// anonymous memory has grown lately, bytes per second, where it has grown steadily; else 0.
 #[must_use]
-pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> Judgement {
+pub fn judge_windows(
+    windows: &[WindowOfSite],
+    now_s: f64,
+    told_apart: ToldApart,
+    grows: f64,
+) -> Judgement {
     let born: f64 = windows.iter().map(|window| window.born).sum();
     let alive: f64 = windows.iter().map(|window| window.alive).sum();
     let with = |verdict, reason| Judgement {
@@ -167,7 +201,12 @@ pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> J
             format!("{} of {seen} stay: too few to tell", count(stay as u64)),
         );
     }
-    if stay < STAYS * old_born || told_apart < 0.5 && stay < 0.5 * old_born {
+    let bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
+    let effective: f64 = old.iter().map(|window| window.effective_s).sum();
+    let rate = bytes / effective.max(1e-9);
+    let told = told_apart.share >= 0.5
+        || stay >= 0.5 * old_born && (told_apart.is_sure(now_s) || grows >= BORNE_OUT * rate);
+    if stay < STAYS * old_born || !told {
         return with(
             Verdict::InsufficientData,
             format!(
@@ -196,13 +235,17 @@ pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> J
             ),
         );
     }
-    let bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
-    let effective: f64 = old.iter().map(|window| window.effective_s).sum();
-    let rate = bytes / effective.max(1e-9);
-    Judgement {
-        verdict: Verdict::Leaking,
-        reason: format!(
-            "{} of {} seen born in {} windows more than {} ago are alive, and {} since; about {} for {}, no sign of levelling off",
+    // Thinned ones are scaled: they may be more than were born.
+    let evidence = if stay >= 0.995 * old_born {
+        format!(
+            "every one of {} seen born in {} windows more than {} ago is alive",
+            blocks(old_born as u64),
+            old.len(),
+            duration(now_s / 8.0)
+        )
+    } else {
+        format!(
+            "{} of {} seen born in {} windows more than {} ago are alive, and {} since",
             count(stay as u64),
             blocks(old_born as u64),
             old.len(),
@@ -211,7 +254,13 @@ pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> J
                 "no old one was freed".to_owned()
             } else {
                 format!("only {} old ones were freed", count(died as u64))
-            },
+            }
+        )
+    };
+    Judgement {
+        verdict: Verdict::Leaking,
+        reason: format!(
+            "{evidence}; about {} for {}, no sign of levelling off",
             flow::rate_of(rate),
             duration(now_s)
         ),
@@ -221,7 +270,7 @@ pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> J
 
 #[cfg(test)]
 mod tests {
-    use super::{WindowOfSite, judge_windows};
+    use super::{ToldApart, WindowOfSite, judge_windows};
     use crate::ledger::{
         corpus::{CORPUS, Chance, Life, Truth},
         verdict::{Judgement, Verdict},
@@ -252,7 +301,7 @@ mod tests {
             });
             at = closed + 3.0 * chance.share();
         }
-        judge_windows(&windows, now_s, 1.0)
+        judge_windows(&windows, now_s, ToldApart::ALL, 0.0)
     }
 
     #[test]
@@ -295,11 +344,40 @@ mod tests {
 
     #[test]
     fn nothing_is_no_verdict() {
-        let verdict = |windows: &[WindowOfSite]| judge_windows(windows, 60.0, 1.0).verdict;
+        let verdict =
+            |windows: &[WindowOfSite]| judge_windows(windows, 60.0, ToldApart::ALL, 0.0).verdict;
         assert_eq!(verdict(&[]), Verdict::InsufficientData);
         assert_eq!(
             verdict(&[WindowOfSite::default(); 30]),
             Verdict::InsufficientData
         );
+    }
+
+    /// A cache under full load whose blocks all look the same: at the end of the watch, those that took the places of others seem to be the ones that
+    /// were born in each window.
+    #[test]
+    fn blocks_that_look_the_same_are_no_leak_unless_memory_bears_it_out() {
+        let windows: Vec<WindowOfSite> = (0..25)
+            .map(|number| WindowOfSite {
+                closed_s: f64::from(number) * 2.5,
+                effective_s: 0.01,
+                born: 300.0,
+                survived: 290.0,
+                alive: 270.0,
+                alive_bytes: 27_000.0,
+                alive_before: Some(272.0),
+            })
+            .collect();
+        let verdict = |unseen_per_s, grows| {
+            let told_apart = ToldApart {
+                share: 0.1,
+                unseen_per_s,
+            };
+            judge_windows(&windows, 64.5, told_apart, grows).verdict
+        };
+        assert_eq!(verdict(0.3, 0.0), Verdict::InsufficientData);
+        assert_eq!(verdict(f64::INFINITY, 100_000.0), Verdict::InsufficientData);
+        assert_eq!(verdict(0.3, 2_000_000.0), Verdict::Leaking);
+        assert_eq!(verdict(0.01, 0.0), Verdict::Leaking);
     }
 }
