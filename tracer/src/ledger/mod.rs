@@ -28,7 +28,7 @@ pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use verdict::{Judgement, Turnover, Verdict};
-pub use windows::{ToldApart, WindowOfSite, judge_windows};
+pub use windows::{ProcessBesides, ToldApart, WindowOfSite, judge_windows};
 
 use std::collections::HashMap;
 
@@ -172,12 +172,14 @@ impl Ledger {
         })
     }
 
-    /// How fast the anonymous memory of a process has grown lately, bytes per second; 0 where it has not grown steadily.
+    /// What is known, beside its windows, of a process that has been seen in windows for so many seconds.
     #[must_use]
-    pub fn memory_grows(&self, incarnation: u32) -> f64 {
+    pub fn besides_windows(&self, incarnation: u32, watched_s: f64) -> ProcessBesides {
         self.processes
             .get(&incarnation)
-            .map_or(0.0, ProcessHistory::memory_grows)
+            .map_or_else(ProcessBesides::default, |process| {
+                process.besides_windows(watched_s)
+            })
     }
 
     /// Judges a process by its memory and its sites' verdicts. `room` is what it may still take;

@@ -6,6 +6,7 @@ use super::{
     series::thin_out,
     trend,
     verdict::{Judgement, TREND_POINTS, Turnover, Verdict},
+    windows::ProcessBesides,
 };
 use crate::units::{bytes, duration};
 
@@ -257,11 +258,12 @@ impl ProcessHistory {
         })
     }
 
-    /// See [`super::Ledger::memory_grows`].
-    pub(super) fn memory_grows(&self) -> f64 {
-        self.late_anonymous()
-            .filter(|late| late.steady)
-            .map_or(0.0, |late| late.slope)
+    /// See [`super::Ledger::besides_windows`].
+    pub(super) fn besides_windows(&self, watched_s: f64) -> ProcessBesides {
+        ProcessBesides {
+            frees: self.turnover(watched_s).frees,
+            memory_bytes_per_s: self.late_anonymous().map_or(0.0, |late| late.slope),
+        }
     }
 
     /// A sentence where resident memory grows steadily, and the bytes in use do not.

@@ -53,6 +53,9 @@ impl ToldApart {
 /// At least so many windows, of those that are old enough to tell.
 const WINDOWS: usize = 9;
 
+/// Windows that are shorter than this part of the mean are put together with the next.
+const SHORT: f64 = 0.5;
+
 /// In at least so many of these, blocks were born that stay.
 const STEPS: usize = 6;
 
@@ -76,14 +79,40 @@ const MAY_GO_UNSEEN: f64 = 4.0 / 3.0;
 /// The process's memory bears a leak out that grows by at least this share of what the leak takes.
 const BORNE_OUT: f64 = 0.5;
 
-/// Judges a site by its process's windows, the oldest first, at so many seconds since the first one was opened. `grows`: how fast the process's
-/// anonymous memory has grown lately, bytes per second, where it has grown steadily; else 0.
+/// Where contents do not tell blocks apart, memory must have grown by so much in the second half of the time, bytes.
+const GROWN: f64 = 1_048_576.0;
+
+/// Where blocks from before the trace are freed, it must have grown by so much, bytes: where it does not grow at all, not a page comes.
+const GROWN_BESIDE_FREES: f64 = 65_536.0;
+
+/// What takes the place of blocks from before the trace comes with a like number of their frees: at least this share.
+const REPLACES: f64 = 0.4;
+
+/// What is known of a process beside its windows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProcessBesides {
+    /// Blocks from before the trace that windows saw freed, in as long a time as the site is watched; without as many as were born between windows,
+    /// by those that outlived theirs and went later.
+    pub frees: f64,
+    /// How fast its anonymous memory has grown in the second half of the time, bytes per second.
+    pub memory_bytes_per_s: f64,
+}
+
+impl ProcessBesides {
+    /// Whether its memory has grown, by at least so many bytes, as a leak of this rate would have it.
+    fn bears_out(&self, bytes_per_s: f64, watched_s: f64, least: f64) -> bool {
+        self.memory_bytes_per_s >= BORNE_OUT * bytes_per_s
+            && self.memory_bytes_per_s * watched_s / 2.0 >= least
+    }
+}
+
+/// Judges a site by its process's windows, the oldest first, at so many seconds since the first one was opened.
 #[must_use]
 pub fn judge_windows(
     windows: &[WindowOfSite],
     now_s: f64,
     told_apart: ToldApart,
-    grows: f64,
+    process: &ProcessBesides,
 ) -> Judgement {
     let born: f64 = windows.iter().map(|window| window.born).sum();
     let alive: f64 = windows.iter().map(|window| window.alive).sum();
@@ -155,10 +184,7 @@ pub fn judge_windows(
         };
         return with(verdict, format!("{seen}; {share}"));
     }
-    let rates: Vec<f64> = old
-        .iter()
-        .map(|window| window.alive / window.effective_s.max(1e-9))
-        .collect();
+    let rates = rates(&old);
     let third = (old.len() / 3).max(1);
     let of_part = |part: &[WindowOfSite], value: fn(&WindowOfSite) -> f64| -> f64 {
         part.iter().map(value).sum()
@@ -205,7 +231,8 @@ pub fn judge_windows(
     let effective: f64 = old.iter().map(|window| window.effective_s).sum();
     let rate = bytes / effective.max(1e-9);
     let told = told_apart.share >= 0.5
-        || stay >= 0.5 * old_born && (told_apart.is_sure(now_s) || grows >= BORNE_OUT * rate);
+        || stay >= 0.5 * old_born
+            && (told_apart.is_sure(now_s) || process.bears_out(rate, now_s, GROWN));
     if stay < STAYS * old_born || !told {
         return with(
             Verdict::InsufficientData,
@@ -232,6 +259,16 @@ pub fn judge_windows(
             format!(
                 "{seen}; hardly one of those born in the last {} stays",
                 duration(now_s / 8.0)
+            ),
+        );
+    }
+    if process.frees > REPLACES * stay && !process.bears_out(rate, now_s, GROWN_BESIDE_FREES) {
+        return with(
+            Verdict::WarmingUp,
+            format!(
+                "{} of {seen} stay, while {} from before the trace were freed, whose place they may take",
+                count(stay as u64),
+                blocks(process.frees as u64)
             ),
         );
     }
@@ -268,9 +305,26 @@ pub fn judge_windows(
     }
 }
 
+/// What stays of each second, by windows of about the same length: a short one holds nothing for the most part, which is not to be taken for less.
+fn rates(windows: &[WindowOfSite]) -> Vec<f64> {
+    let all: f64 = windows.iter().map(|window| window.effective_s).sum();
+    let least = SHORT * all / windows.len().max(1) as f64;
+    let mut rates = Vec::new();
+    let (mut alive, mut time) = (0.0, 0.0);
+    for window in windows {
+        alive += window.alive;
+        time += window.effective_s;
+        if time >= least {
+            rates.push(alive / time.max(1e-9));
+            (alive, time) = (0.0, 0.0);
+        }
+    }
+    rates
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{ToldApart, WindowOfSite, judge_windows};
+    use super::{ProcessBesides, ToldApart, WindowOfSite, judge_windows};
     use crate::ledger::{
         corpus::{CORPUS, Chance, Life, Truth},
         verdict::{Judgement, Verdict},
@@ -301,7 +355,7 @@ mod tests {
             });
             at = closed + 3.0 * chance.share();
         }
-        judge_windows(&windows, now_s, ToldApart::ALL, 0.0)
+        judge_windows(&windows, now_s, ToldApart::ALL, &ProcessBesides::default())
     }
 
     #[test]
@@ -344,8 +398,9 @@ mod tests {
 
     #[test]
     fn nothing_is_no_verdict() {
-        let verdict =
-            |windows: &[WindowOfSite]| judge_windows(windows, 60.0, ToldApart::ALL, 0.0).verdict;
+        let verdict = |windows: &[WindowOfSite]| {
+            judge_windows(windows, 60.0, ToldApart::ALL, &ProcessBesides::default()).verdict
+        };
         assert_eq!(verdict(&[]), Verdict::InsufficientData);
         assert_eq!(
             verdict(&[WindowOfSite::default(); 30]),
@@ -368,16 +423,46 @@ mod tests {
                 alive_before: Some(272.0),
             })
             .collect();
-        let verdict = |unseen_per_s, grows| {
+        let verdict = |unseen_per_s, memory_bytes_per_s| {
             let told_apart = ToldApart {
                 share: 0.1,
                 unseen_per_s,
             };
-            judge_windows(&windows, 64.5, told_apart, grows).verdict
+            let process = ProcessBesides {
+                memory_bytes_per_s,
+                ..ProcessBesides::default()
+            };
+            judge_windows(&windows, 64.5, told_apart, &process).verdict
         };
         assert_eq!(verdict(0.3, 0.0), Verdict::InsufficientData);
         assert_eq!(verdict(f64::INFINITY, 100_000.0), Verdict::InsufficientData);
         assert_eq!(verdict(0.3, 2_000_000.0), Verdict::Leaking);
         assert_eq!(verdict(0.01, 0.0), Verdict::Leaking);
+    }
+
+    /// A cache that was full before the trace, turned over in five minutes: whatever is born stays for as long as anybody looks.
+    #[test]
+    fn what_takes_the_place_of_blocks_from_before_is_no_leak_unless_memory_grows() {
+        let windows: Vec<WindowOfSite> = (0..25)
+            .map(|number| WindowOfSite {
+                closed_s: f64::from(number) * 2.5,
+                effective_s: 0.2,
+                born: 20.0,
+                survived: 20.0,
+                alive: 20.0,
+                alive_bytes: 10_000.0,
+                alive_before: Some(20.0),
+            })
+            .collect();
+        let verdict = |frees, memory_bytes_per_s| {
+            let process = ProcessBesides {
+                frees,
+                memory_bytes_per_s,
+            };
+            judge_windows(&windows, 64.5, ToldApart::ALL, &process).verdict
+        };
+        assert_eq!(verdict(450.0, 0.0), Verdict::WarmingUp);
+        assert_eq!(verdict(450.0, 45_000.0), Verdict::Leaking);
+        assert_eq!(verdict(20.0, 0.0), Verdict::Leaking);
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     budget::Mode,
     kernel::{KernelError, monotonic_ns},
     ledger::{
-        Cohorts, Judgement, Limit, ProcessLevel, Room, SiteId, SiteOfProcess, ToldApart,
+        Cohorts, Judgement, Ledger, Limit, ProcessLevel, Room, SiteId, SiteOfProcess, ToldApart,
         judge_windows,
     },
     report::{MemoryPoint, ReportParts, SiteKind},
@@ -52,17 +52,23 @@ struct SeenInWindows {
     cohorts: Cohorts,
     /// How well the watched blocks of each site can be told from others.
     told_apart: HashMap<SiteId, ToldApart>,
+    /// The share of them that look alike, by window.
+    alike: HashMap<(SiteId, u32), f64>,
+    /// Blocks that outlived their windows and went later.
+    gone_later: f64,
 }
 
 impl SeenInWindows {
-    fn judge(&self, site: SiteId, now_ns: u64, memory_grows: f64) -> Judgement {
-        let seen = self.cohorts.windows_of(site, now_ns);
+    fn judge(&self, ledger: &Ledger, site: SiteId, incarnation: u32, now_ns: u64) -> Judgement {
+        let seen = self.cohorts.windows_of(site, now_ns, &self.alike);
+        let mut process = ledger.besides_windows(incarnation, seen.watched_s);
+        process.frees = (process.frees - self.gone_later).max(0.0);
         let told_apart = self
             .told_apart
             .get(&site)
             .copied()
             .unwrap_or(ToldApart::ALL);
-        judge_windows(&seen.windows, seen.watched_s, told_apart, memory_grows)
+        judge_windows(&seen.windows, seen.watched_s, told_apart, &process)
     }
 }
 
@@ -103,7 +109,13 @@ impl Session {
             let mut level = levels.remove(&traced.incarnation).unwrap_or_default();
             level.anonymous_bytes = traced.anonymous_bytes as f64;
             level.resident_bytes = traced.rss_last.map_or(0.0, |(_, bytes)| bytes as f64);
-            level.unknown_frees = traced.unknown_frees as f64;
+            level.unknown_frees = if traced.windows.cohorts.windows() > 0 {
+                // Of the windows so far.
+                let hits = traced.windows.hits_before();
+                hits.last().copied().unwrap_or(0) as f64
+            } else {
+                traced.unknown_frees as f64
+            };
             self.ledger
                 .observe_process(now_ns, traced.incarnation, level);
         }
@@ -163,6 +175,8 @@ impl Session {
             let cohorts = windows.weighed(now_ns, covered_until_ns).cohorts;
             SeenInWindows {
                 told_apart: cohorts.told_apart(),
+                alike: cohorts.alike(),
+                gone_later: cohorts.gone_later(),
                 cohorts,
             }
         })
@@ -186,8 +200,7 @@ impl Session {
                     .or_insert_with(|| self.seen_in_windows(site.pid, now_ns));
                 let judgement = match (site.kind, seen) {
                     (SiteKind::Heap, Some(seen)) => {
-                        let grows = self.ledger.memory_grows(site.incarnation);
-                        seen.judge(id, now_ns, grows)
+                        seen.judge(&self.ledger, id, site.incarnation, now_ns)
                     }
                     (SiteKind::Heap, None) => self.ledger.judge(id, site.incarnation),
                     _ => self.ledger.judge_mapping(id),
