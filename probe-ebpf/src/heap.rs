@@ -288,9 +288,9 @@ pub(crate) fn release(regs: *mut pt_regs) -> u32 {
 #[inline(always)]
 fn unknown_free(settings: &Settings, thread: *mut ThreadRecord, address: u64) {
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
-    let incarnation = unsafe { (*thread).incarnation };
+    let (incarnation, live_mask) = unsafe { ((*thread).incarnation, (*thread).live_mask) };
     if thin_keeps(live_key(incarnation, address), settings.thin_shift)
-        && live::is_first_free(settings, incarnation, address)
+        && live::is_first_free(live_mask, incarnation, address)
     {
         count(thread, UNKNOWN_FREE_SLOT);
     }
