@@ -284,12 +284,14 @@ pub(crate) fn release(regs: *mut pt_regs) -> u32 {
     GO_ON
 }
 
-/// Counts a free of a block that the table does not hold, unless thinning explains it.
+/// Counts a free of a block that the table does not hold, unless thinning explains it, or the block cannot be from before the trace.
 #[inline(always)]
 fn unknown_free(settings: &Settings, thread: *mut ThreadRecord, address: u64) {
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
-    let key = live_key(unsafe { (*thread).incarnation }, address);
-    if thin_keeps(key, settings.thin_shift) {
+    let (incarnation, live_mask) = unsafe { ((*thread).incarnation, (*thread).live_mask) };
+    if thin_keeps(live_key(incarnation, address), settings.thin_shift)
+        && live::is_first_free(live_mask, incarnation, address)
+    {
         count(thread, UNKNOWN_FREE_SLOT);
     }
 }

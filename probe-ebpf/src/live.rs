@@ -110,19 +110,21 @@ fn put(bucket: *mut Bucket, slot: u64, key: u64, block: &Block) -> bool {
 }
 
 /// Takes the block out of a slot; nothing, if it belongs to an incarnation whose number differs only in the bits that the key
-/// leaves out.
+/// leaves out. The slot remembers the key until it is used again: see [`is_first_free`].
 #[inline(always)]
-fn take(bucket: *mut Bucket, slot: u64, incarnation: u32) -> Option<Block> {
+fn take(bucket: *mut Bucket, slot: u64, key: u64, incarnation: u32) -> Option<Block> {
     // Hidden, or the compiler drops the mask where it knows the range, and the verifier does not.
     let slot = hide(slot) as usize & (BUCKET_SLOTS - 1);
     // SAFETY: `bucket` points to a map value and the masked `slot` is inside its arrays; the block is copied before
-    // the slot is given back.
+    // the slot is given back, and written to in between only while nobody takes it for a block.
     unsafe {
         let block = (*bucket).blocks[slot];
         if block.incarnation != incarnation {
             return None;
         }
-        // A plain store: x86 does not move it before the loads above.
+        // Plain stores: x86 keeps them in order, and does not move them before the loads above.
+        core::ptr::write_volatile(&raw mut (*bucket).keys[slot], LIVE_CLAIMED);
+        core::ptr::write_volatile(&raw mut (*bucket).blocks[slot].size, key);
         core::ptr::write_volatile(&raw mut (*bucket).keys[slot], 0);
         Some(block)
     }
@@ -145,9 +147,9 @@ pub(crate) fn insert(
     let in_first = look(first, key);
     let in_second = look(second, key);
     let stale = if in_first.found < NONE {
-        take(first, in_first.found, block.incarnation)
+        take(first, in_first.found, key, block.incarnation)
     } else if in_second.found < NONE {
-        take(second, in_second.found, block.incarnation)
+        take(second, in_second.found, key, block.incarnation)
     } else {
         None
     };
@@ -187,16 +189,82 @@ pub(crate) fn remove(live_mask: u32, incarnation: u32, address: u64) -> Option<B
     let first = LIVE.get_ptr_mut(first)?;
     let slot = preferred(key);
     if key_in(first, slot) == key {
-        return take(first, slot, incarnation);
+        return take(first, slot, key, incarnation);
     }
     let seen = look(first, key);
     if seen.found < NONE {
-        return take(first, seen.found, incarnation);
+        return take(first, seen.found, key, incarnation);
     }
     let second = LIVE.get_ptr_mut(second)?;
     let seen = look(second, key);
     if seen.found < NONE {
-        return take(second, seen.found, incarnation);
+        return take(second, seen.found, key, incarnation);
     }
     None
+}
+
+/// Of a bucket's free slots: whether one remembers the key, and one of them, or [`NONE`]. Without branches, as [`look`].
+#[inline(always)]
+fn remembers(bucket: *mut Bucket, key: u64, incarnation: u32) -> (u64, u64) {
+    let (mut is_known, mut free) = (0, NONE);
+    let mut slot = 0;
+    while slot < BUCKET_SLOTS {
+        // SAFETY: `bucket` points to a map value and `slot` is inside its arrays.
+        let (there, size, of) = unsafe {
+            (
+                core::ptr::read_volatile(&raw const (*bucket).keys[slot]),
+                core::ptr::read_volatile(&raw const (*bucket).blocks[slot].size),
+                core::ptr::read_volatile(&raw const (*bucket).blocks[slot].incarnation),
+            )
+        };
+        is_known |= 1 ^ nonzero(there | (size ^ key) | u64::from(of ^ incarnation));
+        let is_free = nonzero(there).wrapping_sub(1);
+        free = (free & !is_free) | (slot as u64 & is_free);
+        slot += 1;
+    }
+    (is_known, free)
+}
+
+/// Notes that a block was freed that the table does not hold. Whether it can be one from before the trace: at most once for each
+/// address, and not where a block of the trace lay. An allocator frees blocks that it took without a call, such as what it keeps for each
+/// thread (glibc's `tcache_thread_shutdown`, malloc/malloc.c), again and again at the same addresses, and together with it blocks that
+/// the program has freed before.
+///
+/// Free slots remember: the key of the block that was taken out of them, or one that is put here. What was forgotten, since other blocks
+/// took the slot, is not known better than before.
+#[inline(always)]
+pub(crate) fn is_first_free(live_mask: u32, incarnation: u32, address: u64) -> bool {
+    let key = live_key(incarnation, address);
+    let (first, second) = live_bucket_pair(key, live_mask);
+    let (Some(first), Some(second)) = (LIVE.get_ptr_mut(first), LIVE.get_ptr_mut(second)) else {
+        return true;
+    };
+    let (in_first, free_first) = remembers(first, key, incarnation);
+    let (in_second, free_second) = remembers(second, key, incarnation);
+    if in_first | in_second != 0 {
+        return false;
+    }
+    let (bucket, free) = if free_first < NONE {
+        (first, free_first)
+    } else {
+        (second, free_second)
+    };
+    if free < NONE {
+        let slot = hide(free) as usize & (BUCKET_SLOTS - 1);
+        // SAFETY: `bucket` points to a map value and the masked `slot` is inside its arrays. The slot is ours from the claim until
+        // the key is written.
+        unsafe {
+            if atomic::replace(&raw mut (*bucket).keys[slot], 0, LIVE_CLAIMED) {
+                (*bucket).blocks[slot] = Block {
+                    size: key,
+                    born_ns: 0,
+                    site: 0,
+                    incarnation,
+                };
+                // A plain store: x86 keeps stores in order.
+                core::ptr::write_volatile(&raw mut (*bucket).keys[slot], 0);
+            }
+        }
+    }
+    true
 }

@@ -117,3 +117,21 @@ fn a_leak_fails_the_trace_unless_it_is_suppressed() {
     assert_eq!(steady.process, "churn");
     assert_eq!(steady.sites, ["churn"]);
 }
+
+/// glibc keeps a cache for each thread, which it takes without a call and frees with one when the thread ends: always at the same few addresses.
+#[test]
+fn what_ending_threads_give_back_is_not_from_before_the_trace() {
+    let _alone = require_kernel!();
+    let program = require_victim!("behaviours");
+    let threads = Behaviour::start(&program, "leak_of_short_threads");
+    let pid = threads.0.id().to_string();
+    let tracer = Tracer::start(&["--tier", "exact", "--for", "8s", "-p", &pid]).expect("started");
+    let judged = Judged::of(tracer);
+    let count = |path: &str| judged.report.pointer(path).and_then(Value::as_u64).unwrap();
+    let (left, freed) = (
+        count("/processes/0/alloc_objects"),
+        count("/processes/0/frees_of_unknown_blocks"),
+    );
+    assert!(left >= 8, "{judged:?}");
+    assert!(freed * 2 < left, "{freed} of {left}: {judged:?}");
+}

@@ -28,7 +28,7 @@ pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use verdict::{Judgement, Turnover, Verdict};
-pub use windows::{WindowOfSite, judge_windows};
+pub use windows::{ProcessBesides, ToldApart, WindowOfSite, judge_windows};
 
 use std::collections::HashMap;
 
@@ -162,6 +162,24 @@ impl Ledger {
                 process.map_or_else(Turnover::default, |process| process.turnover(last_s))
             })
         })
+    }
+
+    /// Judges a site at which a process maps memory: no block of an allocator makes way for it.
+    #[must_use]
+    pub fn judge_mapping(&self, site: SiteId) -> Judgement {
+        self.site(site).map_or_else(Judgement::default, |site| {
+            verdict::judge(site, |_| Turnover::default())
+        })
+    }
+
+    /// What is known, beside its windows, of a process that has been seen in windows for so many seconds.
+    #[must_use]
+    pub fn besides_windows(&self, incarnation: u32, watched_s: f64) -> ProcessBesides {
+        self.processes
+            .get(&incarnation)
+            .map_or_else(ProcessBesides::default, |process| {
+                process.besides_windows(watched_s)
+            })
     }
 
     /// Judges a process by its memory and its sites' verdicts. `room` is what it may still take;

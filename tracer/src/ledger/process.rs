@@ -6,6 +6,7 @@ use super::{
     series::thin_out,
     trend,
     verdict::{Judgement, TREND_POINTS, Turnover, Verdict},
+    windows::ProcessBesides,
 };
 use crate::units::{bytes, duration};
 
@@ -255,6 +256,14 @@ impl ProcessHistory {
             grown,
             steady: trend::rise(&values) > 2.576 && grown >= RESIDENT_NOISE.max(4.0 * line.scatter),
         })
+    }
+
+    /// See [`super::Ledger::besides_windows`].
+    pub(super) fn besides_windows(&self, watched_s: f64) -> ProcessBesides {
+        ProcessBesides {
+            frees: self.turnover(watched_s).frees,
+            memory_bytes_per_s: self.late_anonymous().map_or(0.0, |late| late.slope),
+        }
     }
 
     /// A sentence where resident memory grows steadily, and the bytes in use do not.

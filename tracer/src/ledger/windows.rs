@@ -27,8 +27,34 @@ pub struct WindowOfSite {
     pub alive_before: Option<f64>,
 }
 
+/// How well the watched blocks of a site can be told from others that take their place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ToldApart {
+    /// The share of them that contents tell apart.
+    pub share: f64,
+    /// How fast the others may go unseen at most, per second: by how often later windows saw one freed or given out again that had looked
+    /// untouched, with 95 % confidence.
+    pub unseen_per_s: f64,
+}
+
+impl ToldApart {
+    /// Nothing goes unseen.
+    pub const ALL: Self = Self {
+        share: 1.0,
+        unseen_per_s: 0.0,
+    };
+
+    /// Whether blocks that seem to stay for so many seconds do stay.
+    fn is_sure(&self, watched_s: f64) -> bool {
+        self.share >= 0.5 || self.unseen_per_s * watched_s <= MAY_GO_UNSEEN
+    }
+}
+
 /// At least so many windows, of those that are old enough to tell.
 const WINDOWS: usize = 9;
+
+/// Windows that are shorter than this part of the mean are put together with the next.
+const SHORT: f64 = 0.5;
 
 /// In at least so many of these, blocks were born that stay.
 const STEPS: usize = 6;
@@ -47,10 +73,47 @@ const EXPECTED: f64 = 6.0;
 /// filled with constants, some of every churn seem to stay.
 const STAYS: f64 = 0.002;
 
-/// Judges a site by its process's windows, the oldest first, at so many seconds since the first one was opened. `told_apart`: the share
-/// of the site's watched blocks whose contents tell them from their successors.
+/// Blocks that cannot be told apart may go unseen so fast at most that their lives are at least three quarters as long as they were watched.
+const MAY_GO_UNSEEN: f64 = 4.0 / 3.0;
+
+/// The process's memory bears a leak out that grows by at least this share of what the leak takes.
+const BORNE_OUT: f64 = 0.5;
+
+/// Where contents do not tell blocks apart, memory must have grown by so much in the second half of the time, bytes.
+const GROWN: f64 = 1_048_576.0;
+
+/// Where blocks from before the trace are freed, it must have grown by so much, bytes: where it does not grow at all, not a page comes.
+const GROWN_BESIDE_FREES: f64 = 65_536.0;
+
+/// What takes the place of blocks from before the trace comes with a like number of their frees: at least this share.
+const REPLACES: f64 = 0.4;
+
+/// What is known of a process beside its windows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProcessBesides {
+    /// Blocks from before the trace that windows saw freed, in as long a time as the site is watched; without as many as were born between windows,
+    /// by those that outlived theirs and went later.
+    pub frees: f64,
+    /// How fast its anonymous memory has grown in the second half of the time, bytes per second.
+    pub memory_bytes_per_s: f64,
+}
+
+impl ProcessBesides {
+    /// Whether its memory has grown, by at least so many bytes, as a leak of this rate would have it.
+    fn bears_out(&self, bytes_per_s: f64, watched_s: f64, least: f64) -> bool {
+        self.memory_bytes_per_s >= BORNE_OUT * bytes_per_s
+            && self.memory_bytes_per_s * watched_s / 2.0 >= least
+    }
+}
+
+/// Judges a site by its process's windows, the oldest first, at so many seconds since the first one was opened.
 #[must_use]
-pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> Judgement {
+pub fn judge_windows(
+    windows: &[WindowOfSite],
+    now_s: f64,
+    told_apart: ToldApart,
+    process: &ProcessBesides,
+) -> Judgement {
     let born: f64 = windows.iter().map(|window| window.born).sum();
     let alive: f64 = windows.iter().map(|window| window.alive).sum();
     let with = |verdict, reason| Judgement {
@@ -121,10 +184,7 @@ pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> J
         };
         return with(verdict, format!("{seen}; {share}"));
     }
-    let rates: Vec<f64> = old
-        .iter()
-        .map(|window| window.alive / window.effective_s.max(1e-9))
-        .collect();
+    let rates = rates(&old);
     let third = (old.len() / 3).max(1);
     let of_part = |part: &[WindowOfSite], value: fn(&WindowOfSite) -> f64| -> f64 {
         part.iter().map(value).sum()
@@ -167,7 +227,13 @@ pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> J
             format!("{} of {seen} stay: too few to tell", count(stay as u64)),
         );
     }
-    if stay < STAYS * old_born || told_apart < 0.5 && stay < 0.5 * old_born {
+    let bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
+    let effective: f64 = old.iter().map(|window| window.effective_s).sum();
+    let rate = bytes / effective.max(1e-9);
+    let told = told_apart.share >= 0.5
+        || stay >= 0.5 * old_born
+            && (told_apart.is_sure(now_s) || process.bears_out(rate, now_s, GROWN));
+    if stay < STAYS * old_born || !told {
         return with(
             Verdict::InsufficientData,
             format!(
@@ -196,13 +262,27 @@ pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> J
             ),
         );
     }
-    let bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
-    let effective: f64 = old.iter().map(|window| window.effective_s).sum();
-    let rate = bytes / effective.max(1e-9);
-    Judgement {
-        verdict: Verdict::Leaking,
-        reason: format!(
-            "{} of {} seen born in {} windows more than {} ago are alive, and {} since; about {} for {}, no sign of levelling off",
+    if process.frees > REPLACES * stay && !process.bears_out(rate, now_s, GROWN_BESIDE_FREES) {
+        return with(
+            Verdict::WarmingUp,
+            format!(
+                "{} of {seen} stay, while {} from before the trace were freed, whose place they may take",
+                count(stay as u64),
+                blocks(process.frees as u64)
+            ),
+        );
+    }
+    // Thinned ones are scaled: they may be more than were born.
+    let evidence = if stay >= 0.995 * old_born {
+        format!(
+            "every one of {} seen born in {} windows more than {} ago is alive",
+            blocks(old_born as u64),
+            old.len(),
+            duration(now_s / 8.0)
+        )
+    } else {
+        format!(
+            "{} of {} seen born in {} windows more than {} ago are alive, and {} since",
             count(stay as u64),
             blocks(old_born as u64),
             old.len(),
@@ -211,7 +291,13 @@ pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> J
                 "no old one was freed".to_owned()
             } else {
                 format!("only {} old ones were freed", count(died as u64))
-            },
+            }
+        )
+    };
+    Judgement {
+        verdict: Verdict::Leaking,
+        reason: format!(
+            "{evidence}; about {} for {}, no sign of levelling off",
             flow::rate_of(rate),
             duration(now_s)
         ),
@@ -219,9 +305,26 @@ pub fn judge_windows(windows: &[WindowOfSite], now_s: f64, told_apart: f64) -> J
     }
 }
 
+/// What stays of each second, by windows of about the same length: a short one holds nothing for the most part, which is not to be taken for less.
+fn rates(windows: &[WindowOfSite]) -> Vec<f64> {
+    let all: f64 = windows.iter().map(|window| window.effective_s).sum();
+    let least = SHORT * all / windows.len().max(1) as f64;
+    let mut rates = Vec::new();
+    let (mut alive, mut time) = (0.0, 0.0);
+    for window in windows {
+        alive += window.alive;
+        time += window.effective_s;
+        if time >= least {
+            rates.push(alive / time.max(1e-9));
+            (alive, time) = (0.0, 0.0);
+        }
+    }
+    rates
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{WindowOfSite, judge_windows};
+    use super::{ProcessBesides, ToldApart, WindowOfSite, judge_windows};
     use crate::ledger::{
         corpus::{CORPUS, Chance, Life, Truth},
         verdict::{Judgement, Verdict},
@@ -252,7 +355,7 @@ mod tests {
             });
             at = closed + 3.0 * chance.share();
         }
-        judge_windows(&windows, now_s, 1.0)
+        judge_windows(&windows, now_s, ToldApart::ALL, &ProcessBesides::default())
     }
 
     #[test]
@@ -295,11 +398,71 @@ mod tests {
 
     #[test]
     fn nothing_is_no_verdict() {
-        let verdict = |windows: &[WindowOfSite]| judge_windows(windows, 60.0, 1.0).verdict;
+        let verdict = |windows: &[WindowOfSite]| {
+            judge_windows(windows, 60.0, ToldApart::ALL, &ProcessBesides::default()).verdict
+        };
         assert_eq!(verdict(&[]), Verdict::InsufficientData);
         assert_eq!(
             verdict(&[WindowOfSite::default(); 30]),
             Verdict::InsufficientData
         );
+    }
+
+    /// A cache under full load whose blocks all look the same: at the end of the watch, those that took the places of others seem to be the ones that
+    /// were born in each window.
+    #[test]
+    fn blocks_that_look_the_same_are_no_leak_unless_memory_bears_it_out() {
+        let windows: Vec<WindowOfSite> = (0..25)
+            .map(|number| WindowOfSite {
+                closed_s: f64::from(number) * 2.5,
+                effective_s: 0.01,
+                born: 300.0,
+                survived: 290.0,
+                alive: 270.0,
+                alive_bytes: 27_000.0,
+                alive_before: Some(272.0),
+            })
+            .collect();
+        let verdict = |unseen_per_s, memory_bytes_per_s| {
+            let told_apart = ToldApart {
+                share: 0.1,
+                unseen_per_s,
+            };
+            let process = ProcessBesides {
+                memory_bytes_per_s,
+                ..ProcessBesides::default()
+            };
+            judge_windows(&windows, 64.5, told_apart, &process).verdict
+        };
+        assert_eq!(verdict(0.3, 0.0), Verdict::InsufficientData);
+        assert_eq!(verdict(f64::INFINITY, 100_000.0), Verdict::InsufficientData);
+        assert_eq!(verdict(0.3, 2_000_000.0), Verdict::Leaking);
+        assert_eq!(verdict(0.01, 0.0), Verdict::Leaking);
+    }
+
+    /// A cache that was full before the trace, turned over in five minutes: whatever is born stays for as long as anybody looks.
+    #[test]
+    fn what_takes_the_place_of_blocks_from_before_is_no_leak_unless_memory_grows() {
+        let windows: Vec<WindowOfSite> = (0..25)
+            .map(|number| WindowOfSite {
+                closed_s: f64::from(number) * 2.5,
+                effective_s: 0.2,
+                born: 20.0,
+                survived: 20.0,
+                alive: 20.0,
+                alive_bytes: 10_000.0,
+                alive_before: Some(20.0),
+            })
+            .collect();
+        let verdict = |frees, memory_bytes_per_s| {
+            let process = ProcessBesides {
+                frees,
+                memory_bytes_per_s,
+            };
+            judge_windows(&windows, 64.5, ToldApart::ALL, &process).verdict
+        };
+        assert_eq!(verdict(450.0, 0.0), Verdict::WarmingUp);
+        assert_eq!(verdict(450.0, 45_000.0), Verdict::Leaking);
+        assert_eq!(verdict(20.0, 0.0), Verdict::Leaking);
     }
 }

@@ -84,9 +84,14 @@ impl Session {
                     .unwrap_or(false);
             }
         }
+        let identity = self
+            .processes
+            .get(&pid)
+            .filter(|traced| traced.incarnation == incarnation)
+            .map_or_else(|| frames.clone(), |traced| traced.space.identity(&frames));
         let canonical = *self
             .canonical
-            .entry((incarnation, frames.clone()))
+            .entry((incarnation, identity))
             .or_insert(site);
         self.stacks.insert(
             site,

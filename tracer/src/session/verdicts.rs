@@ -14,7 +14,10 @@ use super::{Session, SiteLevels, Wanted};
 use crate::{
     budget::Mode,
     kernel::{KernelError, monotonic_ns},
-    ledger::{Limit, ProcessLevel, Room, SiteId, SiteOfProcess, SiteWindows, judge_windows},
+    ledger::{
+        Cohorts, Judgement, Ledger, Limit, ProcessLevel, Room, SiteId, SiteOfProcess, ToldApart,
+        judge_windows,
+    },
     report::{MemoryPoint, ReportParts, SiteKind},
     target::process::list_threads,
 };
@@ -43,6 +46,31 @@ const CGROUPS: [(&str, &str, &str); 2] = [
         "memory.usage_in_bytes",
     ),
 ];
+
+/// The windows of a process, for the verdicts of its sites.
+struct SeenInWindows {
+    cohorts: Cohorts,
+    /// How well the watched blocks of each site can be told from others.
+    told_apart: HashMap<SiteId, ToldApart>,
+    /// The share of them that look alike, by window.
+    alike: HashMap<(SiteId, u32), f64>,
+    /// Blocks that outlived their windows and went later.
+    gone_later: f64,
+}
+
+impl SeenInWindows {
+    fn judge(&self, ledger: &Ledger, site: SiteId, incarnation: u32, now_ns: u64) -> Judgement {
+        let seen = self.cohorts.windows_of(site, now_ns, &self.alike);
+        let mut process = ledger.besides_windows(incarnation, seen.watched_s);
+        process.frees = (process.frees - self.gone_later).max(0.0);
+        let told_apart = self
+            .told_apart
+            .get(&site)
+            .copied()
+            .unwrap_or(ToldApart::ALL);
+        judge_windows(&seen.windows, seen.watched_s, told_apart, &process)
+    }
+}
 
 impl Session {
     /// Tells the ledger what every site and process has now; gives the sites' totals.
@@ -81,7 +109,13 @@ impl Session {
             let mut level = levels.remove(&traced.incarnation).unwrap_or_default();
             level.anonymous_bytes = traced.anonymous_bytes as f64;
             level.resident_bytes = traced.rss_last.map_or(0.0, |(_, bytes)| bytes as f64);
-            level.unknown_frees = traced.unknown_frees as f64;
+            level.unknown_frees = if traced.windows.cohorts.windows() > 0 {
+                // Of the windows so far.
+                let hits = traced.windows.hits_before();
+                hits.last().copied().unwrap_or(0) as f64
+            } else {
+                traced.unknown_frees as f64
+            };
             self.ledger
                 .observe_process(now_ns, traced.incarnation, level);
         }
@@ -133,24 +167,26 @@ impl Session {
         self.next_survey = begun + SURVEY_EVERY.max(cost.saturating_mul(part));
     }
 
-    /// What the windows of a process saw of a site; `None` where every call was seen.
-    fn windows_of(&self, pid: u32, site: SiteId, now_ns: u64) -> Option<SiteWindows> {
+    /// What the windows of a process saw, where not every call was seen.
+    fn seen_in_windows(&self, pid: u32, now_ns: u64) -> Option<SeenInWindows> {
         let windows = &self.processes.get(&pid)?.windows;
-        (windows.cohorts.windows() > 0).then(|| windows.cohorts.windows_of(site, now_ns))
-    }
-
-    /// Of the sites of a process, the share of watched blocks that contents tell from others.
-    fn told_apart(&self, pid: u32) -> HashMap<SiteId, f64> {
-        self.processes
-            .get(&pid)
-            .map_or_else(HashMap::new, |traced| traced.windows.cohorts.told_apart())
+        (windows.cohorts.windows() > 0).then(|| {
+            let covered_until_ns = windows.opened_ns().unwrap_or(now_ns);
+            let cohorts = windows.weighed(now_ns, covered_until_ns).cohorts;
+            SeenInWindows {
+                told_apart: cohorts.told_apart(),
+                alike: cohorts.alike(),
+                gone_later: cohorts.gone_later(),
+                cohorts,
+            }
+        })
     }
 
     /// Judges the sites and processes of a report that still has all of its sites.
     pub(super) fn judge(&self, parts: &mut ReportParts) {
         let mut judged: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
         let now_ns = monotonic_ns();
-        let mut told_apart: BTreeMap<u32, HashMap<SiteId, f64>> = BTreeMap::new();
+        let mut in_windows: BTreeMap<u32, Option<SeenInWindows>> = BTreeMap::new();
         for site in &mut parts.sites {
             let Ok(id) = SiteId::try_from(site.id) else {
                 continue;
@@ -159,18 +195,15 @@ impl Session {
                 "its blocks have many stacks".clone_into(&mut site.verdict_reason);
             } else {
                 // Where calls were seen in windows, totals know nothing of what was freed in between.
-                let told_apart = told_apart
+                let seen = in_windows
                     .entry(site.pid)
-                    .or_insert_with(|| self.told_apart(site.pid));
-                let seen = self
-                    .windows_of(site.pid, id, now_ns)
-                    .filter(|_| site.kind == SiteKind::Heap);
-                let judgement = match seen {
-                    Some(seen) => {
-                        let told_apart = told_apart.get(&id).copied().unwrap_or(1.0);
-                        judge_windows(&seen.windows, seen.watched_s, told_apart)
+                    .or_insert_with(|| self.seen_in_windows(site.pid, now_ns));
+                let judgement = match (site.kind, seen) {
+                    (SiteKind::Heap, Some(seen)) => {
+                        seen.judge(&self.ledger, id, site.incarnation, now_ns)
                     }
-                    None => self.ledger.judge(id, site.incarnation),
+                    (SiteKind::Heap, None) => self.ledger.judge(id, site.incarnation),
+                    _ => self.ledger.judge_mapping(id),
                 };
                 site.verdict = judgement.verdict;
                 site.verdict_reason = judgement.reason;

@@ -132,6 +132,9 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// Stands for generated code in [`AddressSpace::identity`]; no address of code.
+const GENERATED: u64 = 0;
+
 /// What a process has had mapped. Later mappings replace earlier ones where they overlap; what was unmapped stays
 /// known, for stacks that were taken before.
 #[derive(Clone, Debug, Default)]
@@ -198,6 +201,26 @@ impl AddressSpace {
     #[must_use]
     pub fn has_perf_map(&self) -> bool {
         self.has_perf_map
+    }
+
+    /// What tells one stack from another: its addresses, but of a row of them in generated code that has no names only that it is there. A
+    /// compiler at run time moves a function whenever it compiles it better, and inlines more; its callers see one place all the time.
+    #[must_use]
+    pub fn identity(&self, frames: &[u64]) -> Vec<u64> {
+        if self.has_perf_map {
+            return frames.to_vec();
+        }
+        let mut identity: Vec<u64> = frames
+            .iter()
+            .map(|address| {
+                let is_nameless = self
+                    .find(*address)
+                    .is_some_and(|range| range.module.is_none() && range.label.is_none());
+                if is_nameless { GENERATED } else { *address }
+            })
+            .collect();
+        identity.dedup_by(|one, two| *one == GENERATED && *two == GENERATED);
+        identity
     }
 
     /// Reads the perf map, if there is one. What was known stays known where it cannot be read.
@@ -304,6 +327,30 @@ mod tests {
                 (0x5000, 0x9000, 0x4000)
             ]
         );
+    }
+
+    #[test]
+    fn generated_code_without_names_is_one_place() {
+        let mut space = AddressSpace::default();
+        space.insert(range(0x1000, 0x2000, 0));
+        space.insert(Range {
+            label: None,
+            ..range(0x7000, 0x9000, 0)
+        });
+        let identity = |frames: &[u64]| space.identity(frames);
+        assert_eq!(
+            identity(&[0x1010, 0x7100, 0x7200, 0x1020, 0x7300]),
+            identity(&[0x1010, 0x8800, 0x1020, 0x7310, 0x7300])
+        );
+        assert_ne!(identity(&[0x1010, 0x7100]), identity(&[0x1011, 0x7100]));
+        assert_ne!(identity(&[0x1010, 0x7100]), identity(&[0x1010]));
+        // What is not known to be mapped may be anything.
+        assert_eq!(identity(&[0x1010, 0xa000]), [0x1010, 0xa000]);
+        let named = AddressSpace {
+            has_perf_map: true,
+            ..space.clone()
+        };
+        assert_eq!(named.identity(&[0x7100, 0x7200]), [0x7100, 0x7200]);
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! What leakscope says of programs whose truth is known: `tests/programs/behaviours.c`, all of its behaviours at once, watched
-//! for a minute from their first block on, and for another minute in the middle of their lives.
+//! What leakscope says of programs whose truth is known: `behaviours.c`, `.cpp` and `.py` of `tests/programs`, and leaks of released software
+//! (`released.sh`), all of their behaviours at once, watched for a minute from their first block on, and for another minute in the middle of
+//! their lives.
 
 use super::Bench;
 use super::child::Running;
-use super::victim::compile;
-use crate::shell;
+use super::victim::{compile, compile_cpp};
+use crate::shell::{self, root};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::fmt;
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -19,7 +20,7 @@ const WATCHED: Duration = Duration::from_secs(60);
 const ATTACHED: Duration = Duration::from_secs(5);
 /// How long the others run before.
 const HEAD_START: Duration = Duration::from_secs(20);
-/// How long attaching to some seventy processes and leaving them may take beside.
+/// How long attaching to some hundred processes and leaving them may take beside.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The least share of the leaks that must be named, in percent.
@@ -54,8 +55,10 @@ struct Said {
     wrongly_plateau: bool,
 }
 
-/// A behaviour as the program lists it.
+/// A behaviour as its program lists it.
 struct Behaviour {
+    /// The program, with the arguments before the behaviour's name.
+    program: Vec<OsString>,
     name: String,
     leaks: bool,
     what: String,
@@ -97,19 +100,23 @@ impl Site {
 /// # Errors
 /// When the program or leakscope fails.
 pub(super) fn measure(bench: &mut Bench) -> Result<Verdicts> {
-    let program = compile("behaviours")?;
-    let list = shell::capture(Command::new(&program).arg("list"))?;
-    let behaviours: Vec<Behaviour> = list
-        .lines()
-        .map(|line| behaviour(line).with_context(|| format!("{line:?} is no behaviour")))
-        .collect::<Result<_>>()?;
+    let mut behaviours = Vec::new();
+    for program in programs(bench)? {
+        let list = shell::capture(started_by(&program).arg("list"))?;
+        for line in list.lines() {
+            match behaviour(&program, line).with_context(|| format!("{line:?} is no behaviour"))? {
+                Listed::There(behaviour) => behaviours.push(behaviour),
+                Listed::Missing(note) => bench.note(format!("verdicts: NOT MEASURED: {note}")),
+            }
+        }
+    }
     bench.say(&format!(
         "verdicts: {} behaviours, watched from their start",
         behaviours.len()
     ));
-    let from_start = watch(bench, &program, &behaviours, ATTACHED, Duration::ZERO)?;
+    let from_start = watch(bench, &behaviours, ATTACHED, Duration::ZERO)?;
     bench.say("verdicts: the same, watched in the middle");
-    let in_the_middle = watch(bench, &program, &behaviours, Duration::ZERO, HEAD_START)?;
+    let in_the_middle = watch(bench, &behaviours, Duration::ZERO, HEAD_START)?;
     let rows = behaviours
         .into_iter()
         .zip(from_start.into_iter().zip(in_the_middle))
@@ -124,26 +131,68 @@ pub(super) fn measure(bench: &mut Bench) -> Result<Verdicts> {
     Ok(Verdicts { rows })
 }
 
-/// Parses a line of the program's list.
-fn behaviour(line: &str) -> Option<Behaviour> {
+/// The programs; what this machine lacks for one is noted.
+fn programs(bench: &mut Bench) -> Result<Vec<Vec<OsString>>> {
+    let source = |name: &str| root().join("tests/programs").join(name).into_os_string();
+    let mut programs = vec![vec![compile("behaviours")?.into_os_string()]];
+    match compile_cpp("behaviours_cpp", "behaviours.cpp") {
+        Ok(path) => programs.push(vec![path.into_os_string()]),
+        Err(why) => bench.note(format!("verdicts: NOT MEASURED: behaviours.cpp: {why:#}")),
+    }
+    // The distribution's, where there are several.
+    let python = std::path::PathBuf::from("/usr/bin/python3");
+    let python = if python.exists() {
+        Some(python)
+    } else {
+        shell::find_program("python3")
+    };
+    match python {
+        Some(python) => programs.push(vec![python.into_os_string(), source("behaviours.py")]),
+        None => bench.note("verdicts: NOT MEASURED: behaviours.py: it takes python3".to_owned()),
+    }
+    match shell::find_program("bash") {
+        Some(bash) => programs.push(vec![bash.into_os_string(), source("released.sh")]),
+        None => bench.note("verdicts: NOT MEASURED: released.sh: it takes bash".to_owned()),
+    }
+    Ok(programs)
+}
+
+/// A command that begins like this.
+fn started_by(program: &[OsString]) -> Command {
+    let mut words = program.iter();
+    let mut command = Command::new(words.next().map_or_else(OsString::new, OsString::clone));
+    command.args(words);
+    command
+}
+
+/// A line of a program's list.
+enum Listed {
+    There(Behaviour),
+    /// What it is and what it takes.
+    Missing(String),
+}
+
+/// Parses a line of a program's list.
+fn behaviour(program: &[OsString], line: &str) -> Option<Listed> {
     let mut fields = line.split('\t');
     let (name, truth, what) = (fields.next()?, fields.next()?, fields.next()?);
     let leaks = match truth {
         "leak" => true,
         "bounded" => false,
+        "missing" => return Some(Listed::Missing(format!("{name}: {what}"))),
         _ => return None,
     };
-    Some(Behaviour {
+    Some(Listed::There(Behaviour {
+        program: program.to_vec(),
         name: name.to_owned(),
         leaks,
         what: what.to_owned(),
-    })
+    }))
 }
 
 /// Runs all behaviours, which wait first, and traces them after the head start.
 fn watch(
     bench: &mut Bench,
-    program: &Path,
     behaviours: &[Behaviour],
     wait: Duration,
     head_start: Duration,
@@ -154,7 +203,7 @@ fn watch(
         .iter()
         .map(|behaviour| {
             Running::start(
-                Command::new(program).args([behaviour.name.as_str(), &wait_s]),
+                started_by(&behaviour.program).args([behaviour.name.as_str(), &wait_s]),
                 &log,
             )
         })
@@ -316,7 +365,7 @@ impl fmt::Display for Verdicts {
 
 #[cfg(test)]
 mod tests {
-    use super::{Behaviour, Frame, Report, Row, Said, Site, Verdicts, behaviour, said};
+    use super::{Behaviour, Frame, Listed, Report, Row, Said, Site, Verdicts, behaviour, said};
 
     fn site(function: &str, verdict: &str) -> Site {
         Site {
@@ -332,6 +381,7 @@ mod tests {
 
     fn judged(leaks: bool, sites: Vec<Site>) -> Said {
         let behaviour = Behaviour {
+            program: Vec::new(),
             name: "one".to_owned(),
             leaks,
             what: String::new(),
@@ -345,10 +395,16 @@ mod tests {
 
     #[test]
     fn lines_are_read() {
-        assert!(behaviour("a\tleak\tdoes it").is_some_and(|one| one.leaks));
-        assert!(behaviour("a\tbounded\tdoes not").is_some_and(|one| !one.leaks));
-        assert!(behaviour("a\tmaybe\tx").is_none());
-        assert!(behaviour("a").is_none());
+        let leaks = |line| match behaviour(&[], line) {
+            Some(Listed::There(one)) => Some(one.leaks),
+            _ => None,
+        };
+        assert_eq!(leaks("a\tleak\tdoes it"), Some(true));
+        assert_eq!(leaks("a\tbounded\tdoes not"), Some(false));
+        assert!(behaviour(&[], "a\tmaybe\tx").is_none());
+        assert!(behaviour(&[], "a").is_none());
+        let missing = behaviour(&[], "a\tmissing\tit takes b");
+        assert!(matches!(missing, Some(Listed::Missing(note)) if note == "a: it takes b"));
     }
 
     #[test]

@@ -25,19 +25,31 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// # Errors
 /// When there is no C compiler or it complains.
 pub(super) fn compile(program: &str) -> Result<PathBuf> {
+    compile_source(program, &format!("{program}.c"), "CC", "cc").context(
+        "the benchmark's programs need a C compiler (Debian: apt-get install gcc libc6-dev)",
+    )
+}
+
+/// The same of a program in C++.
+///
+/// # Errors
+/// When there is no C++ compiler or it complains.
+pub(super) fn compile_cpp(program: &str, source: &str) -> Result<PathBuf> {
+    compile_source(program, source, "CXX", "c++")
+        .context("it takes a C++ compiler (Debian: apt-get install g++)")
+}
+
+fn compile_source(program: &str, source: &str, variable: &str, usual: &str) -> Result<PathBuf> {
     let folder = shell::target_dir().join("bench");
     shell::make_dir(&folder)?;
     let path = folder.join(program);
-    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let compiler = std::env::var_os(variable).unwrap_or_else(|| usual.into());
     shell::run(
         shell::command(compiler)
             .args(["-O2", "-g", "-fomit-frame-pointer", "-pthread", "-o"])
             .arg(&path)
-            .arg(root().join(format!("tests/programs/{program}.c")))
+            .arg(root().join("tests/programs").join(source))
             .arg("-lm"),
-    )
-    .context(
-        "the benchmark's programs need a C compiler (Debian: apt-get install gcc libc6-dev)",
     )?;
     Ok(path)
 }

@@ -52,9 +52,9 @@ struct Part {
 
 /// How fast blocks that look alike are taken to disappear unseen, per second.
 #[derive(Clone, Copy, Debug)]
-struct Hazard {
-    likely: f64,
-    most: f64,
+pub(super) struct Hazard {
+    pub(super) likely: f64,
+    pub(super) most: f64,
 }
 
 /// The three values of a site that the interval is made from, and its variance.
@@ -104,7 +104,7 @@ impl Cohorts {
     /// The watched blocks by site and cohort.
     fn parts(&self, now_ns: u64, min_age_s: f64) -> HashMap<(SiteId, u32), Part> {
         let mut parts: HashMap<(SiteId, u32), Part> = HashMap::new();
-        for watched in &self.watched {
+        for watched in self.counted() {
             let survivor = &watched.survivor;
             if seconds(survivor.born_ns, now_ns) < min_age_s {
                 continue;
@@ -167,7 +167,7 @@ impl Cohorts {
                 births.add(there.births.times(cohort.span.weight_until(next_ns)));
                 result.windows += 1;
             }
-            let hazard = hazard(cohort, there, counts);
+            let hazard = hazard(cohort, there.unwrap_or(&nothing), counts);
             let seconds_watched = seconds(cohort.span.closed_ns, now_ns);
             let alike = part.alike / part.objects.max(1.0);
             let alive = part.bytes
@@ -257,7 +257,7 @@ impl Cohorts {
 }
 
 /// The hazard of the blocks of a site in a cohort that look alike.
-fn hazard(cohort: &Cohort, site: Option<&SiteCohort>, counts: [Contradictions; 2]) -> Hazard {
+pub(super) fn hazard(cohort: &Cohort, site: &SiteCohort, counts: [Contradictions; 2]) -> Hazard {
     let [first, later] = counts;
     let counts = if cohort.later_windows > 0 && later.window_exposure > 0.0 {
         later
@@ -277,7 +277,7 @@ fn hazard(cohort: &Cohort, site: Option<&SiteCohort>, counts: [Contradictions; 2
         }
     } else {
         Hazard {
-            likely: site.map_or(0.0, |site| decline(cohort, site)),
+            likely: decline(cohort, site),
             most: f64::INFINITY,
         }
     }
@@ -300,7 +300,7 @@ fn decline(cohort: &Cohort, site: &SiteCohort) -> f64 {
 }
 
 /// The mean of a factor that is 1 for blocks that can be told apart and falls for the others.
-fn kept_share(alike: f64, hazard: f64, from_s: f64, to_s: f64) -> f64 {
+pub(super) fn kept_share(alike: f64, hazard: f64, from_s: f64, to_s: f64) -> f64 {
     if alike <= 0.0 || hazard <= 0.0 {
         return 1.0;
     }

@@ -78,36 +78,48 @@ impl Keys {
         }
     }
 
-    /// Whether nothing says that the block is gone.
-    pub(super) fn is_alive(
-        &self,
-        survivor: &Survivor,
-        first: Option<&Reading>,
-        now: &Reading,
-    ) -> bool {
+    /// What a look says of a block.
+    pub(super) fn fate(&self, survivor: &Survivor, first: Option<&Reading>, now: &Reading) -> Fate {
         if survivor.has_header {
             if !header_fits(survivor, now.header) {
-                return false;
+                return Fate::Gone;
             }
             if now.header & IS_MMAPPED == 0
                 && now.next_header.is_some_and(|next| next & PREV_INUSE == 0)
             {
-                return false;
+                return Fate::Gone;
             }
             if self.known.contains(&now.second_word) {
-                return false;
+                return Fate::Gone;
+            }
+            if first.is_some_and(|first| first.header & !PREV_INUSE != now.header & !PREV_INUSE) {
+                return Fate::Gone;
             }
         }
-        first.is_none_or(|first| {
-            first.fingerprint == now.fingerprint
-                && (!survivor.has_header || first.header & !PREV_INUSE == now.header & !PREV_INUSE)
-        })
+        if first.is_none_or(|first| first.fingerprint == now.fingerprint) {
+            Fate::Same
+        } else if survivor.has_header {
+            Fate::Changed
+        } else {
+            Fate::Gone
+        }
     }
+}
+
+/// What becomes of a block, as far as its memory tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing says that it is gone.
+    Same,
+    /// A block of its size is there and in use, with other contents: the program wrote to it, or it was freed and its place taken.
+    Changed,
+    /// It cannot be there any more.
+    Gone,
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Keys, Reading, Survivor};
+    use super::{Fate, Keys, Reading, Survivor};
 
     fn block(size: u64) -> Survivor {
         Survivor {
@@ -132,20 +144,22 @@ mod tests {
     fn a_block_lives_while_its_chunk_is_in_use_and_its_contents_stay() {
         let keys = Keys::default();
         let first = reading(0x51, 0x21, 7);
-        let alive = |now| keys.is_alive(&block(72), Some(&first), &now);
-        assert!(alive(first));
+        let fate = |now| keys.fate(&block(72), Some(&first), &now);
+        assert_eq!(fate(first), Fate::Same);
         // Its predecessor was freed: nothing to it.
-        assert!(alive(reading(0x50, 0x21, 7)));
+        assert_eq!(fate(reading(0x50, 0x21, 7)), Fate::Same);
         // The chunk behind says that it is free; contents changed; the chunk grew.
-        assert!(!alive(reading(0x51, 0x20, 7)));
-        assert!(!alive(reading(0x51, 0x21, 8)));
-        assert!(!alive(reading(0x61, 0x21, 7)));
+        assert_eq!(fate(reading(0x51, 0x20, 7)), Fate::Gone);
+        assert_eq!(fate(reading(0x51, 0x21, 8)), Fate::Changed);
+        assert_eq!(fate(reading(0x51, 0x20, 8)), Fate::Gone);
+        assert_eq!(fate(reading(0x61, 0x21, 7)), Fate::Gone);
     }
 
     #[test]
     fn a_chunk_must_fit_the_block_at_the_first_look() {
         let keys = Keys::default();
-        let fits = |size, header| keys.is_alive(&block(size), None, &reading(header, 1, 7));
+        let fits =
+            |size, header| keys.fate(&block(size), None, &reading(header, 1, 7)) == Fate::Same;
         assert!(fits(0, 0x21) && fits(24, 0x21) && fits(25, 0x31));
         // A remainder that is too small to be split off.
         assert!(fits(24, 0x31));
@@ -166,10 +180,10 @@ mod tests {
             ..first
         };
         keys.learn([(first, freed); 3].into_iter());
-        assert!(keys.is_alive(&block(72), None, &freed));
+        assert_eq!(keys.fate(&block(72), None, &freed), Fate::Same);
         keys.learn([(first, freed); 4].into_iter());
-        assert!(!keys.is_alive(&block(72), None, &freed));
-        assert!(keys.is_alive(&block(72), None, &first));
+        assert_eq!(keys.fate(&block(72), None, &freed), Fate::Gone);
+        assert_eq!(keys.fate(&block(72), None, &first), Fate::Same);
     }
 
     #[test]
@@ -180,8 +194,9 @@ mod tests {
             ..block(72)
         };
         let first = reading(0, 0, 7);
-        assert!(keys.is_alive(&other, None, &first));
-        assert!(keys.is_alive(&other, Some(&first), &reading(5, 6, 7)));
-        assert!(!keys.is_alive(&other, Some(&first), &reading(0, 0, 8)));
+        let fate = |before, now| keys.fate(&other, before, &now);
+        assert_eq!(fate(None, first), Fate::Same);
+        assert_eq!(fate(Some(&first), reading(5, 6, 7)), Fate::Same);
+        assert_eq!(fate(Some(&first), reading(0, 0, 8)), Fate::Gone);
     }
 }

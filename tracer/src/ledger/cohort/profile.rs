@@ -2,8 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::{AGE_CLASSES, Cohorts, RECENT, seconds};
-use crate::ledger::{SiteId, WindowOfSite};
+use super::{
+    AGE_CLASSES, Cohorts, RECENT,
+    estimate::{hazard, kept_share},
+    seconds,
+};
+use crate::ledger::{SiteId, ToldApart, WindowOfSite};
 
 /// The windows of a site, as far as they are kept apart.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,35 +19,88 @@ pub struct SiteWindows {
 }
 
 impl Cohorts {
-    /// Of each site with watched blocks, the share of them that their contents tell from others.
+    /// Of each site with watched blocks, how well these can be told from others that take their place.
     #[must_use]
-    pub fn told_apart(&self) -> HashMap<SiteId, f64> {
+    pub fn told_apart(&self) -> HashMap<SiteId, ToldApart> {
         let mut counts: HashMap<SiteId, (f64, f64)> = HashMap::new();
-        for block in &self.watched {
+        for block in self.counted() {
             let (watched, alike) = counts.entry(block.survivor.site).or_default();
             *watched += 1.0;
             *alike += f64::from(u8::from(self.looks_alike(block)));
         }
         counts
             .into_iter()
-            .map(|(site, (watched, alike))| (site, 1.0 - alike / watched))
+            .map(|(site, (watched, alike))| {
+                if self.stay(site) {
+                    return (site, ToldApart::ALL);
+                }
+                let counts = self.contradictions.get(&site).copied().unwrap_or_default();
+                let most =
+                    self.cohorts.iter().rev().find_map(|cohort| {
+                        Some(hazard(cohort, cohort.sites.get(&site)?, counts).most)
+                    });
+                let told = ToldApart {
+                    share: 1.0 - alike / watched,
+                    unseen_per_s: most.unwrap_or(f64::INFINITY),
+                };
+                (site, told)
+            })
             .collect()
     }
 
-    /// The last windows with what they saw of a site.
+    /// Of each site and window, the share of the watched blocks that look alike.
     #[must_use]
-    pub fn windows_of(&self, site: SiteId, now_ns: u64) -> SiteWindows {
+    pub fn alike(&self) -> HashMap<(SiteId, u32), f64> {
+        let mut counts: HashMap<(SiteId, u32), (f64, f64)> = HashMap::new();
+        for block in self.counted() {
+            let (watched, alike) = counts
+                .entry((block.survivor.site, block.cohort))
+                .or_default();
+            *watched += 1.0;
+            *alike += f64::from(u8::from(self.looks_alike(block)));
+        }
+        counts
+            .into_iter()
+            .map(|(part, (watched, alike))| (part, alike / watched))
+            .collect()
+    }
+
+    /// How many blocks of the recent windows outlived theirs and went later. As many of those that were born between windows go in a window, where nobody
+    /// knows them.
+    #[must_use]
+    pub fn gone_later(&self) -> f64 {
+        let scale = self.weight() as f64;
+        let recent = self.cohorts.len().saturating_sub(RECENT);
+        self.cohorts
+            .iter()
+            .skip(recent)
+            .flat_map(|cohort| cohort.sites.values())
+            .map(|site| {
+                let survived: f64 = site.ages.iter().map(|age| age.objects).sum();
+                (survived - site.alive_objects as f64 * scale).max(0.0)
+            })
+            .sum()
+    }
+
+    /// The last windows with what they saw of a site. `alike`: what [`Cohorts::alike`] gives.
+    #[must_use]
+    pub fn windows_of(
+        &self,
+        site: SiteId,
+        now_ns: u64,
+        alike: &HashMap<(SiteId, u32), f64>,
+    ) -> SiteWindows {
         let recent = self.cohorts.len().saturating_sub(RECENT);
         let Some(first) = self.cohorts.get(recent) else {
             return SiteWindows::default();
         };
         let opened_ns = first.span.opened_ns;
         let scale = self.weight() as f64;
-        let windows = self
-            .cohorts
-            .iter()
+        let counts = self.contradictions.get(&site).copied().unwrap_or_default();
+        let windows = (0_u32..)
+            .zip(&self.cohorts)
             .skip(recent)
-            .map(|cohort| {
+            .map(|(number, cohort)| {
                 let closed_s = seconds(opened_ns, cohort.span.closed_ns);
                 let mut window = WindowOfSite {
                     closed_s,
@@ -60,15 +117,20 @@ impl Cohorts {
                     .take(AGE_CLASSES)
                     .map(|age| age.objects)
                     .sum();
-                window.alive = there.alive_objects as f64 * scale;
-                window.alive_bytes = there.alive_bytes as f64 * scale;
-                let half = seconds(cohort.span.closed_ns, now_ns) / 2.0;
+                // Of blocks that look alike, some have been replaced unseen.
+                let alike = alike.get(&(site, number)).copied().unwrap_or(0.0);
+                let hazard = hazard(cohort, there, counts).likely;
+                let kept = |lag_s: f64| kept_share(alike, hazard, lag_s, lag_s);
+                let lag_s = seconds(cohort.span.closed_ns, now_ns);
+                window.alive = there.alive_objects as f64 * scale * kept(lag_s);
+                window.alive_bytes = there.alive_bytes as f64 * scale * kept(lag_s);
+                let half = lag_s / 2.0;
                 window.alive_before = there
                     .history
                     .iter()
                     .rev()
                     .find(|point| point.lag_s <= half)
-                    .map(|point| point.alive.objects);
+                    .map(|point| point.alive.objects * kept(half));
                 window
             })
             .collect();
@@ -76,5 +138,54 @@ impl Cohorts {
             windows,
             watched_s: seconds(opened_ns, now_ns),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hashbrown::HashSet;
+
+    use super::super::{Cohorts, Reading, Span, Survivor};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn what_outlived_its_window_and_went_is_counted() {
+        let mut cohorts = Cohorts::new(1);
+        let span = Span {
+            opened_ns: SECOND,
+            closed_ns: 2 * SECOND,
+            effective_s: 1.0,
+            uncertainty: 0.0,
+            calls: None,
+        };
+        let reading = Reading {
+            header: 0x51,
+            next_header: Some(0x21),
+            ..Reading::default()
+        };
+        let survivors = (1..=10_u64).map(|number| {
+            let survivor = Survivor {
+                address: 0x1000 * number,
+                size: 72,
+                born_ns: SECOND + number,
+                site: 3,
+                has_header: true,
+            };
+            (survivor, Some(reading))
+        });
+        cohorts.close(span, [(3, 25, 1800)], survivors, &HashSet::new(), 0);
+        assert!(cohorts.gone_later().abs() < f64::EPSILON);
+        // Of every second the chunk behind says that it is free.
+        let readings: Vec<_> = (0..10)
+            .map(|number| {
+                Some(Reading {
+                    next_header: Some(0x20 + number % 2),
+                    ..reading
+                })
+            })
+            .collect();
+        cohorts.check(3 * SECOND, &readings);
+        assert!((cohorts.gone_later() - 5.0).abs() < f64::EPSILON);
     }
 }

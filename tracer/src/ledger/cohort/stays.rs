@@ -1,0 +1,123 @@
+//! Whether the blocks of a site stay, by what windows saw of those that were watched: not one of them freed or given out again in so long a time that
+//! hardly any can go between windows either. Then contents that change are the program's writing: a list that is linked, a count of references, a
+//! buffer that is filled.
+
+use super::{Cohorts, Watched, seconds};
+use crate::ledger::SiteId;
+
+/// What windows saw of a site's watched blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Stays {
+    /// Blocks that were freed or given out again.
+    touched: u32,
+    /// Block-seconds in windows.
+    exposure: f64,
+}
+
+/// The longest that nothing must have been seen for, as a multiple of the time watched: with a mean life as long as the watch, this many block-seconds
+/// pass without an event once in twenty times (e^-3).
+const LONG_ENOUGH: f64 = 3.0;
+
+impl Stays {
+    /// Notes a block that was watched through a window of so many seconds.
+    pub(super) fn note(&mut self, is_untouched: bool, window_s: f64) {
+        if is_untouched {
+            self.exposure += window_s;
+        } else {
+            self.touched = self.touched.saturating_add(1);
+        }
+    }
+}
+
+impl Cohorts {
+    /// Whether a window saw one of the site's watched blocks go.
+    pub(super) fn frees(&self, site: SiteId) -> bool {
+        self.stays.get(&site).is_some_and(|seen| seen.touched > 0)
+    }
+
+    /// The blocks that count as alive: their contents are the same, or say nothing since blocks of their sites stay.
+    pub(super) fn counted(&self) -> impl Iterator<Item = &Watched> {
+        self.watched
+            .iter()
+            .filter(|watched| !watched.is_changed || self.stay(watched.survivor.site))
+    }
+
+    /// Whether the blocks of a site stay, by the windows.
+    pub(super) fn stay(&self, site: SiteId) -> bool {
+        let watched_s = self
+            .began_ns()
+            .zip(self.cohorts.last())
+            .map_or(f64::INFINITY, |(began_ns, last)| {
+                seconds(began_ns, last.span.closed_ns)
+            });
+        self.stays
+            .get(&site)
+            .is_some_and(|seen| seen.touched == 0 && seen.exposure >= LONG_ENOUGH * watched_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hashbrown::HashSet;
+
+    use super::super::{Cohorts, Reading, Span, Survivor};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A site whose every block is written to after its window. Twenty windows of half a second, two seconds apart, in which five blocks are born; in
+    /// each a block of before is `freed`, or none. Gives the blocks that count as alive in the end.
+    fn written_to(freed: bool) -> u64 {
+        let mut cohorts = Cohorts::new(1);
+        let reading = |contents| Reading {
+            header: 0x51,
+            next_header: Some(0x21),
+            fingerprint: contents,
+            ..Reading::default()
+        };
+        for window in 0..20_u64 {
+            let opened_ns = window * 2 * SECOND;
+            let closed_ns = opened_ns + SECOND / 2;
+            let untouched: HashSet<u64> = cohorts
+                .watched()
+                .map(|block| block.address)
+                .skip(usize::from(freed))
+                .collect();
+            let born = (0..5).map(|number| {
+                let survivor = Survivor {
+                    address: 0x1000 * (1 + 5 * window + number),
+                    size: 72,
+                    born_ns: opened_ns + 1,
+                    site: 3,
+                    has_header: true,
+                };
+                (survivor, Some(reading(survivor.address)))
+            });
+            let span = Span {
+                opened_ns,
+                closed_ns,
+                effective_s: 0.5,
+                uncertainty: 0.0,
+                calls: None,
+            };
+            cohorts.close(span, [(3, 5, 360)], born, &untouched, 0);
+            for look in 1..3 {
+                let readings: Vec<_> = cohorts
+                    .watched()
+                    .map(|block| Some(reading(block.address + 1)))
+                    .collect();
+                cohorts.check(closed_ns + look * SECOND / 2, &readings);
+            }
+        }
+        cohorts.counted().count() as u64
+    }
+
+    #[test]
+    fn blocks_that_are_written_to_stay_where_windows_see_none_go() {
+        assert_eq!(written_to(false), 100);
+    }
+
+    #[test]
+    fn blocks_whose_contents_changed_are_gone_where_windows_see_others_go() {
+        assert_eq!(written_to(true), 0);
+    }
+}
