@@ -10,6 +10,8 @@
  *   active N      ->
  *                 <-  fill          each active worker renews all that it holds
  *   filled        ->
+ *                 <-  leaked        what was never freed, and when it was counted
+ *   BLOCKS BYTES WALL_NS ->
  *                 <-  (end of file) it ends
  *
  * Operations are those of all workers since the start; WALL_NS is CLOCK_MONOTONIC, CPU_NS the CPU time of the whole
@@ -36,12 +38,15 @@ struct worker {
     volatile uint64_t gap_ns;
     /* Number of the last "fill" that it has done. */
     volatile unsigned filled;
+    /* Blocks that it never frees, each of `leaked_size` bytes. */
+    volatile uint64_t leaked;
     int index;
 } __attribute__((aligned(128)));
 
 static struct worker workers[MOST_WORKERS];
 static volatile int active_workers __attribute__((aligned(128)));
 static volatile unsigned fills_asked;
+static size_t leaked_size;
 
 static inline uint64_t clock_ns(clockid_t clock)
 {
@@ -134,6 +139,13 @@ static int bench_run(int count, void *(*work)(void *))
                     nanosleep(&pause, NULL);
             }
             victim_print("filled\n");
+        } else if (strcmp(line, "leaked") == 0) {
+            uint64_t blocks = 0;
+            for (int i = 0; i < count; i++)
+                blocks += workers[i].leaked;
+            victim_print("%llu %llu %llu\n", (unsigned long long)blocks,
+                         (unsigned long long)(blocks * leaked_size),
+                         (unsigned long long)clock_ns(CLOCK_MONOTONIC));
         } else {
             return 4;
         }

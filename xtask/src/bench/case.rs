@@ -152,6 +152,10 @@ pub(super) const PROFILE: &str = "profile";
 pub(super) const BUDGET: &str = "budget";
 /// What following fresh pages takes from page faults.
 pub(super) const FAULTS: &str = "faults";
+/// How soon a server's leak is found.
+pub(super) const LEAK: &str = "leak";
+/// The same where blocks look alike, and with other allocators.
+pub(super) const LEAK_OTHERS: &str = "leak-others";
 /// What is said of real servers.
 pub(super) const SERVERS: &str = "servers";
 /// What is said of programs whose truth is known.
@@ -163,7 +167,17 @@ pub(super) fn names() -> Vec<&'static str> {
         .iter()
         .map(|case| case.name)
         .chain([
-            ATTACH, REPORT, DAEMON, PROCESSES, PROFILE, FAULTS, BUDGET, SERVERS, VERDICTS,
+            ATTACH,
+            REPORT,
+            DAEMON,
+            PROCESSES,
+            PROFILE,
+            FAULTS,
+            BUDGET,
+            LEAK,
+            LEAK_OTHERS,
+            SERVERS,
+            VERDICTS,
         ])
         .collect()
 }

@@ -30,6 +30,7 @@ pub(super) struct Figures {
     pub(super) budget: Option<BudgetFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) servers: Option<ServersFigures>,
+    pub(super) leaks: Vec<LeakFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) verdicts: Option<Verdicts>,
     /// What could not be measured, and why; reports that show losses.
@@ -102,6 +103,38 @@ pub(super) struct ServerFigures {
     pub(super) sites: u64,
     /// Why each of the sites called leaking is.
     pub(super) leaking: Vec<String>,
+}
+
+/// One leak of a server under full load.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct LeakFigures {
+    pub(super) case: String,
+    pub(super) runs: Vec<LeakRun>,
+    /// How far the rates are off, the median.
+    pub(super) off_percent: f64,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// What a run showed in the end.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct LeakRun {
+    pub(super) server: String,
+    pub(super) watched_s: f64,
+    /// From when on the leak was the first site at every look.
+    pub(super) first_after_s: Option<f64>,
+    /// Its place among the sites, from 1 on.
+    pub(super) place: Option<u32>,
+    pub(super) verdict: String,
+    /// The rate as the report has it, and by the program's own count over the time watched.
+    pub(super) bytes_per_s: f64,
+    pub(super) true_bytes_per_s: f64,
+}
+
+impl LeakRun {
+    /// How far the rate is off.
+    pub(super) fn off_percent(&self) -> f64 {
+        (self.bytes_per_s / self.true_bytes_per_s.max(1.0) - 1.0).abs() * 100.0
+    }
 }
 
 /// Loads with and without leakscope at its default budget.

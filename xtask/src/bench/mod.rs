@@ -12,6 +12,7 @@ mod child;
 mod daemon;
 mod faults;
 mod figures;
+mod leak;
 mod loads;
 mod proc;
 mod processes;
@@ -27,7 +28,8 @@ mod victim;
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use case::{
-    ATTACH, BUDGET, CASES, DAEMON, FAULTS, PROCESSES, PROFILE, REPORT, SCALING, SERVERS, VERDICTS,
+    ATTACH, BUDGET, CASES, DAEMON, FAULTS, LEAK, LEAK_OTHERS, PROCESSES, PROFILE, REPORT, SCALING,
+    SERVERS, VERDICTS,
 };
 use clap::Args;
 use figures::Figures;
@@ -39,7 +41,7 @@ use subject::Subject;
 /// What `bench` is given.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Cases to run; none: all but `full`, `budget`, `servers` and `verdicts`
+    /// Cases to run; none: all but `full`, `budget`, `leak`, `leak-others`, `servers` and `verdicts`
     cases: Vec<String>,
     /// Write the figures to stdout as one JSON object
     #[arg(long)]
@@ -195,13 +197,14 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
             names.join(", ")
         );
     }
-    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, servers eleven.
+    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, servers eleven, a run of a leak one.
     let large = |name: &str| CASES.iter().any(|case| case.name == name && case.large);
     Ok(names
         .into_iter()
         .filter(|name| {
             if arguments.cases.is_empty() {
-                ![BUDGET, SERVERS, VERDICTS].contains(name) && (arguments.full_set || !large(name))
+                ![BUDGET, LEAK, LEAK_OTHERS, SERVERS, VERDICTS].contains(name)
+                    && (arguments.full_set || !large(name))
             } else {
                 arguments.cases.iter().any(|wanted| wanted == name)
                     || arguments.full_set && large(name)
@@ -230,6 +233,17 @@ fn run(
         DAEMON => figures.daemon.insert(daemon::measure(bench)?).to_string(),
         FAULTS => figures.faults.insert(faults::measure(bench)?).to_string(),
         SERVERS => figures.servers.insert(servers::measure(bench)?).to_string(),
+        LEAK | LEAK_OTHERS => {
+            let servers: &[leak::Server] = if name == LEAK {
+                &leak::SERVERS
+            } else {
+                &leak::OTHERS
+            };
+            let measured = leak::measure(bench, name, servers)?;
+            let text = measured.to_string();
+            figures.leaks.push(measured);
+            text
+        }
         BUDGET => figures.budget.insert(budget::measure(bench)?).to_string(),
         VERDICTS => {
             let verdicts = figures.verdicts.insert(verdicts::measure(bench)?);

@@ -2,8 +2,8 @@
 
 use super::figures::{
     AttachFigures, BarFigures, BudgetFigures, CaseFigures, DaemonFigures, FaultFigures, Figures,
-    ProcessesFigures, ProfileFigures, ReportFigures, Scaling, ServersFigures, SubjectFigures,
-    Times,
+    LeakFigures, LeakRun, ProcessesFigures, ProfileFigures, ReportFigures, Scaling, ServersFigures,
+    SubjectFigures, Times,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -260,6 +260,40 @@ impl Display for ServersFigures {
             }
         }
         bars(out, &self.bars)
+    }
+}
+
+impl Display for LeakFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "{}: one leak among 200 sites under full load; rates off by {:.0} % (median)",
+            self.case, self.off_percent
+        )?;
+        for run in &self.runs {
+            writeln!(out, "  {run}")?;
+        }
+        bars(out, &self.bars)
+    }
+}
+
+impl Display for LeakRun {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        write!(out, "{:<30} ", self.server)?;
+        match (self.first_after_s, self.place) {
+            (Some(after), _) => write!(out, "first from {after:.0} s on")?,
+            (None, Some(place)) => write!(out, "at place {place}")?,
+            (None, None) => write!(out, "not found")?,
+        }
+        write!(
+            out,
+            "; after {:.0} s {:.0} KB/s of {:.0} ({:.2}); {}",
+            self.watched_s,
+            self.bytes_per_s / 1e3,
+            self.true_bytes_per_s / 1e3,
+            self.bytes_per_s / self.true_bytes_per_s.max(1.0),
+            self.verdict
+        )
     }
 }
 

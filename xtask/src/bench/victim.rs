@@ -96,6 +96,41 @@ impl Progress {
     }
 }
 
+/// What a program has leaked by its own count; the difference of two is a measurement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Leaked {
+    pub(super) bytes: u64,
+    pub(super) wall_ns: u64,
+}
+
+impl Sub for Leaked {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+            wall_ns: self.wall_ns.saturating_sub(earlier.wall_ns),
+        }
+    }
+}
+
+impl Leaked {
+    pub(super) fn bytes_per_second(self) -> f64 {
+        self.bytes as f64 * 1e9 / self.wall_ns.max(1) as f64
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let mut numbers = line.split(' ').map(str::parse);
+        // The number of blocks comes first.
+        let mut next = || -> Option<u64> { numbers.next()?.ok() };
+        next()?;
+        Some(Self {
+            bytes: next()?,
+            wall_ns: next()?,
+        })
+    }
+}
+
 /// A running program.
 pub(super) struct Victim {
     running: Running,
@@ -147,6 +182,15 @@ impl Victim {
     pub(super) fn progress(&mut self) -> Result<Progress> {
         let line = self.ask("?", ANSWER_WITHIN)?;
         Progress::parse(&line).with_context(|| format!("the program answered {line:?}"))
+    }
+
+    /// What it has leaked.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(super) fn leaked(&mut self) -> Result<Leaked> {
+        let line = self.ask("leaked", ANSWER_WITHIN)?;
+        Leaked::parse(&line).with_context(|| format!("the program answered {line:?}"))
     }
 
     /// Its longest operation since this was last asked, nanoseconds.
