@@ -40,7 +40,7 @@ pub use model::{
     Report, ReportParts, SCHEMA, Sample, Site, SiteKind, Suppressed, Tier, Verdict,
 };
 pub use pprof::{Pprof, PprofAllocs};
-pub use suppress::{SuppressError, Suppressions};
+pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};
 pub use svg::Svg;
 pub use text::{Style, Text};
 pub use time::{Timestamp, TimestampError};

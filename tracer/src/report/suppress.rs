@@ -5,11 +5,17 @@
 //! beginning and `$` at its end for the beginning and the end of the name
 //! (<https://clang.llvm.org/docs/LeakSanitizer.html>; `TemplateMatch` of compiler-rt's `sanitizer_common.cpp`).
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use thiserror::Error;
 
 use super::model::{Frame, ReportParts, Site, SiteKind, Suppressed};
+
+/// Why there is nothing to show of a process whose every site was taken away.
+pub const ALL_SUPPRESSED: &str = "all of its sites are suppressed";
 
 /// A file that is no suppression file.
 #[derive(Debug, Error)]
@@ -111,10 +117,12 @@ impl Suppressions {
                 ..Suppressed::default()
             })
             .collect();
+        let mut taken_from = BTreeSet::new();
         parts.sites.retain(|site| {
             let Some(pattern) = self.of(site) else {
                 return true;
             };
+            taken_from.insert(site.incarnation);
             if let Some(count) = counted.iter_mut().find(|one| one.pattern == pattern) {
                 count.sites += 1;
                 if site.kind == SiteKind::Pages {
@@ -126,6 +134,14 @@ impl Suppressions {
             false
         });
         parts.suppressed = counted;
+        for site in &parts.sites {
+            taken_from.remove(&site.incarnation);
+        }
+        for process in &mut parts.processes {
+            if taken_from.contains(&process.incarnation) {
+                process.empty_reason = Some(ALL_SUPPRESSED.to_owned());
+            }
+        }
     }
 }
 
@@ -194,7 +210,7 @@ mod tests {
 
     use std::path::Path;
 
-    use super::{Suppressions, fits};
+    use super::{ALL_SUPPRESSED, Suppressions, fits};
     use crate::report::fixtures::exact_report;
     use proptest::prelude::*;
 
@@ -257,6 +273,25 @@ mod tests {
                     .is_empty()
             );
         }
+    }
+
+    #[test]
+    fn a_process_whose_sites_are_all_suppressed_says_so() {
+        let of = |pattern: &str| {
+            let mut parts = exact_report().into_parts();
+            parts.sites.retain(|site| !site.frames.is_empty());
+            Suppressions::parse(Path::new("x"), &format!("leak:{pattern}"))
+                .unwrap()
+                .apply(&mut parts);
+            let left = !parts.sites.is_empty();
+            let says = parts
+                .processes
+                .iter()
+                .any(|process| process.empty_reason.as_deref() == Some(ALL_SUPPRESSED));
+            (left, says)
+        };
+        assert_eq!(of("*"), (false, true));
+        assert_eq!(of("Index::add"), (true, false));
     }
 
     proptest! {

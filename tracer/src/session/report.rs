@@ -324,6 +324,10 @@ pub(super) fn make(
     }
     parts.add_up();
     for process in &mut parts.processes {
+        if process.empty_reason.is_some() {
+            // Suppressed.
+            continue;
+        }
         process.empty_reason = if session.options.mappings_only {
             (process.alloc_objects == 0).then(|| NOTHING_MAPPED.to_owned())
         } else {

@@ -18,7 +18,7 @@ use crate::{
         Cohorts, Judgement, Ledger, Limit, ProcessLevel, Room, SiteId, SiteOfProcess, ToldApart,
         judge_windows,
     },
-    report::{MemoryPoint, ReportParts, SiteKind},
+    report::{ALL_SUPPRESSED, MemoryPoint, ReportParts, SiteKind},
     target::process::list_threads,
 };
 
@@ -237,6 +237,13 @@ impl Session {
             };
             process.verdict = judgement.verdict;
             process.verdict_reason = judgement.reason;
+            if let Some(reason) = process
+                .empty_reason
+                .as_ref()
+                .filter(|reason| *reason == ALL_SUPPRESSED)
+            {
+                process.verdict_reason.clone_from(reason);
+            }
             process.memory_series = self
                 .ledger
                 .memory(process.incarnation, MEMORY_POINTS)
