@@ -52,18 +52,16 @@ impl Session {
             if traced.ended.is_some() {
                 continue;
             }
-            let begun = thread_cpu_time();
             let looks = &traced.windows.looks;
-            match looks.next {
-                Some(_) if now => look_at_all(traced),
-                Some(next) if at >= next => {
-                    if looks.newest < NEWEST_AFTER.len() {
-                        look_at_newest(traced);
-                    } else {
-                        look_at_all(traced);
-                    }
-                }
-                _ => continue,
+            let is_due = looks.next.is_some_and(|next| now || at >= next);
+            if !is_due {
+                continue;
+            }
+            let begun = thread_cpu_time();
+            if now || looks.newest >= NEWEST_AFTER.len() {
+                look_at_all(traced);
+            } else {
+                look_at_newest(traced);
             }
             traced.windows.work += thread_cpu_time().saturating_sub(begun);
         }
