@@ -2,15 +2,10 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::Usage;
+use super::{Beginning, Usage};
 
 /// A process that uses less than this share of a core is treated as if it used that: a thousandth of it harms nobody.
 const LEAST_CORES: f64 = 0.05;
-
-/// The first allowance, in budgets of one second: what it takes to find out what calls cost. For a command more, so that the
-/// beginning of one and all of a short one is seen.
-const ALLOWANCE: f64 = 1.0;
-const ALLOWANCE_FOR_COMMAND: f64 = 5.0;
 
 /// So much can be saved up, in budgets of one second.
 const SAVINGS: f64 = 5.0;
@@ -22,6 +17,7 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) struct Account {
     budget: f64,
+    /// The first allowance, in budgets of one second: what it takes to find out what calls cost.
     allowance: f64,
     balance: f64,
     began: bool,
@@ -33,13 +29,13 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(budget: f64, is_command: bool) -> Self {
+    pub(super) fn new(budget: f64, beginning: Beginning) -> Self {
         Self {
             budget,
-            allowance: if is_command {
-                ALLOWANCE_FOR_COMMAND
-            } else {
-                ALLOWANCE
+            allowance: match beginning {
+                Beginning::Command => 5.0,
+                Beginning::Named => 1.0,
+                Beginning::OfMany => 0.2,
             },
             balance: 0.0,
             began: false,

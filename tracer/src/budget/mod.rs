@@ -28,6 +28,17 @@ pub enum Choice {
     Exact,
 }
 
+/// How a process came to be traced, which decides what its beginning is granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// It is a command that was started to be traced: much of it, and all of a short one, is to be seen.
+    Command,
+    /// It was asked for.
+    Named,
+    /// With the whole machine: many start and end, and what each is granted adds up.
+    OfMany,
+}
+
 /// What was asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
@@ -37,8 +48,8 @@ pub struct Limits {
     pub budget: f64,
     /// The length of every window; as the budget allows when `None`.
     pub window: Option<Duration>,
-    /// The process is a command that was started to be traced: its beginning is granted more.
-    pub is_command: bool,
+    /// What its beginning is granted.
+    pub beginning: Beginning,
 }
 
 impl Limits {
@@ -49,7 +60,7 @@ impl Limits {
             choice: Choice::Exact,
             budget: 1.0,
             window: None,
-            is_command: false,
+            beginning: Beginning::OfMany,
         }
     }
 }
@@ -72,8 +83,10 @@ const TRAPS_PART: f64 = 0.6;
 /// The part that our own work on windows may take; what is left is for looks that no window is the reason of.
 const WORK_PART: f64 = 0.25;
 
-/// Our work for a process that uses little is measured by this part of a processor, which all such processes share: it harms nobody.
-const SPARE_CORES: f64 = 0.5;
+/// Our work for a process that uses little is measured by so much of a processor all the same, or else its windows would be too rare to tell
+/// anything; many such processes share some processors.
+const LEAST_CORES_FOR_WORK: f64 = 0.5;
+const SHARED_CORES_FOR_WORK: f64 = 2.0;
 
 /// Whether all calls are seen, or those in windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +183,7 @@ impl Controller {
         Self {
             limits,
             mode,
-            account: Account::new(TRAPS_PART * limits.budget, limits.is_command),
+            account: Account::new(TRAPS_PART * limits.budget, limits.beginning),
             open: None,
             length: limits.window.unwrap_or(FIRST),
             next: Duration::ZERO,
@@ -370,7 +383,7 @@ impl Controller {
     fn plan(&mut self, rate: f64, ending: f64, at: Duration) {
         let second = self.second();
         let rate = rate.max(1e-9);
-        let spare = SPARE_CORES / self.peers as f64;
+        let spare = (SHARED_CORES_FOR_WORK / self.peers as f64).min(LEAST_CORES_FOR_WORK);
         let may_work = WORK_PART * self.limits.budget * self.account.cores().max(spare);
         let worked = self.work_of_a_window.unwrap_or(0.0);
         let mut period = PERIOD_S.max(worked / may_work.max(1e-9));

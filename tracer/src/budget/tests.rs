@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Choice, Close, Controller, Limits, Mode, Usage};
+use super::{Beginning, Choice, Close, Controller, Limits, Mode, Usage};
 use proptest::prelude::*;
 
 /// A process that uses `cores` by itself and whose traps would take `rate` seconds in each second of tracing.
@@ -108,7 +108,7 @@ fn limits(choice: Choice, budget: f64) -> Limits {
         choice,
         budget,
         window: None,
-        is_command: false,
+        beginning: Beginning::Named,
     }
 }
 
@@ -234,10 +234,10 @@ fn a_short_command_is_granted_more_than_a_running_process() {
         cores: 1.0,
         rate: 1.0,
     };
-    let seen = |is_command| {
+    let seen = |beginning| {
         let mut run = Run::new(
             Limits {
-                is_command,
+                beginning,
                 ..limits(Choice::Auto, 0.01)
             },
             7,
@@ -245,8 +245,10 @@ fn a_short_command_is_granted_more_than_a_running_process() {
         run.run(0.5, |_| load);
         run.usage.cost.as_secs_f64()
     };
-    let (command, process) = (seen(true), seen(false));
+    let (command, process) = (seen(Beginning::Command), seen(Beginning::Named));
     assert!(command > 2.0 * process, "{command} {process}");
+    let of_many = seen(Beginning::OfMany);
+    assert!(process > 2.0 * of_many, "{process} {of_many}");
     assert!(command < 0.12, "{command}");
 }
 

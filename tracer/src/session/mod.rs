@@ -34,7 +34,7 @@ pub use process::{ProbeSite, TraceError, check_target};
 pub use tables::{Tables, Unwinding};
 
 use crate::{
-    budget::{Choice, Limits},
+    budget::{Beginning, Choice, Limits},
     kernel::{KernelError, Probe, ProbeOptions, close_links, process_cpu_time},
     ledger::{Ledger, SiteId},
     report::{Report, Suppressions},
@@ -286,7 +286,12 @@ impl Session {
     /// Makes a running process ready to be recorded: its tables and its probes are there, and the filter does not know it yet. In this
     /// order a target is trapped for nothing as briefly as can be, and recording begins for all functions at the same instant.
     fn prepare(&mut self, pid: u32) -> Result<Traced, TraceError> {
-        let mut traced = Traced::open(&self.probe, &self.proc_root, pid, self.limits(false))?;
+        let mut traced = Traced::open(
+            &self.probe,
+            &self.proc_root,
+            pid,
+            self.limits(self.beginning()),
+        )?;
         traced
             .space
             .refresh(&self.proc_root, pid, &mut self.modules)
@@ -313,7 +318,12 @@ impl Session {
     /// # Errors
     /// The child is gone, or children are to be seen and cannot be.
     pub fn follow_command(&mut self, pid: u32, children: bool) -> Result<(), TraceError> {
-        let mut traced = Traced::open(&self.probe, &self.proc_root, pid, self.limits(true))?;
+        let mut traced = Traced::open(
+            &self.probe,
+            &self.proc_root,
+            pid,
+            self.limits(Beginning::Command),
+        )?;
         traced.incarnation = self.probe.new_incarnation();
         self.calls.keep_mappings();
         self.probe
@@ -465,13 +475,22 @@ impl Session {
         Ok(levels)
     }
 
+    /// What a process is granted that is not a command of ours.
+    fn beginning(&self) -> Beginning {
+        if self.is_of_machine() {
+            Beginning::OfMany
+        } else {
+            Beginning::Named
+        }
+    }
+
     /// How a process is to be kept within the budget.
-    fn limits(&self, is_command: bool) -> Limits {
+    fn limits(&self, beginning: Beginning) -> Limits {
         Limits {
             choice: self.options.tier,
             budget: self.options.budget,
             window: self.options.window,
-            is_command,
+            beginning,
         }
     }
 

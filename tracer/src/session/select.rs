@@ -229,8 +229,12 @@ impl Session {
     /// A child of a command is traced from its first instruction; its allocators are looked for when it has called exec, or shows that
     /// it does not.
     pub(super) fn note_fork(&mut self, pid: u32, incarnation: u32) {
-        let Ok(mut traced) = Traced::open(&self.probe, &self.proc_root, pid, self.limits(false))
-        else {
+        let Ok(mut traced) = Traced::open(
+            &self.probe,
+            &self.proc_root,
+            pid,
+            self.limits(self.beginning()),
+        ) else {
             // It has ended by now.
             self.probe.forget(pid, incarnation);
             return;

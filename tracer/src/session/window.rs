@@ -34,6 +34,8 @@ const MOST_UNCERTAIN: f64 = 3.0;
 const LEAST_GROWTH: f64 = 1_048_576.0;
 /// How far growth and what survives may differ otherwise: fragments, memory of other kinds.
 const GROWTH_ERROR: f64 = 0.08;
+/// What survives may fill holes, and holes may be left: this part of the memory that there is.
+const HOLES: f64 = 0.05;
 
 /// A window that is open.
 struct Open {
@@ -283,7 +285,7 @@ impl Windows {
                 let ratio = (grown / elapsed / footprint).ln() + spread;
                 let prior = uncertainty.ln_1p().powi(2);
                 let error = GROWTH_ERROR
-                    + LEAST_GROWTH / grown
+                    + (LEAST_GROWTH + HOLES * self.anonymous.1 as f64) / grown
                     + 1.0 / blocks.max(1.0).sqrt()
                     + spread / 2.0;
                 let weight = prior / (prior + error * error);

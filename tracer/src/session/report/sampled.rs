@@ -131,28 +131,53 @@ pub(super) fn tier_reason(session: &Session) -> String {
     } else {
         ""
     };
-    let several = session.processes.len() > 1;
-    let reasons: Vec<String> = session
-        .processes
-        .values()
-        .take(5)
-        .map(|traced| {
-            let reason = traced.windows.controller.reason();
-            if several && session.options.tier != Choice::Exact {
-                format!("{} (pid {}): {reason}", traced.comm, traced.pid)
-            } else {
-                reason.to_string()
-            }
-        })
-        .collect();
-    let reasons = match reasons.split_first() {
-        Some((first, _)) if session.options.tier == Choice::Exact => first.clone(),
-        _ => reasons.join("; "),
-    };
+    let reasons = reasons(session);
     let mappings = session
         .calls
         .given_up()
         .map(|why| format!("; {why}"))
         .unwrap_or_default();
     format!("{reasons}; through {links} links{rarer}{others}{thinned}{mappings}")
+}
+
+/// Of so many processes it is said for each why its calls were seen as they were; of more, how many were seen how.
+const FEW: usize = 5;
+
+/// Why calls were seen as they were, by process.
+fn reasons(session: &Session) -> String {
+    let reason = |traced: &Traced| traced.windows.controller.reason().to_string();
+    let named = |traced: &Traced| {
+        let (comm, pid) = (&traced.comm, traced.pid);
+        format!("{comm} (pid {pid}): {}", reason(traced))
+    };
+    let mut all = session.processes.values();
+    let count = all.len();
+    match all.next() {
+        None => "no process has met the selection yet".to_owned(),
+        Some(first) if count == 1 || session.options.tier == Choice::Exact => reason(first),
+        Some(_) => {
+            let (exact, sampled): (Vec<&Traced>, Vec<&Traced>) = session
+                .processes
+                .values()
+                .partition(|traced| traced.windows.controller.mode() == Mode::Exact);
+            let mut said = Vec::new();
+            if count > FEW {
+                said.push(format!(
+                    "every allocator call was seen in {}, calls in windows in {}",
+                    processes(exact.len()),
+                    processes(sampled.len()),
+                ));
+            } else {
+                said.extend(exact.into_iter().map(named));
+            }
+            // Those that cost most are the ones that somebody asks about.
+            said.extend(sampled.into_iter().take(FEW).map(named));
+            said.join("; ")
+        }
+    }
+}
+
+fn processes(count: usize) -> String {
+    let plural = if count == 1 { "" } else { "es" };
+    format!("{count} process{plural}")
 }
