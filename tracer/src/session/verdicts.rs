@@ -29,7 +29,7 @@ const SURVEY_EVERY: Duration = Duration::from_secs(2);
 const SURVEY_PART: u32 = 100;
 
 /// The same where the whole machine is traced: most of it is idle.
-const SURVEY_PART_OF_MACHINE: u32 = 1000;
+const SURVEY_PART_OF_MACHINE: u32 = 4000;
 
 /// So many points of a process's memory are reported.
 const MEMORY_POINTS: usize = 120;
