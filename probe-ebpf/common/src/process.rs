@@ -193,7 +193,7 @@ pub struct WalkState {
 }
 
 /// Words of the stack that a walk reads at a time: a copy from user space costs about the same for one word and for some.
-pub const STACK_WINDOW_WORDS: usize = 16;
+pub const STACK_WINDOW_WORDS: usize = 32;
 
 /// A piece of the stack that is being walked, as it was read.
 #[repr(C)]
