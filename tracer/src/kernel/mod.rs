@@ -20,6 +20,7 @@ mod shared;
 mod sys;
 mod tracefs;
 mod watch;
+mod window;
 
 pub use attach::{Attachment, Link, LinkMode, close_links};
 pub use calls::{CallCount, CallCounter, running_processors};
@@ -37,6 +38,6 @@ pub use probe::{Probe, ProbeOptions, has_ended, open_pidfd};
 pub(crate) use read::add_totals;
 pub use read::{LiveBlock, SiteCount};
 pub use watch::{
-    BlockReading, BlockToPut, BlockToRead, process_cpu_time, raise_priority, read_blocks,
-    thread_cpu_time,
+    BlockReading, BlockToRead, process_cpu_time, raise_priority, read_blocks, thread_cpu_time,
 };
+pub use window::BlockToPut;
