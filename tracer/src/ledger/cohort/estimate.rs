@@ -138,8 +138,11 @@ impl Cohorts {
         result.windows = u64::from(self.settled_windows.get(&site).copied().unwrap_or(0));
         let began_ns = self.began_ns().unwrap_or(now_ns);
         let half = seconds(began_ns, now_ns) / 2.0;
+        // Bytes of old windows and of young ones that are alive, and the time that they stand for.
         let (mut lasting, mut lasting_time) = (0.0, 0.0);
         let (mut young, mut young_time) = (0.0, 0.0);
+        // The same of the windows whose births are known, with these.
+        let (mut old_stay, mut young_stay) = (Stay::default(), Stay::default());
         let scale = self.weight() as f64;
         let counts = self.contradictions.get(&site).copied().unwrap_or_default();
         let nothing = SiteCohort::default();
@@ -173,12 +176,22 @@ impl Cohorts {
             let alive = part.bytes
                 * scale
                 * kept_share(alike, hazard.likely, seconds_watched, seconds_watched);
-            if seconds_watched >= half {
+            let is_lasting = seconds_watched >= half;
+            if is_lasting {
                 lasting += alive;
                 lasting_time += cohort.span.effective_s();
             } else {
                 young += alive;
                 young_time += cohort.span.effective_s();
+            }
+            if let Some(there) = there {
+                let stay = if is_lasting {
+                    &mut old_stay
+                } else {
+                    &mut young_stay
+                };
+                stay.born += there.births.bytes;
+                stay.alive += alive;
             }
             if there.is_none() && part.objects <= 0.0 {
                 continue;
@@ -209,7 +222,10 @@ impl Cohorts {
             .max(result.inuse_bytes);
         result.alloc_objects = births.objects.round() as u64;
         result.alloc_bytes = births.bytes.round() as u64;
-        result.growth_bytes_per_s = if lasting_time > 0.0 {
+        result.growth_bytes_per_s = if old_stay.is_as_long_as(&young_stay) {
+            // Nothing goes with age: the young ones will stay too, and the more windows, the less is chance.
+            (lasting + young) / (lasting_time + young_time)
+        } else if lasting_time > 0.0 {
             lasting / lasting_time
         } else if young_time > 0.0 {
             young / young_time
@@ -255,6 +271,25 @@ impl Cohorts {
         (sum / degrees as f64).max(1.0) * factor
     }
 }
+
+/// What is left of what was born in some windows, bytes.
+#[derive(Default)]
+struct Stay {
+    born: f64,
+    alive: f64,
+}
+
+impl Stay {
+    /// Whether as much of this is left as of those, which are younger.
+    fn is_as_long_as(&self, younger: &Self) -> bool {
+        self.born > 0.0
+            && younger.born > 0.0
+            && self.alive / self.born >= AS_MUCH * younger.alive / younger.born
+    }
+}
+
+/// Shares of blocks that differ by less are the same: one of some is watched.
+const AS_MUCH: f64 = 0.9;
 
 /// The hazard of the blocks of a site in a cohort that look alike.
 pub(super) fn hazard(cohort: &Cohort, site: &SiteCohort, counts: [Contradictions; 2]) -> Hazard {

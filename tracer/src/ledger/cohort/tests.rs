@@ -396,3 +396,54 @@ fn a_look_at_the_last_window_leaves_the_blocks_of_earlier_ones_alone() {
     cohorts.check(3_000, &[None, same, same, same, same]);
     assert_eq!(cohorts.watched().len(), 4);
 }
+
+#[test]
+fn what_stays_is_rated_by_all_windows_and_what_goes_by_those_that_are_old() {
+    const SECOND: u64 = 1_000_000_000;
+    // Blocks that are born in the windows at 0, 10, 20 and 30 s, and how many of them stay until 40 s.
+    let rate = |born: [u64; 4], stay: [u64; 4]| {
+        let mut cohorts = Cohorts::new(1);
+        for (window, born) in (0_u64..).zip(born) {
+            let opened_ns = (1 + 10 * window) * SECOND;
+            let survivors = (0..born).map(|block| {
+                let survivor = Survivor {
+                    address: 1_000_000 * (1 + window) + 64 * block,
+                    size: 48,
+                    born_ns: opened_ns + block,
+                    site: 7,
+                    has_header: false,
+                };
+                (survivor, Some(super::Reading::default()))
+            });
+            let watched = cohorts.watched().map(|block| block.address).collect();
+            cohorts.close(
+                Span {
+                    opened_ns,
+                    closed_ns: opened_ns + SECOND,
+                    effective_s: 1.0,
+                    uncertainty: 0.0,
+                    calls: None,
+                },
+                [(7, born, 48 * born)],
+                survivors,
+                &watched,
+                0,
+            );
+        }
+        let readings: Vec<_> = cohorts
+            .watched()
+            .map(|block| {
+                let window = block.address / 1_000_000 - 1;
+                let number = block.address % 1_000_000 / 64;
+                (number < stay[window as usize]).then(super::Reading::default)
+            })
+            .collect();
+        let now_ns = 41 * SECOND;
+        cohorts.check(now_ns, &readings);
+        cohorts.estimates(now_ns, now_ns, 0.0)[&7].growth_bytes_per_s
+    };
+    let all = rate([10, 10, 30, 30], [10, 10, 30, 30]);
+    assert!((all - 20.0 * 48.0).abs() < 1.0, "{all}");
+    let old = rate([10, 10, 10, 10], [1, 1, 8, 10]);
+    assert!(old < 5.0 * 48.0, "{old}");
+}
