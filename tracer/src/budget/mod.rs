@@ -136,6 +136,8 @@ const LOOK_IN_EXACT: Duration = Duration::from_secs(1);
 
 /// How long before its planned end the closing of a window is prepared: a grace period of the kernel's RCU, some 5 to 12 ms.
 const PREPARE: Duration = Duration::from_millis(10);
+/// With more processes that are seen in windows, one must not keep the others waiting; their windows' ends prepare each other.
+const MOST_PREPARED: usize = 8;
 
 /// An open window.
 #[derive(Clone, Copy, Debug)]
@@ -237,12 +239,13 @@ impl Controller {
         }
     }
 
-    /// How long until the open window's planned end, where that is so near that its closing is to be prepared.
+    /// How long until the open window's planned end, where that is so near that its closing is to be prepared; which is waited for.
     #[must_use]
     pub fn about_to_close(&self, at: Duration) -> Option<Duration> {
         let open = self.open.as_ref()?;
         let left = (open.since.at + open.length).saturating_sub(at);
-        (self.mode == Mode::Sampled && left <= PREPARE).then_some(left)
+        (self.mode == Mode::Sampled && left <= PREPARE && self.peers <= MOST_PREPARED)
+            .then_some(left)
     }
 
     /// So many processes are seen in windows now.

@@ -292,3 +292,17 @@ fn a_length_that_was_asked_for_is_kept_and_paid_by_rarer_windows() {
     assert!((0.025..0.045).contains(&each), "{each}");
     assert!(run.usage.cost.as_secs_f64() < 0.01 * 100.0 + 0.05);
 }
+
+#[test]
+fn the_end_of_a_window_is_prepared_where_nobody_else_waits_for_that() {
+    let mut controller = Controller::new(limits(Choice::Sampled, 0.01), 7);
+    controller.opened(Usage::default());
+    let soon = Duration::from_millis(45);
+    assert_eq!(controller.about_to_close(Duration::from_millis(20)), None);
+    assert_eq!(
+        controller.about_to_close(soon),
+        Some(Duration::from_millis(5))
+    );
+    controller.set_peers(100);
+    assert_eq!(controller.about_to_close(soon), None);
+}
