@@ -46,10 +46,34 @@ struct Open {
     unseen: HashSet<u64>,
 }
 
+/// The thread that takes probes away. Dropping it waits for its end: if we ended before, the kernel might be killed out of its work, and leave a
+/// breakpoint behind.
+struct Detaching(Option<JoinHandle<Duration>>);
+
+impl Detaching {
+    fn is_over(&self) -> bool {
+        self.0.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits for its end; the processor time that it took.
+    fn join(&mut self) -> Duration {
+        // It panics nowhere; and if it did, its links are closed.
+        self.0
+            .take()
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Detaching {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
 /// A window whose probes are being taken away.
 struct Closing {
-    /// What does it, and tells how long it worked.
-    thread: Option<JoinHandle<Duration>>,
+    detaching: Detaching,
     reason: Close,
     /// What the process had used when that was decided, and when it was.
     decided: Usage,
@@ -64,7 +88,7 @@ struct Closing {
 
 impl Closing {
     fn is_over(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.detaching.is_over()
     }
 }
 

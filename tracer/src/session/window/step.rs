@@ -7,7 +7,7 @@ use leakscope_common::{HIT_SLOTS, Loss};
 
 use super::{
     super::{Session, Wanted, process::Traced},
-    Closing, Open, Windows,
+    Closing, Detaching, Open, Windows,
     look::{as_reading, look_at_newest, look_before_window},
 };
 use crate::{
@@ -352,7 +352,7 @@ impl Session {
             .filter_map(|(block, reading)| Some((block.address, as_reading(&reading?))))
             .collect();
         traced.windows.closing = Some(Closing {
-            thread,
+            detaching: Detaching(thread),
             reason,
             decided,
             closed_ns,
@@ -366,7 +366,7 @@ impl Session {
     /// Takes over what a window has seen, once its last probe is gone.
     fn close_window(&mut self, traced: &mut Traced, closing: Closing) -> Result<(), KernelError> {
         let Closing {
-            thread,
+            mut detaching,
             reason,
             decided,
             closed_ns,
@@ -374,12 +374,7 @@ impl Session {
             glibc,
             stale,
         } = closing;
-        if let Some(thread) = thread
-            // It panics nowhere; and if it did, its links are closed.
-            && let Ok(took) = thread.join()
-        {
-            traced.windows.work += took;
-        }
+        traced.windows.work += detaching.join();
         // While the links go, frees may be missed and allocations seen: that ends blocks as it should, and is no loss.
         self.stale_at_ends += self.probe.loss(Loss::StaleBlock).saturating_sub(stale);
         // Stacks that the survivors' sites stand for.
