@@ -357,20 +357,24 @@ fn table_of_bias() {
     }
 }
 
+/// A block that survived a window, and a look at it.
+fn looked_at(address: u64, born_ns: u64) -> (Survivor, Option<super::Reading>) {
+    let survivor = Survivor {
+        address,
+        size: 48,
+        born_ns,
+        site: 7,
+        has_header: false,
+    };
+    (survivor, Some(super::Reading::default()))
+}
+
 #[test]
 fn a_look_at_the_last_window_leaves_the_blocks_of_earlier_ones_alone() {
     let mut cohorts = Cohorts::new(1);
     for window in 0..2_u64 {
-        let survivors = (0..3).map(|block| {
-            let survivor = Survivor {
-                address: 4096 * (1 + window) + 64 * block,
-                size: 48,
-                born_ns: 1_000 * window + 10,
-                site: 7,
-                has_header: false,
-            };
-            (survivor, Some(super::Reading::default()))
-        });
+        let survivors =
+            (0..3).map(|block| looked_at(4096 * (1 + window) + 64 * block, 1_000 * window + 10));
         let watched = cohorts.watched().map(|block| block.address).collect();
         cohorts.close(
             Span {
@@ -405,16 +409,8 @@ fn what_stays_is_rated_by_all_windows_and_what_goes_by_those_that_are_old() {
         let mut cohorts = Cohorts::new(1);
         for (window, born) in (0_u64..).zip(born) {
             let opened_ns = (1 + 10 * window) * SECOND;
-            let survivors = (0..born).map(|block| {
-                let survivor = Survivor {
-                    address: 1_000_000 * (1 + window) + 64 * block,
-                    size: 48,
-                    born_ns: opened_ns + block,
-                    site: 7,
-                    has_header: false,
-                };
-                (survivor, Some(super::Reading::default()))
-            });
+            let survivors = (0..born)
+                .map(|block| looked_at(1_000_000 * (1 + window) + 64 * block, opened_ns + block));
             let watched = cohorts.watched().map(|block| block.address).collect();
             cohorts.close(
                 Span {

@@ -41,15 +41,10 @@ impl Windows {
     /// Plans the next look at what was used.
     fn plan_look(&mut self) {
         let at = self.began.elapsed();
-        let wait = if self.is_open() {
-            self.controller.look_again(at).unwrap_or(LOOK_EVERY)
-        } else {
-            self.controller.next_opening().saturating_sub(at)
-        };
         self.next_observe = if self.is_open() {
-            observe_after(wait)
+            observe_after(self.controller.look_again(at).unwrap_or(LOOK_EVERY))
         } else {
-            Instant::now() + wait
+            Instant::now() + self.controller.next_opening().saturating_sub(at)
         };
     }
 }
