@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     daemon::{self, Source},
-    kernel::require_capabilities,
+    kernel::{require_address_space, require_capabilities},
     report::{Report, Suppressions},
     session::Session,
 };
@@ -64,6 +64,7 @@ impl Source for Traced {
 /// Runs the plan.
 pub(super) fn run(plan: DaemonPlan) -> anyhow::Result<ExitCode> {
     require_capabilities()?;
+    require_address_space()?;
     let DaemonPlan {
         target,
         again,

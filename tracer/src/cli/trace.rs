@@ -14,7 +14,7 @@ use super::{
     stop::Stop,
 };
 use crate::{
-    kernel::{HeldCommand, RunningCommand, require_capabilities},
+    kernel::{HeldCommand, RunningCommand, require_address_space, require_capabilities},
     session::{Session, SessionOptions},
 };
 
@@ -27,6 +27,7 @@ const LEAKING: u8 = 3;
 /// Runs the plan.
 pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     require_capabilities()?;
+    require_address_space()?;
     let mut output = Output::open(plan.output.as_deref(), plan.format)?;
     let stop = Stop::listen()?;
     let mut child = None;

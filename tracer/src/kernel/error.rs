@@ -55,6 +55,16 @@ pub enum KernelError {
         /// What is missing.
         missing: String,
     },
+    /// Memory could run out at any moment.
+    #[error(
+        "the address space is limited to {allowed_kib} KiB (`ulimit -v`), and leakscope needs at least {needed_kib} KiB; raise the limit"
+    )]
+    AddressSpace {
+        /// What the limit is.
+        allowed_kib: u64,
+        /// What it has to be at least.
+        needed_kib: u64,
+    },
     /// Another call to the kernel failed.
     #[error("{what}: {source}{}", hint(.source))]
     Call {

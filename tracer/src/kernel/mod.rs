@@ -11,6 +11,7 @@ mod event;
 mod features;
 mod follow;
 mod guardian;
+mod limits;
 mod load;
 mod mappings;
 mod object;
@@ -31,6 +32,7 @@ pub use features::{
     Capability, Check, Verdict, checks, effective_capabilities, require_capabilities,
 };
 pub use guardian::Watched;
+pub use limits::require_address_space;
 pub use load::MapMemory;
 pub use mappings::MappingWay;
 pub use object::{Provenance, provenance};
