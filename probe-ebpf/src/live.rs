@@ -51,7 +51,8 @@ fn key_in(bucket: *mut Bucket, slot: u64) -> u64 {
 }
 
 /// Looks at all slots of a bucket; they share a cache line. Without branches: with them the verifier would follow
-/// 3^8 paths. But for one: in a table that is far from full most buckets are empty.
+/// 3^8 paths. But for one: in a table that is far from full most buckets are empty. And with a bit for each slot, not masks of all ones or
+/// none: where such a mask meets an AND, newer kernels follow both ways (kernel/bpf/verifier.c, `maybe_fork_scalars`).
 #[inline(always)]
 fn look(bucket: *mut Bucket, key: u64) -> Seen {
     let mut any = 0;
@@ -74,21 +75,44 @@ fn look(bucket: *mut Bucket, key: u64) -> Seen {
 /// Looks at each slot of a bucket.
 #[inline(always)]
 fn look_closely(bucket: *mut Bucket, key: u64) -> Seen {
-    let (mut found, mut free, mut used) = (NONE, NONE, 0);
+    let (mut in_use, mut others) = (0, 0);
     let mut slot = 0;
     while slot < BUCKET_SLOTS {
         // SAFETY: `bucket` points to a map value and `slot` is inside its arrays.
         let there = unsafe { core::ptr::read_volatile(&raw const (*bucket).keys[slot]) };
-        let in_use = nonzero(there);
-        used += in_use;
-        // All ones where the slot is free, or the key's.
-        let is_free = in_use.wrapping_sub(1);
-        let is_found = nonzero(there ^ key).wrapping_sub(1);
-        free = (free & !is_free) | (slot as u64 & is_free);
-        found = (found & !is_found) | (slot as u64 & is_found);
+        in_use |= nonzero(there) << slot;
+        others |= nonzero(there ^ key) << slot;
         slot += 1;
     }
-    Seen { found, free, used }
+    Seen {
+        found: first_of(!others & ALL_SLOTS),
+        free: first_of(!in_use & ALL_SLOTS),
+        used: count(in_use),
+    }
+}
+
+/// A bit for each slot.
+const ALL_SLOTS: u64 = (1 << BUCKET_SLOTS) - 1;
+
+/// Places of a bit in a byte, a byte for each, in the order that [`SPREAD`] gives them.
+const PLACES: u64 = 0x0506_0307_0402_0100;
+/// Its products with the eight powers of two of a byte differ in bits 5 to 7.
+const SPREAD: u64 = 0x17;
+
+/// The lowest of eight bits, or [`NONE`].
+#[inline(always)]
+fn first_of(bits: u64) -> u64 {
+    let lowest = bits & hide(bits.wrapping_neg());
+    let place = (PLACES >> ((((lowest * SPREAD) >> 5) & 7) * 8)) & 7;
+    place | ((nonzero(bits) ^ 1) * NONE)
+}
+
+/// Of eight bits, how many are set: neighbours added, then pairs, then the halves.
+#[inline(always)]
+fn count(bits: u64) -> u64 {
+    let pairs = bits - ((bits >> 1) & 0x55);
+    let halves = (pairs & 0x33) + ((pairs >> 2) & 0x33);
+    (halves + (halves >> 4)) & 0xf
 }
 
 /// Claims a free slot of a bucket and fills it.
@@ -206,7 +230,7 @@ pub(crate) fn remove(live_mask: u32, incarnation: u32, address: u64) -> Option<B
 /// Of a bucket's free slots: whether one remembers the key, and one of them, or [`NONE`]. Without branches, as [`look`].
 #[inline(always)]
 fn remembers(bucket: *mut Bucket, key: u64, incarnation: u32) -> (u64, u64) {
-    let (mut is_known, mut free) = (0, NONE);
+    let (mut is_known, mut in_use) = (0, 0);
     let mut slot = 0;
     while slot < BUCKET_SLOTS {
         // SAFETY: `bucket` points to a map value and `slot` is inside its arrays.
@@ -218,11 +242,10 @@ fn remembers(bucket: *mut Bucket, key: u64, incarnation: u32) -> (u64, u64) {
             )
         };
         is_known |= 1 ^ nonzero(there | (size ^ key) | u64::from(of ^ incarnation));
-        let is_free = nonzero(there).wrapping_sub(1);
-        free = (free & !is_free) | (slot as u64 & is_free);
+        in_use |= nonzero(there) << slot;
         slot += 1;
     }
-    (is_known, free)
+    (is_known, first_of(!in_use & ALL_SLOTS))
 }
 
 /// Notes that a block was freed that the table does not hold. Whether it can be one from before the trace: at most once for each
