@@ -179,7 +179,7 @@ fn a_probe_is_refused_when_others_are_attached() {
     // of a hit: a trace does without that. With glibc's fifteen, the target's are from the 24th to the 38th.
     for number in [10, 27, 34] {
         let how = format!("error=EACCES:when={number}+");
-        let arguments = target.traced(&["--links", "perf"]);
+        let arguments = target.traced(&["--links", "perf", "--tier", "exact"]);
         let command = tampered("perf_event_open", &how, &arguments).unwrap();
         let finished = run_command(command).expect("strace runs");
         assert_refused(&finished, &["cannot attach to", "perf-event"], &how);
@@ -395,14 +395,22 @@ fn without_any_tracefs() {
     require_strace!();
     let mut target = Target::start(&require_victim!("endless"));
     // Neither mounted nor to be opened, as where CAP_SYS_ADMIN is missing. With programs at functions of the kernel it is not needed.
-    let arguments = target.traced(&["--links", "perf"]);
-    let inner = tampered("fsopen", "error=EPERM", &arguments).unwrap();
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", &hiding(&TRACEFS), "sh"]);
-    command.arg(inner.get_program()).args(inner.get_args());
-    let finished = run_command(command).expect("it runs");
+    let without = |tier: &str| {
+        let arguments = target.traced(&["--links", "perf", "--tier", tier]);
+        let inner = tampered("fsopen", "error=EPERM", &arguments).unwrap();
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &hiding(&TRACEFS), "sh"]);
+        command.arg(inner.get_program()).args(inner.get_args());
+        run_command(command).expect("it runs")
+    };
     let words = ["tracefs", "mount -t tracefs tracefs /sys/kernel/tracing"];
-    assert_refused(&finished, &words, "no tracefs");
+    assert_refused(&without("exact"), &words, "no tracefs");
+    // Who did not ask for all mappings gets what there is, and is told.
+    let finished = without("auto");
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    for word in words.iter().chain(&["mappings are not shown"]) {
+        assert!(finished.stdout.contains(word), "{word}: {finished:?}");
+    }
     target.assert_unharmed("no tracefs");
     target.quit();
 }

@@ -56,6 +56,12 @@ impl CallWatch {
         self.last != 0
     }
 
+    /// Whether the last count was too high.
+    #[must_use]
+    pub fn was_too_high(&self) -> bool {
+        self.last & 1 != 0
+    }
+
     /// Hardly anything ran until now, so that nothing was counted.
     pub fn rested(&mut self, at: Duration) {
         self.note(at, false);

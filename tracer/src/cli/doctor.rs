@@ -86,9 +86,10 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
     let options = ProbeOptions {
         links,
         mapping_steps: true,
+        page_faults: true,
         ..ProbeOptions::default()
     };
-    let probe = match Probe::load(&options) {
+    let mut probe = match Probe::load(&options) {
         Ok(probe) => probe,
         Err(error) => {
             line(out, Verdict::Missing, "probe", &error.to_string(), "")?;

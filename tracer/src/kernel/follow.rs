@@ -50,15 +50,13 @@ struct NewTask {
 const ANY: u64 = 0;
 
 impl Probe {
-    /// Attaches to exec, thread exit and, where they are seen at tracepoints, the system calls that change mappings; also to page faults
-    /// where they are wanted and the kernel has their tracepoints.
+    /// Attaches to exec and thread exit; also to page faults where they are wanted and the kernel has their tracepoints.
     ///
     /// # Errors
     /// A tracepoint was refused, or tracefs cannot be read.
     pub fn attach_lifecycle(&mut self) -> Result<(), KernelError> {
         self.attach_raw("process_exec", c"sched_process_exec")?;
         self.attach_raw("process_exit", c"sched_process_exit")?;
-        self.attach_mappings()?;
         if self.wants_page_faults {
             match self.attach_page_faults() {
                 Ok(()) => self.set_page_shift(FIRST_PAGE_SHIFT),
@@ -271,6 +269,7 @@ impl Probe {
             settings.page_faults = 0;
             self.settings.write(0, settings);
         }
+        self.mapping_programs.let_object_go();
         let links = std::mem::take(&mut self.mapping_links);
         self.close_beside(links);
     }

@@ -91,21 +91,18 @@ type Programs = Vec<(&'static str, OwnedFd)>;
 pub(super) struct MappingPrograms {
     way: MappingWay,
     programs: Programs,
+    /// Where programs for tracepoints come from that are not loaded yet: what the verifier walks is taken from whoever runs meanwhile, and
+    /// where the machine makes many system calls they are never tied.
+    object: Option<LoadedObject>,
     /// Runs that the kernel had missed when they began to count.
     missed_before: u64,
 }
 
 impl MappingPrograms {
-    /// Loads the programs and, where the kernel ties programs to its functions, ties them: that it does is not known before. With `steps`, for
-    /// all calls, else for what maps code. With `only_tracepoints`, as if it did not.
-    ///
-    /// # Errors
-    /// The kernel refused the programs for the tracepoints too.
-    pub(super) fn load(
-        object: &LoadedObject,
-        steps: bool,
-        only_tracepoints: bool,
-    ) -> Result<(Self, Link), KernelError> {
+    /// Where the kernel ties programs to its functions, loads them and ties them: that it does is not known before. With `steps`, for all
+    /// calls, else for what maps code. With `only_tracepoints`, as if it did not. Programs for tracepoints are loaded from what is
+    /// handed over to [`MappingPrograms::keep`].
+    pub(super) fn load(object: &LoadedObject, steps: bool, only_tracepoints: bool) -> (Self, Link) {
         let tied = if only_tracepoints {
             Err("perf events were asked for".to_owned())
         } else {
@@ -113,21 +110,42 @@ impl MappingPrograms {
         };
         let (way, programs, link) = match tied {
             Ok((programs, link)) => (MappingWay::Functions, programs, link),
-            Err(why) => {
-                let mut programs = Vec::new();
-                for name in [BEGINNING, END] {
-                    let kind = bpf_prog_type::BPF_PROG_TYPE_TRACEPOINT;
-                    programs.push((name, object.program(name, kind, 0)?));
-                }
-                (MappingWay::Tracepoints { why }, programs, Link::default())
-            }
+            Err(why) => (MappingWay::Tracepoints { why }, Vec::new(), Link::default()),
         };
         let loaded = Self {
             way,
             programs,
+            object: None,
             missed_before: 0,
         };
-        Ok((loaded, link))
+        (loaded, link)
+    }
+
+    /// Keeps the object for as long as programs of it are to be loaded.
+    pub(super) fn keep(&mut self, object: LoadedObject) {
+        if self.way != MappingWay::Functions {
+            self.object = Some(object);
+        }
+    }
+
+    /// Nothing more is to be loaded.
+    pub(super) fn let_object_go(&mut self) {
+        self.object = None;
+    }
+
+    /// Loads the programs for tracepoints, if they are the way and not loaded yet.
+    ///
+    /// # Errors
+    /// The kernel refused one.
+    pub(super) fn load_for_tracepoints(&mut self) -> Result<(), KernelError> {
+        let Some(object) = self.object.take() else {
+            return Ok(());
+        };
+        for name in [BEGINNING, END] {
+            let kind = bpf_prog_type::BPF_PROG_TYPE_TRACEPOINT;
+            self.programs.push((name, object.program(name, kind, 0)?));
+        }
+        Ok(())
     }
 
     /// Name and descriptor of each program.
@@ -136,11 +154,12 @@ impl MappingPrograms {
     }
 
     /// Ties the programs to tracepoints, if that is the way.
-    fn tie_to_tracepoints(&self, steps: bool) -> Result<Link, KernelError> {
+    fn tie_to_tracepoints(&mut self, steps: bool) -> Result<Link, KernelError> {
         let mut link = Link::default();
         if self.way == MappingWay::Functions {
             return Ok(link);
         }
+        self.load_for_tracepoints()?;
         let tracefs = Tracefs::open()?;
         for call in calls(steps) {
             for (name, event) in [
@@ -231,14 +250,17 @@ impl Probe {
         &self.mapping_programs.way
     }
 
-    /// Whether what sees mappings makes every system call of the machine dearer now.
+    /// Whether what sees mappings makes every system call of the machine dearer.
     #[must_use]
     pub fn slows_system_calls(&self) -> bool {
-        self.mapping_programs.way != MappingWay::Functions && !self.mapping_links.links.is_empty()
+        self.mapping_programs.way != MappingWay::Functions
     }
 
     /// Attaches to the tracepoints of system calls, if that is how mappings are seen.
-    pub(super) fn attach_mappings(&mut self) -> Result<(), KernelError> {
+    ///
+    /// # Errors
+    /// A tracepoint was refused, or tracefs cannot be read.
+    pub fn attach_mappings(&mut self) -> Result<(), KernelError> {
         let steps = self
             .settings
             .read(0)

@@ -180,14 +180,18 @@ impl Probe {
             ("process_exec", raw),
             ("process_exit", raw),
             ("process_fork", tracepoint),
-            ("page_fault", raw),
         ] {
             lifecycle_programs.push((name, object.program(name, kind, 0)?));
+        }
+        let wants_page_faults = options.page_faults && !options.empty;
+        if wants_page_faults {
+            // Only then: what the verifier walks for each program is taken from whoever runs meanwhile.
+            lifecycle_programs.push(("page_fault", object.program("page_fault", raw, 0)?));
         }
         let steps = options.mapping_steps && !options.empty;
         let only_tracepoints = options.links == Some(LinkMode::Perf);
         let (mapping_programs, mapping_links) =
-            MappingPrograms::load(&object, steps, only_tracepoints)?;
+            MappingPrograms::load(&object, steps, only_tracepoints);
         let live = large(&object, "LIVE", buckets)?;
         let behind_windows = if buckets > 2 * WINDOW_BUCKETS {
             WINDOW_BUCKETS as usize
@@ -205,12 +209,12 @@ impl Probe {
                 Ok(waiting)
             })
             .map_err(|source| KernelError::call("cannot watch the ring buffer", source))?;
-        let probe = Self {
+        let mut probe = Self {
             programs,
             lifecycle: Link::default(),
             mapping_programs,
             mapping_links,
-            wants_page_faults: options.page_faults && !options.empty,
+            wants_page_faults,
             page_faults_unseen: None,
             closing: Vec::new(),
             waiting,
@@ -260,6 +264,7 @@ impl Probe {
         );
         // 0 is no incarnation.
         probe.incarnations.write(0, 1);
+        probe.mapping_programs.keep(object);
         Ok(probe)
     }
 }
@@ -281,7 +286,8 @@ impl Probe {
     ///
     /// # Errors
     /// The kernel does not say.
-    pub fn verified_instructions(&self) -> Result<Vec<(&'static str, u32)>, KernelError> {
+    pub fn verified_instructions(&mut self) -> Result<Vec<(&'static str, u32)>, KernelError> {
+        self.mapping_programs.load_for_tracepoints()?;
         let mut most: Vec<(&'static str, u32)> = Vec::new();
         let lifecycle = self.lifecycle_programs.iter();
         for (name, fd) in self

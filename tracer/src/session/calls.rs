@@ -1,5 +1,5 @@
-//! Mappings and the system calls of others: where mappings are seen at tracepoints, they are given up when the machine makes so many calls
-//! that it shows. New code, which the same tracepoints tell of, is looked for from then on. The budget decides what is too many.
+//! Mappings and the system calls of others: where mappings are seen at tracepoints, these are set only when the machine makes few calls, and
+//! given up when it makes so many that it shows. New code, which the same tracepoints tell of, is looked for from then on. The budget decides what is too many.
 
 use std::{
     fs,
@@ -24,6 +24,12 @@ const LOOKED_AT_ONCE: usize = 8;
 /// Where all processors together were busy for a smaller part of one, none makes many calls.
 const BUSY: f64 = 0.05;
 
+/// What the report says of mappings that are not seen.
+const NOT_SHOWN: &str = "mappings are not shown";
+const DEARER: &str =
+    "for what sees them on this machine makes every system call of every process take longer";
+const WHO_SHOWS: &str = "--tier growth shows them";
+
 /// What is known of the machine's system calls.
 #[derive(Debug)]
 pub(super) struct Calls {
@@ -35,8 +41,18 @@ pub(super) struct Calls {
     counter: Option<CallCounter>,
     /// When the machine was last asked, and for how long its processors had been idle by then.
     idle: Option<(Instant, Duration)>,
-    /// Why mappings were given up.
-    given_up: Option<String>,
+    seen: Seen,
+}
+
+/// Whether mappings are seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    /// They are.
+    Yes,
+    /// Nothing sees them yet: why.
+    NotYet(String),
+    /// They were given up, for good: why.
+    GivenUp(String),
 }
 
 impl Calls {
@@ -48,25 +64,34 @@ impl Calls {
             began: Instant::now(),
             counter: None,
             idle: None,
-            given_up: None,
+            seen: Seen::NotYet(
+                "mappings are not seen yet: the system calls of the machine are being counted"
+                    .to_owned(),
+            ),
         }
     }
 
-    /// Mappings are seen to the end, whatever that costs others.
-    pub(super) fn keep_mappings(&mut self) {
-        self.may_give_up = false;
+    /// Begins to count, where the answer can matter: what takes time anyway is done meanwhile.
+    pub(super) fn count_from_now_on(&mut self) {
+        if self.may_give_up {
+            // Without a counter it is asked again, and then the reason is told.
+            self.counter = CallCounter::start().ok();
+        }
     }
 
-    /// Why mappings are not shown any more.
-    pub(super) fn given_up(&self) -> Option<&str> {
-        self.given_up.as_deref()
+    /// Why mappings are not shown.
+    pub(super) fn unseen(&self) -> Option<&str> {
+        match &self.seen {
+            Seen::Yes => None,
+            Seen::NotYet(why) | Seen::GivenUp(why) => Some(why),
+        }
     }
 
     /// How soon a count is over, or one is due that was found to be called for.
     fn wait_at_most(&self) -> Duration {
         match &self.counter {
             Some(counter) => COUNT_FOR.saturating_sub(counter.begun().elapsed()),
-            None if self.watch.is_alarmed() => {
+            None if self.watch.is_alarmed() || self.seen != Seen::Yes => {
                 self.watch.next().saturating_sub(self.began.elapsed())
             }
             None => Duration::MAX,
@@ -122,7 +147,38 @@ fn idle_time(proc_root: &Path) -> Option<Duration> {
 impl Session {
     /// Whether system calls are to be counted.
     fn counts_calls(&self) -> bool {
-        self.calls.may_give_up && self.calls.given_up.is_none() && self.probe.slows_system_calls()
+        self.calls.may_give_up
+            && !matches!(self.calls.seen, Seen::GivenUp(_))
+            && self.probe.slows_system_calls()
+    }
+
+    /// Sees mappings from now on, to the end, whatever that costs others.
+    pub(super) fn keep_mappings(&mut self) -> Result<(), KernelError> {
+        self.calls.may_give_up = false;
+        if let Some(counter) = self.calls.counter.take() {
+            self.probe.end_counter(counter);
+        }
+        self.see_mappings()
+    }
+
+    /// Sees mappings from now on.
+    fn see_mappings(&mut self) -> Result<(), KernelError> {
+        if matches!(self.calls.seen, Seen::NotYet(_)) {
+            self.probe.attach_mappings()?;
+            self.calls.seen = Seen::Yes;
+        }
+        Ok(())
+    }
+
+    /// At the beginning: mappings are seen at once, but where that makes system calls dearer and the machine makes many.
+    pub(super) fn begin_mappings(&mut self) -> Result<(), KernelError> {
+        if self.counts_calls() {
+            return self.step_calls();
+        }
+        if let Some(counter) = self.calls.counter.take() {
+            self.probe.end_counter(counter);
+        }
+        self.see_mappings()
     }
 
     /// How soon the machine's system calls want to be looked at.
@@ -135,28 +191,28 @@ impl Session {
     }
 
     /// Counts the machine's system calls where that matters, and gives mappings up when they are too many.
-    pub(super) fn step_calls(&mut self) {
+    pub(super) fn step_calls(&mut self) -> Result<(), KernelError> {
         if !self.counts_calls() {
-            return;
+            return Ok(());
         }
         let calls = &mut self.calls;
         let at = calls.began.elapsed();
         let Some(counter) = &mut calls.counter else {
             if at < calls.watch.next() {
-                return;
+                return Ok(());
             }
             if calls.has_rested(&self.proc_root) {
                 calls.watch.rested(at);
-                return;
+                return self.see_mappings();
             }
             match CallCounter::start() {
                 Ok(counter) => calls.counter = Some(counter),
-                Err(error) => self.give_mappings_up(&error.to_string()),
+                Err(error) => self.give_mappings_up(format!("{NOT_SHOWN}: {error}")),
             }
-            return;
+            return Ok(());
         };
         if counter.begun().elapsed() < COUNT_FOR {
-            return;
+            return Ok(());
         }
         let counted = counter.read();
         if let Some(counter) = calls.counter.take() {
@@ -164,30 +220,39 @@ impl Session {
         }
         match counted {
             Ok(count) => {
-                if let Some(rate) = self.calls.watch.counted(at, count.most, count.over) {
-                    self.give_mappings_up(&format!(
-                        "one processor makes {rate:.0} system calls a second"
-                    ));
+                let too_many = calls.watch.counted(at, count.most, count.over);
+                let rate = count.most as f64 / count.over.as_secs_f64().max(1e-9);
+                let why = format!("one processor makes {rate:.0} system calls a second");
+                let unseen = format!("{NOT_SHOWN}, {DEARER} ({why}); {WHO_SHOWS}");
+                if too_many.is_some() {
+                    let after = calls.began.elapsed().as_secs_f64();
+                    let was_seen = calls.seen == Seen::Yes;
+                    self.give_mappings_up(if was_seen {
+                        format!("{NOT_SHOWN}, {DEARER}, and was taken away after {after:.1} s ({why}); {WHO_SHOWS}")
+                    } else {
+                        unseen
+                    });
+                } else if !calls.watch.was_too_high() {
+                    self.see_mappings()?;
+                } else if matches!(calls.seen, Seen::NotYet(_)) {
+                    calls.seen = Seen::NotYet(unseen);
                 }
             }
-            Err(error) => self.give_mappings_up(&error.to_string()),
+            Err(error) => self.give_mappings_up(format!("{NOT_SHOWN}: {error}")),
         }
+        Ok(())
     }
 
-    /// Mappings are not seen any more, and what was seen of them is not shown.
-    fn give_mappings_up(&mut self, why: &str) {
+    /// Mappings are not seen any more, and what was seen of them is not shown: why.
+    fn give_mappings_up(&mut self, why: String) {
         self.probe.end_mappings();
         self.growth.give_all_up();
-        self.calls.given_up = Some(format!(
-            "mappings are not shown, for what sees them on this machine makes every system call of every process take longer, and was taken \
-             away after {:.1} s ({why}); --tier growth shows them",
-            self.calls.began.elapsed().as_secs_f64()
-        ));
+        self.calls.seen = Seen::GivenUp(why);
     }
 
     /// Looks at some processes that have run since they were last looked at for new code, where nobody tells of it.
     pub(super) fn look_for_code(&mut self) -> Result<(), KernelError> {
-        if self.calls.given_up.is_none() {
+        if self.calls.seen == Seen::Yes {
             return Ok(());
         }
         let now = Instant::now();

@@ -210,11 +210,12 @@ impl Session {
     /// # Errors
     /// The kernel refused something; the error says what to do.
     pub fn new(options: SessionOptions) -> Result<Self, KernelError> {
+        let mut calls = Calls::new(options.budget, options.tier != Choice::Exact);
+        calls.count_from_now_on();
         let mut probe = Probe::load(&options.probe)?;
         probe.attach_lifecycle()?;
         let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
         let now = Instant::now();
-        let calls = Calls::new(options.budget, options.tier != Choice::Exact);
         let mut session = Self {
             options,
             probe,
@@ -246,6 +247,7 @@ impl Session {
             is_urgent: false,
             wake: None,
         };
+        session.begin_mappings()?;
         session.cost_of_a_hit = session.calibrate()?;
         if session.options.tier != Choice::Exact {
             session.probe.tell_after(TOLD_AFTER);
@@ -320,7 +322,7 @@ impl Session {
         }
         self.consider_candidates()?;
         self.links.close_retired();
-        self.step_calls();
+        self.step_calls()?;
         self.step_windows()?;
         if self.last_look.elapsed() >= self.look_every {
             self.sweep()?;

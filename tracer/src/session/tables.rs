@@ -3,6 +3,8 @@
 //! A process's mappings are replaced as a whole: the new slice is written to free room, then the one word that names it is
 //! changed, and the old room is used again only after every walk that may still read it has ended.
 
+mod file;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     num::NonZeroUsize,
@@ -163,12 +165,12 @@ impl Builder {
         // Each file's outcome is asked for again when it is installed.
         let _ = self
             .cache
-            .build_many(&requests, |module| read(module), threads);
+            .build_many(&requests, |module| file::read(module), threads);
     }
 
     /// The table of a file: built, or remembered.
     fn table(&self, module: &Module) -> Result<Arc<Table>, TableError> {
-        self.cache.get_or_build(&key(module), || read(module))
+        self.cache.get_or_build(&key(module), || file::read(module))
     }
 
     /// How a file can be unwound.
@@ -470,27 +472,6 @@ enum TableError {
     /// What is in it.
     #[error(transparent)]
     Unwind(#[from] UnwindError),
-}
-
-/// The largest file that is read for its unwind table, bytes.
-const MAX_FILE: u64 = 4 << 30;
-
-/// A file's bytes.
-fn read(module: &Module) -> Result<Vec<u8>, TableError> {
-    use std::os::unix::fs::FileExt as _;
-    let failed = |error: std::io::Error| TableError::Read(error.to_string());
-    let size = module.file.metadata().map_err(failed)?.len();
-    if size > MAX_FILE {
-        return Err(TableError::Read(format!("it has {size} bytes")));
-    }
-    let length = usize::try_from(size).unwrap_or(0);
-    let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(length)
-        .map_err(|_| TableError::Read(format!("there is no memory for its {size} bytes")))?;
-    bytes.resize(length, 0);
-    module.file.read_exact_at(&mut bytes, 0).map_err(failed)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ pub(super) fn tier_reason(session: &Session) -> String {
     let reasons = reasons(session);
     let mappings = session
         .calls
-        .given_up()
+        .unseen()
         .map(|why| format!("; {why}"))
         .unwrap_or_default();
     format!("{reasons}; through {links} links{rarer}{others}{thinned}{mappings}")

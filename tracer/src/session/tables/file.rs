@@ -1,0 +1,108 @@
+//! The bytes of a file that its unwind table is made from. It knows nothing of what stands in them.
+
+use std::{ops::Range, os::unix::fs::FileExt as _};
+
+use super::TableError;
+use crate::{symbol::Module, target::elf::ElfFile};
+
+/// The largest file that is read for its unwind table, bytes.
+const MAX_FILE: u64 = 4 << 30;
+
+/// A file's bytes, with zeros in the place of what no table needs.
+///
+/// # Errors
+/// The file cannot be read, or there is no memory for it.
+pub(super) fn read(module: &Module) -> Result<Vec<u8>, TableError> {
+    let failed = |error: std::io::Error| TableError::Read(error.to_string());
+    let size = module.file.metadata().map_err(failed)?.len();
+    if size > MAX_FILE {
+        return Err(TableError::Read(format!("it has {size} bytes")));
+    }
+    let length = usize::try_from(size).unwrap_or(0);
+    // The memory is asked for twice: what is refused here would end us there, and only there it comes zeroed without being touched.
+    Vec::<u8>::new()
+        .try_reserve_exact(length)
+        .map_err(|_| TableError::Read(format!("there is no memory for its {size} bytes")))?;
+    let mut bytes = vec![0; length];
+    for part in needed(module.elf.as_ref(), size) {
+        let part = part.start as usize..part.end as usize;
+        if let Some(place) = bytes.get_mut(part.clone()) {
+            module
+                .file
+                .read_exact_at(place, part.start as u64)
+                .map_err(failed)?;
+        }
+    }
+    Ok(bytes)
+}
+
+/// The parts of a file that can matter: not its debug information, which is most of many files. Only what lies behind all segments is
+/// left out, whatever its section claims to be.
+fn needed(elf: Option<&ElfFile>, size: u64) -> Vec<Range<u64>> {
+    let mut left_out = Vec::new();
+    if let Some(elf) = elf {
+        let loaded = elf
+            .segments
+            .iter()
+            .map(|segment| segment.file_offset.saturating_add(segment.file_size))
+            .max()
+            .unwrap_or(size);
+        for section in &elf.sections {
+            let is_debug = section.name.starts_with(".debug_") && section.name != ".debug_frame";
+            if is_debug && section.file_offset >= loaded {
+                left_out.push(
+                    section.file_offset..section.file_offset.saturating_add(section.size).min(size),
+                );
+            }
+        }
+    }
+    left_out.sort_by_key(|part| part.start);
+    let mut parts = Vec::new();
+    let mut from = 0;
+    for part in left_out {
+        if part.start > from {
+            parts.push(from..part.start);
+        }
+        from = from.max(part.end);
+    }
+    if from < size {
+        parts.push(from..size);
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::expect_used, reason = "tests")]
+
+    use super::needed;
+    use crate::{
+        target::elf::ElfFile,
+        unwind::{BuildOptions, build},
+    };
+    use std::fs;
+
+    #[test]
+    fn debug_information_is_not_read_and_not_missed() {
+        let path = std::env::current_exe().expect("this test");
+        let whole = fs::read(path).expect("readable");
+        let elf = ElfFile::parse(&whole[..]).expect("an ELF file");
+        let parts = needed(Some(&elf), whole.len() as u64);
+        let mut some = vec![0; whole.len()];
+        for part in &parts {
+            let part = part.start as usize..part.end as usize;
+            some[part.clone()].copy_from_slice(&whole[part]);
+        }
+        let read: u64 = parts.iter().map(|part| part.end - part.start).sum();
+        assert!(read < whole.len() as u64 / 2, "{read} of {}", whole.len());
+        let options = BuildOptions::default();
+        let (all, part) = (build(&whole, &options), build(&some, &options));
+        assert_eq!(all.expect("a table"), part.expect("a table"));
+    }
+
+    #[test]
+    fn without_headers_everything_is_read() {
+        assert_eq!(needed(None, 100), [0..100]);
+        assert_eq!(needed(None, 0), []);
+    }
+}
