@@ -91,7 +91,8 @@ mod tests {
         let mut some = vec![0; whole.len()];
         for part in &parts {
             let part = part.start as usize..part.end as usize;
-            some[part.clone()].copy_from_slice(&whole[part]);
+            let (to, from) = (some.get_mut(part.clone()), whole.get(part));
+            to.expect("in it").copy_from_slice(from.expect("in it"));
         }
         let read: u64 = parts.iter().map(|part| part.end - part.start).sum();
         assert!(read < whole.len() as u64 / 2, "{read} of {}", whole.len());
@@ -102,7 +103,10 @@ mod tests {
 
     #[test]
     fn without_headers_everything_is_read() {
-        assert_eq!(needed(None, 100), [0..100]);
-        assert_eq!(needed(None, 0), []);
+        assert_eq!(
+            needed(None, 100).as_slice(),
+            std::slice::from_ref(&(0..100))
+        );
+        assert!(needed(None, 0).is_empty());
     }
 }
