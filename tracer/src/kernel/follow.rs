@@ -19,7 +19,8 @@ use super::{
     error::KernelError,
     event::ProbeEvent,
     guardian::Guardian,
-    probe::{Probe, Value, map_error},
+    maps::map_error,
+    probe::{Probe, Value},
     sys,
     tracefs::Tracefs,
 };

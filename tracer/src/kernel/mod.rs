@@ -14,6 +14,7 @@ mod guardian;
 mod limits;
 mod load;
 mod mappings;
+mod maps;
 mod object;
 mod probe;
 mod read;

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, RingBuf};
+use aya::maps::{HashMap as BpfHashMap, Map, MapData, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
     Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_NO_STEPS, SLICE_SLOTS,
@@ -26,8 +26,9 @@ use super::{
     error::KernelError,
     event::{ProbeEvent, parse_event},
     guardian::Guardian,
-    load::{LoadedObject, MapMemory, io_error},
+    load::{LoadedObject, MapMemory},
     mappings::MappingPrograms,
+    maps::{cannot_map, hash, large, map_error, shared},
     shared::{LargeArray, SharedArray},
     sys::{self, Counts, Waiting},
 };
@@ -507,43 +508,6 @@ fn live_buckets(blocks: u32) -> u32 {
 /// Processors that may run the probe.
 fn cpus() -> u32 {
     aya::util::nr_cpus().map_or(1, |count| u32::try_from(count).unwrap_or(u32::MAX))
-}
-
-/// Maps an array.
-fn shared<T: Plain>(
-    object: &LoadedObject,
-    name: &str,
-    len: u32,
-) -> Result<SharedArray<T>, KernelError> {
-    SharedArray::map(object.map_fd(name)?, len as usize).map_err(|source| cannot_map(name, source))
-}
-
-/// An array that is mapped when it is looked at.
-fn large<T: Plain>(
-    object: &LoadedObject,
-    name: &str,
-    len: u32,
-) -> Result<LargeArray<T>, KernelError> {
-    LargeArray::new(object.map_fd(name)?, len as usize).map_err(|source| cannot_map(name, source))
-}
-
-/// An array or a part of it could not be mapped.
-pub(super) fn cannot_map(name: &str, source: io::Error) -> KernelError {
-    KernelError::call(format!("cannot map the BPF array {name}"), source)
-}
-
-/// A hash map behind aya's typed interface.
-fn hash<K: aya::Pod, V: aya::Pod>(data: MapData) -> Result<BpfHashMap<MapData, K, V>, KernelError> {
-    BpfHashMap::try_from(Map::HashMap(data)).map_err(|error| map_error("a hash map", &error))
-}
-
-/// A failed map operation.
-pub(super) fn map_error(name: &str, error: &MapError) -> KernelError {
-    let source = io_error(error);
-    if source.raw_os_error() == Some(libc::E2BIG) {
-        return KernelError::call(format!("the BPF map {name} is full"), source);
-    }
-    KernelError::call(format!("cannot use the BPF map {name}"), source)
 }
 
 /// A pidfd for a process: readable when it has ended.

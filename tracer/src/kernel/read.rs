@@ -13,7 +13,8 @@ use leakscope_common::{
 
 use super::{
     error::KernelError,
-    probe::{Probe, SAMPLED_BUCKETS, cannot_map},
+    maps::cannot_map,
+    probe::{Probe, SAMPLED_BUCKETS},
     shared::SharedArray,
 };
 

@@ -9,7 +9,8 @@ use leakscope_common::{
 
 use super::{
     error::KernelError,
-    probe::{Probe, cannot_map},
+    maps::cannot_map,
+    probe::Probe,
     read::{LiveBlock, each_block, key_at, remove_key, still_holds},
     shared::SharedArray,
 };
