@@ -71,14 +71,6 @@ impl Calls {
         }
     }
 
-    /// Begins to count, where the answer can matter: what takes time anyway is done meanwhile.
-    pub(super) fn count_from_now_on(&mut self) {
-        if self.may_give_up {
-            // Without a counter it is asked again, and then the reason is told.
-            self.counter = CallCounter::start().ok();
-        }
-    }
-
     /// Why mappings are not shown.
     pub(super) fn unseen(&self) -> Option<&str> {
         match &self.seen {
@@ -170,15 +162,19 @@ impl Session {
         Ok(())
     }
 
-    /// At the beginning: mappings are seen at once, but where that makes system calls dearer and the machine makes many.
+    /// At the beginning: mappings are seen at once, but where that makes system calls dearer and the machine makes many. Nothing is done
+    /// while they are counted, for we make many ourselves.
     pub(super) fn begin_mappings(&mut self) -> Result<(), KernelError> {
-        if self.counts_calls() {
-            return self.step_calls();
+        if !self.counts_calls() {
+            return self.see_mappings();
         }
-        if let Some(counter) = self.calls.counter.take() {
-            self.probe.end_counter(counter);
+        // The first begins to count.
+        self.step_calls()?;
+        if self.calls.counter.is_some() {
+            std::thread::sleep(COUNT_FOR);
+            self.step_calls()?;
         }
-        self.see_mappings()
+        Ok(())
     }
 
     /// How soon the machine's system calls want to be looked at.

@@ -210,12 +210,11 @@ impl Session {
     /// # Errors
     /// The kernel refused something; the error says what to do.
     pub fn new(options: SessionOptions) -> Result<Self, KernelError> {
-        let mut calls = Calls::new(options.budget, options.tier != Choice::Exact);
-        calls.count_from_now_on();
         let mut probe = Probe::load(&options.probe)?;
         probe.attach_lifecycle()?;
         let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
         let now = Instant::now();
+        let calls = Calls::new(options.budget, options.tier != Choice::Exact);
         let mut session = Self {
             options,
             probe,
