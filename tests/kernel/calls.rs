@@ -23,9 +23,6 @@ const NOT_SHOWN: &str = "mappings are not shown";
 /// Longer than mappings are kept where the machine makes many calls, however slow it is.
 const LONG: Duration = Duration::from_secs(8);
 
-/// How long it takes at most until mappings are given up for good, where that is to be.
-const GIVEN_UP: Duration = Duration::from_secs(4);
-
 /// A process that makes system calls as fast as it can.
 struct Busy(Victim);
 
@@ -91,7 +88,7 @@ fn tracepoints_of_system_calls_go_away_where_there_are_many_calls() {
     let _built = require_victim!("busy");
     let at_functions = mappings_at_functions().expect("doctor");
     let (mut busy, tracer) = Busy::traced("auto");
-    sleep(GIVEN_UP);
+    sleep(LONG);
     if !at_functions {
         // No probe is a perf event with the links that such a kernel has.
         assert_eq!(perf_events_become(&tracer, 0, PATIENCE), 0);
@@ -119,7 +116,7 @@ fn a_library_loaded_when_nobody_tells_of_it_is_known_before_its_first_call() {
     let _built = require_victim!("busy");
     let at_functions = mappings_at_functions().expect("doctor");
     let (mut busy, tracer) = Busy::traced("auto");
-    sleep(GIVEN_UP);
+    sleep(LONG);
     if !at_functions {
         assert_eq!(perf_events_become(&tracer, 0, PATIENCE), 0);
     }
@@ -153,7 +150,7 @@ fn a_program_that_begins_when_nobody_tells_of_its_libraries_is_traced() {
     assert_eq!(busy.0.line().unwrap().as_deref(), Some("busy"));
     let arguments = ["--tier", "auto", "--comm", "endless"];
     let tracer = Tracer::start(&arguments).expect("leakscope starts");
-    sleep(GIVEN_UP);
+    sleep(LONG);
     if !mappings_at_functions().expect("doctor") {
         // That processes are made is seen at a tracepoint too, which is no system call's.
         assert_eq!(perf_events_become(&tracer, 1, PATIENCE), 1);

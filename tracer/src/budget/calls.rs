@@ -69,7 +69,7 @@ impl CallWatch {
 
     /// So many calls were counted on the processor that made most, in a time. Gives how many that is a second where they are too many.
     pub fn counted(&mut self, at: Duration, calls: u64, over: Duration) -> Option<f64> {
-        let a_second = calls as f64 / over.as_secs_f64().max(1e-9);
+        let a_second = a_second(calls, over);
         let is_too_high = a_second > self.may_make;
         self.note(at, is_too_high);
         (is_too_high && self.last.count_ones() >= TOO_MANY).then_some(a_second)
@@ -79,6 +79,12 @@ impl CallWatch {
         self.last = (self.last << 1 | u8::from(is_too_high)) & LAST;
         self.next = at + if self.is_alarmed() { AGAIN } else { EVERY };
     }
+}
+
+/// How many a second so many calls in a time are.
+#[must_use]
+pub fn a_second(calls: u64, over: Duration) -> f64 {
+    calls as f64 / over.as_secs_f64().max(1e-9)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ mod tests;
 use std::{fmt, time::Duration};
 
 use account::Account;
-pub use calls::{COUNT_FOR, CallWatch};
+pub use calls::{COUNT_FOR, CallWatch, a_second};
 use reason::Reason;
 
 /// How allocations are to be seen.

@@ -9,7 +9,7 @@ use std::{
 
 use super::Session;
 use crate::{
-    budget::{COUNT_FOR, CallWatch},
+    budget::{COUNT_FOR, CallWatch, a_second},
     kernel::{CallCounter, KernelError, process_cpu_time, running_processors},
 };
 
@@ -216,22 +216,25 @@ impl Session {
         }
         match counted {
             Ok(count) => {
-                let too_many = calls.watch.counted(at, count.most, count.over);
-                let rate = count.most as f64 / count.over.as_secs_f64().max(1e-9);
-                let why = format!("one processor makes {rate:.0} system calls a second");
-                let unseen = format!("{NOT_SHOWN}, {DEARER} ({why}); {WHO_SHOWS}");
-                if too_many.is_some() {
+                let given_up = calls.watch.counted(at, count.most, count.over).is_some();
+                if !calls.watch.was_too_high() {
+                    return self.see_mappings();
+                }
+                let was_seen = calls.seen == Seen::Yes;
+                let taken_away = if was_seen {
                     let after = calls.began.elapsed().as_secs_f64();
-                    let was_seen = calls.seen == Seen::Yes;
-                    self.give_mappings_up(if was_seen {
-                        format!("{NOT_SHOWN}, {DEARER}, and was taken away after {after:.1} s ({why}); {WHO_SHOWS}")
-                    } else {
-                        unseen
-                    });
-                } else if !calls.watch.was_too_high() {
-                    self.see_mappings()?;
-                } else if matches!(calls.seen, Seen::NotYet(_)) {
-                    calls.seen = Seen::NotYet(unseen);
+                    format!(", and was taken away after {after:.1} s")
+                } else {
+                    String::new()
+                };
+                let rate = a_second(count.most, count.over);
+                let why = format!(
+                    "{NOT_SHOWN}, {DEARER}{taken_away} (one processor makes {rate:.0} system calls a second); {WHO_SHOWS}"
+                );
+                if given_up {
+                    self.give_mappings_up(why);
+                } else if !was_seen {
+                    calls.seen = Seen::NotYet(why);
                 }
             }
             Err(error) => self.give_mappings_up(format!("{NOT_SHOWN}: {error}")),

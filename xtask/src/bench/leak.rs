@@ -182,23 +182,16 @@ fn look(tracer: &Running) -> Result<Look> {
 /// What the looks of a run have shown.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Looks in a row with the leak as the first site, and when the first of them was.
-    in_a_row: u32,
-    since_s: f64,
+    /// Since which look the leak has been the first site.
+    first_since_s: Option<f64>,
     last: Look,
 }
 
 impl Seen {
     /// Takes a look in.
     fn add(&mut self, look: Look) {
-        if look.leak().is_some_and(|(place, _)| place == 1) {
-            if self.in_a_row == 0 {
-                self.since_s = look.duration_s;
-            }
-            self.in_a_row += 1;
-        } else {
-            self.in_a_row = 0;
-        }
+        let is_first = look.leak().is_some_and(|(place, _)| place == 1);
+        self.first_since_s = is_first.then(|| self.first_since_s.unwrap_or(look.duration_s));
         self.last = look;
     }
 
@@ -207,7 +200,7 @@ impl Seen {
         LeakRun {
             server: server.name.to_owned(),
             watched_s: self.last.duration_s,
-            first_after_s: (self.in_a_row > 0).then_some(self.since_s),
+            first_after_s: self.first_since_s,
             place: leak.map(|(place, _)| place),
             verdict: leak.map_or_else(String::new, |(_, site)| site.verdict.clone()),
             bytes_per_s: leak.map_or(0.0, |(_, site)| site.growth_bytes_per_s),

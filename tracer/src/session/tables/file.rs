@@ -1,9 +1,12 @@
 //! The bytes of a file that its unwind table is made from. It knows nothing of what stands in them.
 
-use std::{ops::Range, os::unix::fs::FileExt as _};
+use std::ops::Range;
 
 use super::TableError;
-use crate::{symbol::Module, target::elf::ElfFile};
+use crate::{
+    symbol::Module,
+    target::elf::{ElfFile, ReadAt},
+};
 
 /// The largest file that is read for its unwind table, bytes.
 const MAX_FILE: u64 = 4 << 30;
@@ -14,7 +17,7 @@ const MAX_FILE: u64 = 4 << 30;
 /// The file cannot be read, or there is no memory for it.
 pub(super) fn read(module: &Module) -> Result<Vec<u8>, TableError> {
     let failed = |error: std::io::Error| TableError::Read(error.to_string());
-    let size = module.file.metadata().map_err(failed)?.len();
+    let size = module.file.size().map_err(failed)?;
     if size > MAX_FILE {
         return Err(TableError::Read(format!("it has {size} bytes")));
     }
@@ -23,14 +26,19 @@ pub(super) fn read(module: &Module) -> Result<Vec<u8>, TableError> {
     Vec::<u8>::new()
         .try_reserve_exact(length)
         .map_err(|_| TableError::Read(format!("there is no memory for its {size} bytes")))?;
+    read_parts(&module.file, length, &needed(module.elf.as_ref(), size)).map_err(failed)
+}
+
+/// So many bytes, of which these parts are the file's and the others zero.
+fn read_parts(
+    source: &(impl ReadAt + ?Sized),
+    length: usize,
+    parts: &[Range<u64>],
+) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
-    for part in needed(module.elf.as_ref(), size) {
-        let part = part.start as usize..part.end as usize;
-        if let Some(place) = bytes.get_mut(part.clone()) {
-            module
-                .file
-                .read_exact_at(place, part.start as u64)
-                .map_err(failed)?;
+    for part in parts {
+        if let Some(place) = bytes.get_mut(part.start as usize..part.end as usize) {
+            source.read_at(part.start, place)?;
         }
     }
     Ok(bytes)
@@ -75,7 +83,7 @@ fn needed(elf: Option<&ElfFile>, size: u64) -> Vec<Range<u64>> {
 mod tests {
     #![expect(clippy::expect_used, reason = "tests")]
 
-    use super::needed;
+    use super::{needed, read_parts};
     use crate::{
         target::elf::ElfFile,
         unwind::{BuildOptions, build},
@@ -88,12 +96,7 @@ mod tests {
         let whole = fs::read(path).expect("readable");
         let elf = ElfFile::parse(&whole[..]).expect("an ELF file");
         let parts = needed(Some(&elf), whole.len() as u64);
-        let mut some = vec![0; whole.len()];
-        for part in &parts {
-            let part = part.start as usize..part.end as usize;
-            let (to, from) = (some.get_mut(part.clone()), whole.get(part));
-            to.expect("in it").copy_from_slice(from.expect("in it"));
-        }
+        let some = read_parts(&whole[..], whole.len(), &parts).expect("readable");
         let read: u64 = parts.iter().map(|part| part.end - part.start).sum();
         assert!(read < whole.len() as u64 / 2, "{read} of {}", whole.len());
         let options = BuildOptions::default();
