@@ -5,6 +5,7 @@
 mod attach;
 mod btf;
 mod calls;
+mod clock;
 mod command;
 mod error;
 mod event;
@@ -26,6 +27,7 @@ mod window;
 
 pub use attach::{Attachment, Link, LinkMode, close_links};
 pub use calls::{CallCount, CallCounter, running_processors};
+pub use clock::{ThreadClocks, keep_clocks_ready};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
 pub use event::ProbeEvent;

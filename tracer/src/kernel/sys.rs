@@ -305,6 +305,24 @@ pub(crate) fn count_tracepoint(id: u64, processor: u32) -> io::Result<OwnedFd> {
     perf_event_open(&attr, -1, processor as i32)
 }
 
+/// Begins to count the processor time of a thread (0: the calling one) and of those that it makes: read(2) gives nanoseconds, 8 bytes.
+pub(crate) fn count_task_clock(thread: u32) -> io::Result<OwnedFd> {
+    /// `PERF_TYPE_SOFTWARE` and `PERF_COUNT_SW_TASK_CLOCK`.
+    const SOFTWARE: u32 = 1;
+    const TASK_CLOCK: u64 = 1;
+    /// The bits `inherit` and `inherit_thread` (Linux 5.13): of what a thread makes, threads only.
+    const INHERIT: u64 = 1 << 1;
+    const INHERIT_THREAD: u64 = 1 << 35;
+    let attr = PerfEventAttr {
+        kind: SOFTWARE,
+        size: size_of::<PerfEventAttr>() as u32,
+        config: TASK_CLOCK,
+        flags: INHERIT | INHERIT_THREAD,
+        ..PerfEventAttr::default()
+    };
+    perf_event_open(&attr, thread as i32, -1)
+}
+
 /// Descriptors that are waited for together (epoll(7)), each known by a number. One that is closed is forgotten.
 pub(crate) struct Waiting(OwnedFd);
 

@@ -56,7 +56,8 @@ impl Session {
             });
         }
         // Attaching takes as long as a window: what the process did meanwhile, nobody saw.
-        traced.windows.begin(pid, traced.incarnation);
+        let clocks = self.start_clocks(&traced);
+        traced.windows.begin(pid, traced.incarnation, clocks);
         Ok(traced)
     }
 

@@ -36,7 +36,9 @@ pub use tables::{Tables, Unwinding};
 
 use crate::{
     budget::Choice,
-    kernel::{KernelError, Probe, ProbeOptions, close_links, process_cpu_time},
+    kernel::{
+        KernelError, Link, Probe, ProbeOptions, close_links, keep_clocks_ready, process_cpu_time,
+    },
     ledger::{Ledger, SiteId},
     report::{Report, Suppressions},
     symbol::{Modules, Resolver},
@@ -188,6 +190,8 @@ pub struct Session {
     cost_of_a_hit: Duration,
     /// Blocks found stale while windows were being closed.
     stale_at_ends: u64,
+    /// Held for the windows' clocks; `None` where the kernel has none, or all calls are seen.
+    clocks_ready: Option<Link>,
     /// Whether we run before others, so that windows are closed in time on a machine under load.
     is_urgent: bool,
     /// What ends a step before its time.
@@ -243,6 +247,7 @@ impl Session {
             totals: Totals::default(),
             cost_of_a_hit: Duration::ZERO,
             stale_at_ends: 0,
+            clocks_ready: None,
             is_urgent: false,
             wake: None,
         };
@@ -250,6 +255,7 @@ impl Session {
         session.cost_of_a_hit = session.calibrate()?;
         if session.options.tier != Choice::Exact {
             session.probe.tell_after(TOLD_AFTER);
+            session.clocks_ready = keep_clocks_ready().ok();
         }
         session.begin_pages();
         session.begin_now();

@@ -16,13 +16,16 @@ use leakscope_common::HIT_SLOTS;
 
 use crate::{
     budget::{Choice, Close, Controller, Limits, Usage},
-    kernel::{Link, monotonic_ns, process_cpu_time},
+    kernel::{Link, ThreadClocks, monotonic_ns, process_cpu_time},
     ledger::{Cohorts, Reading, SiteId, Span},
 };
 use look::Looks;
 
 /// How far the cost of a hit in the process may differ from that of one in our own (deeper stacks cost more).
 const COST_UNCERTAINTY: f64 = 0.25;
+
+/// Of a longer window, a tick of the process's clock is little.
+const CLOCKS_FOR: Duration = Duration::from_secs(1);
 
 /// The share of a window's processor time that traps may take for what is left to be taken as measured, window by window.
 const SMALL_SHARE: f64 = 0.3;
@@ -44,6 +47,8 @@ struct Open {
     usage: Usage,
     /// Watched blocks that could not be put into the live table: nobody sees what becomes of them.
     unseen: HashSet<u64>,
+    /// What the process uses from then on; `None` where its own clock has to do, which goes on by ticks.
+    clocks: Option<ThreadClocks>,
 }
 
 /// The thread that takes probes away. Dropping it waits for its end: if we ended before, the kernel might be killed out of its work, and leave a
@@ -142,6 +147,7 @@ impl Windows {
                 at_ns: monotonic_ns(),
                 usage: Usage::default(),
                 unseen: HashSet::new(),
+                clocks: None,
             }),
             closing: None,
             hits_before: [0; HIT_SLOTS],
@@ -159,8 +165,8 @@ impl Windows {
         }
     }
 
-    /// The trace of the process begins: its first window is open from now on.
-    pub(super) fn begin(&mut self, pid: u32, incarnation: u32) {
+    /// The trace of the process begins: its first window is open from now on, when its `clocks` were started.
+    pub(super) fn begin(&mut self, pid: u32, incarnation: u32, clocks: Option<ThreadClocks>) {
         self.cohorts = Cohorts::new(incarnation);
         self.began = Instant::now();
         self.cpu_before = process_cpu_time(pid).ok();
@@ -169,7 +175,33 @@ impl Windows {
             at_ns: monotonic_ns(),
             usage: Usage::default(),
             unseen: HashSet::new(),
+            clocks,
         });
+    }
+
+    /// The processor time that the process has used since it is traced.
+    fn cpu(&self, pid: u32) -> Duration {
+        // Of a process that is gone, the last value stays.
+        let by_ticks = process_cpu_time(pid)
+            .ok()
+            .zip(self.cpu_before)
+            .map_or(Duration::ZERO, |(now, before)| now.saturating_sub(before));
+        let in_window = self.open.as_ref().and_then(|open| {
+            let elapsed = open.clocks.as_ref()?.elapsed()?;
+            Some(open.usage.cpu + elapsed)
+        });
+        by_ticks
+            .max(in_window.unwrap_or_default())
+            .max(self.last.cpu)
+    }
+
+    /// Of a window that is long by now, ticks say enough; the counters would make each switch to one of the threads dearer.
+    fn end_clocks(&mut self) {
+        if let Some(open) = &mut self.open
+            && self.last.at.saturating_sub(open.usage.at) > CLOCKS_FOR
+        {
+            open.clocks = None;
+        }
     }
 
     /// Whether windows are opened and closed at all.

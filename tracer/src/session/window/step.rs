@@ -13,7 +13,7 @@ use super::{
 use crate::{
     budget::{Close, Mode, Usage},
     kernel::{
-        BlockToPut, BlockToRead, KernelError, close_links, monotonic_ns, process_cpu_time,
+        BlockToPut, BlockToRead, KernelError, ThreadClocks, close_links, monotonic_ns,
         raise_priority, read_blocks, thread_cpu_time,
     },
     ledger::{Cohorts, MOST_WATCHED, Reading, SiteId, Survivor},
@@ -53,11 +53,7 @@ impl Session {
     /// What a process has used so far.
     pub(in crate::session) fn usage(&self, traced: &Traced) -> Usage {
         let windows = &traced.windows;
-        // Of a process that is gone, the last value stays.
-        let cpu = process_cpu_time(traced.pid)
-            .ok()
-            .zip(windows.cpu_before)
-            .map_or(windows.last.cpu, |(now, before)| now.saturating_sub(before));
+        let cpu = windows.cpu(traced.pid);
         if cpu == windows.last.cpu && !cpu.is_zero() {
             // It has not run: it was not trapped either, and need not be asked.
             return Usage {
@@ -80,6 +76,15 @@ impl Session {
             cost,
             work: windows.work,
         }
+    }
+
+    /// Begins to count what a process uses, for a window that may be shorter than a tick of its clock.
+    pub(in crate::session) fn start_clocks(&self, traced: &Traced) -> Option<ThreadClocks> {
+        if !traced.windows.is_enforced || self.clocks_ready.is_none() {
+            return None;
+        }
+        let threads = list_threads(&self.proc_root, traced.pid).ok()?;
+        ThreadClocks::start(&threads)
     }
 
     /// Calls seen of a process's present program, by hit slot.
@@ -139,7 +144,8 @@ impl Session {
             windows.open = None;
         }
         if windows.cpu_before.is_none() {
-            windows.begin(traced.pid, traced.incarnation);
+            let clocks = self.start_clocks(traced);
+            traced.windows.begin(traced.pid, traced.incarnation, clocks);
         } else if let Some(open) = &mut windows.open {
             open.at_ns = monotonic_ns();
             open.unseen.clear();
@@ -150,6 +156,7 @@ impl Session {
                 at_ns: monotonic_ns(),
                 usage,
                 unseen: HashSet::new(),
+                clocks: None,
             });
             windows.closed_usage = None;
             traced.arm(&self.probe);
@@ -214,9 +221,7 @@ impl Session {
             && let Some(wait) = windows.controller.look_again(at)
             && !wait.is_zero()
             && windows.told < windows.controller.slack()
-            && let (Ok(now), Some(before)) = (process_cpu_time(traced.pid), windows.cpu_before)
-            && now.saturating_sub(before).saturating_sub(windows.last.cpu)
-                < windows.controller.slack()
+            && windows.cpu(traced.pid).saturating_sub(windows.last.cpu) < windows.controller.slack()
             && at.saturating_sub(windows.last.at) < LOOK_EVERY
         {
             // It can have spent no more than the time that it ran.
@@ -233,6 +238,7 @@ impl Session {
         let usage = self.usage(traced);
         traced.windows.last = usage;
         traced.windows.told = Duration::ZERO;
+        traced.windows.end_clocks();
         if traced.windows.is_open() {
             if let Some(reason) = traced.windows.controller.observe(usage) {
                 self.begin_to_close(traced, reason, usage)?;
@@ -275,14 +281,17 @@ impl Session {
             at_ns: u64::MAX,
             usage,
             unseen,
+            clocks: None,
         });
         traced.arm(&self.probe);
+        let clocks = self.start_clocks(traced);
         let usage = self.usage(traced);
         let windows = &mut traced.windows;
         windows.controller.opened(usage);
         if let Some(open) = &mut windows.open {
             open.at_ns = monotonic_ns();
             open.usage = usage;
+            open.clocks = clocks;
         }
         Ok(())
     }

@@ -1,0 +1,136 @@
+//! The processor time of another process, as it runs. The kernel brings the clock of a process (`CPUCLOCK_SCHED`) up to date for the process
+//! itself only; for others it goes on by ticks of 1 to 10 ms (`thread_group_cputime`, kernel/sched/cputime.c), and a window may be shorter than
+//! one. A counter of the software event `task-clock` is read on the processor that the thread is running on. Knows nothing of windows.
+
+use std::{fs::File, io::Read as _, time::Duration};
+
+use super::{attach::Link, error::KernelError, sys};
+
+/// Of a process with more threads the process's own clock is used: each has its own tick, and in their sum a tick is little. Opening a counter
+/// takes some microseconds, and interrupts the thread if it runs.
+const MOST_THREADS: usize = 64;
+
+/// Counts the processor time of some threads, and of those that they make, from when it is made.
+#[derive(Debug)]
+pub struct ThreadClocks(Vec<File>);
+
+impl ThreadClocks {
+    /// Begins to count. `None` where there are too many threads, or the kernel refuses a counter to one that is still there.
+    #[must_use]
+    pub fn start(threads: &[u32]) -> Option<Self> {
+        if threads.len() > MOST_THREADS {
+            return None;
+        }
+        let mut counters = Vec::with_capacity(threads.len());
+        for thread in threads {
+            match sys::count_task_clock(*thread) {
+                Ok(counter) => counters.push(File::from(counter)),
+                // It has ended meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(_) => return None,
+            }
+        }
+        (!counters.is_empty()).then_some(Self(counters))
+    }
+
+    /// The processor time that the threads have used since. `None` where a counter cannot be read.
+    #[must_use]
+    pub fn elapsed(&self) -> Option<Duration> {
+        let mut sum = 0_u64;
+        for mut counter in &self.0 {
+            let mut count = [0_u8; 8];
+            counter.read_exact(&mut count).ok()?;
+            sum = sum.saturating_add(u64::from_ne_bytes(count));
+        }
+        Some(Duration::from_nanos(sum))
+    }
+}
+
+/// While it is held, making a [`ThreadClocks`] does not wait: the first counter of a machine switches on what the scheduler does for counters,
+/// which takes a grace period of RCU (`account_event`, kernel/events/core.c).
+///
+/// # Errors
+/// The kernel refuses counters.
+pub fn keep_clocks_ready() -> Result<Link, KernelError> {
+    sys::count_task_clock(0)
+        .map(|counter| Link {
+            links: Vec::new(),
+            events: vec![counter],
+        })
+        .map_err(|source| KernelError::call("cannot count a thread's processor time", source))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
+
+    use std::{
+        process::{Command, Stdio},
+        time::{Duration, Instant},
+    };
+
+    use super::{MOST_THREADS, ThreadClocks};
+
+    /// A process that runs all the time.
+    fn busy() -> std::process::Child {
+        Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn the_processor_time_within_a_tick_was_zero() {
+        let mut process = busy();
+        std::thread::sleep(Duration::from_millis(50));
+        // On a machine under load the process may wait for some of these times; not for all.
+        let is_seen = (0..200).any(|_| {
+            let Some(clocks) = ThreadClocks::start(&[process.id()]) else {
+                return false;
+            };
+            std::thread::sleep(Duration::from_micros(300));
+            let Some(first) = clocks.elapsed() else {
+                return false;
+            };
+            std::thread::sleep(Duration::from_micros(300));
+            let second = clocks.elapsed().unwrap_or_default();
+            !first.is_zero() && second > first
+        });
+        process.kill().unwrap();
+        process.wait().unwrap();
+        if ThreadClocks::start(&[std::process::id()]).is_some() {
+            assert!(is_seen);
+        }
+    }
+
+    #[test]
+    fn it_counts_no_more_than_time_passes() {
+        let mut process = busy();
+        let begun = Instant::now();
+        if let Some(clocks) = ThreadClocks::start(&[process.id()]) {
+            std::thread::sleep(Duration::from_millis(20));
+            let counted = clocks.elapsed().unwrap();
+            assert!(counted <= begun.elapsed());
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    #[test]
+    fn of_too_many_threads_there_is_none() {
+        let threads: Vec<u32> = (0..=MOST_THREADS as u32).collect();
+        assert!(ThreadClocks::start(&threads).is_none());
+        assert!(ThreadClocks::start(&[]).is_none());
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_is_left_out() {
+        assert!(ThreadClocks::start(&[u32::MAX >> 1]).is_none());
+        let us = std::process::id();
+        assert_eq!(
+            ThreadClocks::start(&[us, u32::MAX >> 1]).is_some(),
+            ThreadClocks::start(&[us]).is_some()
+        );
+    }
+}
