@@ -286,7 +286,7 @@ pub(super) fn make(
     }
     let cost = session.cost_of_a_hit.as_secs_f64() * (hits_total + steps) as f64
         + fault_time.as_secs_f64();
-    // The processor time is counted in ticks and, of a process that has ended, up to the last look.
+    // Of a process that has ended, processor time is known up to the last look.
     let cpu_s = cpu.as_secs_f64().max(cost);
     let mut parts = ReportParts {
         captured_at: Timestamp::from(SystemTime::now()),

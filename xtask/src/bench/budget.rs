@@ -136,8 +136,24 @@ fn alternate(bench: &Bench, name: &str, load: &mut dyn Load) -> Result<BudgetLoa
         traced_per_second: per_second(&traced),
         loss_percent: median(&losses),
         loss_percent_of_each_run: losses,
+        untraced_loss_percent: untraced_losses(&alone),
         p999_later_ms: (!later.is_empty()).then(|| median(&later)),
     })
+}
+
+/// What each slice without leakscope lost against those before and behind it, percent; `None` where there are fewer than three.
+fn untraced_losses(alone: &[Sample]) -> Option<Vec<f64>> {
+    let losses: Vec<f64> = alone
+        .windows(3)
+        .filter_map(|three| {
+            let [before, slice, behind] = three else {
+                return None;
+            };
+            let around = f64::midpoint(before.per_second, behind.per_second);
+            Some((1.0 - slice.per_second / around) * 100.0)
+        })
+        .collect();
+    (!losses.is_empty()).then_some(losses)
 }
 
 /// A program that counts what it does, and answers `?` (tests/programs/bench.h).
@@ -187,4 +203,24 @@ fn python(folder: &Path) -> Result<Counting> {
     let mut command = Command::new(python);
     command.args(["-c", PYTHON]);
     Ok(Counting(Victim::start(&mut command, folder)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Sample, untraced_losses};
+
+    #[test]
+    fn what_the_machine_does_by_itself_is_shown_beside() {
+        let samples = |rates: &[f64]| -> Vec<Sample> {
+            let sample = |rate: &f64| Sample {
+                per_second: *rate,
+                p999_ms: None,
+            };
+            rates.iter().map(sample).collect()
+        };
+        assert_eq!(untraced_losses(&samples(&[100.0, 90.0])), None);
+        let losses = untraced_losses(&samples(&[100.0, 90.0, 100.0, 110.0]));
+        let rounded = losses.map(|losses| losses.iter().map(|loss| loss.round()).collect());
+        assert_eq!(rounded, Some(vec![10.0, 0.0]));
+    }
 }

@@ -301,11 +301,10 @@ impl Display for BudgetFigures {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         writeln!(out, "budget: operations a second, alone and traced")?;
         for load in &self.loads {
-            let runs: Vec<String> = load
-                .loss_percent_of_each_run
-                .iter()
-                .map(|loss| format!("{loss:.1}"))
-                .collect();
+            let all = |losses: &[f64]| {
+                let each: Vec<String> = losses.iter().map(|loss| format!("{loss:.1}")).collect();
+                each.join(" ")
+            };
             write!(
                 out,
                 "  {:<32} {:>12.0} {:>12.0}  {:>5.1} % less ({})",
@@ -313,8 +312,11 @@ impl Display for BudgetFigures {
                 load.per_second,
                 load.traced_per_second,
                 load.loss_percent,
-                runs.join(" ")
+                all(&load.loss_percent_of_each_run)
             )?;
+            if let Some(losses) = &load.untraced_loss_percent {
+                write!(out, "; with nothing beside it {}", all(losses))?;
+            }
             if let Some(later) = load.p999_later_ms {
                 write!(out, "; 99.9th percentile {later:+.2} ms")?;
             }
