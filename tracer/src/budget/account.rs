@@ -48,8 +48,13 @@ impl Account {
     /// Takes in newer figures.
     pub(super) fn note(&mut self, usage: Usage) {
         let elapsed = usage.at.saturating_sub(self.last.at).as_secs_f64();
-        let cpu = usage.cpu.saturating_sub(self.last.cpu).as_secs_f64();
         let cost = usage.cost.saturating_sub(self.last.cost).as_secs_f64();
+        // It ran at least for as long as it was trapped, even if its clock, which may go on by ticks, has not moved.
+        let cpu = usage
+            .cpu
+            .saturating_sub(self.last.cpu)
+            .as_secs_f64()
+            .max(cost);
         if self.recent.back().is_none_or(|last| last.at < usage.at) {
             self.recent.push_back(usage);
         }

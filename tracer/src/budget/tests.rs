@@ -306,3 +306,27 @@ fn the_end_of_a_window_is_prepared_where_nobody_else_waits_for_that() {
     controller.set_peers(100);
     assert_eq!(controller.about_to_close(soon), None);
 }
+
+/// Within a tick of its clock, a busy process seems not to have run.
+#[test]
+fn a_clock_that_stood_still_at_the_first_look_kept_the_next_window_away() {
+    let limits = Limits {
+        choice: Choice::Sampled,
+        budget: 0.01,
+        window: None,
+        beginning: Beginning::Named,
+    };
+    let mut controller = Controller::new(limits, 1);
+    controller.opened(Usage::default());
+    let usage = |at: u64, cpu: u64, cost: u64| Usage {
+        at: Duration::from_millis(at),
+        cpu: Duration::from_millis(cpu),
+        cost: Duration::from_millis(cost),
+        work: Duration::ZERO,
+    };
+    let decided = usage(3, 0, 2);
+    assert_eq!(controller.observe(decided), Some(Close::Planned));
+    controller.closed(Close::Planned, decided, usage(8, 8, 5));
+    let next = controller.next_opening();
+    assert!(next < Duration::from_secs(5), "{next:?}");
+}
