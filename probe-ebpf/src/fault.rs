@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use leakscope_common::{
-    EventKind, FAULT_ON_PRESENT, FaultRecord, Loss, Settings, ThreadRecord, page_is_sampled,
+    EventKind, FAULT_ON_PRESENT, FaultRecord, Loss, ThreadRecord, page_is_sampled,
 };
 
 use crate::{
@@ -51,7 +51,7 @@ pub(crate) fn fault(ctx: &RawTracePointContext) -> i32 {
     let Some(thread) = filter::current_thread() else {
         return 0;
     };
-    let site = site(settings, thread, address, code & USER != 0);
+    let site = site(thread, address, code & USER != 0);
     let record = FaultRecord {
         kind: EventKind::PageFault as u32,
         tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
@@ -78,7 +78,7 @@ pub(crate) fn fault(ctx: &RawTracePointContext) -> i32 {
 
 /// The site of a fault. The tables have rules for instructions that write, except pushes, and for system calls.
 #[inline(always)]
-fn site(settings: &Settings, thread: *mut ThreadRecord, address: u64, in_user_mode: bool) -> u32 {
+fn site(thread: *mut ThreadRecord, address: u64, in_user_mode: bool) -> u32 {
     let registers = growth::user_registers();
     let beginning = growth::beginning(registers);
     let has_rule = if in_user_mode {
@@ -89,11 +89,13 @@ fn site(settings: &Settings, thread: *mut ThreadRecord, address: u64, in_user_mo
         // Otherwise an interrupt or an exception, such as before a signal handler's frame is written.
         call >= 0
     };
-    if !has_rule {
-        return stack::capture_no_further(settings, thread, &beginning);
-    }
-    // In user mode the instruction that faulted is still to be executed; a system call's is over.
-    stack::capture_within(settings, thread, &beginning, u64::from(!in_user_mode))
+    let executed = if has_rule {
+        // In user mode the instruction that faulted is still to be executed; a system call's is over.
+        u64::from(!in_user_mode)
+    } else {
+        stack::NO_RULE
+    };
+    stack::capture_within(thread, beginning.ip, beginning.sp, beginning.bp, executed)
 }
 
 /// Pushes write so many bytes below the stack pointer at most.

@@ -1,14 +1,20 @@
 //! Who is traced: from the current thread to its record, and which processes are to be traced as they start.
 
+use core::{ffi::c_void, mem::offset_of};
+
 use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid, generated::bpf_get_current_ancestor_cgroup_id,
+    bpf_get_current_comm, bpf_get_current_pid_tgid,
+    generated::{bpf_get_current_ancestor_cgroup_id, bpf_probe_read_kernel},
 };
 use leakscope_common::{
-    Loss, PROCESS_EXEC_PENDING, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM, SELECTED_CGROUPS,
-    SLICE_SLOTS, SLICE_WINDOWED, Selection, ThreadRecord,
+    Loss, PROCESS_EXEC_PENDING, SEAT_CLAIMED, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM,
+    SELECTED_CGROUPS, SLICE_SLOTS, SLICE_WINDOWED, Selection, ThreadRecord, seat_of,
 };
 
-use crate::maps::{NEW_THREAD, PROCESSES, SELECTION, SLICES, THREADS, lose, settings};
+use crate::{
+    atomic,
+    maps::{NEW_THREAD, PROCESSES, SEATED, SELECTION, SLICES, THREADS, lose, settings},
+};
 
 /// The selection, if the current process meets it.
 #[inline(always)]
@@ -44,17 +50,29 @@ fn is_in_selected_cgroup(selection: &Selection) -> bool {
     false
 }
 
-/// The record of the current thread, if its process is traced. One hash lookup from the thread's second call on.
+/// The record of the current thread, if its process is traced. One look at its seat from the thread's second call on; for a thread without one,
+/// a hash lookup more.
 #[inline(always)]
 pub(crate) fn current_thread() -> Option<*mut ThreadRecord> {
     let thread = bpf_get_current_pid_tgid();
-    THREADS.get_ptr_mut(&thread).or_else(|| first_sight(thread))
+    record_of(thread).or_else(|| first_sight(thread))
 }
 
 /// The record of the current thread, if it has one.
 #[inline(always)]
 pub(crate) fn known_thread() -> Option<*mut ThreadRecord> {
-    THREADS.get_ptr_mut(&bpf_get_current_pid_tgid())
+    record_of(bpf_get_current_pid_tgid())
+}
+
+/// The record of a thread, if it has one.
+#[inline(always)]
+pub(crate) fn record_of(thread: u64) -> Option<*mut ThreadRecord> {
+    let seat = SEATED.get_ptr_mut(seat_of(thread))?;
+    // SAFETY: the pointer comes from the map lookup and was checked.
+    if unsafe { core::ptr::read_volatile(&raw const (*seat).owner) } == thread {
+        return Some(seat);
+    }
+    THREADS.get_ptr_mut(&thread)
 }
 
 /// Makes a record for a thread of a traced process.
@@ -68,17 +86,22 @@ fn first_sight(thread: u64) -> Option<*mut ThreadRecord> {
         return None;
     }
     let incarnation = process.incarnation;
-    let blank = NEW_THREAD.get(0)?;
-    if THREADS.insert(&thread, blank, 0).is_err() {
-        lose(Loss::ThreadTableFull);
-        return None;
-    }
-    let record = THREADS.get_ptr_mut(&thread)?;
     let settings = settings()?;
     let windowed = SLICES
         .get(incarnation & (SLICE_SLOTS - 1))
         .is_some_and(|slice| slice.incarnation == incarnation && slice.flags & SLICE_WINDOWED != 0);
-    // SAFETY: the pointer comes from the map lookup and was checked; only this thread writes to its record.
+    let seat = take_seat(thread);
+    let record = match seat {
+        Some(seat) => seat,
+        None => {
+            if THREADS.insert(&thread, NEW_THREAD.get(0)?, 0).is_err() {
+                lose(Loss::ThreadTableFull);
+                return None;
+            }
+            THREADS.get_ptr_mut(&thread)?
+        }
+    };
+    // SAFETY: the pointer comes from a map lookup and was checked; only this thread writes to its record.
     unsafe {
         (*record).incarnation = incarnation;
         (*record).live_mask = if windowed {
@@ -86,6 +109,34 @@ fn first_sight(thread: u64) -> Option<*mut ThreadRecord> {
         } else {
             settings.live_mask
         };
+        if seat.is_some() {
+            // Last: who sees the owner sees the record.
+            atomic::swap(&raw mut (*record).owner, thread);
+        }
     }
     Some(record)
 }
+
+/// A thread's seat with a blank record, claimed; nothing if another has it.
+#[inline(always)]
+fn take_seat(thread: u64) -> Option<*mut ThreadRecord> {
+    let seat = SEATED.get_ptr_mut(seat_of(thread))?;
+    let blank = NEW_THREAD.get(0)?;
+    // SAFETY: both pointers come from map lookups and were checked; what is copied is a record but for its owner, which is its first field.
+    unsafe {
+        if !atomic::replace(&raw mut (*seat).owner, 0, SEAT_CLAIMED) {
+            return None;
+        }
+        let (to, from) = (
+            (&raw mut (*seat).incarnation).cast::<c_void>(),
+            (&raw const blank.incarnation).cast::<c_void>(),
+        );
+        bpf_probe_read_kernel(to, BEHIND_OWNER, from);
+    }
+    Some(seat)
+}
+
+/// Bytes of a record behind its owner.
+const BEHIND_OWNER: u32 =
+    (size_of::<ThreadRecord>() - offset_of!(ThreadRecord, incarnation)) as u32;
+const _: () = assert!(offset_of!(ThreadRecord, incarnation) == 8);

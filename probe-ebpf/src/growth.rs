@@ -196,11 +196,10 @@ fn of_followed() -> Option<(&'static Settings, *mut ThreadRecord)> {
 fn done<const MAKES: bool>(settings: &Settings, thread: *mut ThreadRecord, result: u64) -> u32 {
     let registers = user_registers();
     // SAFETY: the registers are the kernel's; the verifier knows their layout.
-    let (call, first, second, third, fourth, sp) = unsafe {
+    let (call, first, third, fourth, sp) = unsafe {
         (
             (*registers).orig_rax,
             (*registers).rdi,
-            (*registers).rsi,
             (*registers).rdx,
             (*registers).r10,
             (*registers).rsp,
@@ -220,6 +219,46 @@ fn done<const MAKES: bool>(settings: &Settings, thread: *mut ThreadRecord, resul
     if own && call != BRK {
         return 0;
     }
+    let maps = match call {
+        MMAP => !failed && fourth & MAP_ANONYMOUS != 0,
+        MREMAP => !failed,
+        BRK => !own && first != 0,
+        _ => false,
+    };
+    let site = if MAKES && maps {
+        let beginning = beginning(registers);
+        stack::capture_within(thread, beginning.ip, beginning.sp, beginning.bp, 1)
+    } else {
+        UNKNOWN_SITE
+    };
+    tell_of_change(thread, result, site, u32::from(own))
+}
+
+/// Tells of a step that is over, with the site where something was mapped; `own`: 1 if an allocator did it. What it keeps on the BPF stack is in
+/// no walk's way, and the verifier follows it by itself: see [`stack::capture`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tell_of_change(
+    thread: *mut ThreadRecord,
+    result: u64,
+    site: u32,
+    own: u32,
+) -> u32 {
+    let Some(settings) = stack::settings_for(thread) else {
+        return 0;
+    };
+    let registers = user_registers();
+    // SAFETY: the registers are the kernel's; the verifier knows their layout.
+    let (call, first, second, third, fourth) = unsafe {
+        (
+            (*registers).orig_rax,
+            (*registers).rdi,
+            (*registers).rsi,
+            (*registers).rdx,
+            (*registers).r10,
+        )
+    };
+    let failed = result >= FIRST_ERROR;
     let mut record = match call {
         MMAP => {
             // A file's mapping matters where it replaces memory.
@@ -247,7 +286,7 @@ fn done<const MAKES: bool>(settings: &Settings, thread: *mut ThreadRecord, resul
         BRK => {
             let mut record = record(thread, MappingStep::Broke);
             record.length = result;
-            if own {
+            if own != 0 {
                 record.marks = MAPPING_BY_ALLOCATOR;
             }
             record
@@ -264,15 +303,7 @@ fn done<const MAKES: bool>(settings: &Settings, thread: *mut ThreadRecord, resul
         }
         _ => return 0,
     };
-    let maps = match call {
-        MMAP => fourth & MAP_ANONYMOUS != 0,
-        MREMAP => record.address != 0,
-        BRK => !own && first != 0,
-        _ => false,
-    };
-    if MAKES && maps {
-        record.site = stack::capture_within(settings, thread, &beginning(registers), 1);
-    }
+    record.site = site;
     tell(settings, &record);
     0
 }

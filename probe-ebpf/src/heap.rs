@@ -152,16 +152,7 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
     );
     inflight.old_taken = 0;
     if reallocates && argument != 0 {
-        // Taken out now: once realloc has freed the block, another thread may be given its address at any time.
-        // SAFETY: as above.
-        let (incarnation, live_mask) = unsafe { ((*thread).incarnation, (*thread).live_mask) };
-        if let Some(old) = live::remove(live_mask, incarnation, argument) {
-            stack::count_free(settings, &old);
-            inflight.old = old;
-            inflight.old_taken = 1;
-        } else {
-            unknown_free(settings, thread, argument);
-        }
+        take_old(thread, argument);
     } else if rejected && session {
         inflight.stack_pointer = 0;
         return NO_RETURN;
@@ -172,7 +163,32 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
     inflight.function = function as u32;
     inflight.rejected = rejected as u32;
     if !rejected {
-        inflight.site = stack::capture(regs, settings, thread, cookie);
+        // SAFETY: as above.
+        let (ip, bp) = unsafe { ((*regs).rip, (*regs).rbp) };
+        inflight.site = stack::capture(thread, ip, stack_pointer, bp, cookie.to_bits());
+    }
+    GO_ON
+}
+
+/// Takes the block that a `realloc` is given out of the table, now: once it has freed the block, another thread may be given its address at any
+/// time. The verifier follows it by itself: see [`stack::capture`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn take_old(thread: *mut ThreadRecord, argument: u64) -> u32 {
+    let Some(settings) = stack::settings_for(thread) else {
+        return GO_ON;
+    };
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    let (incarnation, live_mask) = unsafe { ((*thread).incarnation, (*thread).live_mask) };
+    if let Some(old) = live::remove(live_mask, incarnation, argument) {
+        stack::count_free(settings, &old);
+        // SAFETY: as above.
+        unsafe {
+            (*thread).inflight.old = old;
+            (*thread).inflight.old_taken = 1;
+        }
+    } else {
+        unknown_free(settings, thread, argument);
     }
     GO_ON
 }
@@ -180,11 +196,21 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
 /// Return of an allocating function.
 #[inline(always)]
 pub(crate) fn leave(regs: *mut pt_regs) -> u32 {
-    let (Some(settings), Some(thread)) = (settings(), filter::known_thread()) else {
+    let Some(thread) = filter::known_thread() else {
         return GO_ON;
     };
     // SAFETY: the kernel passes its registers as the context.
     let (result, stack_pointer) = unsafe { ((*regs).rax, (*regs).rsp) };
+    returned(thread, result, stack_pointer)
+}
+
+/// An allocating function has returned `result`. The verifier follows it by itself: see [`stack::capture`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn returned(thread: *mut ThreadRecord, result: u64, stack_pointer: u64) -> u32 {
+    let Some(settings) = stack::settings_for(thread) else {
+        return GO_ON;
+    };
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
     let inflight = unsafe { &mut (*thread).inflight };
     let expected = inflight.stack_pointer + RETURN_ADDRESS;
@@ -275,7 +301,17 @@ pub(crate) fn release(regs: *mut pt_regs) -> u32 {
         // realloc gives its old block back; that was counted at its entry.
         return GO_ON;
     }
-    // SAFETY: as above.
+    freed(thread, address)
+}
+
+/// A block is freed. The verifier follows it by itself: see [`stack::capture`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn freed(thread: *mut ThreadRecord, address: u64) -> u32 {
+    let Some(settings) = stack::settings_for(thread) else {
+        return GO_ON;
+    };
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
     let (incarnation, live_mask) = unsafe { ((*thread).incarnation, (*thread).live_mask) };
     match live::remove(live_mask, incarnation, address) {
         Some(block) => stack::count_free(settings, &block),

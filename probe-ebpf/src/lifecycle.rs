@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use leakscope_common::{
     Event, EventKind, HIT_SLOTS, HOLD_CHILDREN, HitCounts, Loss, PROCESS_EXEC_PENDING,
-    ProcessRecord, SELECT_LATER, ThreadRecord,
+    ProcessRecord, SEAT_CLAIMED, SELECT_LATER, ThreadRecord,
 };
 
 use crate::{
@@ -193,10 +193,33 @@ pub(crate) fn exit() -> i32 {
 /// Drops a thread's record and keeps its hits.
 #[inline(always)]
 fn forget(thread: u64) {
-    let Some(record) = THREADS.get_ptr_mut(&thread) else {
+    let Some(record) = filter::record_of(thread) else {
         return;
     };
-    // SAFETY: the pointers come from map lookups and were checked; the thread itself runs no call any more.
+    // SAFETY: the pointer comes from a map lookup and was checked.
+    let seated = unsafe { (*record).owner } == thread;
+    // SAFETY: as above.
+    if seated && !unsafe { atomic::replace(&raw mut (*record).owner, thread, SEAT_CLAIMED) } {
+        // User space has taken the hits.
+        return;
+    }
+    keep_hits(record);
+    if seated {
+        // SAFETY: as above.
+        unsafe { atomic::swap(&raw mut (*record).owner, 0) };
+    } else {
+        let _ = THREADS.remove(&thread);
+    }
+}
+
+/// Adds a thread's hits to its process's. The verifier follows it by itself: see [`crate::stack::capture`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn keep_hits(record: *const ThreadRecord) -> u32 {
+    if record.is_null() {
+        return 0;
+    }
+    // SAFETY: the record is a map value, and its thread runs no call any more; the other pointers come from map lookups and were checked.
     unsafe {
         let incarnation = (*record).incarnation;
         if HITS.get_ptr_mut(&incarnation).is_none() {
@@ -224,7 +247,7 @@ fn forget(thread: u64) {
             }
         }
     }
-    let _ = THREADS.remove(&thread);
+    0
 }
 
 /// The current process was trapped so many times more. That this is not heard of while the ring buffer is full is no loss: user space looks

@@ -22,6 +22,7 @@ mod live;
 mod maps;
 mod stack;
 mod unwind;
+mod window;
 
 use aya_ebpf::{
     bindings::pt_regs,

@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, ProcessRecord, SLICE_SLOTS, Selection, Settings, SiteKey,
-    SiteTotals, Slice, ThreadRecord, UnwindPage, UnwindRow,
+    Bucket, HitCounts, Loss, Mapping, ProcessRecord, SEATS, SLICE_SLOTS, Selection, Settings,
+    SiteKey, SiteTotals, Slice, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space maps the array into its memory.
@@ -48,8 +48,13 @@ pub(crate) static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, N
 #[map]
 pub(crate) static HITS: HashMap<u32, HitCounts> = HashMap::with_max_entries(65_536, NO_PREALLOC);
 
-/// Threads by `pid_tgid`. 131,072: a large Java server has some thousands, a machine some ten thousands; an entry
-/// (about 1.5 KiB, for it holds the room for a stack) is allocated at a thread's first call and freed when it ends.
+/// Threads that have a seat: see [`SEATS`]. An array, for a thread is looked up at each entry and each return, and in a hash that takes a
+/// good part of the time that we take.
+#[map]
+pub(crate) static SEATED: Array<ThreadRecord> = Array::with_max_entries(SEATS, MMAPABLE);
+
+/// The other threads by `pid_tgid`. 131,072: a large Java server has some thousands, a machine some ten thousands; an entry
+/// (3.5 KiB, for it holds the room for a stack) is allocated at a thread's first call and freed when it ends.
 #[map]
 pub(crate) static THREADS: HashMap<u64, ThreadRecord> =
     HashMap::with_max_entries(131_072, NO_PREALLOC);

@@ -1,9 +1,6 @@
 //! Stacks: capture, hash, deduplicate, and the totals of each.
 
-use aya_ebpf::{
-    bindings::pt_regs,
-    helpers::generated::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id},
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id};
 use leakscope_common::{
     Block, EventKind, INTERN_PROBES, Loss, MAX_FRAMES, ProbeCookie, STACK_HEADER_BYTES,
     STACK_UNKNOWN_MAPPING, Settings, SiteTotals, ThreadRecord, UNKNOWN_SITE,
@@ -11,43 +8,62 @@ use leakscope_common::{
 
 use crate::{
     atomic, lifecycle,
-    maps::{EVENTS, SITES, TOTALS, lose},
+    maps::{EVENTS, SITES, TOTALS, lose, settings},
     unwind,
 };
 
-/// Walks the current thread's user stack and returns its site.
-#[inline(always)]
-pub(crate) fn capture(
-    regs: *mut pt_regs,
-    settings: &Settings,
+/// Walks the current thread's user stack from a function's first instructions on and returns its site. `cookie`: [`ProbeCookie::to_bits`].
+///
+/// A function that the verifier sees as global, as the other exported ones are: it follows them once for all programs, and does not care where
+/// the thread's record stands; otherwise it would follow all that is done with one in a seat and one in the map.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn capture(
     thread: *mut ThreadRecord,
-    cookie: ProbeCookie,
+    ip: u64,
+    sp: u64,
+    bp: u64,
+    cookie: u64,
 ) -> u32 {
-    let walk = unwind::walk(regs, settings, thread);
-    keep(settings, thread, &walk, cookie)
+    let Some(settings) = settings_for(thread) else {
+        return UNKNOWN_SITE;
+    };
+    let walk = unwind::walk(settings, thread, &unwind::Registers { ip, sp, bp });
+    keep(settings, thread, &walk, ProbeCookie::from_bits(cookie))
 }
 
-/// As [`capture`], from the middle of a function (see [`unwind::walk_within`]). No probe of an allocator saw it.
-#[inline(always)]
-pub(crate) fn capture_within(
-    settings: &Settings,
+/// As [`capture`], from the middle of a function: `executed` as in [`unwind::walk_within`], or [`NO_RULE`]. No probe of an allocator saw it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn capture_within(
     thread: *mut ThreadRecord,
-    registers: &unwind::Registers,
+    ip: u64,
+    sp: u64,
+    bp: u64,
     executed: u64,
 ) -> u32 {
-    let walk = unwind::walk_within(settings, thread, registers, executed);
+    let Some(settings) = settings_for(thread) else {
+        return UNKNOWN_SITE;
+    };
+    let registers = unwind::Registers { ip, sp, bp };
+    let walk = if executed == NO_RULE {
+        unwind::walk_no_further(settings, thread, &registers)
+    } else {
+        unwind::walk_within(settings, thread, &registers, executed)
+    };
     keep(settings, thread, &walk, ProbeCookie::from_bits(0))
 }
 
-/// As [`capture_within`], where the tables have no rule for the instruction.
+/// For [`capture_within`]: the tables have no rule for the instruction, and the stack ends with it.
+pub(crate) const NO_RULE: u64 = 2;
+
+/// The settings, in a function that the verifier sees by itself: it does not know that there is a record.
 #[inline(always)]
-pub(crate) fn capture_no_further(
-    settings: &Settings,
-    thread: *mut ThreadRecord,
-    registers: &unwind::Registers,
-) -> u32 {
-    let walk = unwind::walk_no_further(settings, thread, registers);
-    keep(settings, thread, &walk, ProbeCookie::from_bits(0))
+pub(crate) fn settings_for(thread: *mut ThreadRecord) -> Option<&'static Settings> {
+    if thread.is_null() {
+        return None;
+    }
+    settings()
 }
 
 /// Returns the site of a stack that was walked.

@@ -10,23 +10,16 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    bindings::pt_regs,
-    helpers::{
-        bpf_probe_read_user,
-        generated::{self, bpf_loop},
-    },
-};
+use aya_ebpf::helpers::generated::bpf_loop;
 use leakscope_common::{
     BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS,
     MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, Mapping, REMEMBERED_ROWS, SLICE_SLOTS,
-    STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING,
-    STACK_WINDOW_WORDS, Settings, Slice, StackRecord, StackWindow, ThreadRecord, UnwindRow,
-    WalkState, remembered_slot,
+    STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings,
+    Slice, StackRecord, ThreadRecord, UnwindRow, WalkState, remembered_slot,
 };
 
-use crate::bounds::hide;
 use crate::maps::{MAPPINGS, SLICES, UNWIND_PAGES, UNWIND_ROWS, lose};
+use crate::window::{NO_WINDOW, Window};
 
 /// Frames that one frame-pointer step may skip at most, bytes: more than any stack is large by default (8 MiB,
 /// `RLIMIT_STACK`) is a broken chain.
@@ -49,10 +42,21 @@ pub(crate) struct Walk {
     pub(crate) check: u64,
 }
 
-/// What each step is handed: the way to the thread's record.
+/// What each step is handed: the way to the thread's record, and what was read of the stack.
 #[repr(C)]
 struct Context {
     thread: *mut ThreadRecord,
+    window: Window,
+}
+
+impl Context {
+    #[inline(always)]
+    const fn new(thread: *mut ThreadRecord) -> Self {
+        Self {
+            thread,
+            window: Window::new(),
+        }
+    }
 }
 
 /// Multipliers of the two hashes: odd, with well-spread bits (the golden ratio and the fractional part of sqrt 3 in 64 bits).
@@ -88,24 +92,21 @@ const CONTINUE: i64 = 0;
 
 /// Walks the current thread's user stack into its record, from a function's first instructions on.
 #[inline(always)]
-pub(crate) fn walk(regs: *mut pt_regs, settings: &Settings, thread: *mut ThreadRecord) -> Walk {
-    // SAFETY: the kernel passes its registers as the context.
-    let (ip, sp, bp) = unsafe { ((*regs).rip, (*regs).rsp, (*regs).rbp) };
-    begin(settings, thread, sp + 8, bp);
+pub(crate) fn walk(
+    settings: &Settings,
+    thread: *mut ThreadRecord,
+    &Registers { ip, sp, bp }: &Registers,
+) -> Walk {
+    begin(settings, thread, sp.wrapping_add(8), bp);
     // SAFETY: `thread` points to the current thread's map value, which only it writes; its fields do not overlap.
-    let (state, stack, window) = unsafe {
-        (
-            &mut (*thread).walk,
-            &mut (*thread).stack,
-            &mut (*thread).window,
-        )
-    };
+    let (state, stack) = unsafe { (&mut (*thread).walk, &mut (*thread).stack) };
     push(state, stack, ip);
-    match read(window, sp) {
+    let mut context = Context::new(thread);
+    match context.window.refill(&mut state.window_base, sp) {
         Ok(caller) => {
             state.ip = caller;
             push(state, stack, caller);
-            run(thread);
+            run(&mut context);
         }
         Err(_) => {
             cut(state, STACK_FAULT, Loss::UnwindFault);
@@ -129,7 +130,10 @@ pub(crate) fn walk_within(
     push(state, stack, registers.ip);
     // Each step looks up the byte before.
     state.ip = registers.ip.wrapping_sub(executed).wrapping_add(1);
-    run(thread);
+    let mut context = Context::new(thread);
+    // That it cannot be read, the step that needs it finds.
+    let _ = context.window.refill(&mut state.window_base, registers.sp);
+    run(&mut context);
     found(thread)
 }
 
@@ -166,74 +170,26 @@ fn begin(settings: &Settings, thread: *mut ThreadRecord, sp: u64, bp: u64) {
     let slice = slice_of(incarnation);
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
     let state = unsafe { &mut (*thread).walk };
-    *state = WalkState {
-        sp,
-        bp,
-        tag: incarnation as u64,
-        check: !(incarnation as u64),
-        slice,
-        frame_pointers_only: settings.frame_pointers_only,
-        ip: 0,
-        start: 0,
-        end: 0,
-        bias: 0,
-        first_page: 0,
-        mapping_flags: 0,
-        depth: 0,
-        flags: 0,
-        bp_lost: 0,
-        frame_flags: 0,
-        reserved: 0,
-    };
+    // One by one, and what the first look at a mapping writes not at all: a loop over bytes would set it to 0 (aya-ebpf, `memset`).
+    state.sp = sp;
+    state.bp = bp;
+    state.tag = incarnation as u64;
+    state.check = !(incarnation as u64);
+    state.slice = slice;
+    state.frame_pointers_only = settings.frame_pointers_only;
+    // No address is below: the mapping is looked for.
+    state.end = 0;
+    state.depth = 0;
+    state.flags = 0;
+    state.bp_lost = 0;
+    state.frame_flags = 0;
+    state.window_base = NO_WINDOW;
     // SAFETY: as above.
     unsafe {
-        (*thread).window.base = NO_WINDOW;
         if (*thread).remembered.slice != slice {
             forget(thread, slice);
         }
     }
-}
-
-/// An address that no word of a stack has: the window holds nothing.
-const NO_WINDOW: u64 = 1;
-
-/// Reads a word of the stack; what stands above it is read with it, for the next frames' words stand there.
-#[inline(always)]
-fn read(window: &mut StackWindow, address: u64) -> Result<u64, i32> {
-    let offset = address.wrapping_sub(window.base);
-    if offset & 7 == 0 && offset < STACK_WINDOW_WORDS as u64 * 8 {
-        return Ok(window.words[hide(offset >> 3) as usize & (STACK_WINDOW_WORDS - 1)]);
-    }
-    refill(window, address)
-}
-
-/// Reads a word and the one above it.
-#[inline(always)]
-fn read_pair(window: &mut StackWindow, address: u64) -> Result<[u64; 2], i32> {
-    Ok([
-        read(window, address)?,
-        read(window, address.wrapping_add(8))?,
-    ])
-}
-
-/// Reads the window anew, from a word on; the word alone where the window would reach beyond what is mapped.
-#[inline(always)]
-fn refill(window: &mut StackWindow, address: u64) -> Result<u64, i32> {
-    window.base = NO_WINDOW;
-    // SAFETY: the length is the array's; the helper checks the address.
-    let status = unsafe {
-        generated::bpf_probe_read_user(
-            (&raw mut window.words).cast::<c_void>(),
-            (STACK_WINDOW_WORDS * 8) as u32,
-            address as *const c_void,
-        )
-    };
-    if status == 0 {
-        window.base = address;
-        return Ok(window.words[0]);
-    }
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_user(address as *const u64) }
 }
 
 /// Drops the rows that were found with another slice.
@@ -251,14 +207,13 @@ fn forget(thread: *mut ThreadRecord, slice: u64) {
 
 /// Leaves frame after frame.
 #[inline(always)]
-fn run(thread: *mut ThreadRecord) {
-    let mut context = Context { thread };
+fn run(context: &mut Context) {
     // SAFETY: the callback has the signature that the helper asks for and the context outlives the loop.
     unsafe {
         bpf_loop(
             MAX_FRAMES as u32,
             step as *mut c_void,
-            (&raw mut context).cast::<c_void>(),
+            (&raw mut *context).cast::<c_void>(),
             0,
         );
     }
@@ -282,11 +237,12 @@ unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: the loop hands over the context that `walk` gave it, with the current thread's map value, which only it writes; its
     // fields do not overlap.
     let (state, stack, window, remembered) = unsafe {
-        let thread = (*context.cast::<Context>()).thread;
+        let context = &mut *context.cast::<Context>();
+        let thread = context.thread;
         (
             &mut (*thread).walk,
             &mut (*thread).stack,
-            &mut (*thread).window,
+            &mut context.window,
             &mut (*thread).remembered,
         )
     };
@@ -358,7 +314,7 @@ fn search(state: &mut WalkState) -> Result<UnwindRow, i64> {
 fn apply(
     state: &mut WalkState,
     stack: &mut StackRecord,
-    window: &mut StackWindow,
+    window: &mut Window,
     row: UnwindRow,
 ) -> i64 {
     const CFA_NONE: u8 = CfaRule::None as u8;
@@ -392,7 +348,7 @@ fn apply(
                 cfa = cfa.wrapping_add(8);
             }
         }
-        CFA_DEREF_SP | CFA_DEREF_BP => match read(window, cfa) {
+        CFA_DEREF_SP | CFA_DEREF_BP => match window.read(&mut state.window_base, cfa) {
             Ok(value) => cfa = value.wrapping_add(add as u64),
             Err(_) => return cut(state, STACK_FAULT, Loss::UnwindFault),
         },
@@ -410,7 +366,7 @@ fn apply(
     }
     let caller = if row.bp == BP_AT_CFA && bp_offset == -16 {
         // The usual prologue: the saved frame pointer stands below the return address.
-        match read_pair(window, cfa.wrapping_sub(16)) {
+        match window.read_pair(&mut state.window_base, cfa.wrapping_sub(16)) {
             Ok([bp, caller]) => {
                 state.bp = bp;
                 state.bp_lost = 0;
@@ -422,7 +378,7 @@ fn apply(
         if row.bp == BP_AT_CFA || row.bp == BP_AT_BP {
             let slot =
                 if row.bp == BP_AT_CFA { cfa } else { state.bp }.wrapping_add(bp_offset as u64);
-            match read(window, slot) {
+            match window.read(&mut state.window_base, slot) {
                 Ok(bp) => {
                     state.bp = bp;
                     state.bp_lost = 0;
@@ -432,7 +388,7 @@ fn apply(
         } else if row.bp != BP_SAME {
             state.bp_lost = 1;
         }
-        match read(window, cfa.wrapping_sub(8)) {
+        match window.read(&mut state.window_base, cfa.wrapping_sub(8)) {
             Ok(caller) => caller,
             Err(_) => return cut(state, STACK_FAULT, Loss::UnwindFault),
         }
@@ -446,7 +402,7 @@ fn apply(
 fn step_by_frame_pointer(
     state: &mut WalkState,
     stack: &mut StackRecord,
-    window: &mut StackWindow,
+    window: &mut Window,
 ) -> i64 {
     let bp = state.bp;
     let known = state.frame_flags & MAPPING_FRAME_POINTERS != 0;
@@ -461,7 +417,7 @@ fn step_by_frame_pointer(
     {
         return cut(state, STACK_NO_RULE, Loss::UnwindFramePointers);
     }
-    match read_pair(window, bp) {
+    match window.read_pair(&mut state.window_base, bp) {
         Ok([saved, caller]) => {
             state.bp = saved;
             state.sp = bp + 16;

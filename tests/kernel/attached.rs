@@ -105,6 +105,18 @@ fn threads_that_free_for_each_other() {
 }
 
 #[test]
+fn more_threads_than_have_a_seat() {
+    let _alone = require_kernel!();
+    let report = assert_truth(start(&require_victim!("crowd")), by_caller);
+    // Each allocates 40 blocks and frees 30 of them; those of threads that have ended count too.
+    assert!(
+        report.overhead.probe_hits >= 600 * 70,
+        "{:?}",
+        report.overhead
+    );
+}
+
+#[test]
 fn realloc_that_races_for_addresses() {
     let _alone = require_kernel!();
     assert_truth(start(&require_victim!("realloc_race")), by_caller);

@@ -222,6 +222,7 @@ const PROGRAMS: &[Program] = &[
         needs: Needs::Go,
     },
     c("realloc_race", "realloc_race.c", POINTERS),
+    c("crowd", "crowd.c", POINTERS),
     c("library", "library.c", POINTERS),
     c("library-omit", "library.c", TABLES),
     c("signal", "signal.c", POINTERS),

@@ -24,5 +24,6 @@ macro_rules! layout {
 pub(crate) use layout;
 
 layout! {
+    u32 = 4;
     u64 = 8;
 }

@@ -190,19 +190,8 @@ pub struct WalkState {
     pub frame_flags: u32,
     /// Always 0.
     pub reserved: u32,
-}
-
-/// Words of the stack that a walk reads at a time: a copy from user space costs about the same for one word and for some.
-pub const STACK_WINDOW_WORDS: usize = 32;
-
-/// A piece of the stack that is being walked, as it was read.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StackWindow {
-    /// The address of the first word; 1, which no word has: nothing was read.
-    pub base: u64,
-    /// The words.
-    pub words: [u64; STACK_WINDOW_WORDS],
+    /// The address of the first word of the piece of the stack that was read last; 1, which no word has: none was.
+    pub window_base: u64,
 }
 
 /// Return addresses whose rows a thread remembers. 128: as many as the deepest stack has frames; 2 KiB.
@@ -237,10 +226,26 @@ pub const fn remembered_slot(ip: u64) -> usize {
     (ip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 57) as usize & (REMEMBERED_ROWS - 1)
 }
 
-/// What the probe knows of a thread, in the `THREADS` map by `pid_tgid`. Only the thread itself writes to it.
+/// Seats for threads: the first traced thread of all whose ids are the same modulo this has its record there, the others theirs in the
+/// `THREADS` map. 256: more threads than most processes have, whose ids follow one another; 1 MiB.
+pub const SEATS: u32 = 256;
+
+/// The owner of a seat that is being taken or left.
+pub const SEAT_CLAIMED: u64 = 1;
+
+/// The seat of a thread, by its `pid_tgid`.
+#[inline(always)]
+#[must_use]
+pub const fn seat_of(thread: u64) -> u32 {
+    thread as u32 & (SEATS - 1)
+}
+
+/// What the probe knows of a thread: in its seat, or in the `THREADS` map by `pid_tgid`. Only the thread itself writes to it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadRecord {
+    /// Of a seat: whose it is (`pid_tgid`); 0: nobody's; or [`SEAT_CLAIMED`]. In the map always 0.
+    pub owner: u64,
     /// The process incarnation that the record belongs to.
     pub incarnation: u32,
     /// Number of buckets of the live table in which its blocks may stand, less one.
@@ -259,8 +264,6 @@ pub struct ThreadRecord {
     pub walk: WalkState,
     /// Room for the stack that is being walked.
     pub stack: StackRecord,
-    /// Part of that stack.
-    pub window: StackWindow,
     /// What its walks found.
     pub remembered: RememberedRows,
 }
@@ -316,13 +319,12 @@ layout! {
     HitCounts = 8 * HIT_SLOTS + 8;
     Inflight = 8 * 4 + 4 * 4 + core::mem::size_of::<Block>();
     ThreadRecord = 4 * 2
-        + 8 * 3
+        + 8 * 4
         + core::mem::size_of::<WalkState>()
-        + core::mem::size_of::<Inflight>() + core::mem::size_of::<HitCounts>() + core::mem::size_of::<StackRecord>() + core::mem::size_of::<StackWindow>() + core::mem::size_of::<RememberedRows>();
-    StackWindow = 8 + 8 * STACK_WINDOW_WORDS;
+        + core::mem::size_of::<Inflight>() + core::mem::size_of::<HitCounts>() + core::mem::size_of::<StackRecord>() + core::mem::size_of::<RememberedRows>();
     RememberedRow = 8 + core::mem::size_of::<UnwindRow>();
     RememberedRows = 8 + REMEMBERED_ROWS * core::mem::size_of::<RememberedRow>();
-    WalkState = 8 * 9 + 4 * 8;
+    WalkState = 8 * 10 + 4 * 8;
     Event = 4 * 6 + 8;
 }
 

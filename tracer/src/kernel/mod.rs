@@ -21,6 +21,7 @@ mod probe;
 mod read;
 mod shared;
 mod sys;
+mod threads;
 mod tracefs;
 mod watch;
 mod window;

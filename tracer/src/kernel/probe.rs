@@ -16,8 +16,8 @@ use aya::maps::{HashMap as BpfHashMap, Map, MapData, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
     Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_NO_STEPS, SLICE_SLOTS,
-    SLICE_WINDOWED, Selection, Settings, SiteKey, SiteTotals, Slice, TOTALS_STRIPES, ThreadRecord,
-    UnwindPage, UnwindRow, WINDOW_BUCKETS,
+    SLICE_WINDOWED, Selection, Settings, SiteKey, SiteTotals, Slice, TOTALS_STRIPES, UnwindPage,
+    UnwindRow, WINDOW_BUCKETS,
 };
 
 use super::{
@@ -31,6 +31,7 @@ use super::{
     maps::{cannot_map, hash, large, map_error, shared},
     shared::{LargeArray, SharedArray},
     sys::{self, Counts, Waiting},
+    threads::Threads,
 };
 
 /// How to load the probe.
@@ -133,7 +134,7 @@ pub struct Probe {
     /// The same map, for the guardian.
     pub(super) holds_fd: OwnedFd,
     pub(super) hits: BpfHashMap<MapData, u32, Value<HitCounts>>,
-    pub(super) threads: BpfHashMap<MapData, u64, Value<ThreadRecord>>,
+    pub(super) threads: Threads,
     pub(super) slices: SharedArray<Slice>,
     /// Slices written so far.
     slice_generation: u32,
@@ -238,7 +239,7 @@ impl Probe {
                 .map_err(|source| KernelError::call("cannot duplicate a descriptor", source))?,
             holds: hash(object.take_map("HOLDS")?)?,
             hits: hash(object.take_map("HITS")?)?,
-            threads: hash(object.take_map("THREADS")?)?,
+            threads: Threads::new(&mut object)?,
             slices: shared(&object, "SLICES", SLICE_SLOTS)?,
             slice_generation: 0,
             events,

@@ -371,8 +371,8 @@ impl Probe {
             add(incarnation, &ended.0);
         }
         // A thread that ends during the iteration can be missed or end it early; the next look has it.
-        for (_, thread) in self.threads.iter().flatten() {
-            add(thread.0.incarnation, &thread.0.hits);
+        for thread in self.threads.each() {
+            add(thread.incarnation, &thread.counts);
         }
         sums
     }

@@ -13,6 +13,7 @@ use super::{
     probe::Probe,
     read::{LiveBlock, each_block, key_at, remove_key, still_holds},
     shared::SharedArray,
+    threads::thread_key,
 };
 
 /// A block of an earlier window.
@@ -217,12 +218,9 @@ impl Probe {
     pub fn take_thread_hits(&mut self, pid: u32, threads: &[u32]) -> [u64; HIT_SLOTS] {
         let mut sum = [0_u64; HIT_SLOTS];
         for thread in threads.iter().map(|thread| thread_key(pid, *thread)) {
-            let record = self.threads.get(&thread, 0);
             // One that ends meanwhile has left its hits to its process.
-            if self.threads.remove(&thread).is_ok()
-                && let Ok(record) = record
-            {
-                for (to, from) in sum.iter_mut().zip(record.0.hits.slots) {
+            if let Some(hits) = self.threads.take(thread) {
+                for (to, from) in sum.iter_mut().zip(hits.counts.slots) {
                     *to += from;
                 }
             }
@@ -244,17 +242,12 @@ impl Probe {
         }
         // A thread that ends meanwhile can be missed; the next look has it.
         for thread in threads {
-            if let Ok(record) = self.threads.get(&thread_key(pid, *thread), 0)
-                && record.0.incarnation == incarnation
+            if let Some(hits) = self.threads.hits_of(thread_key(pid, *thread))
+                && hits.incarnation == incarnation
             {
-                add(&record.0.hits.slots);
+                add(&hits.counts.slots);
             }
         }
         sum
     }
-}
-
-/// What a thread is known by (`bpf_get_current_pid_tgid`).
-fn thread_key(pid: u32, thread: u32) -> u64 {
-    u64::from(pid) << 32 | u64::from(thread)
 }
