@@ -1,6 +1,8 @@
 //! Windows: when calls are seen, what is kept of them, and the looks at the survivors in between. The budget decides, the ledger keeps; this room
 //! ties them to a process. Here is what is known of a process's windows, and how much of the whole they stand for.
 
+#[path = "window/anonymous.rs"]
+mod anonymous;
 #[path = "window/look.rs"]
 mod look;
 #[path = "window/step.rs"]
@@ -19,6 +21,7 @@ use crate::{
     kernel::{Link, ThreadClocks, monotonic_ns, process_cpu_time},
     ledger::{Cohorts, Reading, SiteId, Span},
 };
+use anonymous::AnonymousMemory;
 use look::Looks;
 
 /// How far the cost of a hit in the process may differ from that of one in our own (deeper stacks cost more).
@@ -119,8 +122,7 @@ pub(super) struct Windows {
     own: (f64, f64),
     /// Of windows in which traps took most of the time: processor time, cost, hits.
     trapped: (f64, f64, f64),
-    /// Anonymous memory when it began, and at the last look, bytes.
-    anonymous: (u64, u64),
+    anonymous: AnonymousMemory,
     closed_usage: Option<Usage>,
     looks: Looks,
     /// Held while a window is about to be closed: see [`crate::kernel::Probe::ready_to_detach`].
@@ -155,7 +157,7 @@ impl Windows {
             births: HashMap::new(),
             own: (0.0, 0.0),
             trapped: (0.0, 0.0, 0.0),
-            anonymous: (0, 0),
+            anonymous: AnonymousMemory::default(),
             closed_usage: None,
             looks: Looks::default(),
             ready: None,
@@ -312,7 +314,7 @@ impl Windows {
         if let Some((time, uncertainty)) = known {
             cohorts.set_time_of_a_call(time, uncertainty);
         }
-        let grown = self.anonymous.1.checked_sub(self.anonymous.0);
+        let growth = self.anonymous.growth();
         let elapsed = self.began.elapsed().as_secs_f64();
         let sites = cohorts.estimates(now_ns, covered_until_ns, 0.0);
         let (mut footprint, mut largest, mut blocks) = (0.0, 0.0_f64, 0.0);
@@ -328,9 +330,9 @@ impl Windows {
             }
         }
         weighed.estimated_growth = Some(footprint);
-        if let Some(grown) = grown {
-            let grown = grown as f64;
-            weighed.measured_growth = Some(grown / elapsed.max(1e-9));
+        if let Some(growth) = growth {
+            let grown = growth.slope * elapsed;
+            weighed.measured_growth = (growth.slope >= 0.0).then_some(growth.slope);
             if let Some((time, uncertainty)) = known
                 && grown > LEAST_GROWTH
                 && footprint > 0.0
@@ -338,14 +340,21 @@ impl Windows {
                 // Of a site whose blocks merely last longer than the watch, older ones go meanwhile, and it grows by nothing. Which sites those
                 // are is not known yet: what grows lies between the largest site alone and all of them.
                 let spread = (footprint / largest).ln() / 2.0;
-                let ratio = (grown / elapsed / footprint).ln() + spread;
+                let ratio = (growth.slope / footprint).ln() + spread;
                 let prior = uncertainty.ln_1p().powi(2);
-                let error = GROWTH_ERROR
-                    + (LEAST_GROWTH + HOLES * self.anonymous.1 as f64) / grown
-                    + 1.0 / blocks.max(1.0).sqrt()
-                    + spread / 2.0;
-                let weight = prior / (prior + error * error);
-                let left = (prior * error * error / (prior + error * error)).sqrt();
+                // None of these has to do with another.
+                let error: f64 = [
+                    GROWTH_ERROR,
+                    (LEAST_GROWTH + HOLES * self.anonymous.last_bytes()) / grown,
+                    growth.scatter / grown,
+                    1.0 / blocks.max(1.0).sqrt(),
+                    spread / 2.0,
+                ]
+                .iter()
+                .map(|part| part * part)
+                .sum();
+                let weight = prior / (prior + error);
+                let left = (prior * error / (prior + error)).sqrt();
                 cohorts.set_time_of_a_call(time / (weight * ratio).exp(), left);
             }
         }
@@ -356,10 +365,7 @@ impl Windows {
     /// Looks at how much anonymous memory the process holds.
     pub(super) fn measure(&mut self, proc_root: &std::path::Path, pid: u32) {
         if let Ok(bytes) = crate::target::process::exact_anonymous_bytes(proc_root, pid) {
-            if self.anonymous.0 == 0 {
-                self.anonymous.0 = bytes;
-            }
-            self.anonymous.1 = bytes;
+            self.anonymous.note(self.began.elapsed(), bytes);
         }
     }
 }
