@@ -77,6 +77,23 @@ impl Target {
         assert!(line.is_some(), "{after}: the target has ended");
     }
 
+    /// The same after SIGKILL. A kernel that is writing to a process's code for a killed task gives up (`uprobe_unregister` of
+    /// kernel/events/uprobes.c: "failed to unregister, leaking uprobe"), and the breakpoints stay: nobody's, and harmless but for their
+    /// time. The next trace then takes them over and away.
+    #[track_caller]
+    fn assert_unharmed_by_a_kill(&mut self, after: &str) {
+        let start = Instant::now();
+        while !breakpoints(self.pid()).unwrap().is_empty() {
+            if start.elapsed() > Duration::from_secs(5) {
+                let tracer = Tracer::start(&self.watched(&[])).expect("started");
+                tracer.report().expect("a report");
+                break;
+            }
+            sleep(Duration::from_millis(20));
+        }
+        self.assert_unharmed(after);
+    }
+
     /// It ends as it should, with its own count of what it did.
     #[track_caller]
     fn quit(mut self) {
@@ -207,7 +224,11 @@ fn a_signal_in_the_middle_of_a_call() {
             assert_eq!(finished.code(), 0, "{how}: {finished:?}");
             assert!(finished.stdout.starts_with('{'), "{how}: {finished:?}");
         }
-        target.assert_unharmed(&how);
+        if signal == "SIGKILL" {
+            target.assert_unharmed_by_a_kill(&how);
+        } else {
+            target.assert_unharmed(&how);
+        }
     }
     target.quit();
 }
@@ -252,7 +273,11 @@ fn ctrl_c_at_any_moment() {
             let text = fs::read_to_string(tracer.report_path()).unwrap();
             assert!(text.starts_with('{'), "{after}: {text}");
         }
-        target.assert_unharmed(&after);
+        if signal == "KILL" {
+            target.assert_unharmed_by_a_kill(&after);
+        } else {
+            target.assert_unharmed(&after);
+        }
     }
     target.quit();
 }
