@@ -213,14 +213,16 @@ fn without_the_tracepoint_it_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("calls");
     let mut command = Command::new("strace");
-    command.args(["-qq", "-e", "trace=bpf", "-o"]).arg(&log);
+    command
+        .args(["-f", "--seccomp-bpf", "-qq", "-e", "trace=bpf", "-o"])
+        .arg(&log);
     command.arg(leakscope().unwrap()).args(arguments);
     let finished = run_command(command).expect("it runs");
     assert_eq!(finished.code(), 0, "{finished:?}");
     let calls = std::fs::read_to_string(&log).unwrap();
     let place = calls
         .lines()
-        .filter(|line| line.starts_with("bpf("))
+        .filter(|line| line.contains("bpf("))
         .position(|line| line.contains("page_fault_kernel"))
         .expect("it attaches to the second tracepoint");
     let how = format!("error=ENOENT:when={}", place + 1);

@@ -14,6 +14,7 @@ mod outcome;
 mod process;
 mod report;
 mod shared;
+mod stuck;
 mod text;
 mod tracer;
 mod truth;

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::PATIENCE;
 use crate::lines::Lines;
+use crate::stuck;
 use crate::truth::Truth;
 use crate::victims::programs_folder;
 
@@ -194,7 +195,11 @@ pub(crate) fn wait(child: &mut Child, patience: Duration) -> Result<ExitStatus> 
             return Ok(status);
         }
         if start.elapsed() > patience {
-            bail!("process {} still runs after {patience:?}", child.id());
+            let state = stuck::describe(child.id());
+            bail!(
+                "process {} still runs after {patience:?}:{state}",
+                child.id()
+            );
         }
         sleep(Duration::from_millis(5));
     }
