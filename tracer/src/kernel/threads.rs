@@ -30,6 +30,15 @@ pub(super) struct ThreadHits {
     pub(super) counts: HitCounts,
 }
 
+impl From<ThreadRecord> for ThreadHits {
+    fn from(record: ThreadRecord) -> Self {
+        Self {
+            incarnation: record.incarnation,
+            counts: record.hits,
+        }
+    }
+}
+
 impl Threads {
     /// Takes the maps out of the object.
     pub(super) fn new(object: &mut LoadedObject) -> Result<Self, KernelError> {
@@ -45,11 +54,7 @@ impl Threads {
         if let Some(hits) = self.seated_hits(seat, thread) {
             return Some(hits);
         }
-        let record = self.others.get(&thread, 0).ok()?.0;
-        Some(ThreadHits {
-            incarnation: record.incarnation,
-            counts: record.hits,
-        })
+        Some(self.others.get(&thread, 0).ok()?.0.into())
     }
 
     /// Drops the record of a thread and hands out its calls. Nothing if it has none, or ends just now and leaves them to its process.
@@ -66,10 +71,7 @@ impl Threads {
         }
         let record = self.others.get(&thread, 0).ok()?.0;
         self.others.remove(&thread).ok()?;
-        Some(ThreadHits {
-            incarnation: record.incarnation,
-            counts: record.hits,
-        })
+        Some(record.into())
     }
 
     /// The calls of each thread that has a record. One that ends meanwhile can be missed, or end this early.
@@ -78,10 +80,8 @@ impl Threads {
             let owner = self.owner(seat)?.load(Ordering::SeqCst);
             self.seated_hits(seat, owner)
         });
-        let others = self.others.iter().flatten().map(|(_, record)| ThreadHits {
-            incarnation: record.0.incarnation,
-            counts: record.0.hits,
-        });
+        let others = self.others.iter().flatten();
+        let others = others.map(|(_, record)| record.0.into());
         seated.chain(others)
     }
 
