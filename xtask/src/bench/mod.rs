@@ -14,6 +14,7 @@ mod faults;
 mod figures;
 mod leak;
 mod loads;
+mod pace;
 mod proc;
 mod processes;
 mod profile;
