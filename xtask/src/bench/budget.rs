@@ -1,14 +1,12 @@
 //! What tracing within the default budget takes from servers under full load, and how late their slowest answers become.
 //!
 //! Each load runs all the time; slices with and without leakscope beside it alternate, and one with it is compared with the mean of those before
-//! and behind it, by what each did in the time in which the machine did the same work of ours (`pace`). A slice begins when leakscope has had
-//! time to learn what the load costs.
+//! and behind it. A slice begins when leakscope has had time to learn what the load costs.
 
 use super::Bench;
 use super::child::Running;
 use super::figures::{BarFigures, BudgetFigures, BudgetLoad, median};
 use super::loads::{Postgres, Redis};
-use super::pace;
 use super::victim::{Victim, compile};
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
@@ -32,12 +30,6 @@ pub(super) struct Sample {
     pub(super) per_second: f64,
     /// The 99.9th percentile of its answers' times, where it is a server.
     pub(super) p999_ms: Option<f64>,
-}
-
-/// The same, and how fast the machine was meanwhile (`pace`): bursts of work in a second of a processor's time.
-struct Slice {
-    sample: Sample,
-    pace: f64,
 }
 
 /// Something under full load.
@@ -99,82 +91,66 @@ pub(super) fn measure(bench: &mut Bench) -> Result<BudgetFigures> {
 
 /// Slices without and with leakscope, in turn.
 fn alternate(bench: &Bench, name: &str, load: &mut dyn Load) -> Result<BudgetLoad> {
-    let target = load.target();
     // Caches fill.
     load.slice(SLICE)?;
-    let mut paced =
-        || pace::during(|| load.slice(SLICE)).map(|(sample, pace)| Slice { sample, pace });
-    let mut alone = vec![paced()?];
+    let mut alone = vec![load.slice(SLICE)?];
     let mut traced = Vec::new();
     for run in 1..=bench.runs {
         bench.say(&format!("budget: {name} {run}/{}", bench.runs));
         let mut command = Command::new(&bench.leakscope);
         command.args(["trace", "--format", "json", "-o"]);
         command.arg(bench.folder().join("budget.json"));
-        command.args(&target);
+        command.args(load.target());
         let mut tracer = Running::start(&mut command, &bench.folder().join("tracer.log"))?;
         thread::sleep(SETTLE);
-        traced.push(paced()?);
+        traced.push(load.slice(SLICE)?);
         tracer.interrupt()?;
         if !tracer.end(PATIENCE)?.success() {
             bail!("leakscope failed: {}", bench.log("tracer.log"));
         }
-        alone.push(paced()?);
+        alone.push(load.slice(SLICE)?);
     }
-    let at_pace = |slice: &Slice| slice.sample.per_second / slice.pace;
-    let as_timed = |slice: &Slice| slice.sample.per_second;
-    let lost = losses(&rates(&traced, at_pace), &rates(&alone, at_pace));
-    let later: Vec<f64> = traced
-        .iter()
-        .zip(alone.windows(2))
-        .filter_map(|(with, around)| {
-            let [before, behind] = around else {
-                return None;
-            };
-            let without = f64::midpoint(before.sample.p999_ms?, behind.sample.p999_ms?);
-            Some(with.sample.p999_ms? - without)
-        })
-        .collect();
-    let timed = losses(&rates(&traced, as_timed), &rates(&alone, as_timed));
+    let mut losses = Vec::new();
+    let mut later = Vec::new();
+    for (with, around) in traced.iter().zip(alone.windows(2)) {
+        let mean = |figure: fn(&Sample) -> Option<f64>| {
+            let figures: Option<Vec<f64>> = around.iter().map(figure).collect();
+            figures.map(|figures| figures.iter().sum::<f64>() / figures.len() as f64)
+        };
+        if let Some(without) = mean(|sample| Some(sample.per_second)) {
+            losses.push((1.0 - with.per_second / without) * 100.0);
+        }
+        later.extend(
+            with.p999_ms
+                .zip(mean(|sample| sample.p999_ms))
+                .map(|(with, without)| with - without),
+        );
+    }
+    let per_second = |samples: &[Sample]| {
+        let all: Vec<f64> = samples.iter().map(|sample| sample.per_second).collect();
+        median(&all)
+    };
     Ok(BudgetLoad {
         name: name.to_owned(),
-        per_second: median(&rates(&alone, as_timed)),
-        traced_per_second: median(&rates(&traced, as_timed)),
-        loss_percent: median(&lost),
-        loss_percent_of_each_run: lost,
-        untraced_loss_percent: untraced_losses(&rates(&alone, at_pace)),
-        timed_loss_percent: median(&timed),
-        untraced_timed_loss_percent: untraced_losses(&rates(&alone, as_timed)),
+        per_second: per_second(&alone),
+        traced_per_second: per_second(&traced),
+        loss_percent: median(&losses),
+        loss_percent_of_each_run: losses,
+        untraced_loss_percent: untraced_losses(&alone),
         p999_later_ms: (!later.is_empty()).then(|| median(&later)),
     })
 }
 
-/// A figure of each slice.
-fn rates(slices: &[Slice], figure: impl Fn(&Slice) -> f64) -> Vec<f64> {
-    slices.iter().map(figure).collect()
-}
-
-/// What each slice with leakscope lost against those without it before and behind it, percent.
-fn losses(traced: &[f64], alone: &[f64]) -> Vec<f64> {
-    traced
-        .iter()
-        .zip(alone.windows(2))
-        .map(|(with, around)| {
-            let without = around.iter().sum::<f64>() / around.len() as f64;
-            (1.0 - with / without) * 100.0
-        })
-        .collect()
-}
-
 /// What each slice without leakscope lost against those before and behind it, percent; `None` where there are fewer than three.
-fn untraced_losses(alone: &[f64]) -> Option<Vec<f64>> {
+fn untraced_losses(alone: &[Sample]) -> Option<Vec<f64>> {
     let losses: Vec<f64> = alone
         .windows(3)
         .filter_map(|three| {
             let [before, slice, behind] = three else {
                 return None;
             };
-            Some((1.0 - slice / f64::midpoint(*before, *behind)) * 100.0)
+            let around = f64::midpoint(before.per_second, behind.per_second);
+            Some((1.0 - slice.per_second / around) * 100.0)
         })
         .collect();
     (!losses.is_empty()).then_some(losses)
@@ -231,20 +207,20 @@ fn python(folder: &Path) -> Result<Counting> {
 
 #[cfg(test)]
 mod tests {
-    use super::{losses, untraced_losses};
+    use super::{Sample, untraced_losses};
 
     #[test]
     fn what_the_machine_does_by_itself_is_shown_beside() {
-        assert_eq!(untraced_losses(&[100.0, 90.0]), None);
-        let losses = untraced_losses(&[100.0, 90.0, 100.0, 110.0]);
+        let samples = |rates: &[f64]| -> Vec<Sample> {
+            let sample = |rate: &f64| Sample {
+                per_second: *rate,
+                p999_ms: None,
+            };
+            rates.iter().map(sample).collect()
+        };
+        assert_eq!(untraced_losses(&samples(&[100.0, 90.0])), None);
+        let losses = untraced_losses(&samples(&[100.0, 90.0, 100.0, 110.0]));
         let rounded = losses.map(|losses| losses.iter().map(|loss| loss.round()).collect());
         assert_eq!(rounded, Some(vec![10.0, 0.0]));
-    }
-
-    #[test]
-    fn a_slice_is_compared_with_both_beside_it() {
-        let lost = losses(&[90.0, 110.0], &[80.0, 120.0, 80.0]);
-        let rounded: Vec<f64> = lost.iter().map(|loss| loss.round()).collect();
-        assert_eq!(rounded, [10.0, -10.0]);
     }
 }

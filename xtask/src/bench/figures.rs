@@ -151,15 +151,12 @@ pub(super) struct BudgetLoad {
     /// Operations a second without and with leakscope.
     pub(super) per_second: f64,
     pub(super) traced_per_second: f64,
-    /// What each slice with it did less, at the machine's pace, than the mean of those without it before and behind, percent.
+    /// What each slice with it had less than the mean of those without it before and behind, percent.
     pub(super) loss_percent: f64,
     pub(super) loss_percent_of_each_run: Vec<f64>,
     /// The same of slices with nothing beside them, against those before and behind: what the machine does by itself. `None` of a single
     /// run.
     pub(super) untraced_loss_percent: Option<Vec<f64>>,
-    /// Both by the clock alone, whatever the host gave the machine.
-    pub(super) timed_loss_percent: f64,
-    pub(super) untraced_timed_loss_percent: Option<Vec<f64>>,
     /// By how much the 99.9th percentile of its answers' times grew, milliseconds.
     pub(super) p999_later_ms: Option<f64>,
 }

@@ -14,7 +14,6 @@ mod faults;
 mod figures;
 mod leak;
 mod loads;
-mod pace;
 mod proc;
 mod processes;
 mod profile;

@@ -317,10 +317,6 @@ impl Display for BudgetFigures {
             if let Some(losses) = &load.untraced_loss_percent {
                 write!(out, "; with nothing beside it {}", all(losses))?;
             }
-            write!(out, "; by the clock {:.1} % less", load.timed_loss_percent)?;
-            if let Some(losses) = &load.untraced_timed_loss_percent {
-                write!(out, ", with nothing beside it {}", all(losses))?;
-            }
             if let Some(later) = load.p999_later_ms {
                 write!(out, "; 99.9th percentile {later:+.2} ms")?;
             }
