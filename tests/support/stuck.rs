@@ -3,21 +3,15 @@
 use std::fmt::Write as _;
 use std::fs;
 
-/// The number of the process that started this one.
-fn parent(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // After the name, which may hold anything, come the state and the parent (proc(5)).
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(1)?.parse().ok()
-}
+use crate::faults::children;
 
 /// This process and all below it.
 fn family(pid: u32) -> Vec<u32> {
-    let all: Vec<u32> = numbers("/proc");
     let mut family = vec![pid];
     let mut next = 0;
     while let Some(&one) = family.get(next) {
-        family.extend(all.iter().filter(|&&other| parent(other) == Some(one)));
+        // One that has ended meanwhile has none.
+        family.extend(children(one).unwrap_or_default());
         next += 1;
     }
     family
