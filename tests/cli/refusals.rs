@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -150,6 +151,22 @@ fn suppressions_that_cannot_be_read() {
         let file = file.to_str().unwrap();
         let finished = run(&["trace", "-p", "1", "--suppress", file]).unwrap();
         assert_refused(&finished, &[subject]);
+    }
+}
+
+#[test]
+fn a_folder_for_unwind_tables_that_others_can_write_to() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    for (path, reason) in [
+        (folder.path(), "others may write"),
+        (&file, "cannot be made"),
+    ] {
+        let path = path.to_str().unwrap();
+        let finished = run(&["trace", "-p", "1", "--unwind-cache", path]).unwrap();
+        assert_refused(&finished, &[path, reason]);
     }
 }
 

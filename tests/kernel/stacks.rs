@@ -3,9 +3,10 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use leakscope_tests::{Outcome, Site, by_any_frame, require_kernel, require_victim};
+use leakscope_tests::{Outcome, Site, Victim, by_any_frame, require_kernel, require_victim};
 
 /// Every line of the truth is met by the stacks in which the function is the nearest of the program's own, and no stack
 /// is cut.
@@ -45,6 +46,34 @@ fn through_libc_itself() {
     let _alone = require_kernel!();
     for name in ["library", "library-omit"] {
         assert_complete(&require_victim!(name));
+    }
+}
+
+#[test]
+fn by_the_tables_that_an_earlier_trace_kept() {
+    let _alone = require_kernel!();
+    let path = require_victim!("kinds-omit");
+    let folder = tempfile::tempdir().unwrap();
+    let kept = || -> BTreeMap<PathBuf, SystemTime> {
+        let files = std::fs::read_dir(folder.path()).unwrap();
+        files
+            .map(|file| {
+                let file = file.unwrap();
+                (file.path(), file.metadata().unwrap().modified().unwrap())
+            })
+            .collect()
+    };
+    let mut before = BTreeMap::new();
+    for _ in 0..2 {
+        let arguments = ["--unwind-cache", folder.path().to_str().unwrap()];
+        let outcome =
+            Outcome::of_running(Victim::start(&path).unwrap(), &arguments).expect("traced");
+        outcome.assert_true(by_any_frame);
+        outcome.assert_complete(&["main", "worker"]);
+        // The program's own, the C library's and more; nothing is written again.
+        assert!(before.is_empty() || before == kept(), "{before:?}");
+        before = kept();
+        assert!(before.len() >= 2, "{before:?}");
     }
 }
 

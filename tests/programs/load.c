@@ -3,8 +3,9 @@
  * True leaks: leak_slowly keeps every block of 96 bytes; how many depends on how long it ran, and is stated at the end. All other
  * sites (churn_here, called from 200 places) keep what their rings hold, which is freed before the truth is stated.
  *
- * After "go" it waits for words: "fast" (as fast as it can), "slow" (a thousandth of that and less: 100 rounds a second), "count" (it answers with the blocks
- * leaked so far, the rounds so far and its processor time in nanoseconds), "halt" (it states its truth).
+ * After "go" it waits for words: "fast" (as fast as it can), "slow" (ten rounds a second: so few that to see all calls fits the budget of a
+ * process at rest, also where traps are slow), "count" (it answers with the blocks leaked so far, the rounds so far and its processor time in
+ * nanoseconds), "halt" (it states its truth).
  */
 #include "victim.h"
 
@@ -91,7 +92,7 @@ static void *work(void *nothing)
             leak_slowly(round);
         rounds = round;
         if (pace == SLOW) {
-            struct timespec pause = {0, 10000000};
+            struct timespec pause = {0, 100000000};
             nanosleep(&pause, NULL);
         }
     }

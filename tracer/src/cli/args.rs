@@ -209,7 +209,8 @@ pub(super) struct TracingArguments {
     /// Keep every row of the unwind tables, not only those that a return address can be in.
     #[arg(long, help_heading = "Limits")]
     pub(super) full_unwind_tables: bool,
-    /// Keep unwind tables in this folder between runs; nobody else may be able to write to it.
+    /// Keep unwind tables in this folder between runs, or nowhere if it is `none`; nobody else may be able to write to it. By
+    /// default /var/cache/leakscope, or leakscope in $XDG_CACHE_HOME for others than root.
     #[arg(long, value_name = "DIR", help_heading = "Limits")]
     pub(super) unwind_cache: Option<PathBuf>,
     /// The kind of kernel link to use; the best that the kernel has if it is not given.

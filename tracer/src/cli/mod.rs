@@ -7,6 +7,7 @@ mod diff;
 mod doctor;
 mod dump;
 mod floor;
+mod folder;
 mod guard;
 mod output;
 mod plan;

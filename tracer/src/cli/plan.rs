@@ -10,6 +10,7 @@ use std::{
 use super::args::{
     DaemonArguments, FormatChoice, TargetArguments, TierChoice, TraceArguments, TracingArguments,
 };
+use super::folder::unwind_cache;
 use crate::{
     budget::Choice,
     daemon::{DaemonOptions, default_socket},
@@ -56,7 +57,7 @@ impl TracePlan {
                 usage("trace", "name what to trace: -p/--pid PID, --comm GLOB, --cgroup PATH, --all or -- COMMAND")
             }),
         };
-        let session = session(raw.tracing, "trace")?;
+        let session = session(&raw.tracing, "trace")?;
         Ok(Self {
             target,
             duration: raw.duration,
@@ -71,7 +72,7 @@ impl TracePlan {
 }
 
 /// How to trace, checked.
-fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOptions> {
+fn session(raw: &TracingArguments, subcommand: &str) -> anyhow::Result<SessionOptions> {
     let sizes = (raw.min_size.unwrap_or(0), raw.max_size.unwrap_or(u64::MAX));
     if sizes.0 > sizes.1 {
         usage(
@@ -121,7 +122,7 @@ fn session(raw: TracingArguments, subcommand: &str) -> anyhow::Result<SessionOpt
             },
             ..BuildOptions::default()
         },
-        unwind_cache: raw.unwind_cache,
+        unwind_cache: unwind_cache(raw.unwind_cache.as_deref())?,
         min_age: raw.min_age.unwrap_or_default(),
         budget: raw.budget / 100.0,
         tier,
@@ -161,7 +162,7 @@ impl DaemonPlan {
                 token_file: raw.auth_token_file,
             },
             suppress: raw.tracing.suppress.clone(),
-            session: session(raw.tracing, "daemon")?,
+            session: session(&raw.tracing, "daemon")?,
         })
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     kernel::{KernelError, Probe},
     symbol::{AddressSpace, Module},
     target::elf::{Segment, SymbolKind},
-    unwind::{BuildOptions, Cache, Key, Table, UnwindError},
+    unwind::{BuildOptions, Cache, Key, Table, UnwindError, Wanted},
 };
 
 /// The kernel's name for its page of a process that has uprobes (`xol_add_vma`, kernel/events/uprobes.c).
@@ -156,10 +156,10 @@ impl Builder {
 
     /// Builds the missing tables, several at a time.
     fn build<'a>(&self, modules: impl Iterator<Item = &'a Arc<Module>>) {
-        let requests: Vec<(Key, &Arc<Module>)> = modules
+        let requests: Vec<(Wanted, &Arc<Module>)> = modules
             .filter(|module| keeps_frame_pointers(module).is_none())
-            .map(|module| (key(module), module))
-            .filter(|(key, _)| self.cache.get(key).is_none())
+            .map(|module| (wanted(module), module))
+            .filter(|(wanted, _)| self.cache.get(&wanted.key).is_none())
             .collect();
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         // Each file's outcome is asked for again when it is installed.
@@ -170,7 +170,8 @@ impl Builder {
 
     /// The table of a file: built, or remembered.
     fn table(&self, module: &Module) -> Result<Arc<Table>, TableError> {
-        self.cache.get_or_build(&key(module), || file::read(module))
+        self.cache
+            .get_or_build(&wanted(module), || file::read(module))
     }
 
     /// How a file can be unwound.
@@ -445,6 +446,14 @@ fn holds_v8_builtins(module: &Module) -> bool {
                     .any(|symbol| symbol.kind != SymbolKind::Undefined)
             })
     })
+}
+
+/// What a file's table is found by.
+fn wanted(module: &Module) -> Wanted {
+    Wanted {
+        key: key(module),
+        state: file::state(module),
+    }
 }
 
 /// The identity of a file's contents.

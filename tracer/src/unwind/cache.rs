@@ -1,9 +1,8 @@
 //! Tables by file identity: in memory, shared, and optionally in a directory that is passed in. Knows no processes; the only
 //! I/O of this room, and all of it in that directory.
 
-use std::fmt::Write as _;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -12,13 +11,13 @@ use hashbrown::HashMap;
 use object::elf;
 use object::read::elf::{FileHeader, ProgramHeader};
 
-use super::build::{BuildOptions, Kept, UnwindError, build};
+use super::build::{BuildOptions, UnwindError, build};
 use super::disk;
 use super::elf::header;
 use super::table::Table;
 
 /// The longest build-id that is taken for one, in bytes. Linkers write 8 to 20; 64 would be a SHA-512.
-const MAX_BUILD_ID: usize = 64;
+pub(super) const MAX_BUILD_ID: usize = 64;
 
 /// What identifies a file's contents.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,6 +35,32 @@ pub enum Key {
         /// `st_mtim` in nanoseconds since the epoch.
         modified: i64,
     },
+}
+
+/// Which file it is and when anything about it last changed, as `stat(2)` tells it. Between runs, a table is believed only of a file
+/// for which all of it is as it was: a build-id is whatever the file claims, and who may write one file could speak for another
+/// with it. Nobody can set a file's change time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileState {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+    /// `st_size` in bytes.
+    pub size: u64,
+    /// `st_mtim` in nanoseconds since the epoch.
+    pub modified: i64,
+    /// `st_ctim` in nanoseconds since the epoch.
+    pub changed: i64,
+}
+
+/// A file whose table is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What identifies its contents in this run.
+    pub key: Key,
+    /// What identifies it between runs, as it was before it was read; `None` where that is not known, and nothing is kept on disk.
+    pub state: Option<FileState>,
 }
 
 /// The build-id of a 64-bit x86_64 ELF file: the descriptor of the first `NT_GNU_BUILD_ID` note in its `PT_NOTE` segments.
@@ -83,7 +108,7 @@ impl Cache {
 
     /// Also keeps tables of files with a build-id in `directory`, which must exist. Files in it are believed if they are well
     /// formed: it must not be writable by others. A file that cannot be read, is corrupt or of another version is ignored and
-    /// replaced; one that cannot be written is not there, nothing more.
+    /// replaced; one that cannot be written is not there, nothing more. When they take more than 64 MiB together, the oldest go.
     #[must_use]
     pub fn with_directory(mut self, directory: PathBuf) -> Self {
         self.directory = Some(directory);
@@ -96,27 +121,27 @@ impl Cache {
         self.tables().get(key).cloned()
     }
 
-    /// The table for a key: from memory, from the directory, or built from the file's bytes. `load` is called only if the file is needed.
+    /// A file's table: from memory, from the directory, or built from the file's bytes. `load` is called only if the file is needed.
     ///
-    /// Two threads that ask for the same new key at once may both build it; both get the same table.
+    /// Two threads that ask for the same new file at once may both build it; both get the same table.
     ///
     /// # Errors
     /// What `load` says, or the reason why the file has no table ([`UnwindError`]); the latter is remembered.
     pub fn get_or_build<B, E>(
         &self,
-        key: &Key,
+        wanted: &Wanted,
         load: impl FnOnce() -> Result<B, E>,
     ) -> Result<Arc<Table>, E>
     where
         B: AsRef<[u8]>,
         E: From<UnwindError>,
     {
-        self.get_or_build_with(key, load, self.options)
+        self.get_or_build_with(wanted, load, self.options)
     }
 
     fn get_or_build_with<B, E>(
         &self,
-        key: &Key,
+        wanted: &Wanted,
         load: impl FnOnce() -> Result<B, E>,
         options: BuildOptions,
     ) -> Result<Arc<Table>, E>
@@ -124,26 +149,29 @@ impl Cache {
         B: AsRef<[u8]>,
         E: From<UnwindError>,
     {
-        if let Some(known) = self.get(key) {
+        if let Some(known) = self.get(&wanted.key) {
             return known.map_err(E::from);
         }
-        let path = self.path(key);
-        let stored = path
-            .as_deref()
-            .and_then(|path| disk::read(path, key, options.kept));
+        let kept = self.directory.as_deref().and_then(|directory| {
+            let file = disk::TableFile::new(wanted, options.kept)?;
+            Some((directory, file))
+        });
+        let stored = kept
+            .as_ref()
+            .and_then(|(directory, file)| file.read(directory));
         let outcome = match stored {
             Some(table) => Ok(Arc::new(table)),
             None => {
                 let built = build(load()?.as_ref(), &options).map(Arc::new);
-                if let (Ok(table), Some(path)) = (&built, &path) {
+                if let (Ok(table), Some((directory, file))) = (&built, &kept) {
                     // A full or read-only disk costs the next start some time, nothing more.
-                    let _ = disk::write(path, key, table);
+                    let _ = file.write(directory, table);
                 }
                 built
             }
         };
         self.tables()
-            .entry(key.clone())
+            .entry(wanted.key.clone())
             .or_insert(outcome)
             .clone()
             .map_err(E::from)
@@ -153,7 +181,7 @@ impl Cache {
     /// At most `threads` files are held in memory at a time.
     pub fn build_many<R, B, E>(
         &self,
-        requests: &[(Key, R)],
+        requests: &[(Wanted, R)],
         load: impl Fn(&R) -> Result<B, E> + Sync,
         threads: NonZeroUsize,
     ) -> Vec<Result<Arc<Table>, E>>
@@ -176,10 +204,10 @@ impl Cache {
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((key, request)) = requests.get(index) else {
+                let Some((wanted, request)) = requests.get(index) else {
                     return;
                 };
-                let result = self.get_or_build_with(key, || load(request), options);
+                let result = self.get_or_build_with(wanted, || load(request), options);
                 done.lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .push((index, result));
@@ -226,24 +254,5 @@ impl Cache {
     fn tables(&self) -> MutexGuard<'_, HashMap<Key, Outcome>> {
         // The map is whole between any two statements of ours.
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where a key's table is kept: pruned and full ones in different files.
-    fn path(&self, key: &Key) -> Option<PathBuf> {
-        let directory: &Path = self.directory.as_deref()?;
-        let Key::BuildId(id) = key else {
-            return None;
-        };
-        let mut name = String::with_capacity(2 * id.len() + 8);
-        for byte in id.iter().take(MAX_BUILD_ID) {
-            // Writing to a String cannot fail.
-            let _ = write!(name, "{byte:02x}");
-        }
-        name.push_str(match self.options.kept {
-            Kept::Calls => ".calls",
-            Kept::Writes => ".writes",
-            Kept::All => ".full",
-        });
-        Some(directory.join(name))
     }
 }

@@ -1,4 +1,4 @@
-//! A table as a file: the format, its checks, and how it gets there whole.
+//! Tables as files: the format, its checks, how they get there whole, and how many may stay.
 //!
 //! All numbers are little-endian.
 //!
@@ -9,68 +9,177 @@
 //! | 4 | which rows are kept: 0 those at calls, 1 all, 2 also those at writes |
 //! | 8 | checksum of all that follows |
 //! | 4, n | length of the build-id, the build-id |
+//! | 8 x 5 | the fields of [`FileState`] |
 //! | 8 | first page |
 //! | 4 x 5, 8 | the fields of [`Stats`] |
 //! | 4, 4 | number of page starts, number of rows |
 //! | 4 each | page starts |
 //! | 8 each | rows: address, CFA rule, bp rule, CFA offset, packed operands |
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::Path;
+use std::io::{self, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use leakscope_common::{BpRule, CfaRule, UnwindRow};
 
 use super::build::Kept;
-use super::cache::Key;
+use super::cache::{FileState, Key, MAX_BUILD_ID, Wanted};
 use super::table::{Stats, Table};
 
 const MAGIC: &[u8; 8] = b"LSUNWIND";
-/// To be raised with every change of the format, of the rows' meaning, or of which rows are kept.
-const VERSION: u32 = 2;
+/// Other with every change of the code that makes the rows, so that no table of other rules is ever believed.
+const VERSION: u32 = fingerprint(&[
+    include_bytes!("build.rs"),
+    include_bytes!("calls.rs"),
+    include_bytes!("disk.rs"),
+    include_bytes!("elf.rs"),
+    include_bytes!("entry.rs"),
+    include_bytes!("frame_info.rs"),
+    include_bytes!("rules.rs"),
+    include_bytes!("table.rs"),
+    include_bytes!("writes.rs"),
+    include_bytes!("../../../probe-ebpf/common/src/unwind.rs"),
+]);
 /// A table file may not be larger than this; the largest seen is a few MiB, a full one of a GiB of text 200 MiB.
 const MAX_BYTES: u64 = 1 << 30;
+/// What all files may take together, bytes: tables of thousands of libraries.
+const MOST_BYTES: u64 = 64 << 20;
+/// How their names end.
+const SUFFIXES: [&str; 4] = [".calls", ".writes", ".full", ".tmp"];
 
-/// Reads a table. `None` if it is not there, or is anything but what [`write`] wrote for this key.
-pub(super) fn read(path: &Path, key: &Key, kept: Kept) -> Option<Table> {
-    let file = File::open(path).ok()?;
-    let size = file.metadata().ok()?.len();
-    if size > MAX_BYTES {
-        return None;
+/// FNV-1a (Fowler, Noll, Vo) of some texts, at compile time.
+const fn fingerprint(mut texts: &[&[u8]]) -> u32 {
+    let mut hash: u32 = 0x811c_9dc5;
+    while let Some((text, others)) = texts.split_first() {
+        let mut text = *text;
+        while let Some((byte, rest)) = text.split_first() {
+            hash = (hash ^ *byte as u32).wrapping_mul(0x0100_0193);
+            text = rest;
+        }
+        texts = others;
     }
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
-    let table = decode(&bytes, key)?;
-    (table.kept == kept).then_some(table)
+    hash
 }
 
-/// Writes a table beside its place and renames it, so that a reader sees the old one, the new one, or none.
-pub(super) fn write(path: &Path, key: &Key, table: &Table) -> io::Result<()> {
-    let bytes = encode(key, table)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a table without build-id"))?;
-    // Two processes, or two threads of one, may write the same table at once.
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(
-        ".{}-{:?}.tmp",
-        std::process::id(),
-        std::thread::current().id()
-    ));
-    let written = File::create_new(&temporary)
-        .and_then(|mut file| file.write_all(&bytes))
-        .and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+/// The file that a table is kept in.
+pub(super) struct TableFile<'a> {
+    build_id: &'a [u8],
+    state: FileState,
+    kept: Kept,
 }
 
-fn encode(key: &Key, table: &Table) -> Option<Vec<u8>> {
-    let Key::BuildId(id) = key else {
-        return None;
-    };
+impl<'a> TableFile<'a> {
+    /// `None` where a file's table is not kept.
+    pub(super) fn new(wanted: &'a Wanted, kept: Kept) -> Option<Self> {
+        match &wanted.key {
+            Key::BuildId(id) if id.len() <= MAX_BUILD_ID => Some(Self {
+                build_id: id,
+                state: wanted.state?,
+                kept,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Its name: pruned and full tables, and files that claim the same build-id, have different ones.
+    fn path(&self, directory: &Path) -> PathBuf {
+        let mut name = String::with_capacity(2 * self.build_id.len() + 24);
+        for byte in self.build_id {
+            // Writing to a String cannot fail.
+            let _ = write!(name, "{byte:02x}");
+        }
+        let mut state = Vec::new();
+        put_state(&mut state, &self.state);
+        let _ = write!(name, "-{:016x}", checksum(&state));
+        name.push_str(match self.kept {
+            Kept::Calls => ".calls",
+            Kept::Writes => ".writes",
+            Kept::All => ".full",
+        });
+        directory.join(name)
+    }
+
+    /// Reads the table. `None` if it is not there, or is anything but what [`TableFile::write`] wrote for this file.
+    pub(super) fn read(&self, directory: &Path) -> Option<Table> {
+        let file = File::open(self.path(directory)).ok()?;
+        let size = file.metadata().ok()?.len();
+        if size > MAX_BYTES {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+        let table = decode(&bytes, self.build_id, &self.state)?;
+        (table.kept == self.kept).then_some(table)
+    }
+
+    /// Writes a table beside its place and renames it, so that a reader sees the old one, the new one, or none.
+    pub(super) fn write(&self, directory: &Path, table: &Table) -> io::Result<()> {
+        let bytes = encode(self.build_id, &self.state, table)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a table too large"))?;
+        let path = self.path(directory);
+        // Two processes, or two threads of one, may write the same table at once.
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(
+            ".{}-{:?}.tmp",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        let written = File::create_new(&temporary)
+            .and_then(|mut file| file.write_all(&bytes))
+            .and_then(|()| fs::rename(&temporary, path));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written.and_then(|()| keep_small(directory, MOST_BYTES))
+    }
+}
+
+/// Removes the files that were written first until all together take at most so many bytes.
+fn keep_small(directory: &Path, most: u64) -> io::Result<()> {
+    let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_ours = SUFFIXES
+            .iter()
+            .any(|suffix| name.as_encoded_bytes().ends_with(suffix.as_bytes()));
+        // Others may have removed it by now.
+        if let (true, Ok(metadata)) = (is_ours, entry.metadata()) {
+            files.push((metadata.modified()?, metadata.len(), entry.path()));
+        }
+    }
+    let mut bytes: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+    if bytes <= most {
+        return Ok(());
+    }
+    files.sort_unstable();
+    for (_, size, path) in files {
+        if bytes <= most {
+            break;
+        }
+        if fs::remove_file(path).is_ok() {
+            bytes -= size;
+        }
+    }
+    Ok(())
+}
+
+fn put_state(bytes: &mut Vec<u8>, state: &FileState) {
+    for number in [state.device, state.inode, state.size] {
+        bytes.extend(number.to_le_bytes());
+    }
+    for time in [state.modified, state.changed] {
+        bytes.extend(time.to_le_bytes());
+    }
+}
+
+fn encode(id: &[u8], state: &FileState, table: &Table) -> Option<Vec<u8>> {
     let mut body = Vec::with_capacity(64 + id.len() + table.bytes());
     body.extend(u32::try_from(id.len()).ok()?.to_le_bytes());
     body.extend_from_slice(id);
+    put_state(&mut body, state);
     body.extend(table.first_page.to_le_bytes());
     let stats = table.stats;
     for count in [
@@ -113,10 +222,7 @@ fn number(kept: Kept) -> u32 {
     }
 }
 
-fn decode(bytes: &[u8], key: &Key) -> Option<Table> {
-    let Key::BuildId(expected) = key else {
-        return None;
-    };
+fn decode(bytes: &[u8], build_id: &[u8], state: &FileState) -> Option<Table> {
     let mut input = Input(bytes);
     if input.take::<8>()? != MAGIC || input.u32()? != VERSION {
         return None;
@@ -129,7 +235,12 @@ fn decode(bytes: &[u8], key: &Key) -> Option<Table> {
         return None;
     }
     let length = input.u32()? as usize;
-    if input.slice(length)? != &**expected {
+    if input.slice(length)? != build_id {
+        return None;
+    }
+    let mut expected = Vec::new();
+    put_state(&mut expected, state);
+    if input.slice(expected.len())? != expected {
         return None;
     }
     let first_page = input.u64()?;
@@ -228,5 +339,44 @@ impl<'a> Input<'a> {
 
     fn u64(&mut self) -> Option<u64> {
         self.take().map(|bytes| u64::from_le_bytes(*bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::keep_small;
+    use std::fs::{self, File};
+    use std::time::{Duration, SystemTime};
+
+    #[test]
+    fn the_oldest_tables_go_and_nothing_else_does() {
+        let directory = tempfile::tempdir().unwrap();
+        for (age, name) in ["d.calls", "c.full", "b.tmp", "a.writes", "notes.txt"]
+            .iter()
+            .enumerate()
+        {
+            let path = directory.path().join(name);
+            fs::write(&path, [0; 100]).unwrap();
+            let time = SystemTime::now() - Duration::from_secs(age as u64 * 60);
+            File::open(&path).unwrap().set_modified(time).unwrap();
+        }
+        let names = || {
+            let mut names: Vec<_> = fs::read_dir(directory.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        keep_small(directory.path(), 400).unwrap();
+        assert_eq!(names().len(), 5);
+        keep_small(directory.path(), 399).unwrap();
+        assert_eq!(names(), ["b.tmp", "c.full", "d.calls", "notes.txt"]);
+        keep_small(directory.path(), 100).unwrap();
+        assert_eq!(names(), ["d.calls", "notes.txt"]);
+        keep_small(directory.path(), 0).unwrap();
+        assert_eq!(names(), ["notes.txt"]);
     }
 }

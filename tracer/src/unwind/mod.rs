@@ -46,6 +46,6 @@ mod writes;
 mod tests;
 
 pub use build::{BuildOptions, Kept, UnwindError, build};
-pub use cache::{Cache, Key, build_id};
+pub use cache::{Cache, FileState, Key, Wanted, build_id};
 pub use table::{Stats, Table};
 pub use walk::{End, Lookup, Registers, Walk, walk, walk_from_system_call};

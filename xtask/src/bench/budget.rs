@@ -5,7 +5,7 @@
 
 use super::Bench;
 use super::child::Running;
-use super::figures::{BarFigures, BudgetFigures, BudgetLoad, median};
+use super::figures::{BarFigures, BudgetFigures, BudgetLoad, median, median_error};
 use super::loads::{Postgres, Redis};
 use super::victim::{Victim, compile};
 use crate::shell;
@@ -66,6 +66,9 @@ pub(super) fn measure(bench: &mut Bench) -> Result<BudgetFigures> {
         }),
     ];
     for (name, start) in loads {
+        if !name.contains(&bench.load) {
+            continue;
+        }
         match start(&folder) {
             Ok(mut load) => {
                 let measured = alternate(bench, name, &mut *load)?;
@@ -85,6 +88,9 @@ pub(super) fn measure(bench: &mut Bench) -> Result<BudgetFigures> {
             }
             Err(error) => bench.note(format!("{name}: left out: {error:#}")),
         }
+    }
+    if figures.loads.is_empty() && !bench.load.is_empty() {
+        bail!("no load that could be measured is called {}", bench.load);
     }
     Ok(figures)
 }
@@ -135,6 +141,7 @@ fn alternate(bench: &Bench, name: &str, load: &mut dyn Load) -> Result<BudgetLoa
         per_second: per_second(&alone),
         traced_per_second: per_second(&traced),
         loss_percent: median(&losses),
+        loss_percent_error: median_error(&losses),
         loss_percent_of_each_run: losses,
         untraced_loss_percent: untraced_losses(&alone),
         p999_later_ms: (!later.is_empty()).then(|| median(&later)),

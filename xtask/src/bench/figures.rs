@@ -153,6 +153,8 @@ pub(super) struct BudgetLoad {
     pub(super) traced_per_second: f64,
     /// What each slice with it had less than the mean of those without it before and behind, percent.
     pub(super) loss_percent: f64,
+    /// How far that may be off by chance: its standard error. `None` of a single run.
+    pub(super) loss_percent_error: Option<f64>,
     pub(super) loss_percent_of_each_run: Vec<f64>,
     /// The same of slices with nothing beside them, against those before and behind: what the machine does by itself. `None` of a single
     /// run.
@@ -306,7 +308,20 @@ pub(super) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The same for whole numbers.
+/// The standard error of a median: of normally distributed values it is the square root of pi / 2 times that of their mean. `None` of fewer
+/// than two.
+pub(super) fn median_error(values: &[f64]) -> Option<f64> {
+    let count = values.len() as f64;
+    if count < 2.0 {
+        return None;
+    }
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    let deviation = (squares / (count - 1.0)).sqrt();
+    Some(std::f64::consts::FRAC_PI_2.sqrt() * deviation / count.sqrt())
+}
+
+/// The median of whole numbers.
 pub(super) fn median_of_bytes(values: impl Iterator<Item = u64>) -> u64 {
     median(&values.map(|value| value as f64).collect::<Vec<_>>()) as u64
 }
@@ -335,13 +350,24 @@ impl BarFigures {
 
 #[cfg(test)]
 mod tests {
-    use super::{BarFigures, median};
+    use super::{BarFigures, median, median_error};
 
     #[test]
     fn the_median_is_the_middle() {
         assert!(median(&[]).abs() < 1e-9);
         assert!((median(&[5.0, 1.0, 100.0]) - 5.0).abs() < 1e-9);
         assert!((median(&[4.0, 1.0, 2.0, 100.0]) - 3.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_median_of_few_or_scattered_values_is_uncertain() {
+        assert_eq!(median_error(&[1.0]), None);
+        let error = median_error(&[0.0, 0.0, 3.0, 3.0]).unwrap_or_default();
+        assert!(
+            (error - 1.2533 * 3.0_f64.sqrt() / 2.0).abs() < 1e-3,
+            "{error}"
+        );
+        assert!(median_error(&[1.0, 1.0]).unwrap_or(1.0).abs() < 1e-9);
     }
 
     #[test]

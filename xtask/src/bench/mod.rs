@@ -58,6 +58,9 @@ pub(crate) struct Arguments {
     /// Also the case `full`: more live blocks than leakscope holds (takes 1 GiB)
     #[arg(long)]
     full_set: bool,
+    /// Of the case `budget`, only loads whose name contains this.
+    #[arg(long, value_name = "NAME")]
+    load: Option<String>,
 }
 
 /// Parses `NAME=COMMAND`.
@@ -74,6 +77,8 @@ fn peer(text: &str) -> Result<(String, String), String> {
 struct Bench {
     leakscope: PathBuf,
     runs: u32,
+    /// Which loads of the budget; all where it is empty.
+    load: String,
     folder: Folder,
     problems: Vec<String>,
 }
@@ -139,6 +144,7 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
     let mut bench = Bench {
         leakscope,
         runs: arguments.runs,
+        load: arguments.load.clone().unwrap_or_default(),
         folder: Folder(folder),
         problems: Vec::new(),
     };

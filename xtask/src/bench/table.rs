@@ -307,13 +307,13 @@ impl Display for BudgetFigures {
             };
             write!(
                 out,
-                "  {:<32} {:>12.0} {:>12.0}  {:>5.1} % less ({})",
-                load.name,
-                load.per_second,
-                load.traced_per_second,
-                load.loss_percent,
-                all(&load.loss_percent_of_each_run)
+                "  {:<32} {:>12.0} {:>12.0}  {:>5.1} % less",
+                load.name, load.per_second, load.traced_per_second, load.loss_percent,
             )?;
+            if let Some(error) = load.loss_percent_error {
+                write!(out, " +- {error:.1}")?;
+            }
+            write!(out, " ({})", all(&load.loss_percent_of_each_run))?;
             if let Some(losses) = &load.untraced_loss_percent {
                 write!(out, "; with nothing beside it {}", all(losses))?;
             }

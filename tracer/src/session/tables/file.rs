@@ -1,11 +1,12 @@
 //! The bytes of a file that its unwind table is made from. It knows nothing of what stands in them.
 
-use std::ops::Range;
+use std::{ops::Range, os::unix::fs::MetadataExt};
 
 use super::TableError;
 use crate::{
     symbol::Module,
     target::elf::{ElfFile, ReadAt},
+    unwind::FileState,
 };
 
 /// The largest file that is read for its unwind table, bytes.
@@ -27,6 +28,20 @@ pub(super) fn read(module: &Module) -> Result<Vec<u8>, TableError> {
         .try_reserve_exact(length)
         .map_err(|_| TableError::Read(format!("there is no memory for its {size} bytes")))?;
     read_parts(&module.file, length, &needed(module.elf.as_ref(), size)).map_err(failed)
+}
+
+/// Which file it is and when it changed last, asked anew.
+pub(super) fn state(module: &Module) -> Option<FileState> {
+    let metadata = module.file.metadata().ok()?;
+    let nanoseconds =
+        |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+    Some(FileState {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.len(),
+        modified: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+        changed: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+    })
 }
 
 /// So many bytes, of which these parts are the file's and the others zero.

@@ -5,7 +5,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::{BuildOptions, Cache, Kept, Key, Table, UnwindError, build_id};
+use super::super::{
+    BuildOptions, Cache, FileState, Kept, Key, Table, UnwindError, Wanted, build_id,
+};
 use super::made_up::{Frames, INITIAL, TEXT, elf};
 use super::{files, pruned};
 
@@ -21,6 +23,33 @@ fn key() -> Key {
     Key::BuildId(vec![1, 2, 0xAB].into())
 }
 
+fn wanted() -> Wanted {
+    of(key())
+}
+
+fn of(key: Key) -> Wanted {
+    Wanted {
+        key,
+        state: Some(STATE),
+    }
+}
+
+const STATE: FileState = FileState {
+    device: 1,
+    inode: 2,
+    size: 3,
+    modified: 4,
+    changed: 5,
+};
+
+/// How the file in a directory is called.
+fn name(directory: &Path) -> String {
+    let [name] = &names(directory)[..] else {
+        panic!("{:?}", names(directory));
+    };
+    name.clone()
+}
+
 fn options(kept: Kept) -> BuildOptions {
     BuildOptions {
         kept,
@@ -29,11 +58,11 @@ fn options(kept: Kept) -> BuildOptions {
 }
 
 /// A table through a new cache on a directory, and whether the file had to be loaded.
-fn through(directory: &Path, kept: Kept, key: &Key) -> (Arc<Table>, bool) {
+fn through(directory: &Path, kept: Kept, wanted: &Wanted) -> (Arc<Table>, bool) {
     let cache = Cache::new(options(kept)).with_directory(directory.to_owned());
     let loaded = Cell::new(false);
     let table = cache
-        .get_or_build(key, || {
+        .get_or_build(wanted, || {
             loaded.set(true);
             Ok::<_, UnwindError>(file())
         })
@@ -54,11 +83,11 @@ fn names(directory: &Path) -> Vec<String> {
 fn memory_holds_what_is_used_and_forgets_the_rest() {
     let cache = Cache::new(options(Kept::Calls));
     let table = cache
-        .get_or_build(&key(), || Ok::<_, UnwindError>(file()))
+        .get_or_build(&wanted(), || Ok::<_, UnwindError>(file()))
         .unwrap();
     assert_eq!(cache.usage(), (1, table.bytes()));
     let again = cache
-        .get_or_build(&key(), || -> Result<Vec<u8>, UnwindError> {
+        .get_or_build(&wanted(), || -> Result<Vec<u8>, UnwindError> {
             panic!("loaded again")
         })
         .unwrap();
@@ -73,9 +102,9 @@ fn memory_holds_what_is_used_and_forgets_the_rest() {
 #[test]
 fn a_file_that_cannot_be_unwound_is_read_once() {
     let cache = Cache::new(options(Kept::Calls));
-    let result = cache.get_or_build(&key(), || Ok::<_, UnwindError>(b"no"));
+    let result = cache.get_or_build(&wanted(), || Ok::<_, UnwindError>(b"no"));
     assert_eq!(result, Err(UnwindError::NotElf));
-    let again = cache.get_or_build(&key(), || -> Result<Vec<u8>, UnwindError> {
+    let again = cache.get_or_build(&wanted(), || -> Result<Vec<u8>, UnwindError> {
         panic!("loaded again")
     });
     assert_eq!(again, Err(UnwindError::NotElf));
@@ -86,6 +115,7 @@ fn a_file_that_cannot_be_unwound_is_read_once() {
         size: 3,
         modified: 4,
     };
+    let other = of(other);
     let failed = cache.get_or_build(&other, || Err::<Vec<u8>, _>(UnwindError::NoText));
     assert_eq!(failed, Err(UnwindError::NoText));
     assert!(
@@ -99,17 +129,18 @@ fn a_file_that_cannot_be_unwound_is_read_once() {
 fn the_directory_gives_the_table_back() {
     let directory = tempfile::tempdir().unwrap();
     for kept in [Kept::Calls, Kept::Writes, Kept::All] {
-        let (built, loaded) = through(directory.path(), kept, &key());
+        let (built, loaded) = through(directory.path(), kept, &wanted());
         assert!(loaded);
-        let (read, loaded) = through(directory.path(), kept, &key());
+        let (read, loaded) = through(directory.path(), kept, &wanted());
         assert!(!loaded);
         assert_eq!(read, built);
         assert_eq!(read.kept, kept);
     }
-    assert_eq!(
-        names(directory.path()),
-        ["0102ab.calls", "0102ab.full", "0102ab.writes"]
-    );
+    let kept = names(directory.path());
+    assert_eq!(kept.len(), 3);
+    for (name, end) in kept.iter().zip([".calls", ".full", ".writes"]) {
+        assert!(name.starts_with("0102ab-") && name.ends_with(end), "{name}");
+    }
     // Files without build-id are not kept there.
     let other = Key::File {
         device: 1,
@@ -117,21 +148,21 @@ fn the_directory_gives_the_table_back() {
         size: 3,
         modified: 4,
     };
-    assert!(through(directory.path(), Kept::Calls, &other).1);
+    assert!(through(directory.path(), Kept::Calls, &of(other)).1);
     assert_eq!(names(directory.path()).len(), 3);
 }
 
 #[test]
 fn a_changed_byte_or_a_torn_file_is_not_believed() {
     let directory = tempfile::tempdir().unwrap();
-    let (built, _) = through(directory.path(), Kept::Calls, &key());
-    let path = directory.path().join("0102ab.calls");
+    let (built, _) = through(directory.path(), Kept::Calls, &wanted());
+    let path = directory.path().join(name(directory.path()));
     let good = std::fs::read(&path).unwrap();
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         std::fs::write(&path, &bad).unwrap();
-        let (table, loaded) = through(directory.path(), Kept::Calls, &key());
+        let (table, loaded) = through(directory.path(), Kept::Calls, &wanted());
         assert!(loaded, "byte {at}");
         assert_eq!(table, built);
         // And it has been replaced.
@@ -140,20 +171,61 @@ fn a_changed_byte_or_a_torn_file_is_not_believed() {
     for length in 0..good.len() {
         std::fs::write(&path, &good[..length]).unwrap();
         assert!(
-            through(directory.path(), Kept::Calls, &key()).1,
+            through(directory.path(), Kept::Calls, &wanted()).1,
             "length {length}"
         );
     }
-    // Another build-id's table under this name, and a pruned one under a full one's.
-    std::fs::copy(&path, directory.path().join("01.calls")).unwrap();
-    assert!(through(directory.path(), Kept::Calls, &Key::BuildId(vec![1].into())).1);
-    std::fs::copy(&path, directory.path().join("0102ab.full")).unwrap();
-    assert!(through(directory.path(), Kept::All, &key()).1);
+}
+
+#[test]
+fn another_files_table_is_not_believed() {
+    let others = [
+        // Another build-id, or rows of another kind.
+        (of(Key::BuildId(vec![1].into())), Kept::Calls),
+        (wanted(), Kept::All),
+        // The build-id is what a file says of itself: another file may say the same.
+        (
+            Wanted {
+                state: Some(FileState {
+                    changed: 6,
+                    ..STATE
+                }),
+                ..wanted()
+            },
+            Kept::Calls,
+        ),
+    ];
+    for (other, kept) in others {
+        let directory = tempfile::tempdir().unwrap();
+        through(directory.path(), kept, &other);
+        let others_name = name(directory.path());
+        let table = std::fs::read(directory.path().join(&others_name)).unwrap();
+        std::fs::remove_file(directory.path().join(&others_name)).unwrap();
+        through(directory.path(), Kept::Calls, &wanted());
+        let own_name = name(directory.path());
+        assert_ne!(own_name, others_name);
+        assert!(!through(directory.path(), Kept::Calls, &wanted()).1);
+        std::fs::write(directory.path().join(&own_name), table).unwrap();
+        assert!(through(directory.path(), Kept::Calls, &wanted()).1);
+    }
+}
+
+#[test]
+fn a_file_of_which_the_state_is_unknown_is_not_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let unknown = Wanted {
+        state: None,
+        ..wanted()
+    };
+    for _ in 0..2 {
+        assert!(through(directory.path(), Kept::Calls, &unknown).1);
+    }
+    assert!(names(directory.path()).is_empty());
 }
 
 #[test]
 fn a_directory_that_is_not_there_costs_nothing() {
-    let (table, loaded) = through(Path::new("/nonexistent/leakscope"), Kept::Calls, &key());
+    let (table, loaded) = through(Path::new("/nonexistent/leakscope"), Kept::Calls, &wanted());
     assert!(loaded);
     assert_eq!(*table, pruned(&file()));
 }
@@ -161,11 +233,14 @@ fn a_directory_that_is_not_there_costs_nothing() {
 #[test]
 fn many_files_are_built_in_order() {
     let files = files();
-    let mut requests: Vec<(Key, PathBuf)> = files
+    let mut requests: Vec<(Wanted, PathBuf)> = files
         .iter()
-        .map(|(name, file)| (Key::BuildId(build_id(file).unwrap().into()), name.into()))
+        .map(|(name, file)| {
+            let id = build_id(file).unwrap();
+            (of(Key::BuildId(id.into())), name.into())
+        })
         .collect();
-    requests.push((key(), "/nonexistent".into()));
+    requests.push((wanted(), "/nonexistent".into()));
     requests.push(requests[0].clone());
 
     let directory = tempfile::tempdir().unwrap();

@@ -1,0 +1,112 @@
+//! The folder in which unwind tables are kept between runs: where it is, and whether it can be believed. It must not know what a
+//! table is.
+
+use std::{
+    fs::{self, DirBuilder},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+
+/// For no folder at all.
+const NONE: &str = "none";
+/// Root's (Filesystem Hierarchy Standard 3.0, 5.5).
+const MACHINE: &str = "/var/cache/leakscope";
+
+/// The folder that was asked for, or the usual one; it is made if it is not there.
+///
+/// # Errors
+/// Where one was asked for that cannot be used. The usual one costs some time where it is missing, and nothing more.
+pub(super) fn unwind_cache(asked: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
+    match asked {
+        Some(none) if none.as_os_str() == NONE => Ok(None),
+        Some(folder) => {
+            usable(folder).with_context(|| {
+                format!(
+                    "--unwind-cache {}: name a folder that is yours alone, or `{NONE}`",
+                    folder.display()
+                )
+            })?;
+            Ok(Some(folder.to_owned()))
+        }
+        None => Ok(usual().filter(|folder| usable(folder).is_ok())),
+    }
+}
+
+/// Root's is the machine's; that of others is their own (XDG Base Directory Specification 0.8).
+fn usual() -> Option<PathBuf> {
+    if own_user()? == 0 {
+        // Where the machine has no place for caches, it is not ours to make one.
+        let machine = Path::new(MACHINE);
+        return machine.parent()?.is_dir().then(|| machine.to_owned());
+    }
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(caches.join("leakscope"))
+}
+
+/// Makes the folder, and checks that nobody else could have put anything there.
+fn usable(folder: &Path) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .context("it cannot be made")?;
+    let metadata = fs::metadata(folder)?;
+    if own_user().is_none_or(|user| user != metadata.uid()) {
+        bail!("it belongs to user {}", metadata.uid());
+    }
+    if metadata.mode() & 0o022 != 0 {
+        bail!(
+            "others may write to it (mode {:03o})",
+            metadata.mode() & 0o777
+        );
+    }
+    Ok(())
+}
+
+/// The effective user: the owner of a process's folder in /proc.
+fn own_user() -> Option<u32> {
+    Some(fs::metadata("/proc/self").ok()?.uid())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::unwind_cache;
+    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+    #[test]
+    fn a_folder_that_others_can_write_to_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("made").join("as needed");
+        assert_eq!(unwind_cache(Some(&folder)).unwrap(), Some(folder.clone()));
+        let mode = fs::metadata(&folder).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        for mode in [0o777, 0o770, 0o702] {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+            let error = format!("{:#}", unwind_cache(Some(&folder)).unwrap_err());
+            assert!(error.contains("others may write to it"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_one_is_refused() {
+        let place = tempfile::NamedTempFile::new().unwrap();
+        for path in [place.path(), &place.path().join("in it")] {
+            let error = format!("{:#}", unwind_cache(Some(path)).unwrap_err());
+            assert!(error.contains("it cannot be made"), "{error}");
+        }
+    }
+
+    #[test]
+    fn none_is_no_folder() {
+        assert_eq!(unwind_cache(Some(Path::new("none"))).unwrap(), None);
+    }
+}
