@@ -1,8 +1,7 @@
 //! How many system calls each processor makes, counted by the kernel for a moment. Knows nothing of why that is asked.
 
 use std::{
-    fs::File,
-    io::{self, Read as _},
+    io,
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
@@ -15,7 +14,7 @@ const EVENT: &str = "raw_syscalls/sys_enter";
 /// Counters that are running, one for each processor.
 #[derive(Debug)]
 pub struct CallCounter {
-    counters: Vec<File>,
+    counters: Vec<sys::Counter>,
     begun: Instant,
 }
 
@@ -40,7 +39,7 @@ impl CallCounter {
             aya::util::online_cpus().map_err(|(what, source)| KernelError::call(what, source))?;
         let counters = processors
             .into_iter()
-            .map(|processor| sys::count_tracepoint(number, processor).map(File::from))
+            .map(|processor| sys::count_tracepoint(number, processor).map(Into::into))
             .collect::<io::Result<_>>()
             .map_err(cannot)?;
         Ok(Self {
@@ -59,14 +58,13 @@ impl CallCounter {
     ///
     /// # Errors
     /// A counter cannot be read.
-    pub fn read(&mut self) -> Result<CallCount, KernelError> {
+    pub fn read(&self) -> Result<CallCount, KernelError> {
         let mut most = 0;
-        for counter in &mut self.counters {
-            let mut count = [0_u8; 8];
-            counter
-                .read_exact(&mut count)
+        for counter in &self.counters {
+            let count = counter
+                .read()
                 .map_err(|source| KernelError::call("cannot read a counter", source))?;
-            most = most.max(u64::from_ne_bytes(count));
+            most = most.max(count);
         }
         Ok(CallCount {
             most,

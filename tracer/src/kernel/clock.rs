@@ -2,7 +2,7 @@
 //! itself only; for others it goes on by ticks of 1 to 10 ms (`thread_group_cputime`, kernel/sched/cputime.c), and a window may be shorter than
 //! one. A counter of the software event `task-clock` is read on the processor that the thread is running on. Knows nothing of windows.
 
-use std::{fs::File, io::Read as _, time::Duration};
+use std::time::Duration;
 
 use super::{attach::Link, error::KernelError, sys};
 
@@ -12,7 +12,7 @@ const MOST_THREADS: usize = 64;
 
 /// Counts the processor time of some threads, and of those that they make, from when it is made.
 #[derive(Debug)]
-pub struct ThreadClocks(Vec<File>);
+pub struct ThreadClocks(Vec<sys::Counter>);
 
 impl ThreadClocks {
     /// Begins to count. `None` where there are too many threads, or the kernel refuses a counter to one that is still there.
@@ -24,7 +24,7 @@ impl ThreadClocks {
         let mut counters = Vec::with_capacity(threads.len());
         for thread in threads {
             match sys::count_task_clock(*thread) {
-                Ok(counter) => counters.push(File::from(counter)),
+                Ok(counter) => counters.push(counter.into()),
                 // It has ended meanwhile.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(_) => return None,
@@ -37,10 +37,8 @@ impl ThreadClocks {
     #[must_use]
     pub fn elapsed(&self) -> Option<Duration> {
         let mut sum = 0_u64;
-        for mut counter in &self.0 {
-            let mut count = [0_u8; 8];
-            counter.read_exact(&mut count).ok()?;
-            sum = sum.saturating_add(u64::from_ne_bytes(count));
+        for counter in &self.0 {
+            sum = sum.saturating_add(counter.read().ok()?);
         }
         Some(Duration::from_nanos(sum))
     }

@@ -1,5 +1,7 @@
 //! The system calls themselves: thin, one function each, no policy.
 
+mod perf;
+
 use std::{
     ffi::CStr,
     io, mem,
@@ -8,6 +10,8 @@ use std::{
 
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 use leakscope_common::Plain;
+
+pub(crate) use perf::{Counter, count_task_clock, count_tracepoint, open_tracepoint, open_uprobe};
 
 /// `BPF_TRACE_UPROBE_MULTI` (include/uapi/linux/bpf.h, Linux 6.6).
 pub(crate) const BPF_TRACE_UPROBE_MULTI: u32 = 48;
@@ -218,109 +222,6 @@ fn program_info(program: BorrowedFd<'_>) -> io::Result<aya_obj::generated::bpf_p
     attr.info.info_len = size_of_val(&info) as u32;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
-}
-
-/// `struct perf_event_attr` up to `PERF_ATTR_SIZE_VER1` plus padding to version 5 (include/uapi/linux/perf_event.h): the
-/// fields that dynamic PMUs and tracepoints need.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct PerfEventAttr {
-    kind: u32,
-    size: u32,
-    config: u64,
-    sample_period: u64,
-    sample_type: u64,
-    read_format: u64,
-    flags: u64,
-    wakeup: u32,
-    bp_type: u32,
-    config1: u64,
-    config2: u64,
-    rest: [u64; 5],
-}
-
-const _: () = assert!(size_of::<PerfEventAttr>() == 112);
-
-/// `PERF_FLAG_FD_CLOEXEC`.
-const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
-/// `PERF_TYPE_TRACEPOINT`.
-const PERF_TYPE_TRACEPOINT: u32 = 2;
-
-/// perf_event_open(2) with these fields.
-fn perf_event_open(attr: &PerfEventAttr, pid: i32, cpu: i32) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is a `perf_event_attr` whose `size` says how much of it there is; paths in it outlive the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_perf_event_open,
-            std::ptr::from_ref(attr),
-            pid,
-            cpu,
-            -1,
-            PERF_FLAG_FD_CLOEXEC,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    owned(fd)
-}
-
-/// Opens a uprobe as a perf event: of one process (`pid`), or of every process that maps the file. `kind` is the PMU's
-/// number (`/sys/bus/event_source/devices/uprobe/type`).
-pub(crate) fn open_uprobe(
-    kind: u32,
-    path: &CStr,
-    offset: u64,
-    returns: bool,
-    pid: Option<u32>,
-) -> io::Result<OwnedFd> {
-    let attr = PerfEventAttr {
-        kind,
-        size: size_of::<PerfEventAttr>() as u32,
-        // Bit 0 is `retprobe` (/sys/bus/event_source/devices/uprobe/format/retprobe).
-        config: u64::from(returns),
-        config1: path.as_ptr() as u64,
-        config2: offset,
-        ..PerfEventAttr::default()
-    };
-    match pid {
-        Some(pid) => perf_event_open(&attr, pid as i32, -1),
-        None => perf_event_open(&attr, -1, 0),
-    }
-}
-
-/// Opens a tracepoint as a perf event. BPF programs on it run for every process and CPU.
-pub(crate) fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
-    count_tracepoint(id, 0)
-}
-
-/// Begins to count how often one processor comes by a tracepoint: read(2) gives the count, 8 bytes.
-pub(crate) fn count_tracepoint(id: u64, processor: u32) -> io::Result<OwnedFd> {
-    let attr = PerfEventAttr {
-        kind: PERF_TYPE_TRACEPOINT,
-        size: size_of::<PerfEventAttr>() as u32,
-        config: id,
-        ..PerfEventAttr::default()
-    };
-    perf_event_open(&attr, -1, processor as i32)
-}
-
-/// Begins to count the processor time of a thread (0: the calling one) and of those that it makes: read(2) gives nanoseconds, 8 bytes.
-pub(crate) fn count_task_clock(thread: u32) -> io::Result<OwnedFd> {
-    /// `PERF_TYPE_SOFTWARE` and `PERF_COUNT_SW_TASK_CLOCK`.
-    const SOFTWARE: u32 = 1;
-    const TASK_CLOCK: u64 = 1;
-    /// The bits `inherit` and `inherit_thread` (Linux 5.13): of what a thread makes, threads only.
-    const INHERIT: u64 = 1 << 1;
-    const INHERIT_THREAD: u64 = 1 << 35;
-    let attr = PerfEventAttr {
-        kind: SOFTWARE,
-        size: size_of::<PerfEventAttr>() as u32,
-        config: TASK_CLOCK,
-        flags: INHERIT | INHERIT_THREAD,
-        ..PerfEventAttr::default()
-    };
-    perf_event_open(&attr, thread as i32, -1)
 }
 
 /// Descriptors that are waited for together (epoll(7)), each known by a number. One that is closed is forgotten.
