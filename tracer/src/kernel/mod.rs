@@ -20,6 +20,7 @@ mod object;
 mod probe;
 mod read;
 mod shared;
+mod slices;
 mod sys;
 mod threads;
 mod tracefs;
