@@ -2,6 +2,7 @@
 //! Pure: windows, survivors and readings in, estimates out (see `sampled.md` beside this file). Knows neither how a window is opened nor how memory is
 //! read.
 
+mod curve;
 mod estimate;
 mod fate;
 mod interval;

@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    AGE_EDGES, Amount, Cohort, Cohorts, Contradictions, RECENT, SiteCohort, interval, seconds,
+    Amount, Cohort, Cohorts, RECENT, SiteCohort,
+    curve::{Hazard, hazard, kept_share, segments},
+    interval, seconds,
 };
 use crate::ledger::SiteId;
 
@@ -48,13 +50,6 @@ struct Part {
     bytes: f64,
     squares: f64,
     oldest_ns: Option<u64>,
-}
-
-/// How fast blocks that look alike are taken to disappear unseen, per second.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Hazard {
-    pub(super) likely: f64,
-    pub(super) most: f64,
 }
 
 /// The three values of a site that the interval is made from, and its variance.
@@ -291,64 +286,6 @@ impl Stay {
 /// Shares of blocks that differ by less are the same: one of some is watched.
 const AS_MUCH: f64 = 0.9;
 
-/// The hazard of the blocks of a site in a cohort that look alike.
-pub(super) fn hazard(cohort: &Cohort, site: &SiteCohort, counts: [Contradictions; 2]) -> Hazard {
-    let [first, later] = counts;
-    let counts = if cohort.later_windows > 0 && later.window_exposure > 0.0 {
-        later
-    } else {
-        first
-    };
-    let seen = if counts.check_exposure > 0.0 {
-        counts.by_checks / counts.check_exposure
-    } else {
-        0.0
-    };
-    if counts.window_exposure > 0.0 {
-        let (count, time) = (counts.in_windows, counts.window_exposure);
-        Hazard {
-            likely: (count / time - seen).max(0.0),
-            most: ((count + 2.0 + 2.0 * (count + 1.0).sqrt()) / time - seen).max(0.0),
-        }
-    } else {
-        Hazard {
-            likely: decline(cohort, site),
-            most: f64::INFINITY,
-        }
-    }
-}
-
-/// How fast the blocks of a site disappear at the ages that the window itself shows, per second; only what is beyond chance.
-fn decline(cohort: &Cohort, site: &SiteCohort) -> f64 {
-    let [_, young, middle, old] = site.ages;
-    let younger = young.objects + middle.objects;
-    if younger < 1.0 {
-        return 0.0;
-    }
-    let length = cohort.span.length_s();
-    // Classes of equal length would hold as many blocks if none disappeared: the older half against the quarters before.
-    let edges = (AGE_EDGES[3] - AGE_EDGES[1], AGE_EDGES[4] - AGE_EDGES[3]);
-    let (earlier, later) = (younger / edges.0, old.objects.max(0.5) / edges.1);
-    let distance = length * ((AGE_EDGES[4] + AGE_EDGES[3]) - (AGE_EDGES[3] + AGE_EDGES[1])) / 2.0;
-    let error = (1.0 / younger + 1.0 / old.objects.max(0.5)).sqrt();
-    (((earlier / later).ln() - 2.0 * error) / distance.max(1e-9)).max(0.0)
-}
-
-/// The mean of a factor that is 1 for blocks that can be told apart and falls for the others.
-pub(super) fn kept_share(alike: f64, hazard: f64, from_s: f64, to_s: f64) -> f64 {
-    if alike <= 0.0 || hazard <= 0.0 {
-        return 1.0;
-    }
-    let falling = if hazard.is_infinite() {
-        if to_s > 0.0 { 0.0 } else { 1.0 }
-    } else if (to_s - from_s) * hazard < 1e-6 {
-        (-hazard * from_s).exp()
-    } else {
-        ((-hazard * from_s).exp() - (-hazard * to_s).exp()) / (hazard * (to_s - from_s))
-    };
-    1.0 - alike + alike * falling
-}
-
 impl Sums {
     /// Adds an old window's watched blocks, each with the window's weight.
     fn add_settled(
@@ -457,103 +394,4 @@ impl Sums {
             .largest_weight
             .max(gap / cohort.span.effective_s() * mean * scale);
     }
-}
-
-/// What was born between two windows and has reached an age in a range.
-struct Segment {
-    from: f64,
-    to: f64,
-    amount: Amount,
-    /// How far the bytes may be off for the curve's shape between two points, one standard deviation.
-    shape: f64,
-}
-
-/// Blocks born outside of the window that are alive at an age between `from` and `to` seconds, by the curve that the window and
-/// the checks give.
-fn segments(cohort: &Cohort, site: &SiteCohort, from: f64, to: f64) -> Vec<Segment> {
-    let mut found = Vec::new();
-    if to <= from {
-        return found;
-    }
-    let length = cohort.span.length_s();
-    let effective = cohort.span.effective_s();
-    let mut last = Amount::default();
-    for (edges, class) in AGE_EDGES.windows(2).zip(&site.ages) {
-        let &[start, end] = edges else { continue };
-        last = class.times(1.0 / (effective * (end - start)));
-        let (low, high) = (from.max(start * length), to.min(end * length));
-        if high > low {
-            found.push(Segment {
-                from: low,
-                to: high,
-                amount: last.times(high - low),
-                shape: 0.0,
-            });
-        }
-    }
-    let (mut age, mut density) = (length, last);
-    let points = site.history.iter().chain(&site.last);
-    let mut seen = false;
-    for point in points {
-        let next = point.alive.times(1.0 / effective);
-        let at = (point.lag_s + length / 2.0).max(age);
-        push(
-            &mut found,
-            (age, density),
-            (at, next),
-            (from, to),
-            effective,
-        );
-        (age, density) = (at, next);
-        seen = true;
-    }
-    if to > age {
-        let end = if seen {
-            density
-        } else {
-            // No check yet: as the window itself saw them disappear.
-            density.times((-decline(cohort, site) * (to - age)).exp())
-        };
-        push(&mut found, (age, density), (to, end), (from, to), effective);
-    }
-    found
-}
-
-/// Adds the part of a curve from one point to another that lies in a range of ages.
-fn push(
-    found: &mut Vec<Segment>,
-    (start, before): (f64, Amount),
-    (end, after): (f64, Amount),
-    (from, to): (f64, f64),
-    effective: f64,
-) {
-    let (low, high) = (from.max(start), to.min(end));
-    if high <= low || before.objects <= 0.0 {
-        return;
-    }
-    // Where nothing is left, half a block is taken to be: the curve falls and does not jump.
-    let floor = (0.5 / effective).min(before.objects);
-    let ratio = (after.objects.max(floor) / before.objects).min(1.0);
-    let rate = -ratio.ln() / (end - start).max(1e-9);
-    let mean = if rate * (high - low) < 1e-6 {
-        (-rate * (low - start)).exp()
-    } else {
-        ((-rate * (low - start)).exp() - (-rate * (high - start)).exp()) / (rate * (high - low))
-    };
-    let size = if before.objects > 0.0 {
-        before.bytes / before.objects
-    } else {
-        0.0
-    };
-    let objects = before.objects * mean * (high - low);
-    found.push(Segment {
-        from: low,
-        to: high,
-        amount: Amount {
-            objects,
-            bytes: objects * size,
-        },
-        // It falls somewhere between the two points: at once, in the end, or in between; a standard deviation of the even distribution.
-        shape: before.objects * (1.0 - ratio) * (high - low) * size / 12.0_f64.sqrt(),
-    });
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     AGE_CLASSES, Cohorts, RECENT,
-    estimate::{hazard, kept_share},
+    curve::{hazard, kept_share},
     seconds,
 };
 use crate::ledger::{SiteId, ToldApart, WindowOfSite};
