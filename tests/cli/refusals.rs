@@ -258,11 +258,7 @@ fn nothing_runs_of_a_command_that_cannot_be_traced() {
     let folder = tempfile::tempdir().unwrap();
     let mark = folder.path().join("mark");
     let program = Shared::copy(&leakscope().expect("the binary")).unwrap();
-    fs::set_permissions(
-        folder.path(),
-        std::os::unix::fs::PermissionsExt::from_mode(0o777),
-    )
-    .unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let arguments = ["trace", "--", "touch", mark.to_str().unwrap()];
     let finished = as_nobody(&program, &arguments);
     assert_refused(&finished, &["CAP_BPF"]);

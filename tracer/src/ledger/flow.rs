@@ -1,9 +1,13 @@
-//! The evidence of a leak: a flow of blocks that stay, or of blocks that are replaced by ever larger ones. Owns the tests
-//! that such a flow must pass; what a site is that does not pass is for the verdict to say.
+//! The evidence of a leak: a flow of blocks that stay, or of blocks that are replaced by ever larger ones, and which tests
+//! such a flow must pass; what a site is that does not pass is for the verdict to say.
 
 use super::{
     history::{SiteHistory, SiteLevel},
     series::{Point, thin_out},
+    steady::{
+        LONGEST_GAP, NoLeak, SURE, even, level_rises, not_slowing, not_stopped, same_share, steps,
+        thirds_agree,
+    },
     trend,
     verdict::{TREND_POINTS, Turnover},
 };
@@ -26,78 +30,15 @@ const INTERVALS: usize = 12;
 /// Of blocks that got through their youth, at most this share may have died since.
 const MAY_DIE: f64 = 0.05;
 
-/// Of those born in the first third of the time, this share may be gone beyond what is gone of those born in the last.
-const MAY_BE_GONE: f64 = 0.2;
-
-/// And no more than this share of those that came to stay.
+/// Of those that came to stay, no more than this share may have died.
 const MAY_DIE_OF_FLOW: f64 = 0.1;
 
 /// What takes the place of blocks from before the trace comes with a like number of their frees: at least this share.
 const REPLACES: f64 = 0.4;
 
-/// The flow of the last third is at least this share of the largest of the others, unless chance explains it.
-const KEEPS: f64 = 0.6;
-
-/// So many standard deviations explain a difference between two parts.
-const CHANCE: f64 = 1.6;
-
-/// A flow that falls steadily is at least this share of the first third's.
-const KEEPS_STEADILY: f64 = 0.9;
-
-/// The same where it is less sure that it falls.
-const KEEPS_LIKELY: f64 = 0.8;
-
-/// 99.5 % confidence, one-sided: of a fall by ranks.
-const SURE: f64 = 2.576;
-
-/// 97.5 % confidence, one-sided: enough to distrust a part of the time for what the whole of it shows.
-const LIKELY: f64 = 1.96;
-
-/// The gap between two births that stay is at most this share of the time.
-const LONGEST_GAP: f64 = 1.0 / 3.0;
-
 /// Where the time that is looked at begins, as a share of all: a leak may begin late, or hide behind what was built up
 /// at first.
 const WINDOWS: [f64; 4] = [0.0, 0.25, 0.5, 0.75];
-
-/// Why a site is not called a leak.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum NoLeak {
-    /// It was not watched long enough.
-    TooShort,
-    /// It grew in so many steps only.
-    FewSteps(usize),
-    /// The parts of the time differ too much.
-    Uneven,
-    /// Less and less stays, blocks a second.
-    Slows {
-        /// Of the first part.
-        first: f64,
-        /// Of the last.
-        last: f64,
-    },
-    /// Nothing was added for so many seconds.
-    Stopped(f64),
-    /// Old blocks are freed.
-    OldDie {
-        /// So many.
-        died: f64,
-        /// Of so many.
-        of: f64,
-    },
-    /// As many blocks from before the trace were freed.
-    Turnover(f64),
-}
-
-impl NoLeak {
-    /// The reason that says more; the first, if in doubt.
-    fn or(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::FewSteps(one), Self::FewSteps(two)) => Self::FewSteps(one.max(two)),
-            _ => self,
-        }
-    }
-}
 
 /// A leak.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -386,158 +327,4 @@ fn steady_rate(sizes: &[f64]) -> f64 {
 /// A rate for a sentence.
 pub(super) fn rate_of(bytes_per_s: f64) -> String {
     rate(bytes_per_s).unwrap_or_else(|| "less than a byte an hour".to_owned())
-}
-
-/// Births that are apart: neighbours belong together, but a long row of them is a flow.
-fn steps(counts: &[f64]) -> usize {
-    counts
-        .chunk_by(|one, two| (*one > 0.0) == (*two > 0.0))
-        .filter(|row| row.first().is_some_and(|count| *count > 0.0))
-        .map(|row| row.len().saturating_sub(1).max(1))
-        .sum()
-}
-
-/// Whether all of the time, of which the last part is even, shows less and less: what saturates looks even wherever one
-/// looks closely. The first third may hold anything, for that is where programs start up.
-fn not_slowing(counts: &[f64], width_s: f64) -> Result<(), NoLeak> {
-    let third = counts.len() / 3;
-    let mut thirds = counts.chunks(third.max(1));
-    let mut next = || trend::moments(thirds.next().unwrap_or_default());
-    let (_, (second, noise_2), (last, noise_3)) = (next(), next(), next());
-    let noise = ((noise_2 + noise_3) / third.max(1) as f64).sqrt();
-    let falls = last < KEEPS * second && second - last > CHANCE * noise;
-    if falls || trend::rise(counts) < -LIKELY {
-        return Err(NoLeak::Slows {
-            first: second / width_s,
-            last: last / width_s,
-        });
-    }
-    Ok(())
-}
-
-/// Whether later parts of the time keep as much as earlier ones.
-pub(super) fn even(values: &[f64], width_s: f64) -> Result<(), NoLeak> {
-    let (first, last) = thirds_agree(values, width_s)?;
-    let rise = trend::rise(values);
-    if last < KEEPS_STEADILY * first && rise < -SURE
-        || last < KEEPS_LIKELY * first && rise < -LIKELY
-    {
-        return Err(NoLeak::Slows {
-            first: first / width_s,
-            last: last / width_s,
-        });
-    }
-    Ok(())
-}
-
-/// Compares the thirds of the time with the scatter within them; gives the means of the first and the last.
-fn thirds_agree(values: &[f64], width_s: f64) -> Result<(f64, f64), NoLeak> {
-    let third = (values.len() / 3).max(1);
-    let (one, rest) = values.split_at(third.min(values.len()));
-    let (two, three) = rest.split_at(third.min(rest.len()));
-    let ((first, noise_1), (second, noise_2), (last, noise_3)) = (
-        trend::moments(one),
-        trend::moments(two),
-        trend::moments(three),
-    );
-    let most = first.max(second);
-    let noise = ((noise_1 + noise_2 + noise_3) / 3.0 * 2.0 / third as f64).sqrt();
-    let falls = last < KEEPS * most && most - last > CHANCE * noise;
-    if falls || last <= 0.0 {
-        return Err(NoLeak::Slows {
-            first: most / width_s,
-            last: last.max(0.0) / width_s,
-        });
-    }
-    // A flow that rises from nothing has not been steady for long.
-    if second <= 0.0 || first < last / 5.0 {
-        return Err(NoLeak::Uneven);
-    }
-    Ok((first, last))
-}
-
-/// Whether of those born at first as large a share stayed as of those born lately. If not, time takes its toll: of what
-/// is freed at long intervals, only what came after the last time stays.
-fn same_share(alive: &[f64], born: &[f64]) -> Result<(), NoLeak> {
-    let third = alive.len() / 3;
-    let first = |values: &[f64]| values.iter().take(third).sum::<f64>();
-    let last = |values: &[f64]| values.iter().rev().take(third).sum::<f64>();
-    let expected = (last(alive) / last(born).max(1.0)).min(1.0) * first(born);
-    let missing = expected - first(alive);
-    if missing > MAY_BE_GONE * expected && missing > 2.0 * expected.sqrt() {
-        return Err(NoLeak::OldDie {
-            died: missing,
-            of: expected,
-        });
-    }
-    Ok(())
-}
-
-/// Whether blocks that stay were born lately, and without too long a gap before.
-fn not_stopped(
-    site: &SiteHistory,
-    counts: &[f64],
-    first: f64,
-    now: f64,
-    width: f64,
-) -> Result<(), NoLeak> {
-    let (mut gap, mut longest) = (0.0_f64, 0.0_f64);
-    for count in counts {
-        gap = if *count > 0.0 { 0.0 } else { gap + 1.0 };
-        longest = longest.max(gap);
-    }
-    let window = now - first;
-    if longest > LONGEST_GAP * window {
-        return Err(NoLeak::Uneven);
-    }
-    let last = site
-        .survival
-        .cohorts()
-        .rposition(|cohort| cohort.alive > 0)
-        .map_or(0.0, |place| (place + 1) as f64);
-    let quiet = now - last;
-    if quiet > 1.5 * longest + 2.0 {
-        return Err(NoLeak::Stopped(quiet * width));
-    }
-    Ok(())
-}
-
-/// Whether the level rises to the end, where it is smooth enough to tell.
-fn level_rises(points: &[Point<SiteLevel>], from_s: f64) -> Result<(), NoLeak> {
-    let chosen: Vec<_> = points
-        .iter()
-        .filter(|point| point.at_s >= from_s)
-        .copied()
-        .collect();
-    let thin: Vec<(f64, f64)> = thin_out(&chosen, TREND_POINTS)
-        .iter()
-        .map(|point| (point.at_s, point.value.bytes))
-        .collect();
-    let (Some(line), Some((begin, _)), Some((end, value))) =
-        (trend::line(&thin), thin.first(), thin.last())
-    else {
-        return Err(NoLeak::TooShort);
-    };
-    let rise = line.slope * (end - begin);
-    if rise < -4.0 * line.scatter && rise < 0.0 {
-        return Err(NoLeak::Uneven);
-    }
-    let lately = (end - begin) / 8.0;
-    let expected = line.slope * lately;
-    let before = thin
-        .iter()
-        .rev()
-        .find(|(at, _)| *at <= end - lately)
-        .map_or(*value, |(_, value)| *value);
-    let jump = thin
-        .windows(2)
-        .filter_map(|pair| match pair {
-            [(_, one), (_, two)] => Some((two - one).abs()),
-            _ => None,
-        })
-        .fold(0.0, f64::max);
-    if expected > 4.0 * line.scatter && expected > 2.0 * jump && value - before < 0.3 * expected {
-        return Err(NoLeak::Stopped(lately));
-    }
-    Ok(())
 }

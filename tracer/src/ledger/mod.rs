@@ -8,6 +8,7 @@ mod mappings;
 mod pages;
 mod process;
 mod series;
+mod steady;
 mod survey;
 mod survival;
 pub mod trend;

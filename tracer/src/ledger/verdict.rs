@@ -9,9 +9,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    flow::{Flow, LEAK_AFTER_S, NoLeak},
+    flow::{Flow, LEAK_AFTER_S},
     history::{SiteHistory, SiteLevel},
     series::{Point, thin_out},
+    steady::NoLeak,
     trend,
 };
 use crate::units::{blocks, bytes, count, duration, rate};

@@ -4,6 +4,7 @@
 
 use super::{
     flow::{self, LEAK_AFTER_S},
+    steady,
     verdict::{Judgement, Verdict},
 };
 use crate::units::{blocks, count, duration};
@@ -242,7 +243,7 @@ pub fn judge_windows(
             ),
         );
     }
-    if first <= 0.0 || flow::even(&rates, 1.0).is_err() {
+    if first <= 0.0 || steady::even(&rates, 1.0).is_err() {
         let verdict = Verdict::WarmingUp;
         let trend = if last < first.max(second) {
             "fewer of those born lately stay than of those before"
