@@ -267,6 +267,12 @@ impl Report {
         sum
     }
 
+    /// Forgets that calls had begun when their process was attached to. Where one is caught while it allocates, that is no loss of those
+    /// that waited.
+    pub fn forget_earlier_calls(&mut self) {
+        self.losses.remove("return_without_call");
+    }
+
     /// What is wrong with the report in the light of the victim's truth: each line of it must be met to the byte by
     /// the sites that `found` chooses, and nothing may have been lost that concerns bytes. Empty: nothing is.
     #[must_use]
