@@ -19,8 +19,9 @@ use tokio::{
 use super::{
     args::{DumpArguments, FormatChoice},
     output::Output,
+    places::default_socket,
 };
-use crate::daemon::{block_on, default_socket, read_token};
+use crate::daemon::{block_on, read_token};
 
 /// How long a connection may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);

@@ -1,5 +1,5 @@
-//! The folder in which unwind tables are kept between runs: where it is, and whether it can be believed. It must not know what a
-//! table is.
+//! Where things lie if nothing else is said, for root and for others, and whether a folder can be believed. It must not know what is kept
+//! there.
 
 use std::{
     fs::{self, DirBuilder},
@@ -14,7 +14,16 @@ const NONE: &str = "none";
 /// Root's (Filesystem Hierarchy Standard 3.0, 5.5).
 const MACHINE: &str = "/var/cache/leakscope";
 
-/// The folder that was asked for, or the usual one; it is made if it is not there.
+/// Where daemons listen and clients ask: for root the machine's place, for others their own.
+pub(super) fn default_socket() -> PathBuf {
+    const MACHINE: &str = "/run/leakscope.sock";
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(folder) if own_user() != Some(0) => Path::new(&folder).join("leakscope.sock"),
+        _ => PathBuf::from(MACHINE),
+    }
+}
+
+/// The folder for unwind tables that was asked for, or the usual one; it is made if it is not there.
 ///
 /// # Errors
 /// Where one was asked for that cannot be used. The usual one costs some time where it is missing, and nothing more.

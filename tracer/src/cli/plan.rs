@@ -10,10 +10,10 @@ use std::{
 use super::args::{
     DaemonArguments, FormatChoice, TargetArguments, TierChoice, TraceArguments, TracingArguments,
 };
-use super::folder::unwind_cache;
+use super::places::{default_socket, unwind_cache};
 use crate::{
     budget::Choice,
-    daemon::{DaemonOptions, default_socket},
+    daemon::DaemonOptions,
     kernel::ProbeOptions,
     report::Suppressions,
     session::SessionOptions,

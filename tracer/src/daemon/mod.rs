@@ -85,26 +85,6 @@ pub enum DaemonError {
     Signals(io::Error),
 }
 
-/// Where daemons listen and clients ask if nothing else is said: for root the machine's place, for others their own.
-#[must_use]
-pub fn default_socket() -> PathBuf {
-    const MACHINE: &str = "/run/leakscope.sock";
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(folder)
-            if !Path::new("/proc/self")
-                .metadata()
-                .is_ok_and(|own| is_root(&own)) =>
-        {
-            Path::new(&folder).join("leakscope.sock")
-        }
-        _ => PathBuf::from(MACHINE),
-    }
-}
-
-fn is_root(metadata: &std::fs::Metadata) -> bool {
-    std::os::unix::fs::MetadataExt::uid(metadata) == 0
-}
-
 /// Reads a token file, for clients.
 ///
 /// # Errors

@@ -39,7 +39,7 @@ impl CallCounter {
             aya::util::online_cpus().map_err(|(what, source)| KernelError::call(what, source))?;
         let counters = processors
             .into_iter()
-            .map(|processor| sys::count_tracepoint(number, processor).map(Into::into))
+            .map(|processor| sys::count_tracepoint(number, processor))
             .collect::<io::Result<_>>()
             .map_err(cannot)?;
         Ok(Self {

@@ -24,7 +24,7 @@ impl ThreadClocks {
         let mut counters = Vec::with_capacity(threads.len());
         for thread in threads {
             match sys::count_task_clock(*thread) {
-                Ok(counter) => counters.push(counter.into()),
+                Ok(counter) => counters.push(counter),
                 // It has ended meanwhile.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(_) => return None,
@@ -53,7 +53,7 @@ pub fn keep_clocks_ready() -> Result<Link, KernelError> {
     sys::count_task_clock(0)
         .map(|counter| Link {
             links: Vec::new(),
-            events: vec![counter],
+            events: vec![counter.into()],
         })
         .map_err(|source| KernelError::call("cannot count a thread's processor time", source))
 }

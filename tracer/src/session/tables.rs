@@ -158,8 +158,9 @@ impl Builder {
     fn build<'a>(&self, modules: impl Iterator<Item = &'a Arc<Module>>) {
         let requests: Vec<(Wanted, &Arc<Module>)> = modules
             .filter(|module| keeps_frame_pointers(module).is_none())
-            .map(|module| (wanted(module), module))
-            .filter(|(wanted, _)| self.cache.get(&wanted.key).is_none())
+            .map(|module| (key(module), module))
+            .filter(|(key, _)| self.cache.get(key).is_none())
+            .map(|(key, module)| (wanted(key, module), module))
             .collect();
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         // Each file's outcome is asked for again when it is installed.
@@ -170,8 +171,13 @@ impl Builder {
 
     /// The table of a file: built, or remembered.
     fn table(&self, module: &Module) -> Result<Arc<Table>, TableError> {
-        self.cache
-            .get_or_build(&wanted(module), || file::read(module))
+        let key = key(module);
+        match self.cache.get(&key) {
+            Some(known) => known.map_err(TableError::from),
+            None => self
+                .cache
+                .get_or_build(&wanted(key, module), || file::read(module)),
+        }
     }
 
     /// How a file can be unwound.
@@ -448,10 +454,10 @@ fn holds_v8_builtins(module: &Module) -> bool {
     })
 }
 
-/// What a file's table is found by.
-fn wanted(module: &Module) -> Wanted {
+/// What the table of a file that is not in memory is found by.
+fn wanted(key: Key, module: &Module) -> Wanted {
     Wanted {
-        key: key(module),
+        key,
         state: file::state(module),
     }
 }

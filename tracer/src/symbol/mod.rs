@@ -9,6 +9,7 @@ mod space;
 pub use debug::DebugFiles;
 pub use elf::{ElfSymbols, Named, Symbols};
 pub use perf_map::PerfMap;
+pub(crate) use space::nanoseconds;
 pub use space::{AddressSpace, Module, Modules, Range};
 
 use std::{collections::HashMap, path::Path, sync::Arc};

@@ -94,10 +94,7 @@ impl Modules {
             metadata.dev(),
             metadata.ino(),
             metadata.len(),
-            metadata
-                .mtime()
-                .saturating_mul(1_000_000_000)
-                .saturating_add(metadata.mtime_nsec()),
+            nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
         );
         if let Some(module) = self.known.get(&identity) {
             return Some(Arc::clone(module));
@@ -120,6 +117,11 @@ impl Modules {
         self.known.insert(identity, Arc::clone(&module));
         Some(module)
     }
+}
+
+/// A time of `stat(2)`, nanoseconds since the epoch.
+pub(crate) fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
 /// Hexadecimal digits.

@@ -3,7 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -92,6 +92,8 @@ type Outcome = Result<Arc<Table>, UnwindError>;
 pub struct Cache {
     options: BuildOptions,
     directory: Option<PathBuf>,
+    /// Whether something was written there since it was last tidied.
+    has_written: AtomicBool,
     tables: Mutex<HashMap<Key, Outcome>>,
 }
 
@@ -102,6 +104,7 @@ impl Cache {
         Self {
             options,
             directory: None,
+            has_written: AtomicBool::new(false),
             tables: Mutex::new(HashMap::new()),
         }
     }
@@ -136,7 +139,19 @@ impl Cache {
         B: AsRef<[u8]>,
         E: From<UnwindError>,
     {
-        self.get_or_build_with(wanted, load, self.options)
+        let outcome = self.get_or_build_with(wanted, load, self.options);
+        self.tidy();
+        outcome
+    }
+
+    /// Keeps the directory small: once after all that was written, for it is listed as a whole.
+    fn tidy(&self) {
+        if let Some(directory) = &self.directory
+            && self.has_written.swap(false, Ordering::Relaxed)
+        {
+            // What cannot be removed stays, and is met again.
+            let _ = disk::tidy(directory);
+        }
     }
 
     fn get_or_build_with<B, E>(
@@ -163,9 +178,11 @@ impl Cache {
             Some(table) => Ok(Arc::new(table)),
             None => {
                 let built = build(load()?.as_ref(), &options).map(Arc::new);
-                if let (Ok(table), Some((directory, file))) = (&built, &kept) {
-                    // A full or read-only disk costs the next start some time, nothing more.
-                    let _ = file.write(directory, table);
+                // A full or read-only disk costs the next start some time, nothing more.
+                if let (Ok(table), Some((directory, file))) = (&built, &kept)
+                    && file.write(directory, table).is_ok()
+                {
+                    self.has_written.store(true, Ordering::Relaxed);
                 }
                 built
             }
@@ -222,6 +239,7 @@ impl Cache {
             }
             work();
         });
+        self.tidy();
         let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         done.sort_unstable_by_key(|(index, _)| *index);
         done.into_iter().map(|(_, result)| result).collect()

@@ -46,8 +46,10 @@ const VERSION: u32 = fingerprint(&[
 const MAX_BYTES: u64 = 1 << 30;
 /// What all files may take together, bytes: tables of thousands of libraries.
 const MOST_BYTES: u64 = 64 << 20;
-/// How their names end.
-const SUFFIXES: [&str; 4] = [".calls", ".writes", ".full", ".tmp"];
+/// All kinds of tables.
+const KINDS: [Kept; 3] = [Kept::Calls, Kept::Writes, Kept::All];
+/// How the name of one ends that is not whole yet.
+const UNFINISHED: &str = ".tmp";
 
 /// FNV-1a (Fowler, Noll, Vo) of some texts, at compile time.
 const fn fingerprint(mut texts: &[&[u8]]) -> u32 {
@@ -90,14 +92,8 @@ impl<'a> TableFile<'a> {
             // Writing to a String cannot fail.
             let _ = write!(name, "{byte:02x}");
         }
-        let mut state = Vec::new();
-        put_state(&mut state, &self.state);
-        let _ = write!(name, "-{:016x}", checksum(&state));
-        name.push_str(match self.kept {
-            Kept::Calls => ".calls",
-            Kept::Writes => ".writes",
-            Kept::All => ".full",
-        });
+        let state = checksum(&state_bytes(&self.state));
+        let _ = write!(name, "-{state:016x}{}", suffix(self.kept));
         directory.join(name)
     }
 
@@ -122,7 +118,7 @@ impl<'a> TableFile<'a> {
         // Two processes, or two threads of one, may write the same table at once.
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(format!(
-            ".{}-{:?}.tmp",
+            ".{}-{:?}{UNFINISHED}",
             std::process::id(),
             std::thread::current().id()
         ));
@@ -132,8 +128,13 @@ impl<'a> TableFile<'a> {
         if written.is_err() {
             let _ = fs::remove_file(&temporary);
         }
-        written.and_then(|()| keep_small(directory, MOST_BYTES))
+        written
     }
+}
+
+/// Removes the tables that were written first, where they have become too many.
+pub(super) fn tidy(directory: &Path) -> io::Result<()> {
+    keep_small(directory, MOST_BYTES)
 }
 
 /// Removes the files that were written first until all together take at most so many bytes.
@@ -142,9 +143,11 @@ fn keep_small(directory: &Path, most: u64) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
-        let is_ours = SUFFIXES
-            .iter()
-            .any(|suffix| name.as_encoded_bytes().ends_with(suffix.as_bytes()));
+        let is_ours = KINDS
+            .map(suffix)
+            .into_iter()
+            .chain([UNFINISHED])
+            .any(|end| name.as_encoded_bytes().ends_with(end.as_bytes()));
         // Others may have removed it by now.
         if let (true, Ok(metadata)) = (is_ours, entry.metadata()) {
             files.push((metadata.modified()?, metadata.len(), entry.path()));
@@ -166,20 +169,26 @@ fn keep_small(directory: &Path, most: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn put_state(bytes: &mut Vec<u8>, state: &FileState) {
-    for number in [state.device, state.inode, state.size] {
-        bytes.extend(number.to_le_bytes());
+/// How the name of a table's file ends.
+fn suffix(kept: Kept) -> &'static str {
+    match kept {
+        Kept::Calls => ".calls",
+        Kept::Writes => ".writes",
+        Kept::All => ".full",
     }
-    for time in [state.modified, state.changed] {
-        bytes.extend(time.to_le_bytes());
-    }
+}
+
+fn state_bytes(state: &FileState) -> Vec<u8> {
+    let numbers = [state.device, state.inode, state.size].map(u64::to_le_bytes);
+    let times = [state.modified, state.changed].map(i64::to_le_bytes);
+    numbers.into_iter().chain(times).flatten().collect()
 }
 
 fn encode(id: &[u8], state: &FileState, table: &Table) -> Option<Vec<u8>> {
     let mut body = Vec::with_capacity(64 + id.len() + table.bytes());
     body.extend(u32::try_from(id.len()).ok()?.to_le_bytes());
     body.extend_from_slice(id);
-    put_state(&mut body, state);
+    body.extend(state_bytes(state));
     body.extend(table.first_page.to_le_bytes());
     let stats = table.stats;
     for count in [
@@ -228,9 +237,7 @@ fn decode(bytes: &[u8], build_id: &[u8], state: &FileState) -> Option<Table> {
         return None;
     }
     let kept = input.u32()?;
-    let kept = [Kept::Calls, Kept::Writes, Kept::All]
-        .into_iter()
-        .find(|one| number(*one) == kept)?;
+    let kept = KINDS.into_iter().find(|one| number(*one) == kept)?;
     if input.u64()? != checksum(input.0) {
         return None;
     }
@@ -238,8 +245,7 @@ fn decode(bytes: &[u8], build_id: &[u8], state: &FileState) -> Option<Table> {
     if input.slice(length)? != build_id {
         return None;
     }
-    let mut expected = Vec::new();
-    put_state(&mut expected, state);
+    let expected = state_bytes(state);
     if input.slice(expected.len())? != expected {
         return None;
     }

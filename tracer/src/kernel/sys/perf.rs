@@ -80,22 +80,22 @@ pub(crate) fn open_uprobe(
 
 /// Opens a tracepoint as a perf event. BPF programs on it run for every process and CPU.
 pub(crate) fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
-    count_tracepoint(id, 0)
+    count_tracepoint(id, 0).map(OwnedFd::from)
 }
 
 /// Begins to count how often one processor comes by a tracepoint; see [`Counter`].
-pub(crate) fn count_tracepoint(id: u64, processor: u32) -> io::Result<OwnedFd> {
+pub(crate) fn count_tracepoint(id: u64, processor: u32) -> io::Result<Counter> {
     let attr = PerfEventAttr {
         kind: PERF_TYPE_TRACEPOINT,
         size: size_of::<PerfEventAttr>() as u32,
         config: id,
         ..PerfEventAttr::default()
     };
-    perf_event_open(&attr, -1, processor as i32)
+    perf_event_open(&attr, -1, processor as i32).map(Counter::from)
 }
 
 /// Begins to count the processor time of a thread (0: the calling one) and of those that it makes, nanoseconds; see [`Counter`].
-pub(crate) fn count_task_clock(thread: u32) -> io::Result<OwnedFd> {
+pub(crate) fn count_task_clock(thread: u32) -> io::Result<Counter> {
     /// `PERF_TYPE_SOFTWARE` and `PERF_COUNT_SW_TASK_CLOCK`.
     const SOFTWARE: u32 = 1;
     const TASK_CLOCK: u64 = 1;
@@ -109,7 +109,7 @@ pub(crate) fn count_task_clock(thread: u32) -> io::Result<OwnedFd> {
         flags: INHERIT | INHERIT_THREAD,
         ..PerfEventAttr::default()
     };
-    perf_event_open(&attr, thread as i32, -1)
+    perf_event_open(&attr, thread as i32, -1).map(Counter::from)
 }
 
 /// A perf event that is read for its count.

@@ -4,7 +4,7 @@ use std::{ops::Range, os::unix::fs::MetadataExt};
 
 use super::TableError;
 use crate::{
-    symbol::Module,
+    symbol::{Module, nanoseconds},
     target::elf::{ElfFile, ReadAt},
     unwind::FileState,
 };
@@ -33,8 +33,6 @@ pub(super) fn read(module: &Module) -> Result<Vec<u8>, TableError> {
 /// Which file it is and when it changed last, asked anew.
 pub(super) fn state(module: &Module) -> Option<FileState> {
     let metadata = module.file.metadata().ok()?;
-    let nanoseconds =
-        |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
     Some(FileState {
         device: metadata.dev(),
         inode: metadata.ino(),

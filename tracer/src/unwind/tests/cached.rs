@@ -109,13 +109,12 @@ fn a_file_that_cannot_be_unwound_is_read_once() {
     });
     assert_eq!(again, Err(UnwindError::NotElf));
     // A file that could not be loaded may be there the next time.
-    let other = Key::File {
+    let other = of(Key::File {
         device: 1,
         inode: 2,
         size: 3,
         modified: 4,
-    };
-    let other = of(other);
+    });
     let failed = cache.get_or_build(&other, || Err::<Vec<u8>, _>(UnwindError::NoText));
     assert_eq!(failed, Err(UnwindError::NoText));
     assert!(
@@ -142,13 +141,13 @@ fn the_directory_gives_the_table_back() {
         assert!(name.starts_with("0102ab-") && name.ends_with(end), "{name}");
     }
     // Files without build-id are not kept there.
-    let other = Key::File {
+    let other = of(Key::File {
         device: 1,
         inode: 2,
         size: 3,
         modified: 4,
-    };
-    assert!(through(directory.path(), Kept::Calls, &of(other)).1);
+    });
+    assert!(through(directory.path(), Kept::Calls, &other).1);
     assert_eq!(names(directory.path()).len(), 3);
 }
 
