@@ -44,6 +44,20 @@ impl ThreadClocks {
     }
 }
 
+/// When the kernel's next tick is, CLOCK_MONOTONIC nanoseconds: threads look at the clock once in each (`bpf_jiffies64`), so that of what the
+/// probe saw before it nothing says when that was. `now_ns` where the clock of ticks cannot be read.
+#[must_use]
+pub fn next_tick_ns(now_ns: u64) -> u64 {
+    let Ok((last, length)) = sys::last_tick() else {
+        return now_ns;
+    };
+    let as_ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let length = as_ns(length).max(1);
+    // On an idle machine ticks stop, and it may be long since the last.
+    let since = now_ns.saturating_sub(as_ns(last));
+    now_ns.saturating_add(length - since % length)
+}
+
 /// While it is held, making a [`ThreadClocks`] does not wait: the first counter of a machine switches on what the scheduler does for counters,
 /// which takes a grace period of RCU (`account_event`, kernel/events/core.c).
 ///
@@ -67,7 +81,8 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::{MOST_THREADS, ThreadClocks};
+    use super::{MOST_THREADS, ThreadClocks, next_tick_ns};
+    use crate::kernel::monotonic_ns;
 
     /// A process that runs all the time.
     fn busy() -> std::process::Child {
@@ -113,6 +128,17 @@ mod tests {
         }
         process.kill().unwrap();
         process.wait().unwrap();
+    }
+
+    #[test]
+    fn the_next_tick_is_within_ten_milliseconds() {
+        for _ in 0..100 {
+            let now = monotonic_ns();
+            let next = next_tick_ns(now);
+            assert!(next > now && next <= now + 10_000_000, "{now} {next}");
+        }
+        // A clock that is asked about a time before its last tick.
+        assert!(next_tick_ns(1_000_000_000) <= 1_010_000_000);
     }
 
     #[test]

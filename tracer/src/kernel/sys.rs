@@ -11,7 +11,9 @@ use std::{
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 use leakscope_common::Plain;
 
-pub(crate) use perf::{Counter, count_task_clock, count_tracepoint, open_tracepoint, open_uprobe};
+pub(crate) use perf::{
+    Counter, count_task_clock, count_tracepoint, open_tracepoint, open_uprobe, sample_modes,
+};
 
 /// `BPF_TRACE_UPROBE_MULTI` (include/uapi/linux/bpf.h, Linux 6.6).
 pub(crate) const BPF_TRACE_UPROBE_MULTI: u32 = 48;
@@ -377,10 +379,31 @@ pub(crate) fn process_cpu_time(pid: u32) -> io::Result<std::time::Duration> {
     clock_time((!(pid as i32) << 3) | CPUCLOCK_SCHED)
 }
 
+/// The bytes of a page, which mappings are made of.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: sysconf(3) reads no memory of ours.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
+}
+
 /// The processor time of the calling thread.
 pub(crate) fn thread_cpu_time() -> std::time::Duration {
     // This clock every thread has.
     clock_time(libc::CLOCK_THREAD_CPUTIME_ID).unwrap_or_default()
+}
+
+/// When the kernel's last tick was, CLOCK_MONOTONIC, and the time from one to the next: CLOCK_MONOTONIC_COARSE stands still between them.
+pub(crate) fn last_tick() -> io::Result<(std::time::Duration, std::time::Duration)> {
+    const COARSE: libc::clockid_t = libc::CLOCK_MONOTONIC_COARSE;
+    let mut length = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a timespec of ours.
+    if unsafe { libc::clock_getres(COARSE, &raw mut length) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((clock_time(COARSE)?, as_duration(length)))
 }
 
 /// clock_gettime(2).
@@ -393,10 +416,14 @@ fn clock_time(clock: libc::clockid_t) -> io::Result<std::time::Duration> {
     if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(std::time::Duration::new(
+    Ok(as_duration(time))
+}
+
+fn as_duration(time: libc::timespec) -> std::time::Duration {
+    std::time::Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),
         u32::try_from(time.tv_nsec).unwrap_or(0),
-    ))
+    )
 }
 
 /// memfd_create(2): a file in memory that is closed on exec, of this size.

@@ -52,8 +52,8 @@ pub struct Span {
     /// How far `effective_s` may be off, as a part of it (one standard deviation).
     pub uncertainty: f64,
     /// Where traps took most of the window, what is left for the process itself is too small a difference to be measured for each window: then
-    /// these are the calls, and all such windows share one time for a call (see [`Cohorts::set_time_of_a_call`]).
-    pub calls: Option<f64>,
+    /// these are the allocations, and all such windows share one time for an allocation (see [`Cohorts::set_time_of_an_allocation`]).
+    pub allocations: Option<f64>,
 }
 
 impl Span {
@@ -219,22 +219,14 @@ impl Cohorts {
         self.cohorts.len()
     }
 
-    /// The time that the process, untraced, takes from call to call, seconds, for the windows that share it; and how far that may be off.
-    pub fn set_time_of_a_call(&mut self, time_s: f64, uncertainty: f64) {
+    /// The time that the process, untraced, takes from one allocation to the next, seconds, for the windows that share it; and how far that may be off.
+    pub fn set_time_of_an_allocation(&mut self, time_s: f64, uncertainty: f64) {
         for cohort in &mut self.cohorts {
-            if let Some(calls) = cohort.span.calls {
-                cohort.span.effective_s = calls * time_s;
+            if let Some(allocations) = cohort.span.allocations {
+                cohort.span.effective_s = allocations * time_s;
                 cohort.span.uncertainty = uncertainty;
             }
         }
-    }
-
-    /// Whether there are windows that share a time for a call.
-    #[must_use]
-    pub fn shares_time_of_a_call(&self) -> bool {
-        self.cohorts
-            .iter()
-            .any(|cohort| cohort.span.calls.is_some())
     }
 
     /// The first window's opening.

@@ -56,8 +56,7 @@ impl Session {
             });
         }
         // Attaching takes as long as a window: what the process did meanwhile, nobody saw.
-        let clocks = self.start_clocks(&traced);
-        traced.windows.begin(pid, traced.incarnation, clocks);
+        self.begin_first_window(&mut traced);
         Ok(traced)
     }
 

@@ -231,7 +231,7 @@ impl Session {
     /// Gives up on the mappings of processes where they alone take a good part of the budget: they are seen whether a window is open or
     /// not.
     pub(super) fn bound_mappings(&mut self) {
-        let hit = self.cost_of_a_hit.as_secs_f64();
+        let hit = self.costs.hit.as_secs_f64();
         let costly: Vec<(u32, u64, f64)> = self
             .processes
             .values()

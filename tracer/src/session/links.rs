@@ -230,6 +230,7 @@ fn plan(found: &FoundAllocator, first: usize) -> (Vec<Attachment>, Vec<ProbeSite
                 allocator: label.clone(),
                 offset: function.probe_offset(),
                 hit_slot,
+                allocates: function.wants_return(),
             };
             (attachment, site)
         })

@@ -45,6 +45,7 @@ use crate::{
     target::discover::Files,
     unwind::BuildOptions,
 };
+use calibration::Costs;
 use calls::Calls;
 use growth::Growth;
 use links::Links;
@@ -186,8 +187,8 @@ pub struct Session {
     last_busy: Instant,
     /// The sites' totals as last read.
     totals: Totals,
-    /// What a probe hit takes of its process's time, measured on our own.
-    cost_of_a_hit: Duration,
+    /// What hits and samples take of their process's time, measured on our own.
+    costs: Costs,
     /// Blocks found stale while windows were being closed.
     stale_at_ends: u64,
     /// Held for the windows' clocks; `None` where the kernel has none, or all calls are seen.
@@ -245,14 +246,14 @@ impl Session {
             progress: Progress::default(),
             last_busy: now,
             totals: Totals::default(),
-            cost_of_a_hit: Duration::ZERO,
+            costs: Costs::default(),
             stale_at_ends: 0,
             clocks_ready: None,
             is_urgent: false,
             wake: None,
         };
         session.begin_mappings()?;
-        session.cost_of_a_hit = session.calibrate()?;
+        session.costs = session.calibrate()?;
         if session.options.tier != Choice::Exact {
             session.probe.tell_after(TOLD_AFTER);
             session.clocks_ready = keep_clocks_ready().ok();

@@ -100,6 +100,8 @@ pub struct ProbeSite {
     pub offset: u64,
     /// The hit counter.
     pub hit_slot: u8,
+    /// Whether a call gives a block out; otherwise it only takes one back.
+    pub allocates: bool,
 }
 
 /// The file that an address range is mapped from.

@@ -107,6 +107,7 @@ pub(super) fn make(
     let mut hits_total = 0;
     let mut steps = 0;
     let mut fault_time = Duration::ZERO;
+    let mut sampling = Duration::ZERO;
     let mut duty = 0.0;
     let mut cpu = Duration::ZERO;
     let proc_root = session.proc_root().to_owned();
@@ -135,13 +136,14 @@ pub(super) fn make(
         let (faults, time) = session.pages.cost(traced.incarnation);
         steps += faults;
         fault_time += time;
+        sampling += traced.windows.sampling();
         if let (Some(before), Some(after)) = (traced.cpu_first, traced.cpu_last) {
             cpu += after.saturating_sub(before);
         }
         processes.push(process(traced, &hits));
     }
-    let cost = session.cost_of_a_hit.as_secs_f64() * (hits_total + steps) as f64
-        + fault_time.as_secs_f64();
+    let cost = session.costs.hit.as_secs_f64() * (hits_total + steps) as f64
+        + (fault_time + sampling).as_secs_f64();
     // Of a process that has ended, processor time is known up to the last look.
     let cpu_s = cpu.as_secs_f64().max(cost);
     let mut parts = ReportParts {

@@ -5,8 +5,12 @@
 mod anonymous;
 #[path = "window/look.rs"]
 mod look;
+#[path = "window/own_time.rs"]
+mod own_time;
 #[path = "window/step.rs"]
 mod step;
+#[path = "window/usage.rs"]
+mod usage;
 
 use std::{
     thread::JoinHandle,
@@ -18,23 +22,15 @@ use leakscope_common::HIT_SLOTS;
 
 use crate::{
     budget::{Choice, Close, Controller, Limits, Usage},
-    kernel::{Link, ThreadClocks, monotonic_ns, process_cpu_time},
+    kernel::{Link, ModeSamples, Modes, ThreadClocks, monotonic_ns, process_cpu_time},
     ledger::{Cohorts, Reading, SiteId, Span},
 };
 use anonymous::AnonymousMemory;
 use look::Looks;
-
-/// How far the cost of a hit in the process may differ from that of one in our own (deeper stacks cost more).
-const COST_UNCERTAINTY: f64 = 0.25;
+use own_time::{OwnTime, Used};
 
 /// Of a longer window, a tick of the process's clock is little.
 const CLOCKS_FOR: Duration = Duration::from_secs(1);
-
-/// The share of a window's processor time that traps may take for what is left to be taken as measured, window by window.
-const SMALL_SHARE: f64 = 0.3;
-/// What is left to the process itself is at least this share, and at most so uncertain.
-const LEAST_OWN_SHARE: f64 = 0.02;
-const MOST_UNCERTAIN: f64 = 3.0;
 
 /// Growth below this is within what allocators keep and give back anyway, bytes.
 const LEAST_GROWTH: f64 = 1_048_576.0;
@@ -43,15 +39,79 @@ const GROWTH_ERROR: f64 = 0.08;
 /// What survives may fill holes, and holes may be left: this part of the memory that there is.
 const HOLES: f64 = 0.05;
 
+/// What a process uses from when they are started.
+pub(super) struct Clocks {
+    time: ThreadClocks,
+    /// `None` where there is no need of them, or the kernel refuses.
+    modes: Option<ModeSamples>,
+}
+
+/// Calls that were seen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Calls {
+    allocations: u64,
+    /// Frees of blocks that the live table does not hold.
+    unknown_frees: u64,
+}
+
 /// A window that is open.
 struct Open {
+    /// When it was opened.
+    begun_ns: u64,
+    /// Of blocks born before, nothing says whether they were born in it.
     at_ns: u64,
-    /// Processor time and cost by then.
+    /// Processor time, cost and calls by then.
     usage: Usage,
+    calls: Calls,
     /// Watched blocks that could not be put into the live table: nobody sees what becomes of them.
     unseen: HashSet<u64>,
+    /// Those that were put there.
+    put: usize,
     /// What the process uses from then on; `None` where its own clock has to do, which goes on by ticks.
-    clocks: Option<ThreadClocks>,
+    clocks: Option<Clocks>,
+    /// The samples of clocks that were ended before it.
+    modes: Modes,
+}
+
+impl Open {
+    /// A window that begins with a program, or nothing is known of what was before.
+    fn new(begun_ns: u64, usage: Usage) -> Self {
+        Self {
+            begun_ns,
+            at_ns: begun_ns,
+            usage,
+            calls: Calls::default(),
+            unseen: HashSet::new(),
+            put: 0,
+            clocks: None,
+            modes: Modes::default(),
+        }
+    }
+
+    /// The samples of its modes so far.
+    fn modes(&self) -> Modes {
+        let samples = self
+            .clocks
+            .as_ref()
+            .and_then(|clocks| clocks.modes.as_ref());
+        samples.map_or(self.modes, ModeSamples::taken)
+    }
+
+    /// The processor time of its threads so far, where they are counted. What is known by ticks may have been late when it was opened, by as
+    /// long as the machine's host gave it no time.
+    fn cpu(&self) -> Option<Duration> {
+        self.clocks.as_ref()?.time.elapsed()
+    }
+
+    /// Its survivors are the blocks born since. Of a window within one tick that is its beginning, at which some are taken to be born that
+    /// were before.
+    fn survivors_from(&self, closed_ns: u64) -> u64 {
+        if self.at_ns < closed_ns {
+            self.at_ns
+        } else {
+            self.begun_ns.min(closed_ns)
+        }
+    }
 }
 
 /// The thread that takes probes away. Dropping it waits for its end: if we ended before, the kernel might be killed out of its work, and leave a
@@ -86,6 +146,9 @@ struct Closing {
     /// What the process had used when that was decided, and when it was.
     decided: Usage,
     closed_ns: u64,
+    /// The processor time and the samples by then, as its own clocks have counted them.
+    cpu: Option<Duration>,
+    modes: Modes,
     /// What was alive then.
     looks: HashMap<u64, Reading>,
     /// Hit slots of glibc's functions.
@@ -116,14 +179,15 @@ pub(super) struct Windows {
     hits_before: [u64; HIT_SLOTS],
     /// What hits in incarnations that have ended cost.
     spent: Duration,
+    /// What samples of modes in closed windows cost.
+    sampling: Duration,
     /// Each site's births (objects and bytes) when the last window was closed.
     births: HashMap<SiteId, (u64, u64)>,
-    /// Processor time and time between windows: what the process does by itself.
-    own: (f64, f64),
-    /// Of windows in which traps took most of the time: processor time, cost, hits.
-    trapped: (f64, f64, f64),
+    own: OwnTime,
     anonymous: AnonymousMemory,
     closed_usage: Option<Usage>,
+    /// User and system ticks of the process's account then.
+    closed_ticks: Option<(u64, u64)>,
     looks: Looks,
     /// Held while a window is about to be closed: see [`crate::kernel::Probe::ready_to_detach`].
     ready: Option<Link>,
@@ -145,20 +209,16 @@ impl Windows {
             began: now,
             cpu_before: None,
             last: Usage::default(),
-            open: Some(Open {
-                at_ns: monotonic_ns(),
-                usage: Usage::default(),
-                unseen: HashSet::new(),
-                clocks: None,
-            }),
+            open: Some(Open::new(monotonic_ns(), Usage::default())),
             closing: None,
             hits_before: [0; HIT_SLOTS],
             spent: Duration::ZERO,
+            sampling: Duration::ZERO,
             births: HashMap::new(),
-            own: (0.0, 0.0),
-            trapped: (0.0, 0.0, 0.0),
+            own: OwnTime::default(),
             anonymous: AnonymousMemory::default(),
             closed_usage: None,
+            closed_ticks: None,
             looks: Looks::default(),
             ready: None,
             work: Duration::ZERO,
@@ -167,18 +227,12 @@ impl Windows {
         }
     }
 
-    /// The trace of the process begins: its first window is open from now on, when its `clocks` were started.
-    pub(super) fn begin(&mut self, pid: u32, incarnation: u32, clocks: Option<ThreadClocks>) {
+    /// The trace of the process begins; its first window is the caller's to open.
+    fn begin(&mut self, pid: u32, incarnation: u32) {
         self.cohorts = Cohorts::new(incarnation);
         self.began = Instant::now();
         self.cpu_before = process_cpu_time(pid).ok();
         self.controller.opened(Usage::default());
-        self.open = Some(Open {
-            at_ns: monotonic_ns(),
-            usage: Usage::default(),
-            unseen: HashSet::new(),
-            clocks,
-        });
     }
 
     /// The processor time that the process has used since it is traced.
@@ -188,10 +242,10 @@ impl Windows {
             .ok()
             .zip(self.cpu_before)
             .map_or(Duration::ZERO, |(now, before)| now.saturating_sub(before));
-        let in_window = self.open.as_ref().and_then(|open| {
-            let elapsed = open.clocks.as_ref()?.elapsed()?;
-            Some(open.usage.cpu + elapsed)
-        });
+        let in_window = self
+            .open
+            .as_ref()
+            .and_then(|open| Some(open.usage.cpu + open.cpu()?));
         by_ticks
             .max(in_window.unwrap_or_default())
             .max(self.last.cpu)
@@ -202,8 +256,14 @@ impl Windows {
         if let Some(open) = &mut self.open
             && self.last.at.saturating_sub(open.usage.at) > CLOCKS_FOR
         {
+            open.modes = open.modes();
             open.clocks = None;
         }
+    }
+
+    /// Whether it is worth while to sample the modes of a window: of the first one nobody knows, and later ones are like those before.
+    fn wants_modes(&self) -> bool {
+        self.cohorts.windows() == 0 || self.own.is_trapped()
     }
 
     /// Whether windows are opened and closed at all.
@@ -236,68 +296,48 @@ impl Windows {
         self.controller.duty(self.began.elapsed())
     }
 
+    /// What samples of its modes took of the process's time.
+    pub(super) fn sampling(&self) -> Duration {
+        self.sampling
+    }
+
     /// The calls of this incarnation that are in no thread's record any more.
     pub(super) fn hits_before(&self) -> &[u64; HIT_SLOTS] {
         &self.hits_before
     }
 
-    /// Cores that the process uses by itself, from the times between windows.
-    fn own_cores(&self) -> Option<f64> {
-        (self.own.1 > 0.05 && self.own.0 > 0.0).then(|| self.own.0 / self.own.1)
-    }
-
-    /// The span of a window.
+    /// The span of a window with so many survivors, which are those born from `opened_ns` on.
     ///
     /// Traps take processor time. A process that has all it wants (a server that waits for requests) does as much as before and uses more of it; one that
     /// is saturated uses as much as before and does less. Its own processor time in the window, divided by what it uses each second
     /// between windows, is right for both.
     ///
-    /// Until the last probe is gone a few `late` hits are seen; the time at which each block was born is known to a tick of the clock only (1 to 10 ms), so
+    /// Until the last probe is gone a few `later` hits are seen; the time at which each block was born is known to a tick of the clock only (1 to 10 ms), so
     /// that they belong to the window, and make it longer.
-    fn span(
-        &mut self,
-        opened_ns: u64,
-        closed_ns: u64,
-        (cpu, cost, hits): (f64, f64, f64),
-        late: f64,
-    ) -> Span {
+    fn span(&mut self, opened_ns: u64, closed_ns: u64, used: Used, survivors: f64) -> Span {
         let length = closed_ns.saturating_sub(opened_ns) as f64 / 1e9;
+        let used = used.part(length, survivors);
         // Before the first gap: what it used in the window itself.
         let cores = self
-            .own_cores()
-            .unwrap_or_else(|| (cpu / length.max(1e-9)).max(1e-3));
-        let longer = (hits + late) / hits.max(1.0);
+            .own
+            .cores()
+            .unwrap_or_else(|| (used.cpu / length.max(1e-9)).max(1e-3));
+        let left = (used.cpu - used.cost) / cores;
         let mut span = Span {
             opened_ns,
             closed_ns,
-            effective_s: ((cpu - cost) / cores).min(length) * longer,
-            uncertainty: (COST_UNCERTAINTY * cost / (cpu - cost).max(1e-9))
-                .clamp(0.02, MOST_UNCERTAIN),
-            calls: None,
+            effective_s: left.min(length) * used.longer(),
+            uncertainty: own_time::of_what_is_left(used),
+            allocations: None,
         };
-        if cost > SMALL_SHARE * cpu && hits > 0.0 {
-            self.trapped.0 += cpu;
-            self.trapped.1 += cost;
-            self.trapped.2 += hits;
-            let (time, uncertainty) = self.time_of_a_call().unwrap_or_default();
-            span.calls = Some(hits + late);
-            span.effective_s = (hits + late) * time;
+        if self.own.note_window(used)
+            && let Some((time, uncertainty)) = self.own.of_an_allocation()
+        {
+            span.allocations = Some(used.allocations);
+            span.effective_s = used.allocations * time;
             span.uncertainty = uncertainty;
         }
         span
-    }
-
-    /// The time that the process takes from call to call by itself, seconds, from all windows in which traps took most of the time; and how far that
-    /// may be off, as a part of it.
-    fn time_of_a_call(&self) -> Option<(f64, f64)> {
-        let (cpu, cost, hits) = self.trapped;
-        if hits <= 0.0 {
-            return None;
-        }
-        let cores = self.own_cores().unwrap_or(1.0);
-        let own = (cpu - cost).max(LEAST_OWN_SHARE * cpu);
-        let uncertainty = (COST_UNCERTAINTY * cost / own).clamp(0.02, MOST_UNCERTAIN);
-        Some((own / hits / cores, uncertainty))
     }
 
     /// The cohorts with the best that is known of how much the windows missed. Where traps took most of the time in the windows, that
@@ -310,9 +350,9 @@ impl Windows {
             measured_growth: None,
             cohorts: Cohorts::default(),
         };
-        let known = self.time_of_a_call();
+        let known = self.own.of_an_allocation();
         if let Some((time, uncertainty)) = known {
-            cohorts.set_time_of_a_call(time, uncertainty);
+            cohorts.set_time_of_an_allocation(time, uncertainty);
         }
         let growth = self.anonymous.growth();
         let elapsed = self.began.elapsed().as_secs_f64();
@@ -355,7 +395,7 @@ impl Windows {
                 .sum();
                 let weight = prior / (prior + error);
                 let left = (prior * error / (prior + error)).sqrt();
-                cohorts.set_time_of_a_call(time / (weight * ratio).exp(), left);
+                cohorts.set_time_of_an_allocation(time / (weight * ratio).exp(), left);
             }
         }
         weighed.cohorts = cohorts;

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     os::fd::OwnedFd,
+    time::Duration,
 };
 
 use super::owned;
@@ -32,7 +33,8 @@ const _: () = assert!(size_of::<PerfEventAttr>() == 112);
 
 /// `PERF_FLAG_FD_CLOEXEC`.
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
-/// `PERF_TYPE_TRACEPOINT`.
+/// `PERF_TYPE_SOFTWARE` and `PERF_TYPE_TRACEPOINT`.
+const PERF_TYPE_SOFTWARE: u32 = 1;
 const PERF_TYPE_TRACEPOINT: u32 = 2;
 
 /// perf_event_open(2) with these fields.
@@ -96,20 +98,34 @@ pub(crate) fn count_tracepoint(id: u64, processor: u32) -> io::Result<Counter> {
 
 /// Begins to count the processor time of a thread (0: the calling one) and of those that it makes, nanoseconds; see [`Counter`].
 pub(crate) fn count_task_clock(thread: u32) -> io::Result<Counter> {
-    /// `PERF_TYPE_SOFTWARE` and `PERF_COUNT_SW_TASK_CLOCK`.
-    const SOFTWARE: u32 = 1;
+    /// `PERF_COUNT_SW_TASK_CLOCK`.
     const TASK_CLOCK: u64 = 1;
     /// The bits `inherit` and `inherit_thread` (Linux 5.13): of what a thread makes, threads only.
     const INHERIT: u64 = 1 << 1;
     const INHERIT_THREAD: u64 = 1 << 35;
     let attr = PerfEventAttr {
-        kind: SOFTWARE,
+        kind: PERF_TYPE_SOFTWARE,
         size: size_of::<PerfEventAttr>() as u32,
         config: TASK_CLOCK,
         flags: INHERIT | INHERIT_THREAD,
         ..PerfEventAttr::default()
     };
     perf_event_open(&attr, thread as i32, -1).map(Counter::from)
+}
+
+/// Begins to sample a thread, each time that it has run for so long. Records are bare headers (`sample_type` 0), which hold the mode; the descriptor
+/// is to be mapped, and nothing is written before it is.
+pub(crate) fn sample_modes(thread: u32, every: Duration) -> io::Result<OwnedFd> {
+    /// `PERF_COUNT_SW_CPU_CLOCK`, which has a timer of its own and does not go by ticks.
+    const CPU_CLOCK: u64 = 0;
+    let attr = PerfEventAttr {
+        kind: PERF_TYPE_SOFTWARE,
+        size: size_of::<PerfEventAttr>() as u32,
+        config: CPU_CLOCK,
+        sample_period: u64::try_from(every.as_nanos()).unwrap_or(u64::MAX),
+        ..PerfEventAttr::default()
+    };
+    perf_event_open(&attr, thread as i32, -1)
 }
 
 /// A perf event that is read for its count.

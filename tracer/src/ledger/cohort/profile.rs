@@ -157,7 +157,7 @@ mod tests {
             closed_ns: 2 * SECOND,
             effective_s: 1.0,
             uncertainty: 0.0,
-            calls: None,
+            allocations: None,
         };
         let reading = Reading {
             header: 0x51,

@@ -97,7 +97,7 @@ mod tests {
                 closed_ns,
                 effective_s: 0.5,
                 uncertainty: 0.0,
-                calls: None,
+                allocations: None,
             };
             cohorts.close(span, [(3, 5, 360)], born, &untouched, 0);
             for look in 1..3 {

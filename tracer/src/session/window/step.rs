@@ -7,17 +7,17 @@ use leakscope_common::{HIT_SLOTS, Loss};
 
 use super::{
     super::{Session, Wanted, process::Traced},
-    Closing, Detaching, Open, Windows,
+    Closing, Detaching, Open, OwnTime, Used, Windows,
     look::{as_reading, look_at_newest, look_before_window},
 };
 use crate::{
     budget::{Close, Mode, Usage},
     kernel::{
-        BlockToPut, BlockToRead, KernelError, ThreadClocks, close_links, monotonic_ns,
-        raise_priority, read_blocks, thread_cpu_time,
+        BlockToPut, BlockToRead, KernelError, close_links, monotonic_ns, raise_priority,
+        read_blocks, thread_cpu_time,
     },
     ledger::{Cohorts, MOST_WATCHED, Reading, SiteId, Survivor},
-    target::process::list_threads,
+    target::process::{list_threads, mode_ticks},
 };
 
 /// How often what a process has used is looked at where nothing tells of its calls.
@@ -50,57 +50,10 @@ impl Windows {
 }
 
 impl Session {
-    /// What a process has used so far.
-    pub(in crate::session) fn usage(&self, traced: &Traced) -> Usage {
-        let windows = &traced.windows;
-        let cpu = windows.cpu(traced.pid);
-        if cpu == windows.last.cpu && !cpu.is_zero() {
-            // It has not run: it was not trapped either, and need not be asked.
-            return Usage {
-                at: windows.began.elapsed(),
-                work: windows.work,
-                ..windows.last
-            };
-        }
-        let hits = self.hits(traced);
-        let calls: u64 = hits
-            .iter()
-            .take(leakscope_common::UNKNOWN_FREE_SLOT)
-            .sum::<u64>()
-            + self.growth.steps(traced.incarnation);
-        let cost = windows.spent
-            + Duration::from_secs_f64(self.cost_of_a_hit.as_secs_f64() * calls as f64);
-        Usage {
-            at: windows.began.elapsed(),
-            cpu,
-            cost,
-            work: windows.work,
-        }
-    }
-
-    /// Begins to count what a process uses, for a window that may be shorter than a tick of its clock.
-    pub(in crate::session) fn start_clocks(&self, traced: &Traced) -> Option<ThreadClocks> {
-        if !traced.windows.is_enforced || self.clocks_ready.is_none() {
-            return None;
-        }
-        let threads = list_threads(&self.proc_root, traced.pid).ok()?;
-        ThreadClocks::start(&threads)
-    }
-
-    /// Calls seen of a process's present program, by hit slot.
-    fn hits(&self, traced: &Traced) -> [u64; HIT_SLOTS] {
-        let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
-        let mut hits = self.probe.hits_of(traced.pid, &threads, traced.incarnation);
-        for (sum, before) in hits.iter_mut().zip(traced.windows.hits_before()) {
-            *sum += before;
-        }
-        hits
-    }
-
     /// The probe says that a process was trapped so many times more: what that cost is looked at before anything else, unless it can be no
     /// more than is left.
     pub(in crate::session) fn note_hits(&mut self, pid: u32, incarnation: u32, hits: u32) {
-        let cost = self.cost_of_a_hit * hits;
+        let cost = self.costs.hit * hits;
         if let Some(traced) = self.processes.get_mut(&pid)
             && traced.incarnation == incarnation
         {
@@ -135,30 +88,27 @@ impl Session {
         let usage = self.usage(traced);
         let windows = &mut traced.windows;
         windows.spent = usage.cost;
+        windows.sampling = Duration::ZERO;
         windows.hits_before = [0; HIT_SLOTS];
         windows.cohorts = Cohorts::new(traced.incarnation);
         windows.births.clear();
+        windows.own = OwnTime::new((0, 0), self.costs.unmasked.as_secs_f64());
         windows.looks.end();
         if windows.closing.take().is_some() {
             // Its probes are gone, and what it saw is the other program's.
             windows.open = None;
         }
         if windows.cpu_before.is_none() {
-            let clocks = self.start_clocks(traced);
-            traced.windows.begin(traced.pid, traced.incarnation, clocks);
-        } else if let Some(open) = &mut windows.open {
-            open.at_ns = monotonic_ns();
-            open.unseen.clear();
+            windows.begin(traced.pid, traced.incarnation);
+            self.begin_with_program(traced, Usage::default());
+        } else if windows.is_open() {
+            self.begin_with_program(traced, usage);
         } else {
             // The first calls of a program are the ones that nobody else can see.
             windows.controller.opened(usage);
-            windows.open = Some(Open {
-                at_ns: monotonic_ns(),
-                usage,
-                unseen: HashSet::new(),
-                clocks: None,
-            });
             windows.closed_usage = None;
+            windows.closed_ticks = None;
+            self.begin_with_program(traced, usage);
             traced.arm(&self.probe);
         }
     }
@@ -257,16 +207,18 @@ impl Session {
         let windows = &mut traced.windows;
         if let Some(closed) = windows.closed_usage.take() {
             let cost = usage.cost.saturating_sub(closed.cost);
-            windows.own.0 += usage
-                .cpu
-                .saturating_sub(closed.cpu)
-                .saturating_sub(cost)
-                .as_secs_f64();
-            windows.own.1 += usage.at.saturating_sub(closed.at).as_secs_f64();
-            // What it did long ago says less.
-            if windows.own.1 > 30.0 {
-                windows.own = (windows.own.0 / 2.0, windows.own.1 / 2.0);
-            }
+            let cpu = usage.cpu.saturating_sub(closed.cpu).saturating_sub(cost);
+            let time = usage.at.saturating_sub(closed.at);
+            let own = &mut windows.own;
+            own.note_between(cpu.as_secs_f64(), time.as_secs_f64());
+        }
+        if let Some((user, system)) = windows.closed_ticks.take()
+            && let Ok((user_now, system_now)) = mode_ticks(&self.proc_root, traced.pid)
+        {
+            let user = user_now.saturating_sub(user);
+            windows
+                .own
+                .note_ticks((user, system_now.saturating_sub(system)));
         }
         windows.cohorts.thin_to(self.probe.thin_shift());
         let watched = windows.cohorts.watched().map(|block| BlockToPut {
@@ -274,25 +226,14 @@ impl Session {
             size: block.size,
             site: block.site,
         });
+        let all = watched.len();
         let refused = self.probe.put_blocks(traced.incarnation, watched)?;
         let unseen = refused.iter().map(|block| block.address).collect();
+        let put = all.saturating_sub(refused.len());
         // A window begins when everything is attached; what is seen until then costs, and does not count.
-        windows.open = Some(Open {
-            at_ns: u64::MAX,
-            usage,
-            unseen,
-            clocks: None,
-        });
+        traced.windows.open = Some(Open::new(u64::MAX, usage));
         traced.arm(&self.probe);
-        let clocks = self.start_clocks(traced);
-        let usage = self.usage(traced);
-        let windows = &mut traced.windows;
-        windows.controller.opened(usage);
-        if let Some(open) = &mut windows.open {
-            open.at_ns = monotonic_ns();
-            open.usage = usage;
-            open.clocks = clocks;
-        }
+        self.begin_window(traced, unseen, put);
         Ok(())
     }
 
@@ -305,6 +246,9 @@ impl Session {
         decided: Usage,
     ) -> Result<(), KernelError> {
         let closed_ns = monotonic_ns();
+        let open = traced.windows.open.as_ref();
+        let cpu = open.and_then(Open::cpu);
+        let modes = open.map(Open::modes);
         let stale = self.probe.loss(Loss::StaleBlock);
         let ready = traced.windows.ready.take();
         let links: Vec<_> = traced
@@ -327,7 +271,8 @@ impl Session {
             .filter(|site| site.allocator.starts_with("glibc"))
             .map(|site| site.hit_slot)
             .collect();
-        let opened_ns = traced.windows.opened_ns().unwrap_or(closed_ns);
+        let open = traced.windows.open.as_ref();
+        let opened_ns = open.map_or(closed_ns, |open| open.survivors_from(closed_ns));
         let mut alive = Vec::new();
         self.probe.visit_blocks_of(traced.incarnation, |live| {
             if live.block.born_ns >= opened_ns {
@@ -360,6 +305,8 @@ impl Session {
             reason,
             decided,
             closed_ns,
+            cpu,
+            modes: modes.unwrap_or_default(),
             looks,
             glibc,
             stale,
@@ -374,6 +321,8 @@ impl Session {
             reason,
             decided,
             closed_ns,
+            cpu,
+            modes,
             looks,
             glibc,
             stale,
@@ -384,6 +333,7 @@ impl Session {
         // Stacks that the survivors' sites stand for.
         self.drain()?;
         let usage = self.usage(traced);
+        let calls = self.calls(traced);
         let mut births = HashMap::new();
         let wanted = std::collections::HashSet::from([traced.incarnation]);
         for (site, (incarnation, totals)) in self.heap_sites(&Wanted::Of(&wanted))? {
@@ -394,21 +344,42 @@ impl Session {
         let Some(open) = traced.windows.open.take() else {
             return Ok(());
         };
-        let mut untouched = open.unseen;
+        let opened_ns = open.survivors_from(closed_ns);
+        let mut untouched = HashSet::new();
         let mut survivors = Vec::new();
         self.probe.take_blocks(traced.incarnation, |live| {
             if live.block.born_ns == 0 {
                 untouched.insert(live.address);
-            } else if live.block.born_ns >= open.at_ns {
+            } else if live.block.born_ns >= opened_ns {
                 survivors.push((live.address, live.block));
             }
         })?;
+        let watched_ends = open.put.saturating_sub(untouched.len());
+        untouched.extend(&open.unseen);
         let windows = &mut traced.windows;
-        let cpu = decided.cpu.saturating_sub(open.usage.cpu).as_secs_f64();
+        let cpu = cpu
+            .unwrap_or_else(|| decided.cpu.saturating_sub(open.usage.cpu))
+            .as_secs_f64();
         let cost = decided.cost.saturating_sub(open.usage.cost).as_secs_f64();
-        let hit = self.cost_of_a_hit.as_secs_f64().max(1e-12);
-        let late = usage.cost.saturating_sub(decided.cost).as_secs_f64() / hit;
-        let span = windows.span(open.at_ns, closed_ns, (cpu, cost, cost / hit), late);
+        let hit = self.costs.hit.as_secs_f64().max(1e-12);
+        let late = usage.cost.saturating_sub(decided.cost).as_secs_f64();
+        let sampling = self.costs.sample.mul_f64(modes.all as f64);
+        windows.sampling += sampling;
+        let weight = (1_u64 << self.probe.thin_shift()) as f64;
+        let unknown = calls.unknown_frees.saturating_sub(open.calls.unknown_frees);
+        let used = Used {
+            time: closed_ns.saturating_sub(open.begun_ns) as f64 / 1e9,
+            cpu: (cpu - sampling.as_secs_f64()).max(0.0),
+            cost,
+            hits: cost / hit,
+            modes,
+            allocations: calls.allocations.saturating_sub(open.calls.allocations) as f64,
+            old_frees: (unknown as f64 + watched_ends as f64) * weight,
+            late_hits: late / hit,
+            survivors: 0.0,
+        };
+        let alive = survivors.len() as f64 * weight;
+        let span = windows.span(opened_ns, closed_ns, used, alive);
         let survivors = survivors.into_iter().map(|(address, block)| {
             let stack = self.stacks.get(&block.site);
             let survivor = Survivor {
@@ -439,6 +410,12 @@ impl Session {
         windows.births = births;
         windows.controller.closed(reason, decided, usage);
         windows.closed_usage = Some(usage);
+        // Only where it will be asked.
+        windows.closed_ticks = windows
+            .own
+            .is_trapped()
+            .then(|| mode_ticks(&self.proc_root, traced.pid).ok())
+            .flatten();
         windows.last = usage;
         windows.looks.begin();
         self.end_records(traced);

@@ -306,6 +306,20 @@ fn stat_fields(proc_root: &Path, pid: u32) -> Result<Vec<String>, ProcessError> 
         .ok_or_else(|| malformed(pid, path, &stat))
 }
 
+/// The processor time that a process has spent in its program and in the kernel, with all its threads, in clock ticks (fields 14 and 15 of
+/// proc_pid_stat(5)).
+///
+/// # Errors
+/// See [`ProcessError`].
+pub fn mode_ticks(proc_root: &Path, pid: u32) -> Result<(u64, u64), ProcessError> {
+    let fields = stat_fields(proc_root, pid)?;
+    let ticks = |number: usize| fields.get(number - 3).and_then(|ticks| ticks.parse().ok());
+    ticks(14).zip(ticks(15)).ok_or_else(|| {
+        let path = proc_root.join(pid.to_string()).join("stat");
+        malformed(pid, path, fields.join(" ").as_bytes())
+    })
+}
+
 /// Whether a process is stopped (state `T` of proc_pid_stat(5)).
 ///
 /// # Errors

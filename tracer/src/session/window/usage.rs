@@ -1,0 +1,135 @@
+//! What a process has used and done so far, read where it matters: at the boundaries of windows, and to see whether one is to be closed. What
+//! follows from it is decided elsewhere.
+
+use std::time::Duration;
+
+use hashbrown::HashSet;
+use leakscope_common::{HIT_SLOTS, UNKNOWN_FREE_SLOT};
+
+use super::{
+    super::{Session, process::Traced},
+    Calls, Clocks, Open, OwnTime,
+};
+use crate::{
+    budget::Usage,
+    kernel::{ModeSamples, ThreadClocks, monotonic_ns, next_tick_ns},
+    target::process::{list_threads, mode_ticks},
+};
+
+/// Processor time of a thread between two samples of its mode. A prime number of nanoseconds, for what it does may come back in steps. A sample
+/// takes 2 us, in a virtual machine 40.
+const SAMPLE_EVERY: Duration = Duration::from_nanos(499_979);
+
+impl Session {
+    /// What a process has used so far.
+    pub(in crate::session) fn usage(&self, traced: &Traced) -> Usage {
+        let windows = &traced.windows;
+        let cpu = windows.cpu(traced.pid);
+        if cpu == windows.last.cpu && !cpu.is_zero() {
+            // It has not run: it was not trapped either, and need not be asked.
+            return Usage {
+                at: windows.began.elapsed(),
+                work: windows.work,
+                ..windows.last
+            };
+        }
+        let hits = self.hits(traced);
+        let calls: u64 = hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>()
+            + self.growth.steps(traced.incarnation);
+        let cost = windows.spent
+            + windows.sampling
+            + Duration::from_secs_f64(self.costs.hit.as_secs_f64() * calls as f64);
+        Usage {
+            at: windows.began.elapsed(),
+            cpu,
+            cost,
+            work: windows.work,
+        }
+    }
+
+    /// Begins to count what a process uses, for a window that may be shorter than a tick of its clock.
+    fn start_clocks(&self, traced: &Traced) -> Option<Clocks> {
+        if !traced.windows.is_enforced || self.clocks_ready.is_none() {
+            return None;
+        }
+        let threads = list_threads(&self.proc_root, traced.pid).ok()?;
+        let time = ThreadClocks::start(&threads)?;
+        let modes = traced
+            .windows
+            .wants_modes()
+            .then(|| ModeSamples::start(&threads, SAMPLE_EVERY))
+            .flatten();
+        Some(Clocks { time, modes })
+    }
+
+    /// Allocations and frees seen of a process's present program.
+    pub(super) fn calls(&self, traced: &Traced) -> Calls {
+        let hits = self.hits(traced);
+        let of_slot = |slot: usize| hits.get(slot).copied().unwrap_or(0);
+        // Functions may share a slot.
+        let slots: HashSet<u8> = traced
+            .sites
+            .iter()
+            .filter(|site| site.allocates)
+            .map(|site| site.hit_slot)
+            .collect();
+        Calls {
+            allocations: slots.into_iter().map(|slot| of_slot(slot.into())).sum(),
+            unknown_frees: of_slot(UNKNOWN_FREE_SLOT),
+        }
+    }
+
+    /// A window begins now: everything is attached. `unseen` and `put` are as in [`Open`].
+    pub(super) fn begin_window(&self, traced: &mut Traced, unseen: HashSet<u64>, put: usize) {
+        let clocks = self.start_clocks(traced);
+        let usage = self.usage(traced);
+        let calls = self.calls(traced);
+        let begun_ns = monotonic_ns();
+        traced.windows.controller.opened(usage);
+        traced.windows.open = Some(Open {
+            at_ns: next_tick_ns(begun_ns),
+            unseen,
+            put,
+            calls,
+            clocks,
+            ..Open::new(begun_ns, usage)
+        });
+    }
+
+    /// The trace of a process that runs begins, with its first window: what was attached saw before does not count.
+    pub(in crate::session) fn begin_first_window(&self, traced: &mut Traced) {
+        let before = mode_ticks(&self.proc_root, traced.pid).unwrap_or_default();
+        let clocks = self.start_clocks(traced);
+        let (pid, incarnation) = (traced.pid, traced.incarnation);
+        traced.windows.begin(pid, incarnation);
+        traced.windows.own = OwnTime::new(before, self.costs.unmasked.as_secs_f64());
+        let usage = self.usage(traced);
+        let calls = self.calls(traced);
+        let begun_ns = monotonic_ns();
+        traced.windows.open = Some(Open {
+            at_ns: next_tick_ns(begun_ns),
+            calls,
+            clocks,
+            ..Open::new(begun_ns, usage)
+        });
+    }
+
+    /// A window begins with a program, of which nothing was seen before.
+    pub(super) fn begin_with_program(&self, traced: &mut Traced, usage: Usage) {
+        let clocks = self.start_clocks(traced);
+        traced.windows.open = Some(Open {
+            clocks,
+            ..Open::new(monotonic_ns(), usage)
+        });
+    }
+
+    /// Calls seen of a process's present program, by hit slot.
+    fn hits(&self, traced: &Traced) -> [u64; HIT_SLOTS] {
+        let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
+        let mut hits = self.probe.hits_of(traced.pid, &threads, traced.incarnation);
+        for (sum, before) in hits.iter_mut().zip(traced.windows.hits_before()) {
+            *sum += before;
+        }
+        hits
+    }
+}
