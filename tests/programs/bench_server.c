@@ -1,7 +1,8 @@
 /* A server under full load: worker threads that never wait allocate at two hundred sites, whose blocks live from no time at
  * all to some seconds, and at one whose blocks are never freed, which is one allocation in a hundred.
  *
- * The first argument is the number of workers. With "zero" as the second all blocks come from calloc and stay as they are.
+ * The first argument is the number of workers. With "zero" as the second all blocks come from calloc and stay as they are;
+ * with "work" blocks live for as many operations as a worker usually makes in their time, whatever slows it.
  */
 #include "bench.h"
 
@@ -52,6 +53,10 @@ static uint64_t lives_ns[SITES];
 static size_t sizes[SITES];
 static unsigned most_held[SITES];
 static int zero;
+static int by_work;
+
+/* What an operation takes a worker, about. */
+#define OPERATION_NS 1800
 
 /* Blocks that are never freed have all the same size. */
 #define LEAK_SIZE 200
@@ -154,7 +159,7 @@ OWN_FRAME static void *work(void *argument)
     uint64_t sum = 0;
     unsigned turn = 0;
     for (;;) {
-        uint64_t now = clock_ns(CLOCK_MONOTONIC);
+        uint64_t now = by_work ? self->operations * OPERATION_NS : clock_ns(CLOCK_MONOTONIC);
         take_turn(self);
         if ((next_random(&random) >> 32) % LEAKS_ONE_OF == 0) {
             sum += use(leak(), LEAK_SIZE, &random);
@@ -187,6 +192,7 @@ int main(int argc, char **argv)
     int site = 0;
     uint64_t random = 88172645463325252ull;
     zero = argc > 2 && strcmp(argv[2], "zero") == 0;
+    by_work = argc > 2 && strcmp(argv[2], "work") == 0;
     for (size_t kind = 0; kind < sizeof kinds / sizeof *kinds; kind++)
         for (int i = 0; i < kinds[kind].sites; i++, site++) {
             lives_ns[site] = kinds[kind].lives_ns / 2 + kinds[kind].lives_ns * (uint64_t)i / (uint64_t)kinds[kind].sites;

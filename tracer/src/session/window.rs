@@ -54,6 +54,13 @@ struct Calls {
     unknown_frees: u64,
 }
 
+/// What was seen between a window's end and the end of its last probe.
+#[derive(Clone, Copy, Debug)]
+struct Late {
+    hits: f64,
+    allocations: f64,
+}
+
 /// A window that is open.
 struct Open {
     /// When it was opened.
@@ -146,6 +153,11 @@ struct Closing {
     /// What the process had used when that was decided, and when it was.
     decided: Usage,
     closed_ns: u64,
+    /// Calls by then.
+    calls: Calls,
+    /// Blocks that were born in it and are alive, and watched ones that are there still, by the table.
+    born: usize,
+    watched: usize,
     /// The processor time and the samples by then, as its own clocks have counted them.
     cpu: Option<Duration>,
     modes: Modes,
@@ -306,17 +318,17 @@ impl Windows {
         &self.hits_before
     }
 
-    /// The span of a window with so many survivors, which are those born from `opened_ns` on.
+    /// The span of a window whose survivors are those born from `opened_ns` on.
     ///
     /// Traps take processor time. A process that has all it wants (a server that waits for requests) does as much as before and uses more of it; one that
     /// is saturated uses as much as before and does less. Its own processor time in the window, divided by what it uses each second
     /// between windows, is right for both.
     ///
-    /// Until the last probe is gone a few `later` hits are seen; the time at which each block was born is known to a tick of the clock only (1 to 10 ms), so
+    /// Until the last probe is gone a few `late` calls are seen; the time at which each block was born is known to a tick of the clock only (1 to 10 ms), so
     /// that they belong to the window, and make it longer.
-    fn span(&mut self, opened_ns: u64, closed_ns: u64, used: Used, survivors: f64) -> Span {
+    fn span(&mut self, opened_ns: u64, closed_ns: u64, used: Used, late: Late) -> Span {
         let length = closed_ns.saturating_sub(opened_ns) as f64 / 1e9;
-        let used = used.part(length, survivors);
+        let used = used.part(length);
         // Before the first gap: what it used in the window itself.
         let cores = self
             .own
@@ -326,15 +338,16 @@ impl Windows {
         let mut span = Span {
             opened_ns,
             closed_ns,
-            effective_s: left.min(length) * used.longer(),
+            effective_s: left.min(length) * (1.0 + late.hits / used.hits.max(1.0)),
             uncertainty: own_time::of_what_is_left(used),
             allocations: None,
         };
         if self.own.note_window(used)
             && let Some((time, uncertainty)) = self.own.of_an_allocation()
         {
-            span.allocations = Some(used.allocations);
-            span.effective_s = used.allocations * time;
+            let allocations = used.allocations + late.allocations;
+            span.allocations = Some(allocations);
+            span.effective_s = allocations * time;
             span.uncertainty = uncertainty;
         }
         span

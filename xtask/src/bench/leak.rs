@@ -46,8 +46,9 @@ const fn server(name: &'static str, arguments: &'static [&'static str]) -> Serve
 pub(super) const SERVERS: [Server; 2] =
     [server("one thread", &["1"]), server("two threads", &["2"])];
 
-/// Blocks that look alike, and allocators whose chunks have no header.
-pub(super) const OTHERS: [Server; 3] = [
+/// Blocks that end by what the server does instead of by the clock, blocks that look alike, and allocators whose chunks have no header.
+pub(super) const OTHERS: [Server; 4] = [
+    server("two threads, blocks end by work", &["2", "work"]),
     server("two threads, all blocks zero", &["2", "zero"]),
     Server {
         preload: Some("libjemalloc.so.2"),

@@ -141,6 +141,7 @@ impl Cohorts {
         let scale = self.weight() as f64;
         let counts = self.contradictions.get(&site).copied().unwrap_or_default();
         let nothing = SiteCohort::default();
+        let ends_young = self.ends_young(site);
         for (number, cohort) in (0_u32..).zip(&self.cohorts) {
             let next_ns = self
                 .cohorts
@@ -165,7 +166,11 @@ impl Cohorts {
                 births.add(there.births.times(cohort.span.weight_until(next_ns)));
                 result.windows += 1;
             }
-            let hazard = hazard(cohort, there.unwrap_or(&nothing), counts);
+            let mut hazard = hazard(cohort, there.unwrap_or(&nothing), counts);
+            if ends_young {
+                // How many more of those that look alike went soon after a window, and were followed by others before the next, nobody saw.
+                hazard.most = f64::INFINITY;
+            }
             let seconds_watched = seconds(cohort.span.closed_ns, now_ns);
             let alike = part.alike / part.objects.max(1.0);
             let alive = part.bytes
@@ -228,6 +233,23 @@ impl Cohorts {
             0.0
         };
         result
+    }
+
+    /// Whether blocks of the site that were born in a window were freed in it, beyond what thinning explains.
+    fn ends_young(&self, site: SiteId) -> bool {
+        let (mut born, mut alive, mut variance) = (0.0, 0.0, 0.0);
+        for there in self
+            .cohorts
+            .iter()
+            .filter_map(|cohort| cohort.sites.get(&site))
+        {
+            let alive_here: f64 = there.ages.iter().map(|class| class.objects).sum();
+            born += there.births.objects;
+            alive += alive_here;
+            // One of `scale` of them is counted.
+            variance += alive_here * (self.weight() as f64 - 1.0);
+        }
+        born - alive > 2.0 * f64::sqrt(variance) + 0.5
     }
 
     /// By how much the numbers of a site vary more from window to window than chance explains, from the differences between neighbours (Wolter 2007,

@@ -28,7 +28,7 @@ const PACE_OF_ONE_WINDOW: f64 = 0.5;
 /// Ticks between windows by which the kernel's own part of a process's time is known; before, those of its whole life have to do.
 const ENOUGH_TICKS: f64 = 50.0;
 
-/// What a window has used and seen.
+/// What a window has used and seen until it was to be closed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Used {
     /// Its length, seconds.
@@ -40,18 +40,16 @@ pub(super) struct Used {
     pub(super) hits: f64,
     /// Samples of the mode in which it ran; none where the kernel has none.
     pub(super) modes: Modes,
-    /// Those of the calls that gave a block out, with those of the time until its last probe was gone, as all that follows.
+    /// Those of the calls that gave a block out.
     pub(super) allocations: f64,
-    /// Blocks from before it that were freed, and blocks that were born in it and survived it.
+    /// Blocks from before it that were freed, and blocks that were born in it and are alive.
     pub(super) old_frees: f64,
     pub(super) survivors: f64,
-    /// Calls that were seen after its end.
-    pub(super) late_hits: f64,
 }
 
 impl Used {
-    /// The same for the last `time` of the window alone, in which these survivors were born.
-    pub(super) fn part(self, time: f64, survivors: f64) -> Self {
+    /// The same for the last `time` of the window alone, in which the survivors were born.
+    pub(super) fn part(self, time: f64) -> Self {
         let part = (time / self.time.max(1e-9)).min(1.0);
         Self {
             time,
@@ -60,15 +58,8 @@ impl Used {
             hits: self.hits * part,
             allocations: self.allocations * part,
             old_frees: self.old_frees * part,
-            survivors,
-            late_hits: self.late_hits * part,
             ..self
         }
-    }
-
-    /// How much longer the window is than it was open, as a multiple of that, by the calls that were seen after its end.
-    pub(super) fn longer(self) -> f64 {
-        1.0 + self.late_hits / self.hits.max(1.0)
     }
 
     fn add(&mut self, other: Self) {
@@ -80,7 +71,6 @@ impl Used {
         self.allocations += other.allocations;
         self.old_frees += other.old_frees;
         self.survivors += other.survivors;
-        self.late_hits += other.late_hits;
     }
 }
 
@@ -144,7 +134,7 @@ impl Pace {
         } else {
             1.0
         };
-        let time = used.time * used.longer() * ratio;
+        let time = used.time * ratio;
         let allocations = used.allocations;
         self.windows += 1.0;
         self.time += time;
@@ -255,7 +245,7 @@ impl OwnTime {
         // not known; they may be nothing, or most of it.
         let beyond = ((all.old_frees - all.survivors) / all.hits).clamp(0.0, 0.5);
         let cores = self.cores().unwrap_or(1.0);
-        let hits = (all.hits + all.late_hits) / all.allocations / cores;
+        let hits = all.hits / all.allocations / cores;
         let most = of_a_hit.time.max(least) * hits;
         let own = Known {
             time: most * (1.0 - beyond),
@@ -340,7 +330,6 @@ mod tests {
             allocations: hits / 2.0,
             old_frees: 400.0,
             survivors: 400.0,
-            late_hits: 0.0,
         }
     }
 
@@ -467,14 +456,12 @@ mod tests {
     fn a_part_of_a_window_is_that_part_of_all_that_it_used() {
         let used = Used {
             time: 0.02,
-            late_hits: 1_000.0,
             ..window(1.0, 0.0, 1.0, 0.2, 1.0)
         };
-        let part = used.part(0.015, 300.0);
-        assert!((part.hits - 7_500.0).abs() < 1e-6 && (part.late_hits - 750.0).abs() < 1e-6);
-        assert!((part.survivors - 300.0).abs() < 1e-9 && (part.time - 0.015).abs() < 1e-9);
-        assert!((part.longer() - used.longer()).abs() < 1e-9);
+        let part = used.part(0.015);
+        assert!((part.hits - 7_500.0).abs() < 1e-6 && (part.old_frees - 300.0).abs() < 1e-6);
+        assert!((part.survivors - 400.0).abs() < 1e-9 && (part.time - 0.015).abs() < 1e-9);
         // Clocks that do not agree do not make it longer.
-        assert!((used.part(0.03, 300.0).hits - used.hits).abs() < 1e-6);
+        assert!((used.part(0.03).hits - used.hits).abs() < 1e-6);
     }
 }

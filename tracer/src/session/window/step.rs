@@ -7,7 +7,7 @@ use leakscope_common::{HIT_SLOTS, Loss};
 
 use super::{
     super::{Session, Wanted, process::Traced},
-    Closing, Detaching, Open, OwnTime, Used, Windows,
+    Closing, Detaching, Late, Open, OwnTime, Used, Windows,
     look::{as_reading, look_at_newest, look_before_window},
 };
 use crate::{
@@ -249,6 +249,7 @@ impl Session {
         let open = traced.windows.open.as_ref();
         let cpu = open.and_then(Open::cpu);
         let modes = open.map(Open::modes);
+        let calls = self.calls(traced);
         let stale = self.probe.loss(Loss::StaleBlock);
         let ready = traced.windows.ready.take();
         let links: Vec<_> = traced
@@ -274,9 +275,12 @@ impl Session {
         let open = traced.windows.open.as_ref();
         let opened_ns = open.map_or(closed_ns, |open| open.survivors_from(closed_ns));
         let mut alive = Vec::new();
+        let mut watched = 0;
         self.probe.visit_blocks_of(traced.incarnation, |live| {
             if live.block.born_ns >= opened_ns {
                 alive.push((live.address, live.block));
+            } else if live.block.born_ns == 0 {
+                watched += 1;
             }
         })?;
         let has_header = |site: &SiteId| {
@@ -305,6 +309,9 @@ impl Session {
             reason,
             decided,
             closed_ns,
+            calls,
+            born: alive.len(),
+            watched,
             cpu,
             modes: modes.unwrap_or_default(),
             looks,
@@ -321,6 +328,9 @@ impl Session {
             reason,
             decided,
             closed_ns,
+            calls,
+            born,
+            watched,
             cpu,
             modes,
             looks,
@@ -333,7 +343,7 @@ impl Session {
         // Stacks that the survivors' sites stand for.
         self.drain()?;
         let usage = self.usage(traced);
-        let calls = self.calls(traced);
+        let calls_now = self.calls(traced);
         let mut births = HashMap::new();
         let wanted = std::collections::HashSet::from([traced.incarnation]);
         for (site, (incarnation, totals)) in self.heap_sites(&Wanted::Of(&wanted))? {
@@ -347,14 +357,22 @@ impl Session {
         let opened_ns = open.survivors_from(closed_ns);
         let mut untouched = HashSet::new();
         let mut survivors = Vec::new();
+        // Blocks that were seen to be born before it began, and are alive: objects and bytes, by site.
+        let mut early: HashMap<SiteId, (u64, u64)> = HashMap::new();
+        let stands_for = 1_u64 << self.probe.thin_shift();
         self.probe.take_blocks(traced.incarnation, |live| {
             if live.block.born_ns == 0 {
                 untouched.insert(live.address);
             } else if live.block.born_ns >= opened_ns {
                 survivors.push((live.address, live.block));
+            } else {
+                let stack = self.stacks.get(&live.block.site);
+                let site = stack.map_or(live.block.site, |stack| stack.canonical);
+                let (objects, bytes) = early.entry(site).or_default();
+                *objects = objects.saturating_add(stands_for);
+                *bytes = bytes.saturating_add(live.block.size.saturating_mul(stands_for));
             }
         })?;
-        let watched_ends = open.put.saturating_sub(untouched.len());
         untouched.extend(&open.unseen);
         let windows = &mut traced.windows;
         let cpu = cpu
@@ -362,11 +380,12 @@ impl Session {
             .as_secs_f64();
         let cost = decided.cost.saturating_sub(open.usage.cost).as_secs_f64();
         let hit = self.costs.hit.as_secs_f64().max(1e-12);
-        let late = usage.cost.saturating_sub(decided.cost).as_secs_f64();
+        let late_cost = usage.cost.saturating_sub(decided.cost).as_secs_f64();
         let sampling = self.costs.sample.mul_f64(modes.all as f64);
         windows.sampling += sampling;
-        let weight = (1_u64 << self.probe.thin_shift()) as f64;
-        let unknown = calls.unknown_frees.saturating_sub(open.calls.unknown_frees);
+        let weight = stands_for as f64;
+        let old_frees = calls.unknown_frees.saturating_sub(open.calls.unknown_frees) as f64
+            + open.put.saturating_sub(watched) as f64;
         let used = Used {
             time: closed_ns.saturating_sub(open.begun_ns) as f64 / 1e9,
             cpu: (cpu - sampling.as_secs_f64()).max(0.0),
@@ -374,12 +393,14 @@ impl Session {
             hits: cost / hit,
             modes,
             allocations: calls.allocations.saturating_sub(open.calls.allocations) as f64,
-            old_frees: (unknown as f64 + watched_ends as f64) * weight,
-            late_hits: late / hit,
-            survivors: 0.0,
+            old_frees: old_frees * weight,
+            survivors: born as f64 * weight,
         };
-        let alive = survivors.len() as f64 * weight;
-        let span = windows.span(opened_ns, closed_ns, used, alive);
+        let late = Late {
+            hits: late_cost / hit,
+            allocations: calls_now.allocations.saturating_sub(calls.allocations) as f64,
+        };
+        let span = windows.span(opened_ns, closed_ns, used, late);
         let survivors = survivors.into_iter().map(|(address, block)| {
             let stack = self.stacks.get(&block.site);
             let survivor = Survivor {
@@ -394,10 +415,15 @@ impl Session {
         let new_births = births.iter().filter_map(|(site, (objects, bytes))| {
             let (objects_before, bytes_before) =
                 windows.births.get(site).copied().unwrap_or_default();
+            let (objects_early, bytes_early) = early.get(site).copied().unwrap_or_default();
             Some((
                 *site,
-                objects.checked_sub(objects_before)?,
-                bytes.saturating_sub(bytes_before),
+                objects
+                    .checked_sub(objects_before)?
+                    .saturating_sub(objects_early),
+                bytes
+                    .saturating_sub(bytes_before)
+                    .saturating_sub(bytes_early),
             ))
         });
         windows.cohorts.close(
