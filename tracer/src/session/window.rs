@@ -342,13 +342,15 @@ impl Windows {
             uncertainty: own_time::of_what_is_left(used),
             allocations: None,
         };
-        if self.own.note_window(used)
-            && let Some((time, uncertainty)) = self.own.of_an_allocation()
-        {
-            let allocations = used.allocations + late.allocations;
-            span.allocations = Some(allocations);
-            span.effective_s = allocations * time;
-            span.uncertainty = uncertainty;
+        if self.own.note_window(used) {
+            if let Some((time, uncertainty)) = self.own.of_an_allocation() {
+                let allocations = used.allocations + late.allocations;
+                span.allocations = Some(allocations);
+                span.effective_s = allocations * time;
+                span.uncertainty = uncertainty;
+            }
+        } else if let Some(most) = self.own.of_a_stall(used) {
+            span.effective_s = span.effective_s.min(most);
         }
         span
     }

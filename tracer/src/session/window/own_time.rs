@@ -25,6 +25,9 @@ const LEAST_UNCERTAIN: f64 = 0.02;
 const PACE_UNCERTAINTY: f64 = 0.1;
 const PACE_OF_ONE_WINDOW: f64 = 0.5;
 
+/// Counts differ by chance by less than so many standard deviations.
+const BY_CHANCE: f64 = 4.0;
+
 /// Ticks between windows by which the kernel's own part of a process's time is known; before, those of its whole life have to do.
 const ENOUGH_TICKS: f64 = 50.0;
 
@@ -129,12 +132,7 @@ struct Pace {
 
 impl Pace {
     fn note(&mut self, used: Used) {
-        let ratio = if used.old_frees > used.survivors {
-            used.survivors / used.old_frees
-        } else {
-            1.0
-        };
-        let time = used.time * ratio;
+        let time = Self::of_window(used);
         let allocations = used.allocations;
         self.windows += 1.0;
         self.time += time;
@@ -142,6 +140,15 @@ impl Pace {
         self.time_time += time * time;
         self.time_allocations += time * allocations;
         self.allocations_allocations += allocations * allocations;
+    }
+
+    /// The time that a window was open for the process, if all went by the clock.
+    fn of_window(used: Used) -> f64 {
+        if used.old_frees > used.survivors {
+            used.time * used.survivors / used.old_frees
+        } else {
+            used.time
+        }
     }
 
     /// The time from one allocation to the next at the most, if all went by the clock.
@@ -220,6 +227,16 @@ impl OwnTime {
             }
         }
         is_trapped
+    }
+
+    /// The time at the most for which a window counts that traps did not fill, of a process of which they fill others: the machine's host may have given
+    /// it no time, which its clocks take for its own, while what goes by the clock went on. At the least it made its allocations in it. `None` where
+    /// more blocks ended than survived by chance only.
+    pub(super) fn of_a_stall(&self, used: Used) -> Option<f64> {
+        let (time, _) = self.of_an_allocation()?;
+        let (ended, born) = (used.old_frees, used.survivors);
+        let is_slow = ended - born > BY_CHANCE * (ended + born).sqrt();
+        is_slow.then(|| Pace::of_window(used).max(used.allocations * time))
     }
 
     /// Whether there were such windows.
@@ -436,6 +453,38 @@ mod tests {
         by_the_clock(&mut one, 1);
         by_the_clock(&mut eight, 8);
         assert!(found(&one).1 > found(&eight).1);
+    }
+
+    #[test]
+    fn a_window_in_which_the_host_gave_no_time_counted_for_all_of_its_length() {
+        let mut own = OwnTime::new((100, 0), 0.2 * MICROSECOND);
+        let stalled = Used {
+            time: 0.04,
+            cpu: 0.04,
+            cost: 0.005,
+            hits: 5_000.0,
+            allocations: 1_000.0,
+            old_frees: 3_000.0,
+            survivors: 300.0,
+            modes: Modes::default(),
+        };
+        assert!(own.of_a_stall(stalled).is_none());
+        by_the_clock(&mut own, 8);
+        assert!(!own.note_window(stalled));
+        assert!((own.of_a_stall(stalled).unwrap() - 0.004).abs() < 1e-9);
+        // A cache was emptied: it made its allocations at its usual pace.
+        let emptied = Used {
+            old_frees: 1_000_000.0,
+            ..stalled
+        };
+        let (time, _) = own.of_an_allocation().unwrap();
+        assert!((own.of_a_stall(emptied).unwrap() - 1_000.0 * time).abs() < 1e-9);
+        // It calculates.
+        let balanced = Used {
+            old_frees: 320.0,
+            ..stalled
+        };
+        assert!(own.of_a_stall(balanced).is_none());
     }
 
     #[test]
