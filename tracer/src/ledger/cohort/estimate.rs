@@ -50,6 +50,19 @@ struct Part {
     bytes: f64,
     squares: f64,
     oldest_ns: Option<u64>,
+    /// Of blocks of which none is left, what is taken for their share that looked alike.
+    gone_alike: f64,
+}
+
+impl Part {
+    /// The share of the blocks that a successor could not be told from.
+    fn alike_share(&self) -> f64 {
+        if self.objects > 0.0 {
+            self.alike / self.objects
+        } else {
+            self.gone_alike
+        }
+    }
 }
 
 /// The three values of a site that the interval is made from, and its variance.
@@ -142,13 +155,18 @@ impl Cohorts {
         let counts = self.contradictions.get(&site).copied().unwrap_or_default();
         let nothing = SiteCohort::default();
         let ends_young = self.ends_young(site);
+        // Such blocks of the site were looked at.
+        let gone_alike = f64::from(u8::from(self.contradictions.contains_key(&site)));
         for (number, cohort) in (0_u32..).zip(&self.cohorts) {
             let next_ns = self
                 .cohorts
                 .get(number as usize + 1)
                 .map_or(covered_until_ns, |next| next.span.opened_ns)
                 .max(cohort.span.closed_ns);
-            let part = parts.get(&(site, number)).copied().unwrap_or_default();
+            let part = Part {
+                gone_alike,
+                ..parts.get(&(site, number)).copied().unwrap_or_default()
+            };
             let is_old = self.cohorts.len() - number as usize > RECENT;
             let there = cohort.sites.get(&site);
             if part.objects > 0.0 {
@@ -172,7 +190,7 @@ impl Cohorts {
                 hazard.most = f64::INFINITY;
             }
             let seconds_watched = seconds(cohort.span.closed_ns, now_ns);
-            let alike = part.alike / part.objects.max(1.0);
+            let alike = part.alike_share();
             let alive = part.bytes
                 * scale
                 * kept_share(alike, hazard.likely, seconds_watched, seconds_watched);
@@ -324,7 +342,7 @@ impl Sums {
         }
         let weight = cohort.span.weight_until(next_ns) * scale;
         let lag = seconds(cohort.span.closed_ns, now_ns);
-        let alike = part.alike / part.objects;
+        let alike = part.alike_share();
         let all = Amount {
             objects: part.objects,
             bytes: part.bytes,
@@ -354,11 +372,7 @@ impl Sums {
     ) {
         let lag = to;
         let length = cohort.span.length_s();
-        let alike = if part.objects > 0.0 {
-            part.alike / part.objects
-        } else {
-            0.0
-        };
+        let alike = part.alike_share();
         let counted = Amount {
             objects: part.objects,
             bytes: part.bytes,
