@@ -154,7 +154,8 @@ impl Cohorts {
         let scale = self.weight() as f64;
         let counts = self.contradictions.get(&site).copied().unwrap_or_default();
         let nothing = SiteCohort::default();
-        let ends_young = self.ends_young(site);
+        // Of blocks that are seen to go, those that look alike may have gone unseen, and others may stand in their places.
+        let goes = self.ends_young(site) || counts.iter().any(|counts| counts.in_windows > 0.0);
         // Such blocks of the site were looked at.
         let gone_alike = f64::from(u8::from(self.contradictions.contains_key(&site)));
         for (number, cohort) in (0_u32..).zip(&self.cohorts) {
@@ -185,8 +186,7 @@ impl Cohorts {
                 result.windows += 1;
             }
             let mut hazard = hazard(cohort, there.unwrap_or(&nothing), counts);
-            if ends_young {
-                // How many more of those that look alike went soon after a window, and were followed by others before the next, nobody saw.
+            if goes {
                 hazard.most = f64::INFINITY;
             }
             let seconds_watched = seconds(cohort.span.closed_ns, now_ns);
@@ -227,13 +227,16 @@ impl Cohorts {
         }
         // A site that is rarely used is not rare by chance alone.
         let dispersion = self.dispersion(site, parts, scale);
-        let variance = sums.counted_variance
-            + sums.unseen_variance * dispersion
-            + sums.shape_variance
-            + sums.uncertain * sums.uncertain;
+        let by_count = sums.counted_variance + sums.unseen_variance * dispersion;
+        let by_value = sums.shape_variance + sums.uncertain * sums.uncertain;
+        let variance = by_count + by_value;
         result.inuse_objects = sums.likely.objects.round() as u64;
         result.inuse_bytes = sums.likely.bytes.round() as u64;
-        let relative = |value: f64| variance * (value / sums.most.max(1.0)).powi(2).min(1.0);
+        // That of a part: chance counts for more in few blocks.
+        let relative = |value: f64| {
+            let part = (value / sums.most.max(1.0)).min(1.0);
+            by_count * part + by_value * part * part
+        };
         result.inuse_bytes_low =
             (interval::low(sums.least, relative(sums.least)) as u64).min(result.inuse_bytes);
         result.inuse_bytes_high = (interval::high(sums.most, variance, sums.largest_weight) as u64)
