@@ -2,13 +2,13 @@
 //! itself only; for others it goes on by ticks of 1 to 10 ms (`thread_group_cputime`, kernel/sched/cputime.c), and a window may be shorter than
 //! one. A counter of the software event `task-clock` is read on the processor that the thread is running on. Knows nothing of windows.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use super::{attach::Link, error::KernelError, sys};
 
 /// Of a process with more threads the process's own clock is used: each has its own tick, and in their sum a tick is little. Opening a counter
 /// takes some microseconds, and interrupts the thread if it runs.
-const MOST_THREADS: usize = 64;
+pub(super) const MOST_THREADS: usize = 64;
 
 /// Counts the processor time of some threads, and of those that they make, from when it is made.
 #[derive(Debug)]
@@ -18,19 +18,7 @@ impl ThreadClocks {
     /// Begins to count. `None` where there are too many threads, or the kernel refuses a counter to one that is still there.
     #[must_use]
     pub fn start(threads: &[u32]) -> Option<Self> {
-        if threads.len() > MOST_THREADS {
-            return None;
-        }
-        let mut counters = Vec::with_capacity(threads.len());
-        for thread in threads {
-            match sys::count_task_clock(*thread) {
-                Ok(counter) => counters.push(counter),
-                // It has ended meanwhile.
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                Err(_) => return None,
-            }
-        }
-        (!counters.is_empty()).then_some(Self(counters))
+        of_each(threads, sys::count_task_clock).map(Self)
     }
 
     /// The processor time that the threads have used since. `None` where a counter cannot be read.
@@ -42,6 +30,23 @@ impl ThreadClocks {
         }
         Some(Duration::from_nanos(sum))
     }
+}
+
+/// Opens a perf event for each of some threads. `None` where there are too many, or the kernel refuses it to one that is still there.
+pub(super) fn of_each<T>(threads: &[u32], open: impl Fn(u32) -> io::Result<T>) -> Option<Vec<T>> {
+    if threads.len() > MOST_THREADS {
+        return None;
+    }
+    let mut events = Vec::with_capacity(threads.len());
+    for thread in threads {
+        match open(*thread) {
+            Ok(event) => events.push(event),
+            // It has ended meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(_) => return None,
+        }
+    }
+    (!events.is_empty()).then_some(events)
 }
 
 /// When the kernel's next tick is, CLOCK_MONOTONIC nanoseconds: threads look at the clock once in each (`bpf_jiffies64`), so that of what the

@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{shared::SharedArray, sys};
-
-/// Of a process with more threads nothing is sampled: each needs pages of its own, and opening them interrupts the thread if it runs.
-const MOST_THREADS: usize = 64;
+use super::{clock::of_each, shared::SharedArray, sys};
 
 /// Where `struct perf_event_mmap_page` holds how far samples have been written, and where they begin and end; in words of 8 bytes
 /// (`data_head`, `data_offset`, `data_size`; include/uapi/linux/perf_event.h, the last two since Linux 4.1).
@@ -58,19 +55,7 @@ impl ModeSamples {
     /// for one that is still there.
     #[must_use]
     pub fn start(threads: &[u32], every: Duration) -> Option<Self> {
-        if threads.len() > MOST_THREADS {
-            return None;
-        }
-        let mut rings = Vec::with_capacity(threads.len());
-        for thread in threads {
-            match Ring::start(*thread, every) {
-                Ok(ring) => rings.push(ring),
-                // It has ended meanwhile.
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                Err(_) => return None,
-            }
-        }
-        (!rings.is_empty()).then_some(Self(rings))
+        of_each(threads, |thread| Ring::start(thread, every)).map(Self)
     }
 
     /// The samples so far.
@@ -140,7 +125,8 @@ fn count(bytes: u64, word: impl Fn(u64) -> u64) -> Modes {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
 
-    use super::{MOST_THREADS, ModeSamples, Modes, count};
+    use super::{ModeSamples, Modes, count};
+    use crate::kernel::clock::MOST_THREADS;
     use std::{
         process::{Command, Stdio},
         time::{Duration, Instant},

@@ -7,6 +7,8 @@ mod anonymous;
 mod look;
 #[path = "window/own_time.rs"]
 mod own_time;
+#[path = "window/pace.rs"]
+mod pace;
 #[path = "window/step.rs"]
 mod step;
 #[path = "window/usage.rs"]

@@ -82,17 +82,12 @@ impl Session {
     /// A window begins now: everything is attached. `unseen` and `put` are as in [`Open`].
     pub(super) fn begin_window(&self, traced: &mut Traced, unseen: HashSet<u64>, put: usize) {
         let clocks = self.start_clocks(traced);
-        let usage = self.usage(traced);
-        let calls = self.calls(traced);
-        let begun_ns = monotonic_ns();
-        traced.windows.controller.opened(usage);
+        let open = self.open_now(traced, clocks);
+        traced.windows.controller.opened(open.usage);
         traced.windows.open = Some(Open {
-            at_ns: next_tick_ns(begun_ns),
             unseen,
             put,
-            calls,
-            clocks,
-            ..Open::new(begun_ns, usage)
+            ..open
         });
     }
 
@@ -103,15 +98,20 @@ impl Session {
         let (pid, incarnation) = (traced.pid, traced.incarnation);
         traced.windows.begin(pid, incarnation);
         traced.windows.own = OwnTime::new(before, self.costs.unmasked.as_secs_f64());
+        traced.windows.open = Some(self.open_now(traced, clocks));
+    }
+
+    /// A window of a process that runs, and of which calls were seen before.
+    fn open_now(&self, traced: &Traced, clocks: Option<Clocks>) -> Open {
         let usage = self.usage(traced);
         let calls = self.calls(traced);
         let begun_ns = monotonic_ns();
-        traced.windows.open = Some(Open {
+        Open {
             at_ns: next_tick_ns(begun_ns),
             calls,
             clocks,
             ..Open::new(begun_ns, usage)
-        });
+        }
     }
 
     /// A window begins with a program, of which nothing was seen before.
