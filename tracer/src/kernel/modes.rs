@@ -38,6 +38,15 @@ impl Modes {
     pub fn user_share(self) -> Option<f64> {
         (self.all > 0).then(|| self.user as f64 / self.all as f64)
     }
+
+    /// Those that were taken since there were so many.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            user: self.user.saturating_sub(before.user),
+            all: self.all.saturating_sub(before.all),
+        }
+    }
 }
 
 impl AddAssign for Modes {

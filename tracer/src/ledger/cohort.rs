@@ -5,8 +5,10 @@
 mod curve;
 mod estimate;
 mod fate;
+mod heirs;
 mod interval;
 mod look;
+mod pool;
 mod profile;
 mod stays;
 #[cfg(test)]
@@ -14,7 +16,7 @@ mod tests;
 
 pub use estimate::Estimate;
 pub use fate::Reading;
-pub use profile::SiteWindows;
+pub use profile::{Alike, SiteWindows};
 
 use std::collections::BTreeMap;
 
@@ -23,6 +25,7 @@ use leakscope_common::{live_key, thin_keeps};
 
 use super::SiteId;
 use fate::{Fate, Keys};
+use pool::Seen;
 use stays::Stays;
 
 /// Blocks that are watched at most in one process. A look at all of them takes some 5 ms.
@@ -181,6 +184,25 @@ pub(super) struct Contradictions {
     pub(super) by_checks: f64,
     /// Block-seconds between checks.
     pub(super) check_exposure: f64,
+}
+
+impl Contradictions {
+    /// What windows saw.
+    fn seen(&self) -> Seen {
+        Seen {
+            gone: self.in_windows,
+            exposure: self.window_exposure,
+        }
+    }
+
+    /// Blocks that checks find gone, per second.
+    fn seen_by_checks(&self) -> f64 {
+        if self.check_exposure > 0.0 {
+            self.by_checks / self.check_exposure
+        } else {
+            0.0
+        }
+    }
 }
 
 /// The cohorts of one process.

@@ -15,7 +15,7 @@ pub mod trend;
 mod verdict;
 mod windows;
 
-pub use cohort::{Cohorts, Estimate, MOST_WATCHED, Reading, SiteWindows, Span, Survivor};
+pub use cohort::{Alike, Cohorts, Estimate, MOST_WATCHED, Reading, SiteWindows, Span, Survivor};
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]

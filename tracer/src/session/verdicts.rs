@@ -15,8 +15,8 @@ use crate::{
     budget::Mode,
     kernel::{KernelError, monotonic_ns},
     ledger::{
-        Cohorts, Judgement, Ledger, Limit, ProcessLevel, Room, SiteId, SiteOfProcess, ToldApart,
-        judge_windows,
+        Alike, Cohorts, Judgement, Ledger, Limit, ProcessLevel, Room, SiteId, SiteOfProcess,
+        ToldApart, judge_windows,
     },
     report::{ALL_SUPPRESSED, MemoryPoint, ReportParts, SiteKind},
     target::process::list_threads,
@@ -52,8 +52,8 @@ struct SeenInWindows {
     cohorts: Cohorts,
     /// How well the watched blocks of each site can be told from others.
     told_apart: HashMap<SiteId, ToldApart>,
-    /// The share of them that look alike, by window.
-    alike: HashMap<(SiteId, u32), f64>,
+    /// Those of them that look alike.
+    alike: Alike,
     /// Blocks that outlived their windows and went later.
     gone_later: f64,
 }

@@ -30,6 +30,7 @@ use crate::{
 use anonymous::AnonymousMemory;
 use look::Looks;
 use own_time::{OwnTime, Used};
+use usage::Boundary;
 
 /// Of a longer window, a tick of the process's clock is little.
 const CLOCKS_FOR: Duration = Duration::from_secs(1);
@@ -41,11 +42,42 @@ const GROWTH_ERROR: f64 = 0.08;
 /// What survives may fill holes, and holes may be left: this part of the memory that there is.
 const HOLES: f64 = 0.05;
 
-/// What a process uses from when they are started.
+/// What a process uses from a window's beginning on.
 pub(super) struct Clocks {
     time: ThreadClocks,
     /// `None` where there is no need of them, or the kernel refuses.
-    modes: Option<ModeSamples>,
+    samples: Option<ModeSamples>,
+    /// What they had counted by then.
+    cpu_before: Duration,
+    modes_before: Modes,
+}
+
+impl Clocks {
+    /// They count from now on.
+    fn new(time: ThreadClocks, samples: Option<ModeSamples>) -> Self {
+        Self {
+            time,
+            samples,
+            cpu_before: Duration::ZERO,
+            modes_before: Modes::default(),
+        }
+    }
+
+    /// The window begins when so much was counted.
+    fn begin(&mut self, cpu: Duration, modes: Modes) {
+        (self.cpu_before, self.modes_before) = (cpu, modes);
+    }
+
+    /// Processor time.
+    fn cpu(&self) -> Option<Duration> {
+        Some(self.time.elapsed()?.saturating_sub(self.cpu_before))
+    }
+
+    /// Samples.
+    fn modes(&self) -> Modes {
+        let samples = self.samples.as_ref().map(ModeSamples::taken);
+        samples.unwrap_or_default().since(self.modes_before)
+    }
 }
 
 /// Calls that were seen.
@@ -99,17 +131,13 @@ impl Open {
 
     /// The samples of its modes so far.
     fn modes(&self) -> Modes {
-        let samples = self
-            .clocks
-            .as_ref()
-            .and_then(|clocks| clocks.modes.as_ref());
-        samples.map_or(self.modes, ModeSamples::taken)
+        self.clocks.as_ref().map_or(self.modes, Clocks::modes)
     }
 
     /// The processor time of its threads so far, where they are counted. What is known by ticks may have been late when it was opened, by as
     /// long as the machine's host gave it no time.
     fn cpu(&self) -> Option<Duration> {
-        self.clocks.as_ref()?.time.elapsed()
+        self.clocks.as_ref()?.cpu()
     }
 
     /// Its survivors are the blocks born since. Of a window within one tick that is its beginning, at which some are taken to be born that
@@ -152,17 +180,11 @@ impl Drop for Detaching {
 struct Closing {
     detaching: Detaching,
     reason: Close,
-    /// What the process had used when that was decided, and when it was.
-    decided: Usage,
-    closed_ns: u64,
-    /// Calls by then.
-    calls: Calls,
+    /// What the process had used and done when that was decided, by its clocks too.
+    decided: Boundary,
     /// Blocks that were born in it and are alive, and watched ones that are there still, by the table.
     born: usize,
     watched: usize,
-    /// The processor time and the samples by then, as its own clocks have counted them.
-    cpu: Option<Duration>,
-    modes: Modes,
     /// What was alive then.
     looks: HashMap<u64, Reading>,
     /// Hit slots of glibc's functions.
@@ -377,10 +399,7 @@ impl Windows {
         let (mut footprint, mut largest, mut blocks) = (0.0, 0.0_f64, 0.0);
         for estimate in sites.values() {
             if estimate.growth_bytes_per_s > 0.0 && estimate.inuse_objects > 0 {
-                let mean = estimate.inuse_bytes as f64 / estimate.inuse_objects as f64;
-                // What an allocator adds: glibc rounds up to 16 bytes, with 8 of its own.
-                let chunk = ((mean + 8.0) / 16.0).ceil().max(2.0) * 16.0;
-                let of_site = estimate.growth_bytes_per_s * chunk / mean.max(1.0);
+                let of_site = estimate.growth_bytes_per_s * estimate.taken_per_byte;
                 footprint += of_site;
                 largest = largest.max(of_site);
                 blocks += estimate.observed_objects as f64;

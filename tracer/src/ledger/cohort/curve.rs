@@ -1,40 +1,80 @@
 //! How the blocks of a site that are born in a window disappear with their age: by the window itself, by the looks after it, and unseen. Knows
 //! nothing of what is added up from it.
 
-use super::{AGE_EDGES, Amount, Cohort, Contradictions, SiteCohort};
+use super::{AGE_EDGES, Amount, Cohort, Contradictions, SiteCohort, pool::Pool};
 
 /// How fast blocks that look alike are taken to disappear unseen, per second.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Hazard {
-    pub(super) likely: f64,
+    /// Values, each with its probability.
+    pub(super) likely: Vec<(f64, f64)>,
     pub(super) most: f64,
 }
 
-/// The hazard of the blocks of a site in a cohort that look alike.
-pub(super) fn hazard(cohort: &Cohort, site: &SiteCohort, counts: [Contradictions; 2]) -> Hazard {
-    let [first, later] = counts;
-    let counts = if cohort.later_windows > 0 && later.window_exposure > 0.0 {
-        later
-    } else {
-        first
-    };
-    let seen = if counts.check_exposure > 0.0 {
-        counts.by_checks / counts.check_exposure
-    } else {
-        0.0
-    };
-    if counts.window_exposure > 0.0 {
-        let (count, time) = (counts.in_windows, counts.window_exposure);
-        Hazard {
-            likely: (count / time - seen).max(0.0),
-            most: ((count + 2.0 + 2.0 * (count + 1.0).sqrt()) / time - seen).max(0.0),
+impl Hazard {
+    /// The mean of a factor that is 1 for blocks that can be told apart and falls for the others.
+    pub(super) fn kept_share(&self, alike: f64, from_s: f64, to_s: f64) -> f64 {
+        if alike <= 0.0 {
+            return 1.0;
         }
-    } else {
+        self.likely
+            .iter()
+            .map(|(hazard, share)| share * kept_share(alike, *hazard, from_s, to_s))
+            .sum::<f64>()
+            .min(1.0)
+    }
+}
+
+/// The hazards of all sites' blocks that look alike: in the first window after their own, and in later ones.
+pub(super) struct Pools([Pool; 2]);
+
+impl Pools {
+    pub(super) fn of<'a>(all: impl Iterator<Item = &'a [Contradictions; 2]> + Clone) -> Self {
+        let first = all.clone().map(|[first, _]| first.seen());
+        let later = all.map(|[_, later]| later.seen());
+        Self([Pool::of(first), Pool::of(later)])
+    }
+
+    /// The hazard of the blocks of a site in a cohort that look alike.
+    pub(super) fn hazard(
+        &self,
+        cohort: &Cohort,
+        site: &SiteCohort,
+        counts_of_site: [Contradictions; 2],
+    ) -> Hazard {
+        let (counts, number) = of_window(cohort, counts_of_site);
+        let likely = match self.0.get(number) {
+            Some(pool) if counts.window_exposure > 0.0 => pool
+                .hazards_of(counts.seen())
+                .into_iter()
+                .map(|(hazard, share)| ((hazard - counts.seen_by_checks()).max(0.0), share))
+                .collect(),
+            _ => vec![(decline(cohort, site), 1.0)],
+        };
         Hazard {
-            likely: decline(cohort, site),
-            most: f64::INFINITY,
+            likely,
+            most: most_unseen(cohort, counts_of_site),
         }
     }
+}
+
+/// What is known of a site's blocks that look alike in a cohort, and the number of the pool that it belongs to.
+fn of_window(cohort: &Cohort, [first, later]: [Contradictions; 2]) -> (Contradictions, usize) {
+    if cohort.later_windows > 0 && later.window_exposure > 0.0 {
+        (later, 1)
+    } else {
+        (first, 0)
+    }
+}
+
+/// How fast the blocks of a site that look alike go unseen at the most, per second, by what was seen of it alone.
+pub(super) fn most_unseen(cohort: &Cohort, counts: [Contradictions; 2]) -> f64 {
+    let (counts, _) = of_window(cohort, counts);
+    if counts.window_exposure <= 0.0 {
+        return f64::INFINITY;
+    }
+    let (count, time) = (counts.in_windows, counts.window_exposure);
+    ((count + 2.0 + 2.0 * (count + 1.0).sqrt()) / time - counts.seen_by_checks()).max(0.0)
 }
 
 /// How fast the blocks of a site disappear at the ages that the window itself shows, per second; only what is beyond chance.

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{
     Amount, Cohort, Cohorts, RECENT, SiteCohort,
-    curve::{Hazard, hazard, kept_share, segments},
+    curve::{Hazard, Pools, kept_share, segments},
+    fate::taken_for,
+    heirs::Heirs,
     interval, seconds,
 };
 use crate::ledger::SiteId;
@@ -30,6 +32,8 @@ pub struct Estimate {
     pub alloc_bytes: u64,
     /// Bytes that are allocated each second and outlive half of the time watched.
     pub growth_bytes_per_s: f64,
+    /// Bytes that the allocator takes for each byte in use; 1 where none is.
+    pub taken_per_byte: f64,
     /// When the oldest block that is in use was allocated, CLOCK_MONOTONIC nanoseconds.
     pub oldest_born_ns: Option<u64>,
     /// The watched blocks that it rests on.
@@ -49,9 +53,13 @@ struct Part {
     alike: f64,
     bytes: f64,
     squares: f64,
+    /// Bytes that the allocator takes for them.
+    taken: f64,
     oldest_ns: Option<u64>,
     /// Of blocks of which none is left, what is taken for their share that looked alike.
     gone_alike: f64,
+    /// Blocks whose chunks have most likely become another site's.
+    inherited: f64,
 }
 
 impl Part {
@@ -62,6 +70,17 @@ impl Part {
         } else {
             self.gone_alike
         }
+    }
+
+    /// The share of what was there that is there still, for all that is known, after so many seconds unseen.
+    fn likely_share(&self, hazard: &Hazard, from_s: f64, to_s: f64) -> f64 {
+        // At the window's end they are known to be there.
+        let own = if self.objects > 0.0 && to_s > 0.0 {
+            1.0 - self.inherited / self.objects
+        } else {
+            1.0
+        };
+        own * hazard.kept_share(self.alike_share(), from_s, to_s)
     }
 }
 
@@ -92,6 +111,7 @@ impl Cohorts {
         min_age_s: f64,
     ) -> BTreeMap<SiteId, Estimate> {
         let parts = self.parts(now_ns, min_age_s);
+        let pools = Pools::of(self.contradictions.values());
         let recent = self.cohorts.len().saturating_sub(RECENT);
         let mut sites: BTreeMap<SiteId, ()> = BTreeMap::new();
         for cohort in self.cohorts.iter().skip(recent) {
@@ -103,7 +123,7 @@ impl Cohorts {
             .map(|site| {
                 (
                     site,
-                    self.estimate(site, &parts, (now_ns, covered_until_ns), min_age_s),
+                    self.estimate(site, &parts, &pools, (now_ns, covered_until_ns), min_age_s),
                 )
             })
             .collect()
@@ -112,6 +132,7 @@ impl Cohorts {
     /// The watched blocks by site and cohort.
     fn parts(&self, now_ns: u64, min_age_s: f64) -> HashMap<(SiteId, u32), Part> {
         let mut parts: HashMap<(SiteId, u32), Part> = HashMap::new();
+        let heirs = Heirs::of(self);
         for watched in self.counted() {
             let survivor = &watched.survivor;
             if seconds(survivor.born_ns, now_ns) < min_age_s {
@@ -122,8 +143,12 @@ impl Cohorts {
             part.objects += 1.0;
             part.bytes += size;
             part.squares += size * size;
+            part.taken += taken_for(survivor, watched.first.as_ref()) as f64;
             if self.looks_alike(watched) {
                 part.alike += 1.0;
+                if heirs.have(watched) {
+                    part.inherited += 1.0;
+                }
             }
             part.oldest_ns = Some(
                 part.oldest_ns
@@ -137,6 +162,7 @@ impl Cohorts {
         &self,
         site: SiteId,
         parts: &HashMap<(SiteId, u32), Part>,
+        pools: &Pools,
         (now_ns, covered_until_ns): (u64, u64),
         min_age_s: f64,
     ) -> Estimate {
@@ -144,6 +170,7 @@ impl Cohorts {
         let mut sums = Sums::default();
         let mut births = self.settled_births.get(&site).copied().unwrap_or_default();
         result.windows = u64::from(self.settled_windows.get(&site).copied().unwrap_or(0));
+        let (mut watched_bytes, mut taken) = (0.0, 0.0);
         let began_ns = self.began_ns().unwrap_or(now_ns);
         let half = seconds(began_ns, now_ns) / 2.0;
         // Bytes of old windows and of young ones that are alive, and the time that they stand for.
@@ -173,6 +200,8 @@ impl Cohorts {
             if part.objects > 0.0 {
                 result.observed_objects += part.objects as u64;
                 result.alike_objects += part.alike as u64;
+                watched_bytes += part.bytes;
+                taken += part.taken;
                 result.oldest_born_ns = match (result.oldest_born_ns, part.oldest_ns) {
                     (Some(one), Some(other)) => Some(one.min(other)),
                     (one, other) => one.or(other),
@@ -185,15 +214,14 @@ impl Cohorts {
                 births.add(there.births.times(cohort.span.weight_until(next_ns)));
                 result.windows += 1;
             }
-            let mut hazard = hazard(cohort, there.unwrap_or(&nothing), counts);
+            let mut hazard = pools.hazard(cohort, there.unwrap_or(&nothing), counts);
             if goes {
                 hazard.most = f64::INFINITY;
             }
             let seconds_watched = seconds(cohort.span.closed_ns, now_ns);
             let alike = part.alike_share();
-            let alive = part.bytes
-                * scale
-                * kept_share(alike, hazard.likely, seconds_watched, seconds_watched);
+            let alive =
+                part.bytes * scale * hazard.kept_share(alike, seconds_watched, seconds_watched);
             let is_lasting = seconds_watched >= half;
             if is_lasting {
                 lasting += alive;
@@ -215,14 +243,14 @@ impl Cohorts {
                 continue;
             }
             if is_old {
-                sums.add_settled(cohort, &part, hazard, now_ns, next_ns, scale);
+                sums.add_settled(cohort, &part, &hazard, now_ns, next_ns, scale);
             } else {
                 let site = there.unwrap_or(&nothing);
                 let ages = (
                     seconds(next_ns, now_ns).max(min_age_s),
                     seconds(cohort.span.closed_ns, now_ns),
                 );
-                sums.add_recent(cohort, site, &part, hazard, ages, scale);
+                sums.add_recent(cohort, site, &part, &hazard, ages, scale);
             }
         }
         // A site that is rarely used is not rare by chance alone.
@@ -241,6 +269,11 @@ impl Cohorts {
             (interval::low(sums.least, relative(sums.least)) as u64).min(result.inuse_bytes);
         result.inuse_bytes_high = (interval::high(sums.most, variance, sums.largest_weight) as u64)
             .max(result.inuse_bytes);
+        result.taken_per_byte = if watched_bytes > 0.0 {
+            taken / watched_bytes
+        } else {
+            1.0
+        };
         result.alloc_objects = births.objects.round() as u64;
         result.alloc_bytes = births.bytes.round() as u64;
         result.growth_bytes_per_s = if old_stay.is_as_long_as(&young_stay) {
@@ -257,7 +290,7 @@ impl Cohorts {
     }
 
     /// Whether blocks of the site that were born in a window were freed in it, beyond what thinning explains.
-    fn ends_young(&self, site: SiteId) -> bool {
+    pub(super) fn ends_young(&self, site: SiteId) -> bool {
         let (mut born, mut alive, mut variance) = (0.0, 0.0, 0.0);
         for there in self
             .cohorts
@@ -335,7 +368,7 @@ impl Sums {
         &mut self,
         cohort: &Cohort,
         part: &Part,
-        hazard: Hazard,
+        hazard: &Hazard,
         now_ns: u64,
         next_ns: u64,
         scale: f64,
@@ -352,7 +385,7 @@ impl Sums {
         }
         .times(weight);
         self.likely
-            .add(all.times(kept_share(alike, hazard.likely, lag, lag)));
+            .add(all.times(part.likely_share(hazard, lag, lag)));
         self.least += all.bytes * kept_share(alike, hazard.most, lag, lag);
         self.most += all.bytes;
         self.counted_variance += scale * (scale - 1.0) * part.squares;
@@ -369,7 +402,7 @@ impl Sums {
         cohort: &Cohort,
         site: &SiteCohort,
         part: &Part,
-        hazard: Hazard,
+        hazard: &Hazard,
         (from, to): (f64, f64),
         scale: f64,
     ) {
@@ -381,7 +414,7 @@ impl Sums {
             bytes: part.bytes,
         }
         .times(scale);
-        let mut likely = counted.times(kept_share(alike, hazard.likely, lag, lag));
+        let mut likely = counted.times(part.likely_share(hazard, lag, lag));
         let mut least = counted.bytes * kept_share(alike, hazard.most, lag, lag);
         let mut unseen = Amount::default();
         for segment in segments(cohort, site, from, to) {
@@ -391,11 +424,7 @@ impl Sums {
                 (segment.from - length).max(0.0),
                 (segment.to - length).max(0.0),
             );
-            likely.add(
-                segment
-                    .amount
-                    .times(kept_share(alike, hazard.likely, start, end)),
-            );
+            likely.add(segment.amount.times(part.likely_share(hazard, start, end)));
             least += segment.amount.bytes * kept_share(alike, hazard.most, start, end);
         }
         self.likely.add(likely);

@@ -37,6 +37,19 @@ fn chunk_size(request: u64) -> u64 {
     (request.saturating_add(8 + 15) & !15).max(SMALLEST)
 }
 
+/// The size of a block's chunk. `None` where nothing was read of it, or its allocator is another.
+pub(super) fn chunk_of(survivor: &Survivor, first: Option<&Reading>) -> Option<u64> {
+    first
+        .filter(|first| survivor.has_header && header_fits(survivor, first.header))
+        .map(|first| first.header & !FLAGS)
+}
+
+/// The bytes that its allocator takes for a block: what its chunk says, which may be more than was needed, for a remainder too small to be a chunk
+/// stays with it; else what glibc would need.
+pub(super) fn taken_for(survivor: &Survivor, first: Option<&Reading>) -> u64 {
+    chunk_of(survivor, first).unwrap_or_else(|| chunk_size(survivor.size))
+}
+
 /// Whether the header is one of a chunk for the block.
 fn header_fits(survivor: &Survivor, header: u64) -> bool {
     let size = header & !FLAGS;
@@ -119,7 +132,7 @@ pub(super) enum Fate {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fate, Keys, Reading, Survivor};
+    use super::{Fate, Keys, Reading, Survivor, taken_for};
 
     fn block(size: u64) -> Survivor {
         Survivor {
@@ -167,6 +180,13 @@ mod tests {
         // A mapping of its own, by pages.
         assert!(fits(200_000, 0x31002));
         assert!(!fits(200_000, 0x91002));
+    }
+
+    #[test]
+    fn a_chunk_that_kept_a_remainder_takes_more_than_was_asked_for() {
+        assert_eq!(taken_for(&block(72), None), 80);
+        assert_eq!(taken_for(&block(72), Some(&reading(0x61, 0x21, 7))), 96);
+        assert_eq!(taken_for(&block(72), Some(&reading(0x1001, 0x21, 7))), 80);
     }
 
     #[test]

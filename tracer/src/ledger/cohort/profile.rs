@@ -4,10 +4,18 @@ use std::collections::HashMap;
 
 use super::{
     AGE_CLASSES, Cohorts, RECENT,
-    curve::{hazard, kept_share},
+    curve::{Pools, most_unseen},
+    heirs::Heirs,
     seconds,
 };
 use crate::ledger::{SiteId, ToldApart, WindowOfSite};
+
+/// What [`Cohorts::alike`] gives.
+pub struct Alike {
+    /// The share of the watched blocks, and of these the ones whose chunks have become another site's; by site and window.
+    shares: HashMap<(SiteId, u32), (f64, f64)>,
+    pools: Pools,
+}
 
 /// The windows of a site, as far as they are kept apart.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,10 +43,10 @@ impl Cohorts {
                     return (site, ToldApart::ALL);
                 }
                 let counts = self.contradictions.get(&site).copied().unwrap_or_default();
-                let most =
-                    self.cohorts.iter().rev().find_map(|cohort| {
-                        Some(hazard(cohort, cohort.sites.get(&site)?, counts).most)
-                    });
+                let most = self.cohorts.iter().rev().find_map(|cohort| {
+                    cohort.sites.get(&site)?;
+                    Some(most_unseen(cohort, counts))
+                });
                 let told = ToldApart {
                     share: 1.0 - alike / watched,
                     unseen_per_s: most.unwrap_or(f64::INFINITY),
@@ -48,21 +56,30 @@ impl Cohorts {
             .collect()
     }
 
-    /// Of each site and window, the share of the watched blocks that look alike.
+    /// Of each site and window, the share of the watched blocks that look alike; and how fast such blocks go.
     #[must_use]
-    pub fn alike(&self) -> HashMap<(SiteId, u32), f64> {
-        let mut counts: HashMap<(SiteId, u32), (f64, f64)> = HashMap::new();
+    pub fn alike(&self) -> Alike {
+        let heirs = Heirs::of(self);
+        let mut counts: HashMap<(SiteId, u32), (f64, f64, f64)> = HashMap::new();
         for block in self.counted() {
-            let (watched, alike) = counts
+            let (watched, alike, inherited) = counts
                 .entry((block.survivor.site, block.cohort))
                 .or_default();
             *watched += 1.0;
-            *alike += f64::from(u8::from(self.looks_alike(block)));
+            if self.looks_alike(block) {
+                *alike += 1.0;
+                *inherited += f64::from(u8::from(heirs.have(block)));
+            }
         }
-        counts
-            .into_iter()
-            .map(|(part, (watched, alike))| (part, alike / watched))
-            .collect()
+        Alike {
+            shares: counts
+                .into_iter()
+                .map(|(part, (watched, alike, inherited))| {
+                    (part, (alike / watched, inherited / watched))
+                })
+                .collect(),
+            pools: Pools::of(self.contradictions.values()),
+        }
     }
 
     /// How many blocks of the recent windows outlived theirs and went later. As many of those that were born between windows go in a window, where nobody
@@ -84,12 +101,7 @@ impl Cohorts {
 
     /// The last windows with what they saw of a site. `alike`: what [`Cohorts::alike`] gives.
     #[must_use]
-    pub fn windows_of(
-        &self,
-        site: SiteId,
-        now_ns: u64,
-        alike: &HashMap<(SiteId, u32), f64>,
-    ) -> SiteWindows {
+    pub fn windows_of(&self, site: SiteId, now_ns: u64, alike: &Alike) -> SiteWindows {
         let recent = self.cohorts.len().saturating_sub(RECENT);
         let Some(first) = self.cohorts.get(recent) else {
             return SiteWindows::default();
@@ -118,9 +130,13 @@ impl Cohorts {
                     .map(|age| age.objects)
                     .sum();
                 // Of blocks that look alike, some have been replaced unseen.
-                let alike = alike.get(&(site, number)).copied().unwrap_or(0.0);
-                let hazard = hazard(cohort, there, counts).likely;
-                let kept = |lag_s: f64| kept_share(alike, hazard, lag_s, lag_s);
+                let (share, inherited) = alike
+                    .shares
+                    .get(&(site, number))
+                    .copied()
+                    .unwrap_or_default();
+                let hazard = alike.pools.hazard(cohort, there, counts);
+                let kept = |lag_s: f64| (1.0 - inherited) * hazard.kept_share(share, lag_s, lag_s);
                 let lag_s = seconds(cohort.span.closed_ns, now_ns);
                 window.alive = there.alive_objects as f64 * scale * kept(lag_s);
                 window.alive_bytes = there.alive_bytes as f64 * scale * kept(lag_s);

@@ -109,6 +109,38 @@ struct Trapped {
     /// Of those of which there are samples.
     sampled: Used,
     pace: Pace,
+    windows: f64,
+    /// Sums of squares and of products over them.
+    cpu_cpu: f64,
+    cpu_hits: f64,
+    hits_hits: f64,
+}
+
+impl Trapped {
+    fn note(&mut self, used: Used) {
+        self.all.add(used);
+        self.pace.note(used);
+        if used.modes.all > 0 {
+            self.sampled.add(used);
+        }
+        self.windows += 1.0;
+        self.cpu_cpu += used.cpu * used.cpu;
+        self.cpu_hits += used.cpu * used.hits;
+        self.hits_hits += used.hits * used.hits;
+    }
+
+    /// How far the processor time of a hit may be off, as a part of it, by how much it differs from window to window (the variance of a
+    /// ratio of sums): the machine's host may take some of it, which it says nothing of.
+    fn scatter(&self) -> f64 {
+        let of_a_hit = self.all.cpu / self.all.hits;
+        let off =
+            self.cpu_cpu - 2.0 * of_a_hit * self.cpu_hits + of_a_hit * of_a_hit * self.hits_hits;
+        let degrees = self.windows - 1.0;
+        if degrees < 1.0 {
+            return 0.0;
+        }
+        (off.max(0.0) * self.windows / degrees).sqrt() / self.all.cpu
+    }
 }
 
 /// What is known of a process's own processor time.
@@ -162,11 +194,7 @@ impl OwnTime {
     pub(super) fn note_window(&mut self, used: Used) -> bool {
         let is_trapped = used.cost > SMALL_SHARE * used.cpu && used.hits > 0.0;
         if is_trapped {
-            self.trapped.all.add(used);
-            self.trapped.pace.note(used);
-            if used.modes.all > 0 {
-                self.trapped.sampled.add(used);
-            }
+            self.trapped.note(used);
         }
         is_trapped
     }
@@ -223,7 +251,7 @@ impl OwnTime {
         let all = self.trapped.all;
         Known {
             time: (all.cpu - all.cost) / all.hits,
-            off: COST_UNCERTAINTY * all.cost / all.hits,
+            off: (COST_UNCERTAINTY * all.cost).hypot(self.trapped.scatter() * all.cpu) / all.hits,
         }
     }
 
@@ -243,6 +271,7 @@ impl OwnTime {
             chance * with_system,
             UNMASKED_UNCERTAINTY * self.unmasked_s * with_system,
             SLOWER * own,
+            self.trapped.scatter() * own,
             SLOWER_AFTER_A_TRAP * sampled.cost / sampled.hits * with_system,
         ];
         Some(Known {

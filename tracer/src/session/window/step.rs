@@ -9,6 +9,7 @@ use super::{
     super::{Session, Wanted, process::Traced},
     Closing, Detaching, Late, Open, OwnTime, Used, Windows,
     look::{as_reading, look_at_newest, look_before_window},
+    usage::Boundary,
 };
 use crate::{
     budget::{Close, Mode, Usage},
@@ -191,7 +192,7 @@ impl Session {
         traced.windows.end_clocks();
         if traced.windows.is_open() {
             if let Some(reason) = traced.windows.controller.observe(usage) {
-                self.begin_to_close(traced, reason, usage)?;
+                self.begin_to_close(traced, reason)?;
                 traced.windows.next_observe = Instant::now() + CLOSING_TAKES;
                 return Ok(());
             }
@@ -239,17 +240,15 @@ impl Session {
 
     /// Begins to close a window: the probes are being taken away, which the kernel waits for; beside that, a first look at what is alive, as soon after
     /// the end as can be. Until the next one, nobody can tell a block from a successor.
-    fn begin_to_close(
-        &mut self,
-        traced: &mut Traced,
-        reason: Close,
-        decided: Usage,
-    ) -> Result<(), KernelError> {
-        let closed_ns = monotonic_ns();
+    fn begin_to_close(&mut self, traced: &mut Traced, reason: Close) -> Result<(), KernelError> {
         let open = traced.windows.open.as_ref();
-        let cpu = open.and_then(Open::cpu);
-        let modes = open.map(Open::modes);
-        let calls = self.calls(traced);
+        let clocks = open.and_then(|open| open.clocks.as_ref());
+        let decided = self.boundary(traced, clocks);
+        let closed_ns = decided.at_ns;
+        let modes = clocks.map_or_else(
+            || open.map(|open| open.modes).unwrap_or_default(),
+            |_| decided.modes,
+        );
         let stale = self.probe.loss(Loss::StaleBlock);
         let ready = traced.windows.ready.take();
         let links: Vec<_> = traced
@@ -307,13 +306,9 @@ impl Session {
         traced.windows.closing = Some(Closing {
             detaching: Detaching(thread),
             reason,
-            decided,
-            closed_ns,
-            calls,
+            decided: Boundary { modes, ..decided },
             born: alive.len(),
             watched,
-            cpu,
-            modes: modes.unwrap_or_default(),
             looks,
             glibc,
             stale,
@@ -327,12 +322,8 @@ impl Session {
             mut detaching,
             reason,
             decided,
-            closed_ns,
-            calls,
             born,
             watched,
-            cpu,
-            modes,
             looks,
             glibc,
             stale,
@@ -342,8 +333,18 @@ impl Session {
         self.stale_at_ends += self.probe.loss(Loss::StaleBlock).saturating_sub(stale);
         // Stacks that the survivors' sites stand for.
         self.drain()?;
-        let usage = self.usage(traced);
-        let calls_now = self.calls(traced);
+        let Boundary {
+            at_ns: closed_ns,
+            usage: decided,
+            calls,
+            cpu,
+            modes,
+        } = decided;
+        let Boundary {
+            usage,
+            calls: calls_now,
+            ..
+        } = self.boundary(traced, None);
         let mut births = HashMap::new();
         let wanted = std::collections::HashSet::from([traced.incarnation]);
         for (site, (incarnation, totals)) in self.heap_sites(&Wanted::Of(&wanted))? {

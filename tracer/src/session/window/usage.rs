@@ -12,13 +12,29 @@ use super::{
 };
 use crate::{
     budget::Usage,
-    kernel::{ModeSamples, ThreadClocks, monotonic_ns, next_tick_ns},
+    kernel::{ModeSamples, Modes, ThreadClocks, monotonic_ns, next_tick_ns},
     target::process::{list_threads, mode_ticks},
 };
 
 /// Processor time of a thread between two samples of its mode. A prime number of nanoseconds, for what it does may come back in steps. A sample
 /// takes 2 us, in a virtual machine 40.
 const SAMPLE_EVERY: Duration = Duration::from_nanos(499_979);
+
+/// A reading that took less is of one time, beside windows of milliseconds; and how often it is tried, nanoseconds and times.
+const QUICK_NS: u64 = 50_000;
+const MOST_READINGS: u32 = 4;
+
+/// What a process has used and done by a time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Boundary {
+    /// CLOCK_MONOTONIC nanoseconds.
+    pub(super) at_ns: u64,
+    pub(super) usage: Usage,
+    pub(super) calls: Calls,
+    /// Of the clocks of a window, where there are any: see [`Clocks`].
+    pub(super) cpu: Option<Duration>,
+    pub(super) modes: Modes,
+}
 
 impl Session {
     /// What a process has used so far.
@@ -33,7 +49,14 @@ impl Session {
                 ..windows.last
             };
         }
-        let hits = self.hits(traced);
+        let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
+        let hits = self.hits(traced, &threads);
+        self.usage_by(traced, cpu, &hits)
+    }
+
+    /// The same, where its processor time and its calls are known.
+    fn usage_by(&self, traced: &Traced, cpu: Duration, hits: &[u64; HIT_SLOTS]) -> Usage {
+        let windows = &traced.windows;
         let calls: u64 = hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>()
             + self.growth.steps(traced.incarnation);
         let cost = windows.spent
@@ -45,6 +68,36 @@ impl Session {
             cost,
             work: windows.work,
         }
+    }
+
+    /// Reads what a process has used and done, for the beginning or the end of a window: all of it at once, or what is compared with each
+    /// other would not be of the same time. We may be interrupted meanwhile, for longer than a window is; then it is read again.
+    pub(super) fn boundary(&self, traced: &Traced, clocks: Option<&Clocks>) -> Boundary {
+        let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
+        let mut quickest: Option<(u64, Boundary)> = None;
+        for _ in 0..MOST_READINGS {
+            let at_ns = monotonic_ns();
+            let own = clocks.and_then(Clocks::cpu);
+            let modes = clocks.map(Clocks::modes).unwrap_or_default();
+            let hits = self.hits(traced, &threads);
+            let took = monotonic_ns().saturating_sub(at_ns);
+            if quickest.as_ref().is_none_or(|(least, _)| took < *least) {
+                let usage = self.usage_by(traced, traced.windows.cpu(traced.pid), &hits);
+                let calls = calls_of(traced, &hits);
+                let boundary = Boundary {
+                    at_ns,
+                    usage,
+                    calls,
+                    cpu: own,
+                    modes,
+                };
+                quickest = Some((took, boundary));
+            }
+            if took < QUICK_NS {
+                break;
+            }
+        }
+        quickest.map(|(_, boundary)| boundary).unwrap_or_default()
     }
 
     /// Begins to count what a process uses, for a window that may be shorter than a tick of its clock.
@@ -59,24 +112,7 @@ impl Session {
             .wants_modes()
             .then(|| ModeSamples::start(&threads, SAMPLE_EVERY))
             .flatten();
-        Some(Clocks { time, modes })
-    }
-
-    /// Allocations and frees seen of a process's present program.
-    pub(super) fn calls(&self, traced: &Traced) -> Calls {
-        let hits = self.hits(traced);
-        let of_slot = |slot: usize| hits.get(slot).copied().unwrap_or(0);
-        // Functions may share a slot.
-        let slots: HashSet<u8> = traced
-            .sites
-            .iter()
-            .filter(|site| site.allocates)
-            .map(|site| site.hit_slot)
-            .collect();
-        Calls {
-            allocations: slots.into_iter().map(|slot| of_slot(slot.into())).sum(),
-            unknown_frees: of_slot(UNKNOWN_FREE_SLOT),
-        }
+        Some(Clocks::new(time, modes))
     }
 
     /// A window begins now: everything is attached. `unseen` and `put` are as in [`Open`].
@@ -102,15 +138,16 @@ impl Session {
     }
 
     /// A window of a process that runs, and of which calls were seen before.
-    fn open_now(&self, traced: &Traced, clocks: Option<Clocks>) -> Open {
-        let usage = self.usage(traced);
-        let calls = self.calls(traced);
-        let begun_ns = monotonic_ns();
+    fn open_now(&self, traced: &Traced, mut clocks: Option<Clocks>) -> Open {
+        let begun = self.boundary(traced, clocks.as_ref());
+        if let Some(clocks) = &mut clocks {
+            clocks.begin(begun.cpu.unwrap_or_default(), begun.modes);
+        }
         Open {
-            at_ns: next_tick_ns(begun_ns),
-            calls,
+            at_ns: next_tick_ns(begun.at_ns),
+            calls: begun.calls,
             clocks,
-            ..Open::new(begun_ns, usage)
+            ..Open::new(begun.at_ns, begun.usage)
         }
     }
 
@@ -123,13 +160,28 @@ impl Session {
         });
     }
 
-    /// Calls seen of a process's present program, by hit slot.
-    fn hits(&self, traced: &Traced) -> [u64; HIT_SLOTS] {
-        let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
-        let mut hits = self.probe.hits_of(traced.pid, &threads, traced.incarnation);
+    /// Calls seen of a process's present program, by hit slot; of threads that have ended, and of these.
+    fn hits(&self, traced: &Traced, threads: &[u32]) -> [u64; HIT_SLOTS] {
+        let mut hits = self.probe.hits_of(traced.pid, threads, traced.incarnation);
         for (sum, before) in hits.iter_mut().zip(traced.windows.hits_before()) {
             *sum += before;
         }
         hits
+    }
+}
+
+/// Allocations and frees among calls by hit slot.
+fn calls_of(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Calls {
+    let of_slot = |slot: usize| hits.get(slot).copied().unwrap_or(0);
+    // Functions may share a slot.
+    let slots: HashSet<u8> = traced
+        .sites
+        .iter()
+        .filter(|site| site.allocates)
+        .map(|site| site.hit_slot)
+        .collect();
+    Calls {
+        allocations: slots.into_iter().map(|slot| of_slot(slot.into())).sum(),
+        unknown_frees: of_slot(UNKNOWN_FREE_SLOT),
     }
 }
