@@ -219,9 +219,8 @@ impl Cohorts {
                 hazard.most = f64::INFINITY;
             }
             let seconds_watched = seconds(cohort.span.closed_ns, now_ns);
-            let alike = part.alike_share();
             let alive =
-                part.bytes * scale * hazard.kept_share(alike, seconds_watched, seconds_watched);
+                part.bytes * scale * part.likely_share(&hazard, seconds_watched, seconds_watched);
             let is_lasting = seconds_watched >= half;
             if is_lasting {
                 lasting += alive;

@@ -60,3 +60,81 @@ impl Heirs {
                 .is_some_and(|size| self.kept_sizes.contains(&size))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
+
+    use hashbrown::HashSet;
+
+    use super::super::{Cohorts, Estimate, Reading, Span, Survivor};
+
+    const SECOND: u64 = 1_000_000_000;
+    /// Every block is zero.
+    const ZERO: u64 = 7;
+    const LEAK: u32 = 1;
+    const CACHE: u32 = 2;
+
+    fn block(site: u32, number: u64) -> Survivor {
+        Survivor {
+            address: 0x1000 * (u64::from(site) * 1_000 + number),
+            size: 100,
+            born_ns: SECOND / 2,
+            site,
+            has_header: true,
+        }
+    }
+
+    fn zero(chunk: u64) -> Reading {
+        Reading {
+            header: chunk | 1,
+            next_header: Some(0x21),
+            fingerprint: ZERO,
+            is_constant: true,
+            ..Reading::default()
+        }
+    }
+
+    /// What is known of a cache half a minute after a window of a second. A look has found other chunks where most of its blocks were; where the others
+    /// were, there are zero blocks in chunks of its size. Beside it a leak, whose chunks have this size.
+    fn cache(chunk_of_leak: u64) -> Estimate {
+        let mut cohorts = Cohorts::new(1);
+        let span = Span {
+            opened_ns: 0,
+            closed_ns: SECOND,
+            effective_s: 1.0,
+            uncertainty: 0.0,
+            allocations: None,
+        };
+        let chunk_of = |site| if site == LEAK { chunk_of_leak } else { 112 };
+        let born = (0..20).flat_map(|number| [block(LEAK, number), block(CACHE, number)]);
+        let born = born.map(|survivor| (survivor, Some(zero(chunk_of(survivor.site)))));
+        let births = [(LEAK, 20, 2_000), (CACHE, 20, 2_000)];
+        cohorts.close(span, births, born, &HashSet::new(), 0);
+        let readings: Vec<_> = cohorts
+            .watched()
+            .map(|block| {
+                let is_other = block.site == CACHE && block.address / 0x1000 % 1_000 >= 6;
+                Some(zero(if is_other { 240 } else { chunk_of(block.site) }))
+            })
+            .collect();
+        cohorts.check(2 * SECOND, &readings);
+        let estimates = cohorts.estimates(31 * SECOND, 31 * SECOND, 0.0);
+        *estimates.get(&CACHE).unwrap()
+    }
+
+    #[test]
+    fn blocks_in_whose_chunks_a_leak_has_moved_counted_as_alive() {
+        let taken_over = cache(112);
+        assert!(taken_over.growth_bytes_per_s < 1.0, "{taken_over:?}");
+        // Nobody knows.
+        assert_eq!(taken_over.inuse_bytes_low, 0);
+        assert!(taken_over.inuse_bytes_high > 6 * 100 * 30);
+    }
+
+    #[test]
+    fn a_leak_that_takes_chunks_of_another_size_moves_into_none() {
+        let there = cache(128);
+        assert!(there.growth_bytes_per_s > 500.0, "{there:?}");
+    }
+}
