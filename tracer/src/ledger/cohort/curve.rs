@@ -35,15 +35,18 @@ impl Pools {
         Self([Pool::of(first), Pool::of(later)])
     }
 
-    /// The hazard of the blocks of a site in a cohort that look alike.
+    /// The hazard of the blocks of a site in a cohort that look alike. `goes`: whether any block of the site was seen to go; of one of which none was, all
+    /// stay, for all that is known.
     pub(super) fn hazard(
         &self,
         cohort: &Cohort,
         site: &SiteCohort,
         counts_of_site: [Contradictions; 2],
+        goes: bool,
     ) -> Hazard {
         let (counts, number) = of_window(cohort, counts_of_site);
         let likely = match self.0.get(number) {
+            Some(_) if counts.window_exposure > 0.0 && !goes => vec![(0.0, 1.0)],
             Some(pool) if counts.window_exposure > 0.0 => pool
                 .hazards_of(counts.seen())
                 .into_iter()

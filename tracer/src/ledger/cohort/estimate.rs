@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Amount, Cohort, Cohorts, RECENT, SiteCohort,
+    Amount, Cohort, Cohorts, Contradictions, RECENT, SiteCohort,
     curve::{Hazard, Pools, kept_share, segments},
     fate::taken_for,
     heirs::Heirs,
@@ -183,6 +183,7 @@ impl Cohorts {
         let nothing = SiteCohort::default();
         // Of blocks that are seen to go, those that look alike may have gone unseen, and others may stand in their places.
         let goes = self.ends_young(site) || counts.iter().any(|counts| counts.in_windows > 0.0);
+        let is_seen_to_go = self.is_seen_to_go(site);
         // Such blocks of the site were looked at.
         let gone_alike = f64::from(u8::from(self.contradictions.contains_key(&site)));
         for (number, cohort) in (0_u32..).zip(&self.cohorts) {
@@ -214,7 +215,7 @@ impl Cohorts {
                 births.add(there.births.times(cohort.span.weight_until(next_ns)));
                 result.windows += 1;
             }
-            let mut hazard = pools.hazard(cohort, there.unwrap_or(&nothing), counts);
+            let mut hazard = pools.hazard(cohort, there.unwrap_or(&nothing), counts, is_seen_to_go);
             if goes {
                 hazard.most = f64::INFINITY;
             }
@@ -286,6 +287,16 @@ impl Cohorts {
             0.0
         };
         result
+    }
+
+    /// Whether any block of the site was seen to go, in its own window, by a look, or in a later window.
+    pub(super) fn is_seen_to_go(&self, site: SiteId) -> bool {
+        let went = |counts: &Contradictions| counts.in_windows > 0.0 || counts.by_checks > 0.0;
+        self.ends_young(site)
+            || self
+                .contradictions
+                .get(&site)
+                .is_some_and(|counts| counts.iter().any(went))
     }
 
     /// Whether blocks of the site that were born in a window were freed in it, beyond what thinning explains.

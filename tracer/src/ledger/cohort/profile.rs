@@ -109,6 +109,7 @@ impl Cohorts {
         let opened_ns = first.span.opened_ns;
         let scale = self.weight() as f64;
         let counts = self.contradictions.get(&site).copied().unwrap_or_default();
+        let goes = self.is_seen_to_go(site);
         let windows = (0_u32..)
             .zip(&self.cohorts)
             .skip(recent)
@@ -135,7 +136,7 @@ impl Cohorts {
                     .get(&(site, number))
                     .copied()
                     .unwrap_or_default();
-                let hazard = alike.pools.hazard(cohort, there, counts);
+                let hazard = alike.pools.hazard(cohort, there, counts, goes);
                 let kept = |lag_s: f64| (1.0 - inherited) * hazard.kept_share(share, lag_s, lag_s);
                 let lag_s = seconds(cohort.span.closed_ns, now_ns);
                 window.alive = there.alive_objects as f64 * scale * kept(lag_s);
