@@ -9,6 +9,8 @@ mod look;
 mod own_time;
 #[path = "window/pace.rs"]
 mod pace;
+#[path = "window/ratio.rs"]
+mod ratio;
 #[path = "window/step.rs"]
 mod step;
 #[path = "window/usage.rs"]

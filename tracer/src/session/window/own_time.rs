@@ -1,7 +1,7 @@
 //! What a process does by itself, in processor time: between windows, where that is all that it does, and in windows that traps fill, where it has
 //! to be told from what they take. Knows nothing of blocks.
 
-use super::pace::Pace;
+use super::{pace::Pace, ratio::Ratio};
 use crate::kernel::Modes;
 
 /// How far the cost of a hit in the process may differ from that of one in our own (deeper stacks cost more), as a part of it.
@@ -109,11 +109,8 @@ struct Trapped {
     /// Of those of which there are samples.
     sampled: Used,
     pace: Pace,
-    windows: f64,
-    /// Sums of squares and of products over them.
-    cpu_cpu: f64,
-    cpu_hits: f64,
-    hits_hits: f64,
+    /// Processor time and hits.
+    of_a_hit: Ratio,
 }
 
 impl Trapped {
@@ -123,23 +120,17 @@ impl Trapped {
         if used.modes.all > 0 {
             self.sampled.add(used);
         }
-        self.windows += 1.0;
-        self.cpu_cpu += used.cpu * used.cpu;
-        self.cpu_hits += used.cpu * used.hits;
-        self.hits_hits += used.hits * used.hits;
+        self.of_a_hit.note(used.cpu, used.hits);
     }
 
-    /// How far the processor time of a hit may be off, as a part of it, by how much it differs from window to window (the variance of a
-    /// ratio of sums): the machine's host may take some of it, which it says nothing of.
+    /// How far the processor time of a hit may be off, as a part of it, by how much it differs from window to window: the machine's host may take some of it, which it says nothing of.
     fn scatter(&self) -> f64 {
-        let of_a_hit = self.all.cpu / self.all.hits;
-        let off =
-            self.cpu_cpu - 2.0 * of_a_hit * self.cpu_hits + of_a_hit * of_a_hit * self.hits_hits;
-        let degrees = self.windows - 1.0;
+        let windows = self.of_a_hit.windows;
+        let degrees = windows - 1.0;
         if degrees < 1.0 {
             return 0.0;
         }
-        (off.max(0.0) * self.windows / degrees).sqrt() / self.all.cpu
+        (self.of_a_hit.squares_off() * windows / degrees).sqrt() / self.of_a_hit.of
     }
 }
 

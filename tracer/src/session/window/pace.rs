@@ -1,7 +1,10 @@
 //! The pace of what ends in windows, by which it is known how long they were for a process whose blocks go by the clock. Knows nothing of
 //! processor time.
 
-use super::own_time::{Known, Used};
+use super::{
+    own_time::{Known, Used},
+    ratio::Ratio,
+};
 
 /// How far the pace of what ends may be off that of what begins without any traps, as a part of it: the process may fill or empty something. And how
 /// far a single window may be off others.
@@ -15,27 +18,15 @@ const PACE_OF_ONE_WINDOW: f64 = 0.5;
 /// the ratio of the two is the time that passed for the process, where all go by the clock; where they go by the process's own work the ratio is one
 /// and that time too long. It is never too short.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
-    windows: f64,
-    time: f64,
-    allocations: f64,
-    /// Sums of their squares, and of their products.
-    time_time: f64,
-    time_allocations: f64,
-    allocations_allocations: f64,
-}
+pub(super) struct Pace(
+    /// Time and allocations.
+    Ratio,
+);
 
 impl Pace {
     /// Takes a window in.
     pub(super) fn note(&mut self, used: Used) {
-        let time = Self::of_window(used);
-        let allocations = used.allocations;
-        self.windows += 1.0;
-        self.time += time;
-        self.allocations += allocations;
-        self.time_time += time * time;
-        self.time_allocations += time * allocations;
-        self.allocations_allocations += allocations * allocations;
+        self.0.note(Self::of_window(used), used.allocations);
     }
 
     /// The time that a window was open for the process, if all went by the clock.
@@ -49,15 +40,13 @@ impl Pace {
 
     /// The time from one allocation to the next at the most, if all went by the clock.
     pub(super) fn of_an_allocation(&self) -> Option<Known> {
-        let time = self.time / self.allocations;
+        let time = self.0.value();
         if !time.is_finite() || time <= 0.0 {
             return None;
         }
-        // What windows are off it (the variance of a ratio of sums), with one more that is off by as much as one may be.
-        let off = self.time_time - 2.0 * time * self.time_allocations
-            + time * time * self.allocations_allocations;
-        let one = PACE_OF_ONE_WINDOW * self.time / self.windows;
-        let by_chance = (off.max(0.0) + one * one).sqrt() / self.allocations;
+        // What windows are off it, with one more that is off by as much as one may be.
+        let one = PACE_OF_ONE_WINDOW * self.0.of / self.0.windows;
+        let by_chance = (self.0.squares_off() + one * one).sqrt() / self.0.to;
         Some(Known {
             time,
             off: by_chance.hypot(PACE_UNCERTAINTY * time),
