@@ -57,24 +57,44 @@ impl AddAssign for Modes {
 }
 
 /// Samples some threads from when it is made, each until its page is full: 512 samples at the least.
-pub struct ModeSamples(Vec<Ring>);
+pub struct ModeSamples {
+    rings: Vec<Ring>,
+    every: Duration,
+}
 
 impl ModeSamples {
     /// Begins to sample, each thread after so much processor time of its own. `None` where there are too many threads, or the kernel refuses it
     /// for one that is still there.
     #[must_use]
     pub fn start(threads: &[u32], every: Duration) -> Option<Self> {
-        of_each(threads, |thread| Ring::start(thread, every)).map(Self)
+        let rings = of_each(threads, |thread| Ring::start(thread, every))?;
+        Some(Self { rings, every })
     }
 
     /// The samples so far.
     #[must_use]
     pub fn taken(&self) -> Modes {
         let mut modes = Modes::default();
-        for ring in &self.0 {
+        for ring in &self.rings {
             modes += ring.taken();
         }
         modes
+    }
+
+    /// The processor time that the threads can have had since. Where a virtual machine's host takes a processor away, its clocks go on, and the time counts for
+    /// the thread that was on it; but the kernel takes one sample only for all that were due (`perf_swevent_hrtimer`, kernel/events/core.c).
+    /// `None` where a page is full.
+    #[must_use]
+    pub fn most_time(&self) -> Option<Duration> {
+        let mut periods = 0_u64;
+        for ring in &self.rings {
+            if ring.is_full() {
+                return None;
+            }
+            // Until the next one is due.
+            periods += ring.taken().all + 1;
+        }
+        Some(self.every.mul_f64(periods as f64))
     }
 }
 
@@ -97,14 +117,25 @@ impl Ring {
 
     /// Nothing is taken out: when the page is full, no more is written.
     fn taken(&self) -> Modes {
-        let read = |index: usize| self.words.read(index).unwrap_or(0);
-        // Records before the head are written before it is.
-        let written = self
-            .words
+        let (begin, size) = (self.read(DATA_OFFSET), self.read(DATA_SIZE));
+        count(self.written().min(size), |at| {
+            self.read(((begin + at) / 8) as usize)
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        self.written() >= self.read(DATA_SIZE)
+    }
+
+    /// Bytes. Records before the head are written before it is.
+    fn written(&self) -> u64 {
+        self.words
             .word(DATA_HEAD, 0)
-            .map_or(0, |head| head.load(Ordering::Acquire));
-        let (begin, size) = (read(DATA_OFFSET), read(DATA_SIZE));
-        count(written.min(size), |at| read(((begin + at) / 8) as usize))
+            .map_or(0, |head| head.load(Ordering::Acquire))
+    }
+
+    fn read(&self, index: usize) -> u64 {
+        self.words.read(index).unwrap_or(0)
     }
 }
 
@@ -191,6 +222,9 @@ mod tests {
             std::thread::sleep(Duration::from_millis(100));
             assert!(full.all > 0);
             assert!(samples.taken().all <= 65_536 / 8, "{full:?}");
+            // Either it is full, or there were as many as the host let be.
+            let least = Duration::from_micros(20).mul_f64(full.all as f64);
+            assert!(samples.most_time().is_none_or(|most| most > least));
         }
         process.kill().unwrap();
         process.wait().unwrap();

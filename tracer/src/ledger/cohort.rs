@@ -54,7 +54,7 @@ pub struct Span {
     pub effective_s: f64,
     /// How far `effective_s` may be off, as a part of it (one standard deviation).
     pub uncertainty: f64,
-    /// Where traps took most of the window, what is left for the process itself is too small a difference to be measured for each window: then
+    /// Where traps took a good part of the window, what is left for the process itself is too small a difference to be measured for each window: then
     /// these are the allocations, and all such windows share one time for an allocation (see [`Cohorts::set_time_of_an_allocation`]).
     pub allocations: Option<f64>,
 }

@@ -70,9 +70,11 @@ impl Clocks {
         (self.cpu_before, self.modes_before) = (cpu, modes);
     }
 
-    /// Processor time.
+    /// Processor time, without what the machine's host took of it, where that is known.
     fn cpu(&self) -> Option<Duration> {
-        Some(self.time.elapsed()?.saturating_sub(self.cpu_before))
+        let counted = self.time.elapsed()?.saturating_sub(self.cpu_before);
+        let most = self.samples.as_ref().and_then(ModeSamples::most_time);
+        Some(most.map_or(counted, |most| counted.min(most)))
     }
 
     /// Samples.
@@ -301,7 +303,7 @@ impl Windows {
 
     /// Whether it is worth while to sample the modes of a window: of the first one nobody knows, and later ones are like those before.
     fn wants_modes(&self) -> bool {
-        self.cohorts.windows() == 0 || self.own.is_trapped()
+        self.cohorts.windows() == 0 || self.own.wants_modes()
     }
 
     /// Whether windows are opened and closed at all.

@@ -2,7 +2,7 @@
 //! to be told from what they take. Knows nothing of blocks.
 
 use super::{pace::Pace, ratio::Ratio};
-use crate::kernel::Modes;
+use crate::{kernel::Modes, session::calibration::HitCost};
 
 /// How far the cost of a hit in the process may differ from that of one in our own (deeper stacks cost more), as a part of it.
 const COST_UNCERTAINTY: f64 = 0.25;
@@ -15,8 +15,10 @@ const UNMASKED_UNCERTAINTY: f64 = 0.25;
 const SLOWER: f64 = 0.05;
 const SLOWER_AFTER_A_TRAP: f64 = 0.1;
 
-/// The share of a window's processor time that traps may take for what is left to be taken as measured, window by window.
-const SMALL_SHARE: f64 = 0.3;
+/// The share of a window's processor time that traps may take for what is left to be taken as measured, window by window; and for samples of modes
+/// to say less than they cost.
+const SMALL_SHARE: f64 = 0.1;
+const SHARE_FOR_MODES: f64 = 0.3;
 
 /// What is left to the process itself is at least this share, and at most so uncertain; and at least so.
 const LEAST_OWN_SHARE: f64 = 0.02;
@@ -102,7 +104,7 @@ impl Known {
     }
 }
 
-/// Sums over windows in which traps took most of the time.
+/// Sums over windows in which traps took a good part of the time.
 #[derive(Debug, Default)]
 struct Trapped {
     all: Used,
@@ -143,16 +145,15 @@ pub(super) struct OwnTime {
     before: (f64, f64),
     ticks: (f64, f64),
     trapped: Trapped,
-    /// Of the time of a hit, what passes for the program's, seconds: see [`super::super::Session::calibrate`].
-    unmasked_s: f64,
+    hit: HitCost,
 }
 
 impl OwnTime {
-    /// Nothing is known but the ticks of its life so far, and what of a hit passes for the program's.
-    pub(super) fn new(before: (u64, u64), unmasked_s: f64) -> Self {
+    /// Nothing is known but the ticks of its life so far, and what a hit costs.
+    pub(super) fn new(before: (u64, u64), hit: HitCost) -> Self {
         Self {
             before: (before.0 as f64, before.1 as f64),
-            unmasked_s,
+            hit,
             ..Self::default()
         }
     }
@@ -181,7 +182,7 @@ impl OwnTime {
         (self.between.1 > 0.05 && self.between.0 > 0.0).then(|| self.between.0 / self.between.1)
     }
 
-    /// Whether a window of this is one that traps fill. It is remembered if so.
+    /// Whether a window of this is one of which traps took a good part. It is remembered if so.
     pub(super) fn note_window(&mut self, used: Used) -> bool {
         let is_trapped = used.cost > SMALL_SHARE * used.cpu && used.hits > 0.0;
         if is_trapped {
@@ -190,7 +191,7 @@ impl OwnTime {
         is_trapped
     }
 
-    /// The time at the most for which a window counts that traps did not fill, of a process of which they fill others: the machine's host may have given
+    /// The time at the most for which a window counts of which traps took little, of a process of which they take more of others: the machine's host may have given
     /// it no time, which its clocks take for its own, while what goes by the clock went on. At the least it made its allocations in it. `None` where
     /// more blocks ended than survived by chance only.
     pub(super) fn of_a_stall(&self, used: Used) -> Option<f64> {
@@ -205,7 +206,12 @@ impl OwnTime {
         self.trapped.all.hits > 0.0
     }
 
-    /// The time that the process, untraced, takes from one allocation to the next, seconds, from all windows in which traps took most of the time;
+    /// Whether it is worth while to sample its modes.
+    pub(super) fn wants_modes(&self) -> bool {
+        self.trapped.all.cost > SHARE_FOR_MODES * self.trapped.all.cpu
+    }
+
+    /// The time that the process, untraced, takes from one allocation to the next, seconds, from all windows of which traps took a good part;
     /// and how far that may be off, as a part of it. Its own processor time in them is known in two ways, which have nothing to do with
     /// each other: as what is left when the cost of the traps is taken off, and by how much of it was in user mode. What the pace of
     /// what ends says, where that is less, is a third.
@@ -251,16 +257,17 @@ impl OwnTime {
         let sampled = self.trapped.sampled;
         let user = sampled.modes.user_share()?;
         let of_a_hit = sampled.cpu / sampled.hits;
+        let unmasked = self.hit.unmasked(of_a_hit);
         // The mode of a time that the program spends in the kernel by itself is that of the traps; its share does not change by them.
         let with_system = 1.0 + self.system_by_user();
-        let own = (user * of_a_hit - self.unmasked_s).max(0.0) * with_system;
+        let own = (user * of_a_hit - unmasked).max(0.0) * with_system;
         let samples = sampled.modes.all as f64;
         // As if there were two more of each mode (Agresti and Coull 1998): few samples that agree say little.
         let center = (user * samples + 2.0) / (samples + 4.0);
         let chance = (center * (1.0 - center) / (samples + 4.0)).sqrt() * of_a_hit;
         let parts = [
             chance * with_system,
-            UNMASKED_UNCERTAINTY * self.unmasked_s * with_system,
+            UNMASKED_UNCERTAINTY * unmasked * with_system,
             SLOWER * own,
             self.trapped.scatter() * own,
             SLOWER_AFTER_A_TRAP * sampled.cost / sampled.hits * with_system,
@@ -287,10 +294,15 @@ impl OwnTime {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
 
-    use super::{OwnTime, Used};
+    use super::{HitCost, OwnTime, Used};
     use crate::kernel::Modes;
 
     const MICROSECOND: f64 = 1e-6;
+
+    /// 0.2 us of a hit pass for the program's.
+    fn hit() -> HitCost {
+        HitCost::always(MICROSECOND, 0.2)
+    }
 
     /// A window in which each call takes `own` microseconds of the program and the same again by `system` times in the kernel, and `hit` of a trap, of which
     /// `unmasked` pass for the program's; the tracer believes that a trap takes `believed`. Every other call is an allocation.
@@ -322,7 +334,7 @@ mod tests {
     #[test]
     fn a_hit_that_costs_more_than_in_our_process_took_its_part_from_the_program() {
         // By the cost alone 0.6 us were left of 1.0.
-        let mut own = OwnTime::new((100, 0), 0.2 * MICROSECOND);
+        let mut own = OwnTime::new((100, 0), hit());
         own.note_between(1.0, 1.0);
         assert!(own.note_window(window(1.0, 0.0, 1.5, 0.2, 1.9)));
         let (time, uncertainty) = found(&own);
@@ -332,7 +344,7 @@ mod tests {
 
     #[test]
     fn what_the_program_does_in_the_kernel_is_its_own() {
-        let mut own = OwnTime::new((10, 0), 0.2 * MICROSECOND);
+        let mut own = OwnTime::new((10, 0), hit());
         own.note_between(1.0, 1.0);
         own.note_ticks((1000, 2000));
         assert!(own.note_window(window(0.5, 2.0, 1.5, 0.2, 1.5)));
@@ -342,7 +354,7 @@ mod tests {
 
     #[test]
     fn without_samples_the_cost_alone_decides() {
-        let mut own = OwnTime::new((100, 0), 0.2 * MICROSECOND);
+        let mut own = OwnTime::new((100, 0), hit());
         own.note_between(1.0, 1.0);
         let mut used = window(1.0, 0.0, 1.0, 0.2, 1.0);
         used.modes = Modes::default();
@@ -354,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_loop_of_nothing_but_calls_has_little_of_its_own_and_says_how_unsure_that_is() {
-        let mut own = OwnTime::new((100, 0), 0.2 * MICROSECOND);
+        let mut own = OwnTime::new((100, 0), hit());
         own.note_between(1.0, 1.0);
         assert!(own.note_window(window(0.01, 0.0, 1.2, 0.2, 1.25)));
         let (time, uncertainty) = found(&own);
@@ -364,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_window_that_traps_do_not_fill_is_not_one_of_them() {
-        let mut own = OwnTime::new((0, 0), 0.0);
+        let mut own = OwnTime::default();
         assert!(!own.note_window(window(10.0, 0.0, 1.0, 0.2, 1.0)));
         assert!(!own.note_window(Used::default()));
         assert!(!own.is_trapped());
@@ -373,8 +385,17 @@ mod tests {
     }
 
     #[test]
+    fn modes_are_sampled_where_traps_take_more_than_samples() {
+        let mut own = OwnTime::new((100, 0), hit());
+        assert!(own.note_window(window(4.0, 0.0, 1.0, 0.2, 1.0)));
+        assert!(own.is_trapped() && !own.wants_modes());
+        assert!(own.note_window(window(0.5, 0.0, 1.0, 0.2, 1.0)));
+        assert!(own.wants_modes());
+    }
+
+    #[test]
     fn a_process_on_two_cores_takes_half_the_time_from_call_to_call() {
-        let mut own = OwnTime::new((100, 0), 0.2 * MICROSECOND);
+        let mut own = OwnTime::new((100, 0), hit());
         own.note_between(60.0, 30.0);
         // What it did long ago says less, and as much.
         own.note_between(20.0, 10.0);
@@ -402,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_program_that_frees_by_the_clock_seemed_to_allocate_more_slowly_than_it_does() {
-        let mut own = OwnTime::new((100, 0), 0.2 * MICROSECOND);
+        let mut own = OwnTime::new((100, 0), hit());
         by_the_clock(&mut own, 8);
         // Its own time alone would say 3.
         let (time, uncertainty) = found(&own);
@@ -420,12 +441,12 @@ mod tests {
 
     #[test]
     fn a_window_in_which_the_host_gave_no_time_counted_for_all_of_its_length() {
-        let mut own = OwnTime::new((100, 0), 0.2 * MICROSECOND);
+        let mut own = OwnTime::new((100, 0), hit());
         let stalled = Used {
             time: 0.04,
             cpu: 0.04,
-            cost: 0.005,
-            hits: 5_000.0,
+            cost: 0.003,
+            hits: 3_000.0,
             allocations: 1_000.0,
             old_frees: 3_000.0,
             survivors: 300.0,
@@ -452,7 +473,7 @@ mod tests {
 
     #[test]
     fn where_nothing_ends_the_pace_says_nothing() {
-        let mut own = OwnTime::new((100, 0), 0.2 * MICROSECOND);
+        let mut own = OwnTime::new((100, 0), hit());
         own.note_between(1.0, 1.0);
         let used = window(1.0, 0.0, 1.5, 0.2, 1.5);
         own.note_window(Used {

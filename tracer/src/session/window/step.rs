@@ -93,7 +93,7 @@ impl Session {
         windows.hits_before = [0; HIT_SLOTS];
         windows.cohorts = Cohorts::new(traced.incarnation);
         windows.births.clear();
-        windows.own = OwnTime::new((0, 0), self.costs.unmasked.as_secs_f64());
+        windows.own = OwnTime::new((0, 0), self.costs.by_work);
         windows.looks.end();
         if windows.closing.take().is_some() {
             // Its probes are gone, and what it saw is the other program's.
@@ -384,14 +384,16 @@ impl Session {
         let late_cost = usage.cost.saturating_sub(decided.cost).as_secs_f64();
         let sampling = self.costs.sample.mul_f64(modes.all as f64);
         windows.sampling += sampling;
+        let hits = cost / hit;
+        let cpu = (cpu - sampling.as_secs_f64()).max(0.0);
         let weight = stands_for as f64;
         let old_frees = calls.unknown_frees.saturating_sub(open.calls.unknown_frees) as f64
             + open.put.saturating_sub(watched) as f64;
         let used = Used {
             time: closed_ns.saturating_sub(open.begun_ns) as f64 / 1e9,
-            cpu: (cpu - sampling.as_secs_f64()).max(0.0),
-            cost,
-            hits: cost / hit,
+            cpu,
+            cost: hits * self.costs.by_work.in_a_process(cpu / hits.max(1.0)),
+            hits,
             modes,
             allocations: calls.allocations.saturating_sub(open.calls.allocations) as f64,
             old_frees: old_frees * weight,

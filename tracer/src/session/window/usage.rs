@@ -133,7 +133,7 @@ impl Session {
         let clocks = self.start_clocks(traced);
         let (pid, incarnation) = (traced.pid, traced.incarnation);
         traced.windows.begin(pid, incarnation);
-        traced.windows.own = OwnTime::new(before, self.costs.unmasked.as_secs_f64());
+        traced.windows.own = OwnTime::new(before, self.costs.by_work);
         traced.windows.open = Some(self.open_now(traced, clocks));
     }
 
