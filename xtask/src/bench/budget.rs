@@ -18,12 +18,12 @@ use std::time::Duration;
 /// How long a slice lasts.
 const SLICE: Duration = Duration::from_secs(6);
 /// How long leakscope is there before one begins.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
 /// The bars: percent of the throughput, milliseconds of the 99.9th percentile.
-const LOSS_PERCENT: f64 = 2.0;
+pub(super) const LOSS_PERCENT: f64 = 2.0;
 const LATER_MS: f64 = 10.0;
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a load did in a slice.
 pub(super) struct Sample {
@@ -33,16 +33,34 @@ pub(super) struct Sample {
 }
 
 /// Something under full load.
-pub(super) trait Load {
+pub(super) trait Load: Send {
     /// What leakscope is to trace.
     fn target(&self) -> Vec<String>;
 
     /// Measures a slice of so long.
     fn slice(&mut self, time: Duration) -> Result<Sample>;
+
+    /// What it does in a second, for no longer than that.
+    fn per_second(&mut self, time: Duration) -> Result<f64> {
+        Ok(self.slice(time)?.per_second)
+    }
 }
 
 /// Starts a load, with a folder for its files.
 type Start = fn(&Path) -> Result<Box<dyn Load>>;
+
+pub(super) const REDIS: (&str, Start) = ("redis-benchmark, set", |folder| {
+    Ok(Box::new(Redis::start(folder)?.under_load()?))
+});
+const PGBENCH: (&str, Start) = ("pgbench, select only", |folder| {
+    Ok(Box::new(Postgres::start(folder)?.under_load()?))
+});
+pub(super) const PYTHON_LOOP: (&str, Start) = ("CPython, a loop that allocates", |folder| {
+    Ok(Box::new(python(folder)?))
+});
+pub(super) const PAIRS: (&str, Start) = ("pairs of malloc and free", |folder| {
+    Ok(Box::new(pairs(folder)?))
+});
 
 /// Measures each load that this machine has.
 ///
@@ -51,21 +69,7 @@ type Start = fn(&Path) -> Result<Box<dyn Load>>;
 pub(super) fn measure(bench: &mut Bench) -> Result<BudgetFigures> {
     let mut figures = BudgetFigures::default();
     let folder = bench.folder().to_owned();
-    let loads: [(&str, Start); 4] = [
-        ("redis-benchmark, set", |folder| {
-            Ok(Box::new(Redis::start(folder)?.under_load()?))
-        }),
-        ("pgbench, select only", |folder| {
-            Ok(Box::new(Postgres::start(folder)?.under_load()?))
-        }),
-        ("CPython, a loop that allocates", |folder| {
-            Ok(Box::new(python(folder)?))
-        }),
-        ("pairs of malloc and free", |folder| {
-            Ok(Box::new(pairs(folder)?))
-        }),
-    ];
-    for (name, start) in loads {
+    for (name, start) in [REDIS, PGBENCH, PYTHON_LOOP, PAIRS] {
         if !name.contains(&bench.load) {
             continue;
         }

@@ -150,6 +150,8 @@ pub(super) const PROFILE: &str = "profile";
 
 /// What tracing within the default budget takes from servers.
 pub(super) const BUDGET: &str = "budget";
+/// The same of two loads side by side.
+pub(super) const TWINS: &str = "twins";
 /// What following fresh pages takes from page faults.
 pub(super) const FAULTS: &str = "faults";
 /// How soon a server's leak is found.
@@ -174,6 +176,7 @@ pub(super) fn names() -> Vec<&'static str> {
             PROFILE,
             FAULTS,
             BUDGET,
+            TWINS,
             LEAK,
             LEAK_OTHERS,
             SERVERS,

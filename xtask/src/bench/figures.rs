@@ -29,6 +29,8 @@ pub(super) struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) budget: Option<BudgetFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) twins: Option<TwinFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) servers: Option<ServersFigures>,
     pub(super) leaks: Vec<LeakFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,6 +163,33 @@ pub(super) struct BudgetLoad {
     pub(super) untraced_loss_percent: Option<Vec<f64>>,
     /// By how much the 99.9th percentile of its answers' times grew, milliseconds.
     pub(super) p999_later_ms: Option<f64>,
+}
+
+/// Loads beside the same untraced, at the default budget.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct TwinFigures {
+    pub(super) loads: Vec<TwinLoad>,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// One load; figures are medians over the runs.
+#[derive(Debug, Serialize)]
+pub(super) struct TwinLoad {
+    pub(super) name: String,
+    /// What the one that was traced did less than the other, percent.
+    pub(super) loss_percent: f64,
+    /// Its standard error. `None` of a single run.
+    pub(super) loss_percent_error: Option<f64>,
+    pub(super) loss_percent_of_each_run: Vec<f64>,
+    /// What leakscope took of all processors, which both did less; percent.
+    pub(super) tracer_percent: f64,
+}
+
+impl TwinLoad {
+    /// What a load that is traced loses in all, percent.
+    pub(super) fn percent(&self) -> f64 {
+        self.loss_percent + self.tracer_percent
+    }
 }
 
 /// Many processes, and many that start.

@@ -146,6 +146,13 @@ impl Load for BusyRedis {
             p999_ms,
         })
     }
+
+    fn per_second(&mut self, time: Duration) -> Result<f64> {
+        let before = (Instant::now(), self.redis.commands()?);
+        thread::sleep(time);
+        let done = self.redis.commands()? - before.1;
+        Ok(done / before.0.elapsed().as_secs_f64())
+    }
 }
 
 /// The number that stands before some words.

@@ -22,6 +22,7 @@ mod rounds;
 mod servers;
 mod subject;
 mod table;
+mod twins;
 mod verdicts;
 mod victim;
 
@@ -29,7 +30,7 @@ use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use case::{
     ATTACH, BUDGET, CASES, DAEMON, FAULTS, LEAK, LEAK_OTHERS, PROCESSES, PROFILE, REPORT, SCALING,
-    SERVERS, VERDICTS,
+    SERVERS, TWINS, VERDICTS,
 };
 use clap::Args;
 use figures::Figures;
@@ -41,7 +42,7 @@ use subject::Subject;
 /// What `bench` is given.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Cases to run; none: all but `full`, `budget`, `leak`, `leak-others`, `servers` and `verdicts`
+    /// Cases to run; none: all but `full`, `budget`, `twins`, `leak`, `leak-others`, `servers` and `verdicts`
     cases: Vec<String>,
     /// Write the figures to stdout as one JSON object
     #[arg(long)]
@@ -58,7 +59,7 @@ pub(crate) struct Arguments {
     /// Also the case `full`: more live blocks than leakscope holds (takes 1 GiB)
     #[arg(long)]
     full_set: bool,
-    /// Of the case `budget`, only loads whose name contains this.
+    /// Of the cases `budget` and `twins`, only loads whose name contains this.
     #[arg(long, value_name = "NAME")]
     load: Option<String>,
 }
@@ -203,13 +204,13 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
             names.join(", ")
         );
     }
-    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, servers eleven, a run of a leak one.
+    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, twins six, servers eleven, a run of a leak one.
     let large = |name: &str| CASES.iter().any(|case| case.name == name && case.large);
     Ok(names
         .into_iter()
         .filter(|name| {
             if arguments.cases.is_empty() {
-                ![BUDGET, LEAK, LEAK_OTHERS, SERVERS, VERDICTS].contains(name)
+                ![BUDGET, TWINS, LEAK, LEAK_OTHERS, SERVERS, VERDICTS].contains(name)
                     && (arguments.full_set || !large(name))
             } else {
                 arguments.cases.iter().any(|wanted| wanted == name)
@@ -251,6 +252,7 @@ fn run(
             text
         }
         BUDGET => figures.budget.insert(budget::measure(bench)?).to_string(),
+        TWINS => figures.twins.insert(twins::measure(bench)?).to_string(),
         VERDICTS => {
             let verdicts = figures.verdicts.insert(verdicts::measure(bench)?);
             for problem in verdicts.broken() {

@@ -110,11 +110,11 @@ fn short_processes(bench: &Bench) -> Result<(f64, f64)> {
     let mut tracer = Running::start(&mut command, &bench.folder().join("tracer.log"))?;
     // Until everything that runs is followed.
     thread::sleep(Duration::from_secs(3));
-    let quiet = share(tracer.pid(), || {
+    let quiet = share_of_a_processor(tracer.pid(), || {
         thread::sleep(Duration::from_secs(u64::from(SECONDS)));
         Ok(())
     })?;
-    let loaded = share(tracer.pid(), || {
+    let loaded = share_of_a_processor(tracer.pid(), || {
         let begun = Instant::now();
         for number in 0..STARTED * SECONDS {
             let status = Command::new("true").stdin(Stdio::null()).status();
@@ -130,7 +130,7 @@ fn short_processes(bench: &Bench) -> Result<(f64, f64)> {
 }
 
 /// The share of one processor that a process takes while something is done: percent.
-fn share(pid: u32, action: impl FnOnce() -> Result<()>) -> Result<f64> {
+pub(super) fn share_of_a_processor(pid: u32, action: impl FnOnce() -> Result<()>) -> Result<f64> {
     let (begun, before) = (Instant::now(), processor_seconds(pid)?);
     action()?;
     let used = processor_seconds(pid)? - before;

@@ -3,7 +3,7 @@
 use super::figures::{
     AttachFigures, BarFigures, BudgetFigures, CaseFigures, DaemonFigures, FaultFigures, Figures,
     LeakFigures, LeakRun, ProcessesFigures, ProfileFigures, ReportFigures, Scaling, ServersFigures,
-    SubjectFigures, Times,
+    SubjectFigures, Times, TwinFigures,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -321,6 +321,33 @@ impl Display for BudgetFigures {
                 write!(out, "; 99.9th percentile {later:+.2} ms")?;
             }
             writeln!(out)?;
+        }
+        bars(out, &self.bars)
+    }
+}
+
+impl Display for TwinFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "twins: what a load loses against the same beside it that is not traced"
+        )?;
+        for load in &self.loads {
+            write!(out, "  {:<32} {:>5.1} %", load.name, load.loss_percent)?;
+            if let Some(error) = load.loss_percent_error {
+                write!(out, " +- {error:.1}")?;
+            }
+            let each: Vec<String> = load
+                .loss_percent_of_each_run
+                .iter()
+                .map(|loss| format!("{loss:.1}"))
+                .collect();
+            writeln!(
+                out,
+                " ({}), and leakscope takes {:.1} % of the processors",
+                each.join(" "),
+                load.tracer_percent
+            )?;
         }
         bars(out, &self.bars)
     }
