@@ -37,6 +37,11 @@ pub(super) trait Load: Send {
     /// What leakscope is to trace.
     fn target(&self) -> Vec<String>;
 
+    /// The same where another of its kind runs.
+    fn target_alone(&self) -> Vec<String> {
+        self.target()
+    }
+
     /// Measures a slice of so long.
     fn slice(&mut self, time: Duration) -> Result<Sample>;
 
@@ -52,7 +57,7 @@ type Start = fn(&Path) -> Result<Box<dyn Load>>;
 pub(super) const REDIS: (&str, Start) = ("redis-benchmark, set", |folder| {
     Ok(Box::new(Redis::start(folder)?.under_load()?))
 });
-const PGBENCH: (&str, Start) = ("pgbench, select only", |folder| {
+pub(super) const PGBENCH: (&str, Start) = ("pgbench, select only", |folder| {
     Ok(Box::new(Postgres::start(folder)?.under_load()?))
 });
 pub(super) const PYTHON_LOOP: (&str, Start) = ("CPython, a loop that allocates", |folder| {

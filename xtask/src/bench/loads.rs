@@ -2,6 +2,7 @@
 
 use super::budget::{Load, Sample};
 use super::child::Running;
+use super::proc::children;
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use std::collections::HashMap;
@@ -274,6 +275,14 @@ impl Load for BusyPostgres {
     fn target(&self) -> Vec<String> {
         // The sessions come and go.
         vec!["--comm".to_owned(), "postgres".to_owned()]
+    }
+
+    fn target_alone(&self) -> Vec<String> {
+        let server = self.postgres.server.pid();
+        let mut all = children(server);
+        all.push(server);
+        let all: Vec<String> = all.iter().map(u32::to_string).collect();
+        vec!["-p".to_owned(), all.join(",")]
     }
 
     fn slice(&mut self, time: Duration) -> Result<Sample> {

@@ -93,6 +93,18 @@ pub(super) struct Held {
     pub(super) uprobe_links: usize,
 }
 
+/// The processes whose parent a process is (`PPid` of `/proc/PID/status`; not every kernel has lists of children).
+pub(super) fn children(parent: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            field(&text, "PPid") == Some(parent.into())
+        })
+        .collect()
+}
+
 /// What a process holds; nothing when it is gone.
 pub(super) fn held(pid: u32) -> Held {
     let numbers = fs::read_dir(format!("/proc/{pid}/fdinfo"))

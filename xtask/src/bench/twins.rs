@@ -4,7 +4,7 @@
 //! differ by twenty. Now the one is traced, now the other: how their paces differ by themselves cancels out.
 
 use super::Bench;
-use super::budget::{LOSS_PERCENT, Load, PAIRS, PATIENCE, PYTHON_LOOP, REDIS, SETTLE};
+use super::budget::{LOSS_PERCENT, Load, PAIRS, PATIENCE, PGBENCH, PYTHON_LOOP, REDIS, SETTLE};
 use super::child::Running;
 use super::figures::{BarFigures, TwinFigures, TwinLoad, median, median_error};
 use super::processes::share_of_a_processor;
@@ -26,13 +26,13 @@ struct Slice {
     tracer_percent: f64,
 }
 
-/// Measures each load that this machine has and of which two can be told apart (PostgreSQL's sessions are traced by their name).
+/// Measures each load that this machine has.
 ///
 /// # Errors
 /// When leakscope fails; a load that is missing is a note.
 pub(super) fn measure(bench: &mut Bench) -> Result<TwinFigures> {
     let mut figures = TwinFigures::default();
-    for (name, start) in [REDIS, PYTHON_LOOP, PAIRS] {
+    for (name, start) in [REDIS, PGBENCH, PYTHON_LOOP, PAIRS] {
         if !name.contains(&bench.load) {
             continue;
         }
@@ -55,7 +55,7 @@ pub(super) fn measure(bench: &mut Bench) -> Result<TwinFigures> {
         }
     }
     if figures.loads.is_empty() && !bench.load.is_empty() {
-        bail!("no load of which there can be two is called {}", bench.load);
+        bail!("no load that could be measured is called {}", bench.load);
     }
     Ok(figures)
 }
@@ -92,7 +92,7 @@ fn loss_percent(first: [f64; 2], second: [f64; 2]) -> f64 {
 
 /// A slice in which one of them is traced.
 fn trace(bench: &Bench, twins: &mut Twins, traced: usize) -> Result<Slice> {
-    let target = twins.get(traced).context("there are two")?.target();
+    let target = twins.get(traced).context("there are two")?.target_alone();
     let mut command = Command::new(&bench.leakscope);
     command.args(["trace", "--format", "json", "-o"]);
     command.arg(bench.folder().join("twins.json")).args(target);
