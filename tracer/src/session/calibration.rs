@@ -33,7 +33,7 @@ const SAMPLES: u64 = 200;
 const SAMPLE_EVERY: Duration = Duration::from_micros(47);
 const MOST_SAMPLED_ROUNDS: u32 = 50;
 
-/// It goes on growing with the work up to about a microsecond, of which we do a part, to keep the start short: programs of 200 sites, with up to 200,000
+/// A hit's cost grows with the work between two up to so many times ours, about a microsecond; ours is less to keep the start short. Programs of 200 sites, with up to 200,000
 /// blocks, with system calls and without, on one thread and two, took 1.3 to 1.5 times as much as pairs alone for a hit with 0.5 us of work, and
 /// 1.5 to 1.8 times with 1 to 3 us.
 const GROWS_UP_TO: f64 = 2.5;

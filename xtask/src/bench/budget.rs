@@ -18,12 +18,12 @@ use std::time::Duration;
 /// How long a slice lasts.
 const SLICE: Duration = Duration::from_secs(6);
 /// How long leakscope is there before one begins.
-pub(super) const SETTLE: Duration = Duration::from_secs(3);
+const SETTLE: Duration = Duration::from_secs(3);
 /// The bars: percent of the throughput, milliseconds of the 99.9th percentile.
 pub(super) const LOSS_PERCENT: f64 = 2.0;
 const LATER_MS: f64 = 10.0;
 /// How long anything may take.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a load did in a slice.
 pub(super) struct Sample {
@@ -54,18 +54,21 @@ pub(super) trait Load: Send {
 /// Starts a load, with a folder for its files.
 type Start = fn(&Path) -> Result<Box<dyn Load>>;
 
-pub(super) const REDIS: (&str, Start) = ("redis-benchmark, set", |folder| {
-    Ok(Box::new(Redis::start(folder)?.under_load()?))
-});
-pub(super) const PGBENCH: (&str, Start) = ("pgbench, select only", |folder| {
-    Ok(Box::new(Postgres::start(folder)?.under_load()?))
-});
-pub(super) const PYTHON_LOOP: (&str, Start) = ("CPython, a loop that allocates", |folder| {
-    Ok(Box::new(python(folder)?))
-});
-pub(super) const PAIRS: (&str, Start) = ("pairs of malloc and free", |folder| {
-    Ok(Box::new(pairs(folder)?))
-});
+/// The loads, by name.
+pub(super) const LOADS: [(&str, Start); 4] = [
+    ("redis-benchmark, set", |folder| {
+        Ok(Box::new(Redis::start(folder)?.under_load()?))
+    }),
+    ("pgbench, select only", |folder| {
+        Ok(Box::new(Postgres::start(folder)?.under_load()?))
+    }),
+    ("CPython, a loop that allocates", |folder| {
+        Ok(Box::new(python(folder)?))
+    }),
+    ("pairs of malloc and free", |folder| {
+        Ok(Box::new(pairs(folder)?))
+    }),
+];
 
 /// Measures each load that this machine has.
 ///
@@ -74,7 +77,7 @@ pub(super) const PAIRS: (&str, Start) = ("pairs of malloc and free", |folder| {
 pub(super) fn measure(bench: &mut Bench) -> Result<BudgetFigures> {
     let mut figures = BudgetFigures::default();
     let folder = bench.folder().to_owned();
-    for (name, start) in [REDIS, PGBENCH, PYTHON_LOOP, PAIRS] {
+    for (name, start) in LOADS {
         if !name.contains(&bench.load) {
             continue;
         }
@@ -112,17 +115,8 @@ fn alternate(bench: &Bench, name: &str, load: &mut dyn Load) -> Result<BudgetLoa
     let mut traced = Vec::new();
     for run in 1..=bench.runs {
         bench.say(&format!("budget: {name} {run}/{}", bench.runs));
-        let mut command = Command::new(&bench.leakscope);
-        command.args(["trace", "--format", "json", "-o"]);
-        command.arg(bench.folder().join("budget.json"));
-        command.args(load.target());
-        let mut tracer = Running::start(&mut command, &bench.folder().join("tracer.log"))?;
-        thread::sleep(SETTLE);
-        traced.push(load.slice(SLICE)?);
-        tracer.interrupt()?;
-        if !tracer.end(PATIENCE)?.success() {
-            bail!("leakscope failed: {}", bench.log("tracer.log"));
-        }
+        let target = load.target();
+        traced.push(beside_leakscope(bench, target, |_| load.slice(SLICE))?);
         alone.push(load.slice(SLICE)?);
     }
     let mut losses = Vec::new();
@@ -155,6 +149,25 @@ fn alternate(bench: &Bench, name: &str, load: &mut dyn Load) -> Result<BudgetLoa
         untraced_loss_percent: untraced_losses(&alone),
         p999_later_ms: (!later.is_empty()).then(|| median(&later)),
     })
+}
+
+/// Does something while leakscope traces a target and has had time to learn what that costs; it is given leakscope's process.
+pub(super) fn beside_leakscope<T>(
+    bench: &Bench,
+    target: Vec<String>,
+    action: impl FnOnce(u32) -> Result<T>,
+) -> Result<T> {
+    let mut command = Command::new(&bench.leakscope);
+    command.args(["trace", "--format", "json", "-o"]);
+    command.arg(bench.folder().join("budget.json")).args(target);
+    let mut tracer = Running::start(&mut command, &bench.folder().join("tracer.log"))?;
+    thread::sleep(SETTLE);
+    let done = action(tracer.pid())?;
+    tracer.interrupt()?;
+    if !tracer.end(PATIENCE)?.success() {
+        bail!("leakscope failed: {}", bench.log("tracer.log"));
+    }
+    Ok(done)
 }
 
 /// What each slice without leakscope lost against those before and behind it, percent; `None` where there are fewer than three.

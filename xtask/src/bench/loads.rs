@@ -103,6 +103,14 @@ impl Redis {
         command
     }
 
+    /// Commands that it deals with in a second while something is done.
+    fn commands_per_second(&self, action: impl FnOnce() -> Result<()>) -> Result<f64> {
+        let (begun, before) = (Instant::now(), self.commands()?);
+        action()?;
+        let done = self.commands()? - before;
+        Ok(done / begun.elapsed().as_secs_f64())
+    }
+
     /// Commands that it has dealt with.
     fn commands(&self) -> Result<f64> {
         let mut command = Command::new("redis-cli");
@@ -139,20 +147,22 @@ impl Load for BusyRedis {
     }
 
     fn slice(&mut self, time: Duration) -> Result<Sample> {
-        let before = (Instant::now(), self.redis.commands()?);
-        let (_, p999_ms) = self.ask_beside(time)?;
-        let done = self.redis.commands()? - before.1;
+        let mut p999_ms = None;
+        let per_second = self.redis.commands_per_second(|| {
+            p999_ms = self.ask_beside(time)?.1;
+            Ok(())
+        })?;
         Ok(Sample {
-            per_second: done / before.0.elapsed().as_secs_f64(),
+            per_second,
             p999_ms,
         })
     }
 
     fn per_second(&mut self, time: Duration) -> Result<f64> {
-        let before = (Instant::now(), self.redis.commands()?);
-        thread::sleep(time);
-        let done = self.redis.commands()? - before.1;
-        Ok(done / before.0.elapsed().as_secs_f64())
+        self.redis.commands_per_second(|| {
+            thread::sleep(time);
+            Ok(())
+        })
     }
 }
 

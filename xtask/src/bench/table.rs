@@ -297,14 +297,16 @@ impl Display for LeakRun {
     }
 }
 
+/// The losses of each run, percent.
+fn each(losses: &[f64]) -> String {
+    let each: Vec<String> = losses.iter().map(|loss| format!("{loss:.1}")).collect();
+    each.join(" ")
+}
+
 impl Display for BudgetFigures {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         writeln!(out, "budget: operations a second, alone and traced")?;
         for load in &self.loads {
-            let all = |losses: &[f64]| {
-                let each: Vec<String> = losses.iter().map(|loss| format!("{loss:.1}")).collect();
-                each.join(" ")
-            };
             write!(
                 out,
                 "  {:<32} {:>12.0} {:>12.0}  {:>5.1} % less",
@@ -313,9 +315,9 @@ impl Display for BudgetFigures {
             if let Some(error) = load.loss_percent_error {
                 write!(out, " +- {error:.1}")?;
             }
-            write!(out, " ({})", all(&load.loss_percent_of_each_run))?;
+            write!(out, " ({})", each(&load.loss_percent_of_each_run))?;
             if let Some(losses) = &load.untraced_loss_percent {
-                write!(out, "; with nothing beside it {}", all(losses))?;
+                write!(out, "; with nothing beside it {}", each(losses))?;
             }
             if let Some(later) = load.p999_later_ms {
                 write!(out, "; 99.9th percentile {later:+.2} ms")?;
@@ -337,15 +339,10 @@ impl Display for TwinFigures {
             if let Some(error) = load.loss_percent_error {
                 write!(out, " +- {error:.1}")?;
             }
-            let each: Vec<String> = load
-                .loss_percent_of_each_run
-                .iter()
-                .map(|loss| format!("{loss:.1}"))
-                .collect();
             writeln!(
                 out,
                 " ({}), and leakscope takes {:.1} % of the processors",
-                each.join(" "),
+                each(&load.loss_percent_of_each_run),
                 load.tracer_percent
             )?;
         }

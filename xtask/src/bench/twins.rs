@@ -4,13 +4,11 @@
 //! differ by twenty. Now the one is traced, now the other: how their paces differ by themselves cancels out.
 
 use super::Bench;
-use super::budget::{LOSS_PERCENT, Load, PAIRS, PATIENCE, PGBENCH, PYTHON_LOOP, REDIS, SETTLE};
-use super::child::Running;
+use super::budget::{LOADS, LOSS_PERCENT, Load, beside_leakscope};
 use super::figures::{BarFigures, TwinFigures, TwinLoad, median, median_error};
 use super::processes::share_of_a_processor;
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -32,7 +30,7 @@ struct Slice {
 /// When leakscope fails; a load that is missing is a note.
 pub(super) fn measure(bench: &mut Bench) -> Result<TwinFigures> {
     let mut figures = TwinFigures::default();
-    for (name, start) in [REDIS, PGBENCH, PYTHON_LOOP, PAIRS] {
+    for (name, start) in LOADS {
         if !name.contains(&bench.load) {
             continue;
         }
@@ -93,20 +91,13 @@ fn loss_percent(first: [f64; 2], second: [f64; 2]) -> f64 {
 /// A slice in which one of them is traced.
 fn trace(bench: &Bench, twins: &mut Twins, traced: usize) -> Result<Slice> {
     let target = twins.get(traced).context("there are two")?.target_alone();
-    let mut command = Command::new(&bench.leakscope);
-    command.args(["trace", "--format", "json", "-o"]);
-    command.arg(bench.folder().join("twins.json")).args(target);
-    let mut tracer = Running::start(&mut command, &bench.folder().join("tracer.log"))?;
-    thread::sleep(SETTLE);
     let mut per_second = [0.0; 2];
-    let tracer_percent = share_of_a_processor(tracer.pid(), || {
-        per_second = both(twins, SLICE)?;
-        Ok(())
+    let tracer_percent = beside_leakscope(bench, target, |tracer| {
+        share_of_a_processor(tracer, || {
+            per_second = both(twins, SLICE)?;
+            Ok(())
+        })
     })?;
-    tracer.interrupt()?;
-    if !tracer.end(PATIENCE)?.success() {
-        bail!("leakscope failed: {}", bench.log("tracer.log"));
-    }
     Ok(Slice {
         per_second,
         tracer_percent,
