@@ -18,7 +18,7 @@ use leakscope_tests::{
     require_victim,
 };
 
-const NOT_SHOWN: &str = "mappings are not shown";
+const NOT_SHOWN: &str = "mmap tracking off";
 
 /// Longer than mappings are kept where the machine makes many calls, however slow it is.
 const LONG: Duration = Duration::from_secs(8);

@@ -425,7 +425,7 @@ fn without_any_tracefs() {
     // Who did not ask for all mappings gets what there is, and is told.
     let finished = without("auto");
     assert_eq!(finished.code(), 0, "{finished:?}");
-    for word in words.iter().chain(&["mappings are not shown"]) {
+    for word in words.iter().chain(&["mmap tracking off"]) {
         assert!(finished.stdout.contains(word), "{word}: {finished:?}");
     }
     target.assert_unharmed("no tracefs");

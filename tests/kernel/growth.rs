@@ -221,11 +221,7 @@ fn mappings_that_take_too_much_of_the_budget_are_given_up() {
         assert!(running.quit().expect("the victim ends").success());
         let process = report.processes.first().expect("the process");
         let note = process.exit_note.as_deref().unwrap_or_default();
-        assert_eq!(
-            note.contains("mappings are not shown"),
-            is_given_up,
-            "{note:?}"
-        );
+        assert_eq!(note.contains("mmap tracking off"), is_given_up, "{note:?}");
         if is_given_up {
             assert_eq!(sites(&report, pid, "mapping").count(), 0);
         } else {

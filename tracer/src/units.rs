@@ -89,6 +89,17 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
+/// `50 s`, `14 min`, `14 h`, `3 d`: a duration that is known roughly.
+pub(crate) fn about(seconds: f64) -> String {
+    let seconds = seconds.max(0.0);
+    for (unit, name) in [(86_400.0, "d"), (3600.0, "h"), (60.0, "min")] {
+        if seconds >= 1.95 * unit {
+            return format!("{} {name}", count((seconds / unit).round() as u64));
+        }
+    }
+    format!("{seconds:.0} s")
+}
+
 /// `12.3 %` of a fraction between 0 and 1; what is there and smaller than can be shown is `<0.1 %`.
 pub(crate) fn percent(fraction: f64) -> String {
     let percent = fraction * 100.0;
@@ -110,7 +121,7 @@ pub(crate) fn share(part: u64, whole: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, count, duration, percent, rate};
+    use super::{about, bytes, count, duration, percent, rate};
 
     #[test]
     fn sizes() {
@@ -170,6 +181,22 @@ mod tests {
             (90_061.0, "1 d 1 h"),
         ] {
             assert_eq!(duration(value), text, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_forecast_has_no_more_digits_than_are_known() {
+        for (value, text) in [
+            (-1.0, "0 s"),
+            (49.6, "50 s"),
+            (100.0, "100 s"),
+            (118.0, "2 min"),
+            (3600.0, "60 min"),
+            (49_560.0, "14 h"),
+            (97_200.0, "27 h"),
+            (86_400_000.0, "1,000 d"),
+        ] {
+            assert_eq!(about(value), text, "{value}");
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Choice, Close, Controller, Mode};
+use crate::units::plural;
 
 /// See [`Controller::reason`].
 pub(super) struct Reason<'a>(pub(super) &'a Controller);
@@ -23,33 +24,36 @@ impl fmt::Display for Reason<'_> {
                 ),
                 Some((at, _)) => write!(
                     formatter,
-                    "every allocator call has been seen since {:.1} s, for that costs less than the budget of {budget} % again; before that, calls were seen in windows",
+                    "every allocator call since {:.1} s, which costs less than the budget of {budget} % again; in windows before",
                     at.as_secs_f64()
                 ),
             },
             (choice, Mode::Sampled) => {
+                write!(
+                    formatter,
+                    "{} window{}",
+                    controller.windows,
+                    plural(controller.windows.into())
+                )?;
                 match (choice, controller.switched) {
-                    (Choice::Auto, Some((at, reason))) => {
-                        let why = if reason == Close::HardStop {
-                            "they had cost more than five times the budget within a second"
-                        } else {
-                            "all of them would cost more than the budget"
-                        };
-                        write!(
-                            formatter,
-                            "calls have been seen in windows since {:.1} s: {why}",
-                            at.as_secs_f64()
-                        )?;
+                    (Choice::Auto, Some((at, _))) => {
+                        write!(formatter, " since {:.1} s", at.as_secs_f64())?;
                     }
-                    _ => write!(formatter, "calls were seen in windows, as asked for")?,
+                    _ => write!(formatter, ", as asked for")?,
                 }
                 if let Some(full) = full {
                     write!(
                         formatter,
-                        " (all calls: {full:.0} % of the process's CPU time; budget {budget} %)"
+                        "; tracing every call would cost about {full:.0} % CPU (budget {budget} %)"
+                    )?;
+                } else if let (Choice::Auto, Some((_, Close::HardStop))) =
+                    (choice, controller.switched)
+                {
+                    write!(
+                        formatter,
+                        "; every call cost more than five times the budget of {budget} %"
                     )?;
                 }
-                write!(formatter, "; {} windows", controller.windows)?;
                 if controller.hard_stops > 0 {
                     write!(
                         formatter,

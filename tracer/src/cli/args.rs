@@ -30,13 +30,13 @@ pub(super) struct Arguments {
 pub(super) enum Command {
     /// Trace processes and show which call stacks hold the memory.
     Trace(Box<TraceArguments>),
-    /// Trace on and on, and answer over HTTP: pprof, flame graph, JSON, metrics.
+    /// Trace continuously and serve results over HTTP: pprof, flame graph, JSON, metrics.
     Daemon(Box<DaemonArguments>),
-    /// Ask a daemon what holds the memory.
+    /// Show what a running daemon has traced.
     Dump(DumpArguments),
     /// Show what changed between two saved reports or profiles.
     Diff(DiffArguments),
-    /// Say what this machine, this user and a process allow; exit with 1 if tracing cannot work.
+    /// Check what this machine, this user and a process allow; exit with 1 if tracing cannot work.
     Doctor(DoctorArguments),
     /// Attach programs that do nothing where `trace` would attach its own: the least that a uprobe tracer costs.
     #[command(hide = true)]
@@ -49,30 +49,30 @@ pub(super) enum Command {
 /// How allocations are seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum TierChoice {
-    /// Every call while that fits the budget, else in windows.
+    /// Every allocator call while that fits the budget, else samples in time windows.
     Auto,
-    /// No allocator: mappings, exactly, with the stacks that made them.
+    /// Memory mappings and page faults only, no allocator calls.
     Growth,
-    /// In windows, as the budget allows; what survives is estimated.
+    /// Allocator calls in time windows, as the budget allows; surviving memory is estimated.
     Sampled,
-    /// Every call of the allocator, all the time.
+    /// Every allocator call, all the time.
     Exact,
 }
 
 /// Output formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum FormatChoice {
-    /// For people.
+    /// Plain text.
     Text,
-    /// One object, by the contract.
+    /// JSON report (schema v1).
     Json,
-    /// Folded stacks, one a line, with the bytes in use: for flame graph tools.
+    /// Folded stacks with bytes in use, for flame graph tools.
     Folded,
-    /// A flame graph.
+    /// Flame graph (SVG).
     Svg,
-    /// A gzipped profile for `go tool pprof`.
+    /// Gzipped profile for `go tool pprof`.
     Pprof,
-    /// A page for browsers that needs nothing else.
+    /// Self-contained HTML page.
     Html,
 }
 
@@ -150,19 +150,19 @@ pub(super) struct TraceArguments {
     /// How long to trace, such as 30s or 5m; until Ctrl-C if it is not given.
     #[arg(long = "for", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) duration: Option<Duration>,
-    /// Also show the result so far, every so often.
+    /// Also print the result so far at this interval.
     #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) every: Option<Duration>,
-    /// Show at most so many call stacks; the others are summed up.
+    /// Show at most N call stacks and a total for the rest.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(super) top: usize,
-    /// How the result is written.
+    /// Output format.
     #[arg(long, value_enum, default_value = "text")]
     pub(super) format: FormatChoice,
     /// Write the result to a file instead of stdout.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
-    /// End with 3 when a site's verdict is `leaking`, which takes 45 s of tracing at least.
+    /// Exit with 3 when a site's verdict is `leaking`, which takes at least 45 s of tracing.
     #[arg(long)]
     pub(super) fail_on_leak: bool,
     #[command(flatten)]
@@ -175,29 +175,29 @@ pub(super) struct TracingArguments {
     /// How allocations are seen.
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) tier: TierChoice,
-    /// How much of the target's own CPU time tracing may take, in percent; with --tier exact it is only measured.
+    /// CPU time that tracing may add, in percent of the target's own; with --tier exact it is only measured.
     #[arg(long, value_name = "PCT", default_value_t = DEFAULT_BUDGET * 100.0, value_parser = percent, allow_hyphen_values = true)]
     pub(super) budget: f64,
-    /// How long each window is, such as 200ms; they are rarer the longer they are. As the budget allows if it is not given.
+    /// Length of each time window, such as 200ms; chosen by the budget if not given.
     #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) window: Option<Duration>,
     /// Only count blocks at least this old.
     #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) min_age: Option<Duration>,
-    /// Only record allocations of at least so many bytes, such as 64KiB.
+    /// Only record allocations of at least this size, such as 64KiB.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(super) min_size: Option<u64>,
-    /// Only record allocations of at most so many bytes.
+    /// Only record allocations of at most this size.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(super) max_size: Option<u64>,
     /// Do not report the sites that a file in the syntax of LeakSanitizer names: `leak:PATTERN` with a part of the name of a
     /// function, source file or module.
     #[arg(long, value_name = "FILE")]
     pub(super) suppress: Option<PathBuf>,
-    /// Distinct call stacks to hold.
+    /// Maximum number of distinct call stacks.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=4_194_304), help_heading = "Limits")]
     pub(super) max_stacks: u32,
-    /// Live blocks to hold; beyond that one of two, four, ... is kept and figures are estimates.
+    /// Maximum number of live blocks; beyond it one of 2, 4, ... is kept and figures become estimates.
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_024..=100_000_000), help_heading = "Limits")]
     pub(super) max_blocks: u32,
     /// Bytes of the buffer in which the probe hands over new stacks and process events.
@@ -213,7 +213,7 @@ pub(super) struct TracingArguments {
     /// default /var/cache/leakscope, or leakscope in $XDG_CACHE_HOME for others than root.
     #[arg(long, value_name = "DIR", help_heading = "Limits")]
     pub(super) unwind_cache: Option<PathBuf>,
-    /// The kind of kernel link to use; the best that the kernel has if it is not given.
+    /// Kind of kernel link; by default the best that the kernel has.
     #[arg(long, value_enum, value_name = "KIND", help_heading = "Limits")]
     pub(super) links: Option<LinkChoice>,
 }
@@ -227,7 +227,7 @@ pub(super) struct TracingArguments {
   curl --unix-socket /run/leakscope.sock http://localhost/metrics
 
 Paths: /debug/pprof/heap, /debug/pprof/allocs, /flamegraph.svg, /metrics, /healthz, /api/v1/report, /api/v1/processes,
-/api/v1/snapshots, and / for a browser. Ctrl-C and SIGTERM end it; SIGHUP makes it look again for what is to be traced.
+/api/v1/snapshots, and / for a browser. Ctrl-C and SIGTERM end it; SIGHUP rereads the selection, the suppressions and the token.
 Exit status: 0 done, 1 could not do it, 2 usage.")]
 pub(super) struct DaemonArguments {
     #[command(flatten)]
@@ -239,7 +239,7 @@ pub(super) struct DaemonArguments {
     /// Also listen on an address and port, such as 127.0.0.1:7117.
     #[arg(long, value_name = "ADDRESS", help_heading = "Listening")]
     pub(super) listen: Option<SocketAddr>,
-    /// The file with the token that clients over TCP must show; needed to listen on more than a loopback address.
+    /// File with the token that TCP clients must send; required to listen on more than a loopback address.
     #[arg(
         long,
         value_name = "FILE",
@@ -274,22 +274,22 @@ pub(super) struct DumpArguments {
     /// The daemon's address, such as http://127.0.0.1:7117.
     #[arg(long, value_name = "URL", help_heading = "Daemon")]
     pub(super) url: Option<String>,
-    /// The file with the token that the daemon wants to see.
+    /// File with the token to send to the daemon.
     #[arg(long, value_name = "FILE", requires = "url", help_heading = "Daemon")]
     pub(super) auth_token_file: Option<PathBuf>,
-    /// Show at most so many call stacks: 20 for people, all for programs, if it is not given.
+    /// Show at most N call stacks and a total for the rest; by default 20 in text, JSON and HTML, else all.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) top: Option<u32>,
     /// Show what changed since a snapshot.
     #[arg(long, value_name = "SNAPSHOT")]
     pub(super) base: Option<String>,
-    /// Show what changes within this time, in whole seconds.
+    /// Show what changes during this time, in whole seconds.
     #[arg(long = "for", value_name = "DURATION", value_parser = duration, conflicts_with = "base", allow_hyphen_values = true)]
     pub(super) duration: Option<Duration>,
-    /// Let the daemon keep a snapshot of this name, and show nothing.
+    /// Have the daemon store a snapshot under this name; print nothing.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["base", "duration", "top", "format", "output", "pid", "comm", "cgroup", "all"])]
     pub(super) snapshot: Option<String>,
-    /// How the result is written.
+    /// Output format.
     #[arg(long, value_enum, default_value = "text")]
     pub(super) format: FormatChoice,
     /// Write the result to a file instead of stdout.
@@ -307,10 +307,10 @@ pub(super) struct DiffArguments {
     pub(super) base: PathBuf,
     /// The later one.
     pub(super) new: PathBuf,
-    /// Show at most so many call stacks; the others are summed up.
+    /// Show at most N call stacks and a total for the rest.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) top: Option<u32>,
-    /// How the result is written.
+    /// Output format.
     #[arg(long, value_enum, default_value = "text")]
     pub(super) format: FormatChoice,
     /// Write the result to a file instead of stdout.
@@ -341,10 +341,10 @@ impl From<LinkChoice> for LinkMode {
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArguments {
-    /// Also look at a process: its allocators, probe sites and unwind tables.
+    /// Also check a process: its allocators, probe sites and unwind tables.
     #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) pid: Option<u32>,
-    /// Look as if the kernel had no better kind of link than this.
+    /// Check as if the kernel supported no better kind of link than this.
     #[arg(long, value_enum, value_name = "KIND")]
     pub(super) links: Option<LinkChoice>,
 }
@@ -355,7 +355,7 @@ pub(super) struct FloorArguments {
     /// The process.
     #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) pid: u32,
-    /// The kind of kernel link to use; the best that the kernel has if it is not given.
+    /// Kind of kernel link; by default the best that the kernel has.
     #[arg(long, value_enum, value_name = "KIND")]
     pub(super) links: Option<LinkChoice>,
 }

@@ -156,7 +156,7 @@ pub async fn run<S: Source>(
     let result = loop {
         tokio::select! {
             ended = &mut thread.ended => {
-                break ended.unwrap_or_else(|_| Err(anyhow::anyhow!("the tracing thread ended without a word")));
+                break ended.unwrap_or_else(|_| Err(anyhow::anyhow!("internal error in the tracing thread; please report the backtrace above")));
             }
             asked = end.next() => match asked {
                 Asked::Stop => {

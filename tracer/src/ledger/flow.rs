@@ -16,6 +16,16 @@ use crate::units::{blocks, count, duration, rate};
 /// A leak is named after so many seconds at the earliest. A cache that takes longer to fill, evenly, looks like one.
 pub(super) const LEAK_AFTER_S: f64 = 45.0;
 
+/// Says that so many seconds are too few.
+pub(super) fn too_short(seconds: f64) -> String {
+    let observed = duration(seconds);
+    if seconds < LEAK_AFTER_S {
+        format!("{observed} is too short for a verdict ({LEAK_AFTER_S} s)")
+    } else {
+        format!("{observed} is too short for a verdict")
+    }
+}
+
 /// Of more blocks than this that grow together, a leak is named later: buffers of connections and lists of bounded length
 /// grow like that when a program is young.
 const FEW_GROWING: f64 = 4.0;

@@ -1,14 +1,14 @@
 //! The verdict of a process: from its sites' verdicts and its memory over time, with a forecast. Pure.
 
 use super::{
-    flow::rate_of,
+    flow::{rate_of, too_short},
     history::ProcessHistory,
     series::thin_out,
     trend,
     verdict::{Judgement, TREND_POINTS, Turnover, Verdict},
     windows::ProcessBesides,
 };
-use crate::units::{bytes, duration};
+use crate::units::{about, bytes, duration};
 
 /// What bounds a process's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,8 +160,8 @@ impl ProcessHistory {
             return with(
                 Verdict::WarmingUp,
                 format!(
-                    "no site leaks so far; {:.0} % of the bytes in use are at sites that may still grow",
-                    100.0 * weighs(Verdict::WarmingUp)
+                    "no leak confirmed yet; {} at sites still growing",
+                    live_bytes(weighs(Verdict::WarmingUp))
                 ),
             );
         }
@@ -206,7 +206,7 @@ impl ProcessHistory {
         let observed = duration(last.at_s - first.at_s);
         let Some(late) = self.late_anonymous() else {
             return Judgement {
-                reason: format!("watched for {observed} only"),
+                reason: too_short(last.at_s - first.at_s),
                 ..Judgement::default()
             };
         };
@@ -279,6 +279,15 @@ impl ProcessHistory {
     }
 }
 
+/// `all live bytes are`, `73 % of the live bytes are`.
+fn live_bytes(share: f64) -> String {
+    if share >= 0.995 {
+        "all live bytes are".to_owned()
+    } else {
+        format!("{:.0} % of the live bytes are", 100.0 * share)
+    }
+}
+
 fn unknown_only(sites: &[SiteOfProcess]) -> bool {
     sites
         .iter()
@@ -291,8 +300,8 @@ fn forecast(room: &Room, bytes_per_s: f64) -> Option<String> {
     (bytes_per_s > 0.0 && seconds < FORECAST_S).then(|| {
         let what = match room.limit {
             Limit::Cgroup => "the cgroup's memory limit is reached",
-            Limit::Machine => "the machine's memory is used up",
+            Limit::Machine => "memory runs out",
         };
-        format!("; at this rate {what} in {}", duration(seconds))
+        format!("; at this rate {what} in about {}", about(seconds))
     })
 }

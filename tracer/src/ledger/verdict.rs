@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    flow::{Flow, LEAK_AFTER_S},
+    flow::{Flow, LEAK_AFTER_S, too_short},
     history::{SiteHistory, SiteLevel},
     series::{Point, thin_out},
     steady::NoLeak,
@@ -147,10 +147,7 @@ pub(super) fn judge(site: &SiteHistory, turnover: impl Fn(f64) -> Turnover) -> J
         return judgement(verdict, all);
     }
     if observed < LOOK_FOR_S {
-        return judgement(
-            Verdict::InsufficientData,
-            format!("watched for {} only", duration(observed)),
-        );
+        return judgement(Verdict::InsufficientData, too_short(observed));
     }
     let why = match Flow::best(site, &points, turnover) {
         Ok(leak) => {
@@ -219,7 +216,7 @@ fn bounded(
             return (
                 Verdict::InsufficientData,
                 format!(
-                    "the level is steady, but {} of the last {half} stay and hardly an older one is freed: too few to tell",
+                    "the level is steady, but {} of the last {half} stay: not enough samples to tell whether older ones are freed",
                     blocks(stays.recent as u64),
                 ),
             );
@@ -237,7 +234,7 @@ fn bounded(
         if !settles {
             return (
                 Verdict::WarmingUp,
-                format!("{inuse}; watched for {} only", duration(observed)),
+                format!("{inuse}; {}", too_short(observed)),
             );
         }
         if rise.peak || born < FEW_BLOCKS {
@@ -270,7 +267,7 @@ fn bounded(
     match why {
         NoLeak::TooShort => (
             Verdict::WarmingUp,
-            format!("{trend}for {} only", duration(observed)),
+            format!("{trend}{}", too_short(observed)),
         ),
         NoLeak::FewSteps(steps) => (
             Verdict::InsufficientData,
@@ -303,7 +300,7 @@ fn bounded(
         NoLeak::Turnover(frees) => (
             Verdict::WarmingUp,
             format!(
-                "{trend}while {} from before the trace were freed, whose place the new ones may take",
+                "{trend}while {} allocated before tracing were freed, whose place the new ones may take",
                 blocks(*frees as u64)
             ),
         ),

@@ -3,11 +3,11 @@
 //! is no level, and what a site of few blocks does may not be seen at all.
 
 use super::{
-    flow::{self, LEAK_AFTER_S},
+    flow::{self, LEAK_AFTER_S, too_short},
     steady,
     verdict::{Judgement, Verdict},
 };
-use crate::units::{blocks, count, duration};
+use crate::units::{blocks, count, duration, plural};
 
 /// A window, as a site of its process sees it; also windows in which the site did nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -123,14 +123,15 @@ pub fn judge_windows(
         growth_bytes_per_s: 0.0,
     };
     let seen = format!(
-        "{} seen born in {} windows",
+        "{} sampled in {} window{}",
         blocks(born as u64),
-        windows.len()
+        windows.len(),
+        plural(windows.len() as u64)
     );
     if born < BLOCKS {
         return with(
             Verdict::InsufficientData,
-            format!("{seen}: too few to tell"),
+            format!("{seen}: not enough samples"),
         );
     }
     // The young ones may still die.
@@ -145,9 +146,10 @@ pub fn judge_windows(
         return with(
             Verdict::Churn,
             format!(
-                "{} of {} that were seen born are alive after {}",
-                count(stay as u64),
-                blocks(old_born as u64),
+                "{} of {} sampled {} lived longer than {}",
+                none_or(stay),
+                count(old_born as u64),
+                of_blocks(old_born as u64),
                 duration(now_s / 8.0)
             ),
         );
@@ -155,11 +157,7 @@ pub fn judge_windows(
     if now_s < LEAK_AFTER_S || old.len() < WINDOWS {
         return with(
             Verdict::WarmingUp,
-            format!(
-                "{seen}, {} of them alive; watched for {} only",
-                count(alive as u64),
-                duration(now_s)
-            ),
+            format!("{}; {}", still_live(alive, born), too_short(now_s)),
         );
     }
     let (mut died, mut of) = (0.0, 0.0);
@@ -215,17 +213,14 @@ pub fn judge_windows(
     if stopped && first_alive + stay >= 2.0 * BLOCKS {
         return with(
             Verdict::Plateau,
-            format!(
-                "{} seen born stay, none of them lately",
-                blocks(stay as u64)
-            ),
+            format!("{} sampled stay, none of the latest", blocks(stay as u64)),
         );
     }
     let steps = old.iter().filter(|window| window.alive > 0.0).count();
     if steps < STEPS || stay < BLOCKS {
         return with(
             Verdict::InsufficientData,
-            format!("{} of {seen} stay: too few to tell", count(stay as u64)),
+            format!("{} of {seen} stay: not enough samples", count(stay as u64)),
         );
     }
     let bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
@@ -246,9 +241,9 @@ pub fn judge_windows(
     if first <= 0.0 || steady::even(&rates, 1.0).is_err() {
         let verdict = Verdict::WarmingUp;
         let trend = if last < first.max(second) {
-            "fewer of those born lately stay than of those before"
+            "fewer of the latest stay than of those before"
         } else {
-            "more of those born lately stay than of those before"
+            "more of the latest stay than of those before"
         };
         return with(verdict, format!("{seen}; {trend}"));
     }
@@ -258,7 +253,7 @@ pub fn judge_windows(
         return with(
             Verdict::WarmingUp,
             format!(
-                "{seen}; hardly one of those born in the last {} stays",
+                "{seen}; almost none of those allocated in the last {} stay",
                 duration(now_s / 8.0)
             ),
         );
@@ -267,7 +262,7 @@ pub fn judge_windows(
         return with(
             Verdict::WarmingUp,
             format!(
-                "{} of {seen} stay, while {} from before the trace were freed, whose place they may take",
+                "{} of {seen} stay, while {} allocated before tracing were freed, whose place they may take",
                 count(stay as u64),
                 blocks(process.frees as u64)
             ),
@@ -276,14 +271,14 @@ pub fn judge_windows(
     // Thinned ones are scaled: they may be more than were born.
     let evidence = if stay >= 0.995 * old_born {
         format!(
-            "every one of {} seen born in {} windows more than {} ago is alive",
+            "all {} sampled in {} windows more than {} ago are still live",
             blocks(old_born as u64),
             old.len(),
             duration(now_s / 8.0)
         )
     } else {
         format!(
-            "{} of {} seen born in {} windows more than {} ago are alive, and {} since",
+            "{} of {} sampled in {} windows more than {} ago are still live, and {} since",
             count(stay as u64),
             blocks(old_born as u64),
             old.len(),
@@ -304,6 +299,35 @@ pub fn judge_windows(
         ),
         growth_bytes_per_s: rate,
     }
+}
+
+/// `none`, `1,234`.
+fn none_or(number: f64) -> String {
+    if number < 1.0 {
+        "none".to_owned()
+    } else {
+        count(number as u64)
+    }
+}
+
+/// How many of those sampled are live. Thinned ones are scaled: they may be more than were born.
+fn still_live(alive: f64, born: f64) -> String {
+    let born = born as u64;
+    let alive = alive as u64;
+    if alive < born {
+        format!(
+            "{} of {} sampled {} still live",
+            count(alive),
+            count(born),
+            of_blocks(born)
+        )
+    } else {
+        format!("all {} sampled {} still live", count(born), of_blocks(born))
+    }
+}
+
+fn of_blocks(number: u64) -> &'static str {
+    if number == 1 { "block" } else { "blocks" }
 }
 
 /// What stays of each second, by windows of about the same length: a short one holds nothing for the most part, which is not to be taken for less.

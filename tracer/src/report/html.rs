@@ -151,7 +151,7 @@ fn about(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "<section id=\"about\"><p>{} tier: {}</p><p class=\"dim\">{} probe hits, about {} of the traced CPU time (budget {}); leakscope itself took {} of a processor</p>",
+        "<section id=\"about\"><p>{} tier: {}</p><p class=\"dim\">{} probe hits, about {} of the traced CPU time (budget {}); leakscope itself: {} of one CPU</p>",
         report.tier.name(),
         text(&report.tier_reason),
         units::count(report.overhead.probe_hits),

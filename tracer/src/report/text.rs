@@ -235,12 +235,12 @@ impl Text {
             line("surviving", &format!("nothing: {}", why_empty(process)))?;
         }
         if process.frees_of_unknown_blocks > 0 {
-            let before = match report.tier {
-                Tier::Sampled => "a window",
-                Tier::Exact | Tier::Growth => "the trace",
+            let allocated = match report.tier {
+                Tier::Sampled => "outside the windows",
+                Tier::Exact | Tier::Growth => "before tracing",
             };
             let frees = format!(
-                "{} of blocks from before {before} or filtered out",
+                "{} unmatched (allocated {allocated}, or filtered out)",
                 count(process.frees_of_unknown_blocks)
             );
             line("frees", &frees)?;
@@ -379,12 +379,12 @@ fn estimate(site: &Site) -> Option<String> {
     }
     if let Some(sample) = site.sample {
         let alike = if sample.alike_objects > 0 {
-            format!(" ({} look alike)", count(sample.alike_objects))
+            format!(" ({} with the same contents)", count(sample.alike_objects))
         } else {
             String::new()
         };
         parts.push(format!(
-            "estimated from {}{alike} of {} window{}, looked at {} time{} since",
+            "estimated from {}{alike} sampled in {} window{}, rechecked {} time{}",
             blocks(sample.objects),
             count(sample.windows),
             plural(sample.windows),

@@ -25,10 +25,9 @@ const LOOKED_AT_ONCE: usize = 8;
 const BUSY: f64 = 0.05;
 
 /// What the report says of mappings that are not seen.
-const NOT_SHOWN: &str = "mappings are not shown";
-const DEARER: &str =
-    "for what sees them on this machine makes every system call of every process take longer";
-const WHO_SHOWS: &str = "--tier growth shows them";
+const NOT_SHOWN: &str = "mmap tracking off";
+const DEARER: &str = "on this kernel it would slow all system calls";
+const WHO_SHOWS: &str = "force with --tier growth";
 
 /// What is known of the machine's system calls.
 #[derive(Debug)]
@@ -65,8 +64,7 @@ impl Calls {
             counter: None,
             idle: None,
             seen: Seen::NotYet(
-                "mappings are not seen yet: the system calls of the machine are being counted"
-                    .to_owned(),
+                "mmap tracking not on yet: counting the machine's system calls first".to_owned(),
             ),
         }
     }
@@ -223,13 +221,13 @@ impl Session {
                 let was_seen = calls.seen == Seen::Yes;
                 let taken_away = if was_seen {
                     let after = calls.began.elapsed().as_secs_f64();
-                    format!(", and was taken away after {after:.1} s")
+                    format!(", after {after:.1} s")
                 } else {
                     String::new()
                 };
                 let rate = a_second(count.most, count.over);
                 let why = format!(
-                    "{NOT_SHOWN}, {DEARER}{taken_away} (one processor makes {rate:.0} system calls a second); {WHO_SHOWS}"
+                    "{NOT_SHOWN}{taken_away}: {DEARER} (one processor makes {rate:.0} a second; {WHO_SHOWS})"
                 );
                 if given_up {
                     self.give_mappings_up(why);

@@ -252,7 +252,7 @@ impl Session {
                 self.probe.ignore_mappings(traced.incarnation);
                 self.growth.give_up(traced.incarnation);
                 traced.note(format!(
-                    "its mappings are not shown: after {steps} of its calls of mmap and the like, seeing them takes too much of the budget"
+                    "mmap tracking off: after {steps} of its calls of mmap and the like it takes too much of the budget"
                 ));
             }
             self.processes.insert(pid, traced);

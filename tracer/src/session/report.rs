@@ -407,13 +407,13 @@ fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Opti
         "no known allocator was found in it, so nothing could be attached".to_owned()
     } else if hits == 0 {
         format!(
-            "none of its {} probes was hit: it called no allocator function while it was traced",
+            "no allocator calls while it was traced ({} functions probed)",
             process.probes.len()
         )
     } else if filtered || !nothing_at_all {
-        format!("its allocator was called {hits} times, but no block passed the filters")
+        format!("{hits} allocator calls, but no block passed the filters")
     } else {
-        format!("its allocator was called {hits} times, only to free or without success")
+        format!("{hits} allocator calls, none of which allocated")
     })
 }
 

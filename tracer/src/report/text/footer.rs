@@ -83,7 +83,7 @@ impl Text {
         self.line(
             "Overhead",
             &format!(
-                "{} probe hits, about {} of the traced CPU time (budget {}); probes attached {attached}; leakscope itself took {} of a processor",
+                "{} probe hits, about {} of the traced CPU time (budget {}); probes attached {attached}; leakscope itself: {} of one CPU",
                 count(overhead.probe_hits),
                 percent(overhead.target_cpu_fraction),
                 percent(overhead.budget),

@@ -153,7 +153,7 @@ fn reasons(session: &Session) -> String {
     let mut all = session.processes.values();
     let count = all.len();
     match all.next() {
-        None => "no process has met the selection yet".to_owned(),
+        None => "no process matched".to_owned(),
         Some(first) if count == 1 || session.options.tier == Choice::Exact => reason(first),
         Some(_) => {
             let (exact, sampled): (Vec<&Traced>, Vec<&Traced>) = session
