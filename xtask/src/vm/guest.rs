@@ -243,10 +243,12 @@ fn init(tests: &[String], arguments: &[String], package: &Path) -> String {
         victims::VARIABLE,
         quote(&package.to_string_lossy()),
     );
-    // A kind of link that the kernel lacks gives no line.
+    // A kind of link that the kernel lacks gives no line. Where the probe is refused, doctor says why.
     script.push_str(&format!(
         "for way in {}; do\n\
-         {HOME}/leakscope doctor $way | sed -n 's/.*{WORDS}/{MARK} verified &/p'\n\
+         {HOME}/leakscope doctor $way >/tmp/said 2>&1\n\
+         grep -q '{WORDS}' /tmp/said || [ -n \"$way\" ] || cat /tmp/said\n\
+         sed -n 's/.*{WORDS}/{MARK} verified &/p' /tmp/said\n\
          done\n",
         WAYS.map(quote).join(" ")
     ));

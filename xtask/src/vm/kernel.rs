@@ -1,6 +1,7 @@
 //! Which kernel image: Debian's cloud kernels by their line, or what a person names.
 
-use crate::shell::{self, ask, command};
+use super::apt::{Apt, DOWNLOAD};
+use crate::shell::{self, command};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,57 +57,116 @@ impl Kernel {
         })
     }
 
-    /// The newest package of the line that apt knows; where apt knows none, the newest that was unpacked before.
+    /// The newest package of the line that apt knows, for this machine's release or a later one; where apt knows none, the newest
+    /// that was unpacked before.
     fn from_line(line: &str) -> Result<Self> {
         let cache = cache()?;
-        let pattern = format!(
-            "^linux-image-{}\\.[0-9].*-cloud-amd64$",
-            line.replace('.', "\\.")
-        );
-        let known = ask(command("apt-cache").args(["search", "--names-only", &pattern]));
-        let mut names: Vec<String> = known
-            .unwrap_or_default()
-            .lines()
-            .filter_map(|line| line.split_whitespace().next())
-            .map(str::to_owned)
-            .collect();
-        if names.is_empty() {
-            names = unpacked(&cache, line);
+        let own = Apt::own();
+        if let Some(name) = newest(own.names(&pattern(line))) {
+            return Self::fetch(name, &own, &cache);
         }
-        names.sort_by_key(|name| natural(name));
-        let name = names.pop().with_context(|| {
+        let mut tried = vec![offer(&own)];
+        match Apt::later() {
+            Ok(later) => {
+                if let Some(name) = newest(later.names(&pattern(line))) {
+                    return Self::fetch(name, &later, &cache);
+                }
+                tried.push(offer(&later));
+            }
+            Err(error) => tried.push(format!("{error:#}")),
+        }
+        let name = newest(unpacked(&cache, line)).with_context(|| {
             format!(
-                "apt knows no linux-image-{line}.*-cloud-amd64: run `apt-get update` (on Debian), or name an image with --kernel PATH"
+                "no cloud kernel of the line {line} can be had ({}); name another line, or an image with --kernel PATH",
+                tried.join("; ")
             )
         })?;
+        Self::from_unpacked(name.clone(), &cache.join(name))
+    }
+
+    /// Downloads and unpacks a package where that was not done before.
+    fn fetch(name: String, apt: &Apt, cache: &Path) -> Result<Self> {
         let dir = cache.join(&name);
-        if !dir.join("boot").is_dir() {
+        if !dir.is_dir() {
             println!("fetching {name}");
-            let package = download(&name, &cache)?;
+            let package = apt.download(&name, cache)?;
             unpack(&package, &dir)?;
-            fs::remove_file(&package)
-                .with_context(|| format!("cannot remove {}", package.display()))?;
+            if let Some(done) = package.parent() {
+                fs::remove_dir_all(done)
+                    .with_context(|| format!("cannot remove {}", done.display()))?;
+            }
         }
         Self::from_unpacked(name, &dir)
     }
 
     fn from_unpacked(name: String, dir: &Path) -> Result<Self> {
-        let boot = dir.join("boot");
-        let image = fs::read_dir(&boot)
-            .with_context(|| format!("cannot read {}", boot.display()))?
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| {
-                path.file_name()
-                    .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
-            })
-            .with_context(|| format!("no vmlinuz-* in {}", boot.display()))?;
+        let in_boot = entries(&dir.join("boot")).into_iter().filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
+        });
+        let beside_modules = entries(&dir.join("usr/lib/modules"))
+            .into_iter()
+            .map(|version| version.join("vmlinuz"))
+            .filter(|path| path.is_file());
+        let image = in_boot.chain(beside_modules).next().with_context(|| {
+            format!(
+                "neither boot/vmlinuz-* nor usr/lib/modules/*/vmlinuz in {}",
+                dir.display()
+            )
+        })?;
         Ok(Self {
             label: short(&name),
             name,
             image,
         })
     }
+}
+
+/// The packages that have an image, best first. Since 6.19 Debian keeps images and modules apart: linux-image only leads to the
+/// two then, and has no file of its own.
+const PACKAGES: [&str; 2] = ["linux-binary", "linux-image"];
+
+/// What apt calls the cloud kernels of a line; of any where the line is empty.
+fn pattern(line: &str) -> String {
+    let line = match line {
+        "" => "[0-9]+\\.[0-9]+".to_owned(),
+        line => line.replace('.', "\\."),
+    };
+    format!("^({})-{line}\\.[0-9].*-cloud-amd64$", PACKAGES.join("|"))
+}
+
+/// The newest of these packages that has an image.
+fn newest(mut names: Vec<String>) -> Option<String> {
+    let kind = PACKAGES
+        .into_iter()
+        .find(|kind| names.iter().any(|name| name.starts_with(kind)))?;
+    names.retain(|name| name.starts_with(kind));
+    names.into_iter().max_by_key(|name| natural(name))
+}
+
+/// The lines that there are, for people.
+fn offer(apt: &Apt) -> String {
+    let mut lines: Vec<String> = apt
+        .names(&pattern(""))
+        .iter()
+        .map(|name| short(name))
+        .collect();
+    lines.sort_by_key(|line| natural(line));
+    lines.dedup();
+    if lines.is_empty() {
+        return format!("{} has none: run `apt-get update` (on Debian)", apt.name);
+    }
+    format!("{} has {}", apt.name, lines.join(", "))
+}
+
+/// What is in a directory; nothing where there is none.
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Where unpacked packages are kept.
@@ -118,38 +178,14 @@ fn cache() -> Result<PathBuf> {
 
 /// The packages of the line that were unpacked before.
 fn unpacked(cache: &Path, line: &str) -> Vec<String> {
-    let prefix = format!("linux-image-{line}.");
-    fs::read_dir(cache)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| name.starts_with(&prefix) && !name.ends_with(PARTIAL))
+    let prefixes = PACKAGES.map(|package| format!("{package}-{line}."));
+    entries(cache)
+        .iter()
+        .filter(|path| path.is_dir())
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+        .filter(|name| !name.ends_with(PARTIAL) && !name.ends_with(DOWNLOAD))
         .collect()
-}
-
-/// Downloads a package to a directory of its own below the cache and gives the file.
-fn download(name: &str, cache: &Path) -> Result<PathBuf> {
-    let dir = cache.join(format!("{name}.download"));
-    if dir.exists() {
-        fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-    }
-    shell::make_dir(&dir)?;
-    shell::run(
-        command("apt-get")
-            .args(["download", "-q", name])
-            .current_dir(&dir),
-    )
-    .context("the package lists may be old: run `apt-get update`")?;
-    let package = fs::read_dir(&dir)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get left no .deb in {}", dir.display()))?;
-    let kept = cache.join(format!("{name}.deb"));
-    fs::rename(&package, &kept).with_context(|| format!("cannot move {}", package.display()))?;
-    fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-    Ok(kept)
 }
 
 /// The ending of a directory into which a package is being unpacked.
@@ -201,13 +237,39 @@ fn natural(name: &str) -> Vec<(String, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{natural, short};
+    use super::{natural, newest, pattern, short};
 
     #[test]
     fn names_are_shortened_to_their_line() {
         assert_eq!(short("linux-image-6.1.0-56-cloud-amd64"), "6.1");
         assert_eq!(short("vmlinuz-6.12.117+deb12-cloud-amd64"), "6.12");
         assert_eq!(short("bzImage"), "bzImage");
+    }
+
+    #[test]
+    fn the_package_with_the_image_is_chosen_of_each_line() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(
+            newest(names(&[
+                "linux-binary-6.19.6+deb13-cloud-amd64",
+                "linux-image-6.19.14+deb13-cloud-amd64",
+                "linux-binary-6.19.14+deb13-cloud-amd64",
+            ])),
+            Some("linux-binary-6.19.14+deb13-cloud-amd64".to_owned())
+        );
+        assert_eq!(
+            newest(names(&["linux-image-6.18.15+deb13-cloud-amd64"])),
+            Some("linux-image-6.18.15+deb13-cloud-amd64".to_owned())
+        );
+        assert_eq!(newest(Vec::new()), None);
+    }
+
+    #[test]
+    fn a_line_is_no_other_that_begins_as_it_does() {
+        assert_eq!(
+            pattern("6.1"),
+            "^(linux-binary|linux-image)-6\\.1\\.[0-9].*-cloud-amd64$"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Per kernel: unpack Debian's package, pack an initramfs with leakscope, the kernel tests and the programs they trace, boot
 //! it, and show what comes over the serial line as ordinary test results. Nothing is installed, nothing needs root.
 
+mod apt;
 mod archive;
 mod boot;
 mod guest;
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 /// What `test vm` is given.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// A line of Debian's cloud kernels (6.1, 6.12), or a vmlinuz, a .deb, or a directory one was unpacked to; may be repeated
+    /// A line of Debian's cloud kernels (6.1, 6.12, 7.3), or a vmlinuz, a .deb, or a directory one was unpacked to; may be repeated
     #[arg(long, default_values_t = ["6.1".to_owned(), "6.12".to_owned()])]
     kernel: Vec<String>,
     /// Seconds that each kernel may take
@@ -63,21 +64,7 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
         .map(|wish| Kernel::find(wish))
         .collect::<Result<Vec<_>>>()?;
     let guest = guest::prepare(&arguments.rest)?;
-    // At the same time: under emulation each is busy with about one processor.
-    let outcomes: Vec<Result<Vec<String>>> = thread::scope(|scope| {
-        let running: Vec<_> = kernels
-            .iter()
-            .map(|kernel| scope.spawn(|| test(arguments, &qemu, kernel, &guest)))
-            .collect();
-        running
-            .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| bail!("the thread that ran a machine panicked"))
-            })
-            .collect()
-    });
+    let outcomes = on_each(&kernels, |kernel| test(arguments, &qemu, kernel, &guest));
     let mut failures = Vec::new();
     for (kernel, outcome) in kernels.iter().zip(outcomes) {
         let complaints = match outcome {
@@ -100,37 +87,74 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Does something with each kernel, two at the same time: under emulation each is busy with about one processor.
+fn on_each<T: Send>(
+    kernels: &[Kernel],
+    act: impl Fn(&Kernel) -> Result<T> + Sync,
+) -> Vec<Result<T>> {
+    let mut outcomes = Vec::new();
+    for pair in kernels.chunks(2) {
+        outcomes.extend(thread::scope(|scope| {
+            let running: Vec<_> = pair
+                .iter()
+                .map(|kernel| scope.spawn(|| act(kernel)))
+                .collect();
+            running
+                .into_iter()
+                .map(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|_| bail!("the thread that ran a machine panicked"))
+                })
+                .collect::<Vec<_>>()
+        }));
+    }
+    outcomes
+}
+
 /// Boots each kernel for as long as it takes to load the probe; gives what their verifiers walked.
 ///
 /// # Errors
-/// When something is missing or cannot be built, or a kernel does not say in time.
+/// When something is missing or cannot be built, or a kernel refuses the probe or does not say in time.
 pub(crate) fn verified(wishes: &[&String], timeout: u64) -> Result<Vec<Measured>> {
     let qemu = find_qemu()?;
-    let guest = guest::prepare_bare()?;
-    wishes
+    let kernels = wishes
         .iter()
-        .map(|wish| {
-            let kernel = Kernel::find(wish)?;
-            let machine = Machine {
-                qemu: qemu.clone(),
-                console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
-                kernel: kernel.image,
-                accelerator: Accelerator::Tcg,
-            };
-            let show = |_: &str| ();
-            let (measured, complaints) =
-                guest::run(&guest, &machine, Duration::from_secs(timeout), &show)?;
-            match measured {
-                Some(measured) if complaints.is_empty() => Ok(measured),
-                _ => bail!(
-                    "{} did not load the probe: {}; its log: {}",
-                    kernel.name,
-                    complaints.join("; "),
-                    shell::relative(&machine.console)
-                ),
-            }
-        })
-        .collect()
+        .map(|wish| Kernel::find(wish))
+        .collect::<Result<Vec<_>>>()?;
+    let guest = guest::prepare_bare()?;
+    let outcomes = on_each(&kernels, |kernel| {
+        let machine = Machine {
+            qemu: qemu.clone(),
+            console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
+            kernel: kernel.image.clone(),
+            accelerator: Accelerator::Tcg,
+        };
+        let show = |line: &str| println!("{:>6} | {line}", kernel.label);
+        let (measured, complaints) =
+            guest::run(&guest, &machine, Duration::from_secs(timeout), &show)?;
+        match measured {
+            Some(measured) if complaints.is_empty() && !measured.counts.is_empty() => Ok(measured),
+            _ => bail!(
+                "{} did not load the probe: {}; its log: {}",
+                kernel.name,
+                complaints.join("; "),
+                shell::relative(&machine.console)
+            ),
+        }
+    });
+    let mut measured = Vec::new();
+    let mut failures = Vec::new();
+    for outcome in outcomes {
+        match outcome {
+            Ok(one) => measured.push(one),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+    }
+    if !failures.is_empty() {
+        bail!("{}", failures.join("\n  "));
+    }
+    Ok(measured)
 }
 
 fn find_qemu() -> Result<PathBuf> {
