@@ -37,6 +37,26 @@ fn c_that_go_calls() {
         let above = site.names().contains(&"runtime.asmcgocall");
         assert!(above, "{:?}", site.names());
     }
+    // Behind it lies another stack, whose remains made a site of each call.
+    for function in ["leak_in_c", "leak_from_goroutine"] {
+        let sites: Vec<_> = report
+            .sites
+            .iter()
+            .filter(|site| site.contains(function))
+            .collect();
+        assert_eq!(
+            sites.len(),
+            1,
+            "{function}: {:?}",
+            sites.iter().map(|site| site.names()).collect::<Vec<_>>()
+        );
+        assert!(sites.iter().all(|site| site.stack_complete), "{sites:?}");
+        assert!(
+            sites
+                .iter()
+                .all(|site| site.names().last() == Some(&"runtime.asmcgocall"))
+        );
+    }
 }
 
 /// The perf map that a process wrote. Removed when dropped.

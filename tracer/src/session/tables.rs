@@ -21,7 +21,7 @@ use leakscope_common::{
 use crate::{
     kernel::{KernelError, Probe},
     symbol::{AddressSpace, Module},
-    target::elf::{Segment, SymbolKind},
+    target::elf::{Segment, SymbolKind, is_go},
     unwind::{BuildOptions, Cache, Key, Table, UnwindError, Wanted},
 };
 
@@ -281,6 +281,8 @@ impl Tables {
                             mapping.first_page = first_page;
                             mapping.flags = self.gap_flags(module);
                         }
+                        // All that its table would add is where C code that it calls ends.
+                        Err(_) if holds_go(module) => mapping.flags = MAPPING_FRAME_POINTERS,
                         Err(problem) => problems.push(problem),
                     }
                 }
@@ -328,7 +330,7 @@ impl Tables {
     /// What to do where a file's table has no rule.
     fn gap_flags(&mut self, module: &Module) -> u32 {
         *self.gap_flags.entry(module.number).or_insert_with(|| {
-            if holds_v8_builtins(module) {
+            if holds_v8_builtins(module) || holds_go(module) {
                 MAPPING_GAPS_KEEP_FRAME_POINTERS
             } else {
                 0
@@ -432,7 +434,14 @@ fn page_span(module: &Module, table: &Table) -> (u64, u64) {
 fn keeps_frame_pointers(module: &Module) -> Option<&'static str> {
     let elf = module.elf.as_ref()?;
     // Go keeps frame pointers on amd64 since 1.7 and writes no .eh_frame.
-    (elf.section(".gopclntab").is_some() && elf.section(".eh_frame").is_none()).then_some("Go")
+    let is_go = elf.section(".gopclntab").is_some() && elf.section(".eh_frame").is_none();
+    // One that loads libraries may call C, whose stacks end where the file's table says so.
+    (is_go && elf.needed.is_empty()).then_some("Go")
+}
+
+/// Whether a file holds Go code, which keeps frame pointers; what C code there is beside it has rules of its own.
+fn holds_go(module: &Module) -> bool {
+    module.elf.as_ref().is_some_and(is_go)
 }
 
 /// Whether V8's builtins are linked into a file: assembler without call frame information that keeps frame pointers, as all

@@ -102,6 +102,7 @@ pub enum UnwindError {
 pub fn build(file: &[u8], options: &BuildOptions) -> Result<Table, UnwindError> {
     let elf = Elf::parse(file)?;
     let (info, mut functions, found) = FrameInfo::index(&elf);
+    add_ends(&elf, &mut functions);
     if functions.is_empty() {
         return Err(UnwindError::NoCallFrameInformation {
             corrupt: found.corrupt,
@@ -162,6 +163,19 @@ pub fn build(file: &[u8], options: &BuildOptions) -> Result<Table, UnwindError> 
         kept: options.kept,
         stats,
     })
+}
+
+/// Adds the functions above which there is no caller as outermost, whatever call frame information says of them.
+fn add_ends(elf: &Elf<'_>, functions: &mut Vec<Function>) {
+    for (start, end) in elf.ends.iter().copied() {
+        functions.retain(|function| function.end <= start || function.start >= end);
+        functions.push(Function {
+            start,
+            end,
+            entry: Entry::Outermost,
+        });
+    }
+    frame_info::clip(functions);
 }
 
 /// Adds the code at the entry point as outermost, as far as no FDE covers it.

@@ -37,6 +37,7 @@ const VERSION: u32 = fingerprint(&[
     include_bytes!("elf.rs"),
     include_bytes!("entry.rs"),
     include_bytes!("frame_info.rs"),
+    include_bytes!("go.rs"),
     include_bytes!("rules.rs"),
     include_bytes!("table.rs"),
     include_bytes!("writes.rs"),

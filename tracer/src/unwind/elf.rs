@@ -111,6 +111,8 @@ pub(super) struct Elf<'a> {
     pub(super) eh_frame_hdr: Option<Section<'a>>,
     /// `.debug_frame` (DWARF 5, 6.4.1), inflated where it was compressed.
     pub(super) debug_frame: Option<Section<'a>>,
+    /// Functions above whose frames there is no caller: see [`super::go`].
+    pub(super) ends: Vec<(u64, u64)>,
     /// Address of `.got`, the base of `DW_EH_PE_datarel` pointers in `.eh_frame`.
     pub(super) got: u64,
 }
@@ -179,6 +181,7 @@ impl<'a> Elf<'a> {
             eh_frame: None,
             eh_frame_hdr,
             debug_frame: None,
+            ends: super::go::ends_of_c_stacks(header, file),
             got: 0,
         };
         this.read_sections(header, file);
@@ -280,7 +283,7 @@ pub(super) fn header(file: &[u8]) -> Result<(&Header, LittleEndian), UnwindError
 }
 
 /// The part of `[offset, offset + size)` that the file has.
-fn present(file: &[u8], offset: u64, size: u64) -> &[u8] {
+pub(super) fn present(file: &[u8], offset: u64, size: u64) -> &[u8] {
     let from = usize::try_from(offset).map_or(file.len(), |from| from.min(file.len()));
     let to =
         usize::try_from(offset.saturating_add(size)).map_or(file.len(), |to| to.min(file.len()));

@@ -82,6 +82,7 @@ mod tests {
             eh_frame: None,
             eh_frame_hdr: None,
             debug_frame: None,
+            ends: Vec::new(),
             got: 0,
         }
     }

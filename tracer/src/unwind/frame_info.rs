@@ -38,7 +38,7 @@ pub(super) enum Entry {
         offset: u32,
         cie: u32,
     },
-    /// The code at the file's entry point, which no FDE describes: outermost.
+    /// The code at the file's entry point, which no FDE describes, or a function above which there is no caller: outermost.
     Outermost,
 }
 

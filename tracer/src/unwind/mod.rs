@@ -37,6 +37,7 @@ mod disk;
 mod elf;
 mod entry;
 mod frame_info;
+mod go;
 mod rules;
 mod table;
 mod walk;

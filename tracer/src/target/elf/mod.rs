@@ -117,6 +117,14 @@ pub struct DebugLink {
     pub crc: u32,
 }
 
+/// Whether a file holds Go code, by the sections that Go's linker makes; the last stays where a C linker has merged the others.
+#[must_use]
+pub fn is_go(elf: &ElfFile) -> bool {
+    [".gopclntab", ".note.go.buildid", ".go.buildinfo"]
+        .iter()
+        .any(|name| elf.section(name).is_some())
+}
+
 /// What the headers of an ELF file say. The bytes stay where they are: methods that need more take the source again.
 #[derive(Clone, Debug)]
 pub struct ElfFile {
