@@ -385,3 +385,16 @@ fn a_full_ring_buffer_leaves_nobody_held() {
     let lost = report.losses.get("event_lost").copied();
     assert!(lost.is_some_and(|count| count > 0), "{:?}", report.losses);
 }
+
+/// "Every allocator call was seen", where nothing was attached to.
+#[test]
+fn nothing_attached_is_not_every_call_seen() {
+    let _alone = require_kernel!();
+    let program = require_victim!("basic-stripped");
+    let program = program.to_string_lossy();
+    let finished = run(&["trace", "--format", "text", "--", &program]).expect("runs");
+    let text = &finished.stdout;
+    assert!(!text.contains("every allocator call was seen"), "{text}");
+    assert!(text.contains("linked statically and stripped"), "{text}");
+    assert!(text.contains("--tier growth"), "{text}");
+}

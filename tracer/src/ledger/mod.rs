@@ -200,6 +200,12 @@ impl Ledger {
             })
     }
 
+    /// How fast the anonymous memory of a process grows by now, bytes per second; `None` where it does not grow steadily.
+    #[must_use]
+    pub fn anonymous_growth(&self, incarnation: u32) -> Option<f64> {
+        self.processes.get(&incarnation)?.anonymous_growth()
+    }
+
     /// Judges a process of whose allocators nothing is seen: by its mappings, and by its anonymous memory over time.
     #[must_use]
     pub fn judge_anonymous(

@@ -266,6 +266,13 @@ impl ProcessHistory {
         }
     }
 
+    /// How fast anonymous memory grows by now, bytes per second; `None` where it does not grow steadily.
+    pub(super) fn anonymous_growth(&self) -> Option<f64> {
+        self.late_anonymous()
+            .filter(|late| late.steady)
+            .map(|late| late.slope)
+    }
+
     /// A sentence where resident memory grows steadily, and the bytes in use do not.
     fn unexplained(&self, inuse_growth: f64) -> Option<String> {
         let late = self.late_anonymous()?;

@@ -106,6 +106,7 @@ fn indexer() -> Process {
             module: Some(LIBC.to_owned()),
             site_offset,
             hits,
+            ..Probe::default()
         })
         .to_vec(),
         ..Process::default()
@@ -270,12 +271,14 @@ pub(super) fn sampled_report() -> Report {
                 module: Some(LIBC.to_owned()),
                 site_offset: 0x98f00,
                 hits: 5_000_000,
+                ..Probe::default()
             },
             Probe {
                 name: "malloc".to_owned(),
                 module: Some("/opt/lib/libjemalloc.so.2".to_owned()),
                 site_offset: 0x8000,
                 hits: 12,
+                ..Probe::default()
             },
         ],
         exited: true,

@@ -159,6 +159,10 @@ pub struct Probe {
     pub site_offset: u64,
     /// Calls seen.
     pub hits: u64,
+    /// The number of a counter that it shares with those of the process's other functions that have the same number here: there were
+    /// more functions than counters. The calls of all of them stand at the first, and 0 at the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub together: Option<u32>,
 }
 
 /// A call stack that allocated, and what became of its blocks.

@@ -206,7 +206,12 @@ impl Text {
             line("allocator", "none found")?;
         }
         for allocator in &process.allocators {
-            line("allocator", &clean(allocator))?;
+            let unused = if is_unused(process, allocator) {
+                " (no call seen)"
+            } else {
+                ""
+            };
+            line("allocator", &format!("{}{unused}", clean(allocator)))?;
         }
         if !process.probes.is_empty() {
             line("calls", &calls(&process.probes))?;
@@ -425,6 +430,25 @@ fn facts(site: &Site, via: Option<String>, several: bool) -> String {
     facts.join(" · ")
 }
 
+/// Whether nothing went through an allocator while another was called: it is linked in, and that is all.
+fn is_unused(process: &Process, allocator: &str) -> bool {
+    let is_of = |probe: &&Probe| {
+        probe
+            .module
+            .as_deref()
+            .is_some_and(|module| allocator.ends_with(module))
+    };
+    let probes = &process.probes;
+    // Of those that share a counter, each may have been called.
+    let called = |probe: &Probe| {
+        let shares = |other: &&Probe| probe.together.is_some() && other.together == probe.together;
+        probe.hits > 0 || probes.iter().filter(shares).any(|other| other.hits > 0)
+    };
+    probes.iter().any(|probe| probe.hits > 0)
+        && probes.iter().any(|probe| is_of(&probe))
+        && !probes.iter().filter(is_of).any(called)
+}
+
 /// How often each function was called. Its file is named where there is more than one.
 fn calls(probes: &[Probe]) -> String {
     let several = probes
@@ -438,7 +462,17 @@ fn calls(probes: &[Probe]) -> String {
                 Some(module) if several => format!(" [{}]", clean(base_name(module))),
                 _ => String::new(),
             };
-            format!("{}{module} {}", clean(&probe.name), count(probe.hits))
+            let others = probes
+                .iter()
+                .filter(|other| probe.together.is_some() && other.together == probe.together)
+                .count()
+                .saturating_sub(1);
+            let together = match others {
+                0 => String::new(),
+                others => format!(" and {others} more together"),
+            };
+            let name = clean(&probe.name);
+            format!("{name}{module}{together} {}", count(probe.hits))
         })
         .collect();
     if called.is_empty() {

@@ -21,9 +21,20 @@ use crate::{
 /// A file's device (major, minor) and inode.
 pub(super) type FileId = (u32, u32, u64);
 
-/// Where the hit slots of allocators other than the C library's begin under links for all processes: there, slots belong to files
-/// and not to processes, and a process usually uses the C library and one other.
+/// Where the hit slots of allocators other than the C library's begin: some have more functions than there are slots, and the C library's
+/// are not to share with them. Under links for all processes slots belong to files, and a process usually uses the C library and one other.
 const OTHERS_SLOT: usize = 12;
+
+/// Where the hit slots of an allocator begin in a process that has these functions already.
+pub(super) fn first_slot(kind: AllocatorKind, sites: &[ProbeSite]) -> usize {
+    match kind {
+        AllocatorKind::Glibc | AllocatorKind::Musl => 0,
+        _ => {
+            let is_others = |site: &&ProbeSite| usize::from(site.hit_slot) >= OTHERS_SLOT;
+            OTHERS_SLOT + sites.iter().filter(is_others).count()
+        }
+    }
+}
 
 /// The last slot that a function can have; further ones share it.
 const LAST_SLOT: usize = UNKNOWN_FREE_SLOT - 1;
@@ -37,9 +48,9 @@ pub(super) struct Planned {
 }
 
 impl Planned {
-    /// With hit slots from `slots_used` on.
-    pub(super) fn new(found: &FoundAllocator, slots_used: usize) -> Self {
-        let (attachments, sites) = plan(found, slots_used);
+    /// With hit slots from `first` on.
+    pub(super) fn new(found: &FoundAllocator, first: usize) -> Self {
+        let (attachments, sites) = plan(found, first);
         Self {
             file: found.file.clone(),
             id: file_id(&found.file.device, found.file.inode),
@@ -107,10 +118,10 @@ impl Links {
         probe: &Probe,
         found: &FoundAllocator,
         pid: u32,
-        slots_used: usize,
+        first: usize,
     ) -> Result<(Vec<ProbeSite>, Option<Link>), KernelError> {
         if !self.machine {
-            let (attachments, sites) = plan(found, slots_used);
+            let (attachments, sites) = plan(found, first);
             if attachments.is_empty() {
                 return Ok((sites, None));
             }
@@ -122,11 +133,7 @@ impl Links {
             shared.users.insert(pid);
             return Ok((shared.sites.clone(), None));
         }
-        let first = match found.kind {
-            AllocatorKind::Glibc | AllocatorKind::Musl => 0,
-            _ => OTHERS_SLOT,
-        };
-        let (attachments, sites) = plan(found, first);
+        let (attachments, sites) = plan(found, first_slot(found.kind, &[]));
         if !attachments.is_empty() {
             let link = attach_file(probe, &found.file, None, &attachments)?;
             self.shared.insert(

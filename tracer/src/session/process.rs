@@ -10,9 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use leakscope_common::HIT_SLOTS;
+
 use super::{
     calls::CodeLook,
-    links::{FileId, Links, Planned, file_id},
+    links::{FileId, Links, Planned, file_id, first_slot},
     window::Windows,
 };
 use crate::{
@@ -21,6 +23,7 @@ use crate::{
     symbol::{AddressSpace, Range as AddressRange},
     target::{
         discover::{DiscoverError, Files, discover},
+        elf::is_go,
         process::{
             Device, Process, ProcessError, cpu_time, interpreter_base, read_memory, read_process,
         },
@@ -72,7 +75,7 @@ pub enum TraceError {
     Discover(#[from] DiscoverError),
     /// No allocator was found in it.
     #[error(
-        "no known allocator in process {pid} ({comm}): {why}; `leakscope doctor -p {pid}` lists the files that were looked at"
+        "cannot attach to process {pid} ({comm}): {why}; with `--tier growth`, which needs no allocator, leakscope sees whether and where its memory grows"
     )]
     NoAllocator {
         /// Its id.
@@ -116,6 +119,8 @@ struct AllocatorCode {
     ranges: Arc<[Range<u64>]>,
     /// All of the file is the allocator's.
     whole: bool,
+    /// The hit counters of its functions.
+    slots: Vec<u8>,
 }
 
 /// A followed process.
@@ -143,6 +148,8 @@ pub(super) struct Traced {
     pub(super) ended: Option<Instant>,
     /// Why no allocator was found, where none was.
     pub(super) why_empty: Option<String>,
+    /// Where allocators may be that could not be found, beside those that were.
+    pub(super) blind: Option<String>,
     /// Lines for people: what could not be done for this process.
     pub(super) notes: Vec<String>,
     /// Resident memory when the trace began, and when.
@@ -155,6 +162,8 @@ pub(super) struct Traced {
     pub(super) cpu_last: Option<Duration>,
     /// Frees of blocks that are not in the live table, at the last look.
     pub(super) unknown_frees: u64,
+    /// Calls seen, by hit slot, as of the last look.
+    pub(super) hits: [u64; HIT_SLOTS],
     /// Processor time at the last look; `None` once it had ended by then.
     seen_cpu: Option<Duration>,
     refreshed: Option<Instant>,
@@ -222,6 +231,7 @@ impl Traced {
             execs: 0,
             ended: None,
             why_empty: None,
+            blind: None,
             notes: Vec::new(),
             rss_first: None,
             rss_last: None,
@@ -229,6 +239,7 @@ impl Traced {
             cpu_first: None,
             cpu_last: None,
             unknown_frees: 0,
+            hits: [0; HIT_SLOTS],
             seen_cpu: Some(Duration::MAX),
             refreshed: None,
             code_look: None,
@@ -245,6 +256,7 @@ impl Traced {
         self.code_look = None;
         self.has_new_code = false;
         self.rss_first = None;
+        self.hits = [0; HIT_SLOTS];
         if let Ok(process) = read_process(proc_root, self.pid) {
             self.comm = process.comm;
             self.cgroup = process.cgroup;
@@ -320,6 +332,7 @@ impl Traced {
         let discovery = discover(files, proc_root, self.pid)?;
         self.loader_base = interpreter_base(proc_root, self.pid).ok().flatten();
         self.why_empty = discovery.why_empty();
+        self.blind = discovery.partly_blind();
         let mut problems = discovery.problems.clone();
         if self.attached.is_empty() && !links.is_machine() {
             // Later, ours would be among them.
@@ -336,26 +349,30 @@ impl Traced {
             if !self.attached.insert(file) {
                 continue;
             }
-            self.allocators
-                .entry(file)
-                .or_default()
-                .push(AllocatorCode {
-                    ranges: Arc::clone(&found.code),
-                    whole: found.fills_its_file(),
-                });
+            let first = self.sites.len();
+            let slot = first_slot(found.kind, &self.sites);
             if self.windows.is_enforced() {
-                let planned = Planned::new(found, self.sites.len());
+                let planned = Planned::new(found, slot);
                 if self.windows.is_armed() {
                     let link = planned.attach(probe, self.pid)?;
                     self.links.extend(link.map(|link| (file, link)));
                 }
                 self.sites.extend(planned.sites().iter().cloned());
                 self.planned.push(planned);
-                continue;
+            } else {
+                let (sites, link) = links.attach(probe, found, self.pid, slot)?;
+                self.links.extend(link.map(|link| (file, link)));
+                self.sites.extend(sites);
             }
-            let (sites, link) = links.attach(probe, found, self.pid, self.sites.len())?;
-            self.links.extend(link.map(|link| (file, link)));
-            self.sites.extend(sites);
+            let slots = self.sites.iter().skip(first).map(|site| site.hit_slot);
+            self.allocators
+                .entry(file)
+                .or_default()
+                .push(AllocatorCode {
+                    ranges: Arc::clone(&found.code),
+                    whole: found.fills_its_file(),
+                    slots: slots.collect(),
+                });
         }
         Ok(())
     }
@@ -379,11 +396,30 @@ impl Traced {
                     .and_then(|file| self.allocators.get(&file))
                     .is_some_and(|allocators| {
                         allocators.iter().any(|allocator| {
-                            allocator.whole
-                                || allocator.ranges.iter().any(|range| range.contains(&offset))
+                            self.goes_through(allocator)
+                                && (allocator.whole
+                                    || allocator.ranges.iter().any(|range| range.contains(&offset)))
                         })
                     })
             })
+    }
+
+    /// Whether calls of the allocator were seen. One that is linked in and not used (CPython 3.13's mimalloc) maps nothing, and its
+    /// neighbours in the file do so for themselves.
+    fn goes_through(&self, allocator: &AllocatorCode) -> bool {
+        allocator.slots.iter().any(|slot| {
+            self.hits
+                .get(usize::from(*slot))
+                .is_some_and(|hits| *hits > 0)
+        })
+    }
+
+    /// Whether its program is one of Go.
+    pub(super) fn holds_go(&self) -> bool {
+        self.space.ranges().iter().any(|range| {
+            let elf = range.module.as_ref().and_then(|module| module.elf.as_ref());
+            elf.is_some_and(is_go)
+        })
     }
 
     /// The file of the dynamic loader, where it is one by itself: musl's is its C library, whose calls are the program's.

@@ -4,9 +4,11 @@
 mod sampled;
 #[path = "report/survey.rs"]
 mod survey;
+#[path = "report/unseen.rs"]
+mod unseen;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, SystemTime},
 };
 
@@ -19,7 +21,7 @@ use super::{
     Session, SiteLevels,
     growth::{self, MappedSites},
     pages,
-    process::Traced,
+    process::{ProbeSite, Traced},
 };
 use crate::{
     kernel::KernelError,
@@ -193,6 +195,7 @@ pub(super) fn make(
         };
     }
     session.judge(&mut parts);
+    unseen::tell(session, &mut parts);
     parts.keep_top(top);
     name(session, &mut parts.sites);
     Ok(Report::new(parts))
@@ -259,13 +262,14 @@ fn identity(session: &Session, id: SiteId, pid: u32, incarnation: u32) -> Site {
     let stack = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE);
     let flags = stack.map_or(0, |stack| stack.flags);
     let allocator = stack.and_then(|stack| {
-        session
-            .processes
-            .get(&pid)?
-            .sites
+        let sites = &session.processes.get(&pid)?.sites;
+        let mut called = sites
             .iter()
-            .find(|site| site.hit_slot == stack.hit_slot)
-            .map(|site| site.allocator.clone())
+            .filter(|site| site.hit_slot == stack.hit_slot)
+            .map(|site| &site.allocator);
+        let first = called.next()?;
+        // Functions of several allocators may share a counter.
+        called.all(|other| other == first).then(|| first.clone())
     });
     Site {
         pid,
@@ -338,7 +342,6 @@ fn name(session: &mut Session, sites: &mut [Site]) {
 
 /// A process, without sums.
 fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
-    let hit = |slot: u8| hits.get(usize::from(slot)).copied().unwrap_or(0);
     let mut allocators: Vec<String> = Vec::new();
     for site in &traced.sites {
         if !allocators.contains(&site.allocator) {
@@ -361,20 +364,41 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
         rss_growth_bytes_per_s: growth,
         anonymous_bytes: traced.anonymous_bytes,
         frees_of_unknown_blocks: hits.get(UNKNOWN_FREE_SLOT).copied().unwrap_or(0),
-        probes: traced
-            .sites
-            .iter()
-            .map(|site| Probe {
-                name: site.name.clone(),
-                module: Some(site.module.to_string_lossy().into_owned()),
-                site_offset: site.offset,
-                hits: hit(site.hit_slot),
-            })
-            .collect(),
+        probes: probes(&traced.sites, hits),
         exited: traced.ended.is_some(),
         exit_note: exit_note(traced),
         ..Process::default()
     }
+}
+
+/// The probed functions with what their counters say: a counter that several share is read once.
+fn probes(sites: &[ProbeSite], hits: &[u64; HIT_SLOTS]) -> Vec<Probe> {
+    let mut counted: HashMap<u8, usize> = HashMap::new();
+    for site in sites {
+        *counted.entry(site.hit_slot).or_default() += 1;
+    }
+    let mut read = HashSet::new();
+    sites
+        .iter()
+        .map(|site| {
+            let slot = site.hit_slot;
+            let is_first = read.insert(slot);
+            Probe {
+                name: site.name.clone(),
+                module: Some(site.module.to_string_lossy().into_owned()),
+                site_offset: site.offset,
+                hits: hits
+                    .get(usize::from(slot))
+                    .copied()
+                    .filter(|_| is_first)
+                    .unwrap_or(0),
+                together: counted
+                    .get(&slot)
+                    .is_some_and(|sharers| *sharers > 1)
+                    .then_some(u32::from(slot)),
+            }
+        })
+        .collect()
 }
 
 /// How the process, or its program, ended.
@@ -404,7 +428,7 @@ fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Opti
     }
     let hits: u64 = process.probes.iter().map(|probe| probe.hits).sum();
     Some(if process.probes.is_empty() {
-        "no known allocator was found in it, so nothing could be attached".to_owned()
+        unseen::NOTHING_ATTACHED.to_owned()
     } else if hits == 0 {
         format!(
             "no allocator calls while it was traced ({} functions probed)",
@@ -424,3 +448,39 @@ const NOTHING_MAPPED: &str =
 /// Why it is the tier of mappings.
 const MAPPINGS_ONLY: &str = "asked for: the anonymous memory of each process is read over time, and mappings are seen exactly, with the stacks \
     that made them; no allocator is probed";
+
+#[cfg(test)]
+mod tests {
+    use super::probes;
+    use crate::session::ProbeSite;
+    use leakscope_common::HIT_SLOTS;
+    use std::path::PathBuf;
+
+    #[test]
+    fn the_sum_of_functions_that_share_a_counter_stands_once() {
+        let site = |name: &str, hit_slot| ProbeSite {
+            name: name.to_owned(),
+            module: PathBuf::from("/usr/lib/liballoc.so"),
+            allocator: String::new(),
+            offset: 0,
+            hit_slot,
+            allocates: true,
+        };
+        let sites = [
+            site("malloc", 0),
+            site("a", 30),
+            site("b", 30),
+            site("c", 30),
+        ];
+        let mut hits = [0; HIT_SLOTS];
+        (hits[0], hits[30]) = (7, 500);
+        let probes: Vec<_> = probes(&sites, &hits)
+            .into_iter()
+            .map(|probe| (probe.hits, probe.together))
+            .collect();
+        assert_eq!(
+            probes,
+            [(7, None), (500, Some(30)), (0, Some(30)), (0, Some(30))]
+        );
+    }
+}

@@ -105,6 +105,10 @@ impl Session {
                 let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
                 let hits = self.probe.hits_of(traced.pid, &threads, traced.incarnation);
                 traced.unknown_frees = hits.last().copied().unwrap_or(0);
+                traced.hits = hits;
+                for (sum, before) in traced.hits.iter_mut().zip(traced.windows.hits_before()) {
+                    *sum = sum.saturating_add(*before);
+                }
             }
             let mut level = levels.remove(&traced.incarnation).unwrap_or_default();
             level.anonymous_bytes = traced.anonymous_bytes as f64;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{MappedSites, Session, SiteLevels, Traced, identity};
+use super::{MappedSites, Session, SiteLevels, Traced, identity, unseen};
 use crate::{
     budget::{Choice, Mode},
     kernel::LinkMode,
@@ -120,7 +120,15 @@ pub(super) fn tier_reason(session: &Session) -> String {
         )
     };
     let mode = session.probe.link_mode();
-    let links = mode.name();
+    let links = if session
+        .processes
+        .values()
+        .all(|traced| traced.sites.is_empty())
+    {
+        String::new()
+    } else {
+        format!("; through {} links", mode.name())
+    };
     let rarer = if mode == LinkMode::Perf && tier(session) == Tier::Sampled {
         ", with which a window takes a second or more to end, so that there are fewer windows"
     } else {
@@ -137,7 +145,7 @@ pub(super) fn tier_reason(session: &Session) -> String {
         .unseen()
         .map(|why| format!("; {why}"))
         .unwrap_or_default();
-    format!("{reasons}; through {links} links{rarer}{others}{thinned}{mappings}")
+    format!("{reasons}{links}{rarer}{others}{thinned}{mappings}")
 }
 
 /// Of so many processes it is said for each why its calls were seen as they were; of more, how many were seen how.
@@ -145,20 +153,41 @@ const FEW: usize = 5;
 
 /// Why calls were seen as they were, by process.
 fn reasons(session: &Session) -> String {
-    let reason = |traced: &Traced| traced.windows.controller.reason().to_string();
+    let reason = |traced: &Traced| {
+        if traced.sites.is_empty() {
+            return unseen::NOTHING_ATTACHED.to_owned();
+        }
+        traced.windows.controller.reason().to_string()
+    };
     let named = |traced: &Traced| {
         let (comm, pid) = (&traced.comm, traced.pid);
         format!("{comm} (pid {pid}): {}", reason(traced))
     };
     let mut all = session.processes.values();
     let count = all.len();
+    let probed = session
+        .processes
+        .values()
+        .find(|traced| !traced.sites.is_empty());
     match all.next() {
         None => "no process matched".to_owned(),
-        Some(first) if count == 1 || session.options.tier == Choice::Exact => reason(first),
+        Some(first) if count == 1 || probed.is_none() => reason(first),
+        Some(first) if session.options.tier == Choice::Exact => {
+            let blind = session.processes.values();
+            let blind = blind.filter(|traced| traced.sites.is_empty()).count();
+            let but = match blind {
+                0 => String::new(),
+                blind => format!("; but to {} nothing could be attached", processes(blind)),
+            };
+            format!("{}{but}", reason(probed.unwrap_or(first)))
+        }
         Some(_) => {
-            let (exact, sampled): (Vec<&Traced>, Vec<&Traced>) = session
+            let (probed, blind): (Vec<&Traced>, Vec<&Traced>) = session
                 .processes
                 .values()
+                .partition(|traced| !traced.sites.is_empty());
+            let (exact, sampled): (Vec<&Traced>, Vec<&Traced>) = probed
+                .into_iter()
                 .partition(|traced| traced.windows.controller.mode() == Mode::Exact);
             let mut said = Vec::new();
             if count > FEW {
@@ -167,7 +196,14 @@ fn reasons(session: &Session) -> String {
                     processes(exact.len()),
                     processes(sampled.len()),
                 ));
+                if !blind.is_empty() {
+                    said.push(format!(
+                        "to {} nothing could be attached",
+                        processes(blind.len())
+                    ));
+                }
             } else {
+                said.extend(blind.into_iter().map(named));
                 said.extend(exact.into_iter().map(named));
             }
             // Those that cost most are the ones that somebody asks about.

@@ -14,7 +14,7 @@ use leakscope_common::{Function, ProbeCookie};
 use super::FoundFunction;
 use super::code::code_of;
 use crate::target::allocator::{Allocator, AllocatorFunction, AllocatorKind, find_allocators};
-use crate::target::elf::{ElfError, ElfFile, MACHINE_X86_64};
+use crate::target::elf::{ElfError, ElfFile, MACHINE_X86_64, is_go};
 use crate::target::site::select_with;
 
 /// Most files that are remembered. A machine with a thousand containers maps some tens of thousands; they are a few hundred bytes each.
@@ -48,6 +48,10 @@ pub(super) struct Facts {
     pub(super) notes: Vec<String>,
     /// What it should say only if the file is the program itself.
     pub(super) program_notes: Vec<String>,
+    /// Why an allocator in it would not be found.
+    pub(super) blind: Option<String>,
+    /// The same, if the file is the program itself.
+    pub(super) blind_program: Option<String>,
     soname: Option<String>,
 }
 
@@ -142,20 +146,28 @@ fn read(key: FileKey, file: &File, path: &Path) -> Facts {
         allocators: Vec::new(),
         notes: Vec::new(),
         program_notes: Vec::new(),
+        blind: None,
+        blind_program: None,
         soname: None,
     };
     let elf = match ElfFile::parse(file) {
         Ok(elf) => elf,
         // Code that was written by a just-in-time compiler, or the like.
         Err(ElfError::NotElf) => return facts,
+        Err(ElfError::Unsupported(kind)) => {
+            facts.blind = Some(format!(
+                "is {kind}; probes can be attached to 64-bit x86-64 code only"
+            ));
+            return facts;
+        }
         Err(error) => {
-            facts.notes.push(error.to_string());
+            facts.blind = Some(error.to_string());
             return facts;
         }
     };
     facts.soname.clone_from(&elf.soname);
     if elf.machine != MACHINE_X86_64 {
-        facts.notes.push(format!(
+        facts.blind = Some(format!(
             "holds code for another processor (ELF machine {}); leakscope reads x86-64",
             elf.machine
         ));
@@ -171,14 +183,14 @@ fn read(key: FileKey, file: &File, path: &Path) -> Facts {
                 }
             }
         }
-        Err(error) => facts.notes.push(format!("its symbols: {error}")),
+        Err(error) => facts.blind = Some(format!("its symbols: {error}")),
     }
-    if elf.section(".gopclntab").is_some() || elf.section(".note.go.buildid").is_some() {
+    if is_go(&elf) {
         let what = "is a Go program: its own heap is collected by its runtime and not seen here; only what C code in it allocates is";
         facts.program_notes.push(what.to_owned());
     } else if facts.allocators.is_empty() && elf.is_static() && !elf.has_static_symbols() {
         let what = "is linked statically and stripped: an allocator in it has no name to find it by; keep its symbol table (.symtab)";
-        facts.program_notes.push(what.to_owned());
+        facts.blind_program = Some(what.to_owned());
     }
     facts
 }

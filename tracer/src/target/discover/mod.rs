@@ -168,14 +168,17 @@ pub struct FoundAllocator {
 }
 
 impl FoundAllocator {
-    /// Whether the whole file is the allocator's.
+    /// Whether the whole file is the allocator's: a library that is named after it. Others have one built in (CPython's has mimalloc).
     #[must_use]
     pub fn fills_its_file(&self) -> bool {
-        self.placement != Placement::Executable
-            && matches!(
-                self.kind,
-                AllocatorKind::Jemalloc | AllocatorKind::Tcmalloc | AllocatorKind::Mimalloc
-            )
+        let name = match self.kind {
+            AllocatorKind::Jemalloc => "jemalloc",
+            AllocatorKind::Tcmalloc => "tcmalloc",
+            AllocatorKind::Mimalloc => "mimalloc",
+            _ => return false,
+        };
+        let file = self.file.path.file_name().unwrap_or_default();
+        self.placement != Placement::Executable && file.to_string_lossy().contains(name)
     }
 }
 
@@ -203,6 +206,8 @@ pub struct Discovery {
     pub allocators: Vec<FoundAllocator>,
     /// What stood in the way, and what was passed over.
     pub problems: Vec<FileProblem>,
+    /// Those of the problems for which an allocator would not be found even if there is one.
+    pub blind: Vec<FileProblem>,
     /// The files with code that it maps.
     pub files: usize,
 }
@@ -214,15 +219,25 @@ impl Discovery {
         if !self.allocators.is_empty() {
             return None;
         }
-        let tail = match self.problems.len() {
-            0 => String::new(),
-            1 => "; one thing stood in the way".to_owned(),
-            count => format!("; {count} things stood in the way"),
-        };
+        // The program itself is mapped first.
+        if let Some(first) = self.blind.first() {
+            return Some(first.to_string());
+        }
         Some(format!(
-            "no allocator found in the {} files with code that {} ({}) maps{tail}",
-            self.files, self.process.comm, self.process.pid
+            "none of the {} files with code that it maps holds an allocator that is known",
+            self.files
         ))
+    }
+
+    /// What was not attached to although there may be something, where something else was.
+    #[must_use]
+    pub fn partly_blind(&self) -> Option<String> {
+        let first = self.blind.first().filter(|_| !self.allocators.is_empty())?;
+        let more = match self.blind.len() {
+            1 => String::new(),
+            count => format!(" (and {} more)", count - 1),
+        };
+        Some(format!("{first}{more}"))
     }
 }
 
@@ -284,6 +299,7 @@ pub fn discover(files: &Files, proc_root: &Path, pid: u32) -> Result<Discovery, 
         process,
         allocators: Vec::new(),
         problems: Vec::new(),
+        blind: Vec::new(),
         files: 0,
     };
     for maps in code_files(&maps) {
@@ -297,7 +313,7 @@ pub fn discover(files: &Files, proc_root: &Path, pid: u32) -> Result<Discovery, 
                 &surroundings,
                 &mut discovery,
             ),
-            Err(error) => discovery.problem(&first.path, format!("cannot be opened: {error}")),
+            Err(error) => discovery.blind(&first.path, format!("cannot be opened: {error}")),
         }
     }
     discovery.allocators.sort_by(|a, b| {
@@ -324,6 +340,18 @@ impl Discovery {
         if !self.problems.contains(&problem) {
             self.problems.push(problem);
         }
+    }
+
+    /// A problem for which an allocator in the file would not be found.
+    fn blind(&mut self, path: &Path, what: String) {
+        let problem = FileProblem {
+            path: path.to_owned(),
+            what: what.clone(),
+        };
+        if !self.blind.contains(&problem) {
+            self.blind.push(problem);
+        }
+        self.problem(path, what);
     }
 }
 
@@ -353,7 +381,7 @@ fn look_into(
     let path = &first.path;
     let (facts, file) = match files.facts(file, path) {
         Ok(known) => known,
-        Err(error) => return discovery.problem(path, format!("cannot be read: {error}")),
+        Err(error) => return discovery.blind(path, format!("cannot be read: {error}")),
     };
     let is_executable = surroundings.executable == Some((facts.key.device, facts.key.inode));
     for note in facts
@@ -362,6 +390,13 @@ fn look_into(
         .chain(facts.program_notes.iter().filter(|_| is_executable))
     {
         discovery.problem(path, note.clone());
+    }
+    if let Some(why) = facts
+        .blind
+        .as_ref()
+        .or(facts.blind_program.as_ref().filter(|_| is_executable))
+    {
+        discovery.blind(path, why.clone());
     }
     if facts.allocators.is_empty() {
         return;

@@ -1,0 +1,173 @@
+//! What a report does not show, said where the verdict is read: nothing could be attached, or memory grows and no site explains it. It
+//! adds sentences to verdicts, and changes no figure.
+
+use super::{Session, Traced};
+use crate::{
+    report::{Process, ReportParts, Site, SiteKind, Verdict},
+    units::{percent, rate},
+};
+
+/// Why there is nothing of a process.
+pub(super) const NOTHING_ATTACHED: &str =
+    "nothing could be attached: no known allocator was found in it";
+
+/// What sees a process without its allocator.
+const BY_GROWTH: &str =
+    "`--tier growth` needs no allocator: it shows whether and where memory grows";
+
+/// Sites that explain less than this share of what a process's memory grows by leave the growth unexplained.
+const EXPLAINED: f64 = 0.5;
+
+/// Less than this share is none.
+const NOTHING: f64 = 0.005;
+
+/// The file name of a library or a program, and where its memory is when it is not in the allocator's blocks.
+const RUNTIMES: [(&str, &str); 6] = [
+    (
+        "libpython",
+        "CPython keeps small objects in arenas of its own (pymalloc)",
+    ),
+    (
+        "python",
+        "CPython keeps small objects in arenas of its own (pymalloc)",
+    ),
+    ("libjvm.so", "the JVM's heap is its own"),
+    ("node", "V8's heap is its own"),
+    ("libnode.so", "V8's heap is its own"),
+    ("libmono", "Mono's heap is its own"),
+];
+
+/// Adds to the verdict of each process what is not seen of it.
+pub(super) fn tell(session: &Session, parts: &mut ReportParts) {
+    let sites = std::mem::take(&mut parts.sites);
+    for process in &mut parts.processes {
+        let Some(traced) = session.processes.get(&process.pid) else {
+            continue;
+        };
+        let mut said = Vec::new();
+        if !session.options.mappings_only {
+            said.extend(not_attached(traced));
+        }
+        let slope = session.ledger.anonymous_growth(process.incarnation);
+        let explained = explained(process, &sites, parts.duration_s);
+        if let Some(growth) = slope.and_then(|slope| unexplained(slope, explained)) {
+            let why = where_it_may_be(session, traced);
+            said.push(format!("{growth}: {why}"));
+        }
+        if said.is_empty() {
+            continue;
+        }
+        let said = said.join("; ");
+        process.verdict_reason = if process.verdict == Verdict::Leaking {
+            format!("{}; {said}", process.verdict_reason)
+        } else if process.verdict_reason.is_empty() || process.inuse_bytes == 0 {
+            said
+        } else {
+            format!("{said}; of what is seen: {}", process.verdict_reason)
+        };
+    }
+    parts.sites = sites;
+}
+
+/// What could not be attached to.
+fn not_attached(traced: &Traced) -> Option<String> {
+    if traced.sites.is_empty() {
+        let why = traced.why_empty.as_deref();
+        let why = why.map_or_else(
+            || NOTHING_ATTACHED.to_owned(),
+            |why| format!("nothing could be attached: {why}"),
+        );
+        return Some(format!("{why}; {BY_GROWTH}"));
+    }
+    let blind = traced.blind.as_ref()?;
+    Some(format!("not attached: {blind}"))
+}
+
+/// How fast the sites of a process grow, bytes per second: by their own rates, or by all that was allocated and stayed.
+fn explained(process: &Process, sites: &[Site], duration_s: f64) -> f64 {
+    let of_process = |site: &&Site| {
+        (site.pid, site.incarnation) == (process.pid, process.incarnation)
+            && site.kind != SiteKind::Pages
+    };
+    let rates: f64 = sites
+        .iter()
+        .filter(of_process)
+        .map(|site| site.growth_bytes_per_s.max(0.0))
+        .sum();
+    rates.max(process.inuse_bytes as f64 / duration_s.max(1.0))
+}
+
+/// A sentence where memory grows, and the sites explain little of it; bytes per second.
+fn unexplained(slope: f64, explained: f64) -> Option<String> {
+    if slope.is_nan() || explained >= EXPLAINED * slope {
+        return None;
+    }
+    let grows = rate(slope)?;
+    let share = explained / slope;
+    Some(if share < NOTHING {
+        format!("its anonymous memory grows, {grows}, and no site here explains it")
+    } else {
+        format!(
+            "its anonymous memory grows, {grows}, of which the sites here explain {}",
+            percent(share)
+        )
+    })
+}
+
+/// Where memory may be that no site has, and what would see it.
+fn where_it_may_be(session: &Session, traced: &Traced) -> String {
+    let pid = traced.pid;
+    let more = if session.options.mappings_only {
+        String::new()
+    } else {
+        format!("; `leakscope trace -p {pid} --tier growth` shows where it is first written to")
+    };
+    if traced.holds_go() {
+        return format!("Go's heap is its runtime's own{more}");
+    }
+    let names = traced.space.ranges().iter().filter_map(|range| {
+        let path = &range.module.as_ref()?.path;
+        Some(path.file_name()?.to_string_lossy())
+    });
+    for name in names {
+        if let Some((_, what)) = RUNTIMES.iter().find(|(begin, _)| name.starts_with(begin)) {
+            return format!("{what}{more}");
+        }
+    }
+    if session.calls.unseen().is_some() {
+        return format!("mappings are not followed here{more}");
+    }
+    format!("fragmentation, memory touched for the first time, or an allocator of its own{more}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{explained, unexplained};
+    use crate::report::{Process, Site, SiteKind};
+
+    #[test]
+    fn growth_that_no_site_explains_is_told() {
+        let process = Process {
+            pid: 7,
+            inuse_bytes: 600,
+            ..Process::default()
+        };
+        let site = |kind, growth_bytes_per_s| Site {
+            pid: 7,
+            kind,
+            growth_bytes_per_s,
+            ..Site::default()
+        };
+        let sites = [
+            site(SiteKind::Heap, 4.0),
+            site(SiteKind::Heap, -100.0),
+            // Pages hold what others have.
+            site(SiteKind::Pages, 1e6),
+        ];
+        assert!((explained(&process, &sites, 60.0) - 10.0).abs() < 1e-9);
+        assert!(unexplained(136.0 * 1024.0, 10.0).is_some_and(|said| said.contains("136 KiB/s")));
+        assert_eq!(unexplained(15.0, 10.0), None);
+        assert_eq!(unexplained(-5.0, 0.0), None);
+        assert_eq!(unexplained(f64::NAN, 0.0), None);
+    }
+}
