@@ -161,7 +161,7 @@ pub struct Probe {
     pub hits: u64,
     /// The number of a counter that it shares with those of the process's other functions that have the same number here: there were
     /// more functions than counters. The calls of all of them stand at the first, and 0 at the others.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub together: Option<u32>,
 }
 

@@ -180,7 +180,7 @@ fn the_allocator_in_a_static_program_is_its_own() {
             found
                 .why_empty()
                 .unwrap()
-                .contains("no allocator found in the 1 files"),
+                .contains("is linked statically and stripped"),
             "{:?}",
             found.why_empty()
         );
@@ -373,10 +373,7 @@ fn damaged_and_foreign_files_are_lines_in_the_report() {
         line("gone.so")
     );
     assert!(
-        found
-            .why_empty()
-            .unwrap()
-            .contains("3 things stood in the way"),
+        found.why_empty().unwrap().contains("short.so: is damaged"),
         "{:?}",
         found.why_empty()
     );
