@@ -55,11 +55,56 @@ pub struct Span {
     /// How far `effective_s` may be off, as a part of it (one standard deviation).
     pub uncertainty: f64,
     /// Where traps took a good part of the window, what is left for the process itself is too small a difference to be measured for each window: then
-    /// these are the allocations, and all such windows share one time for an allocation (see [`Cohorts::set_time_of_an_allocation`]).
-    pub allocations: Option<f64>,
+    /// all such windows share one time for an allocation (see [`Cohorts::set_time_of_an_allocation`]).
+    pub shared: Option<Shared>,
+    /// Why it was then.
+    pub occasion: Occasion,
 }
 
+/// Why a window was when it was. Only one at a random time tells of others than its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Occasion {
+    /// A random time.
+    Random,
+    /// It began with the trace of a process that runs, or when calls had become few, and ended for what it cost: it says less of what comes then than one
+    /// at a random time, where there is one.
+    #[default]
+    Cost,
+    /// It began with a program, which does at its start what it does not do later.
+    Start,
+}
+
+/// What is known of a window by itself that shares the time of an allocation with others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shared {
+    /// Allocations seen.
+    pub allocations: f64,
+    /// Its effective time at the least, seconds: its length without all that traps took.
+    pub least_s: f64,
+    /// At the most: its length, with the time that its probes took to go away.
+    pub most_s: f64,
+}
+
+impl Shared {
+    /// The effective time by the time of an allocation.
+    #[must_use]
+    pub fn effective_s(&self, of_an_allocation_s: f64) -> f64 {
+        (self.allocations * of_an_allocation_s)
+            .min(self.most_s)
+            .max(self.least_s)
+    }
+}
+
+/// A program that does nothing but call its allocator does at least this part of its work while all of its calls are traced: a pair of malloc and free
+/// takes some 20 ns by itself, and two traps 2 us.
+pub const LEAST_SHARE: f64 = 0.01;
+
 impl Span {
+    /// Whether it was at a random time.
+    pub(super) fn is_random(&self) -> bool {
+        self.occasion == Occasion::Random
+    }
+
     /// Seconds from opening to closing.
     fn length_s(&self) -> f64 {
         seconds(self.opened_ns, self.closed_ns)
@@ -69,8 +114,7 @@ impl Span {
     fn effective_s(&self) -> f64 {
         let length = self.length_s().max(1e-9);
         if self.effective_s.is_finite() {
-            // A few calls more are seen until the last probe is gone.
-            self.effective_s.clamp(length / 1e4, 2.0 * length)
+            self.effective_s.max(LEAST_SHARE * length)
         } else {
             length
         }
@@ -244,8 +288,8 @@ impl Cohorts {
     /// The time that the process, untraced, takes from one allocation to the next, seconds, for the windows that share it; and how far that may be off.
     pub fn set_time_of_an_allocation(&mut self, time_s: f64, uncertainty: f64) {
         for cohort in &mut self.cohorts {
-            if let Some(allocations) = cohort.span.allocations {
-                cohort.span.effective_s = allocations * time_s;
+            if let Some(shared) = cohort.span.shared {
+                cohort.span.effective_s = shared.effective_s(time_s);
                 cohort.span.uncertainty = uncertainty;
             }
         }
@@ -390,17 +434,12 @@ impl Cohorts {
     /// Sums up windows that are old.
     fn settle(&mut self) {
         let old = self.cohorts.len().saturating_sub(RECENT);
-        let nexts: Vec<u64> = self
-            .cohorts
-            .iter()
-            .skip(1)
-            .map(|cohort| cohort.span.opened_ns)
-            .collect();
-        for (cohort, next_ns) in self.cohorts.iter_mut().zip(nexts).take(old) {
+        let gaps: Vec<Gaps> = (0..old).map(|number| self.gaps(number, 0)).collect();
+        for (cohort, gaps) in self.cohorts.iter_mut().zip(gaps) {
             if cohort.sites.is_empty() {
                 continue;
             }
-            let weight = cohort.span.weight_until(next_ns);
+            let weight = cohort.span.weight(&gaps);
             for (site, counts) in std::mem::take(&mut cohort.sites) {
                 self.settled_births
                     .entry(site)
@@ -412,9 +451,42 @@ impl Cohorts {
     }
 }
 
+/// The times between windows that one of them stands for, from and to, CLOCK_MONOTONIC nanoseconds; where it stands for none, they are of no length.
+pub(super) type Gaps = [(u64, u64); 2];
+
+impl Cohorts {
+    /// A window stands for the time until the next one is opened, the last until `covered_until_ns`. For what is behind one that was not at a random time
+    /// stands the next, if it was. One at a program's start stands for none but itself.
+    pub(super) fn gaps(&self, number: usize, covered_until_ns: u64) -> Gaps {
+        let span_of = |number: usize| self.cohorts.get(number).map(|cohort| cohort.span);
+        let Some(span) = span_of(number) else {
+            return [(0, 0); 2];
+        };
+        let next = number.checked_add(1).and_then(span_of);
+        let stands_for_behind = match span.occasion {
+            Occasion::Random => true,
+            Occasion::Cost => next.is_none_or(|next| !next.is_random()),
+            Occasion::Start => false,
+        };
+        let behind = if stands_for_behind {
+            let next_ns = next.map_or(covered_until_ns, |next| next.opened_ns);
+            (span.closed_ns, next_ns.max(span.closed_ns))
+        } else {
+            (0, 0)
+        };
+        let before = number
+            .checked_sub(1)
+            .and_then(span_of)
+            .filter(|before| span.is_random() && !before.is_random())
+            .map_or((0, 0), |before| (before.closed_ns, span.opened_ns));
+        [behind, before]
+    }
+}
+
 impl Span {
-    /// How many births a birth in the window stands for, when it stands for the time until the next window too.
-    pub(super) fn weight_until(&self, next_ns: u64) -> f64 {
-        1.0 + seconds(self.closed_ns, next_ns) / self.effective_s()
+    /// How many births a birth in the window stands for, when it stands for these times too.
+    pub(super) fn weight(&self, gaps: &Gaps) -> f64 {
+        let time: f64 = gaps.iter().map(|(from, to)| seconds(*from, *to)).sum();
+        1.0 + time / self.effective_s()
     }
 }

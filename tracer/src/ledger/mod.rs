@@ -1,6 +1,7 @@
 //! Surviving blocks per site over time: sums, ages, trends, intervals, verdicts. Pure: numbers in, numbers out. Knows neither
 //! where the numbers come from nor what a site's stack looks like.
 
+mod bound;
 mod cohort;
 mod flow;
 mod history;
@@ -15,7 +16,11 @@ pub mod trend;
 mod verdict;
 mod windows;
 
-pub use cohort::{Alike, Cohorts, Estimate, MOST_WATCHED, Reading, SiteWindows, Span, Survivor};
+pub use bound::{Held, bound};
+pub use cohort::{
+    Alike, Cohorts, Estimate, LEAST_SHARE, MOST_WATCHED, Occasion, Reading, Shared, SiteWindows,
+    Span, Survivor,
+};
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]

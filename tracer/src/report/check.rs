@@ -1,8 +1,14 @@
 //! Whether a report is consistent in itself.
 //!
-//! Owns the rules that tie the figures of a report together; tests of everything that makes reports ask here.
+//! Owns the rules that tie the figures of a report together; tests of everything that makes reports ask here, and so does each report in debug builds.
+//!
+//! What is in use is never more than the process's own memory. Which that is goes by how it is known:
+//! - What was counted block by block, or mapping by mapping, is true whatever else is: a block that was allocated and never written to is in no page of
+//!   memory, so that such sums may exceed resident memory. They lie in address space that the process has.
+//! - What is estimated from some blocks for others is bounded by anonymous memory, resident and swapped out, of the same moment; or by what was counted,
+//!   where that is more ([`crate::ledger::bound`]). That holds for the sum over a process's sites and for the upper end of each.
 
-use super::model::{Process, Report};
+use super::model::{Process, Report, Site};
 
 impl Report {
     /// Where the report contradicts itself, a sentence each; empty when it does not.
@@ -30,6 +36,26 @@ impl Report {
             }
             if self.process_of(site).is_none() {
                 found.push(format!("{name}: the process is not listed"));
+            }
+        }
+        for process in &self.processes {
+            let bound = process.estimates_bound();
+            let (mut bytes, mut high) = (0_u64, 0);
+            let of_process = |site: &&Site| {
+                site.sample.is_some()
+                    && (site.pid, site.incarnation) == (process.pid, process.incarnation)
+            };
+            for site in self.sites.iter().filter(of_process) {
+                bytes = bytes.saturating_add(site.inuse_bytes);
+                high = site.inuse_bytes_high.max(high);
+            }
+            for (name, value) in [("in use", bytes), ("an upper end", high)] {
+                if value > bound {
+                    found.push(format!(
+                        "process {}: {name} is estimated at {value}, its memory is {bound}",
+                        process.pid
+                    ));
+                }
             }
         }
         let total = self.total();
@@ -67,5 +93,13 @@ impl Report {
             }
         }
         found
+    }
+}
+
+impl Process {
+    /// The most that estimates of what it has in use may add up to.
+    fn estimates_bound(&self) -> u64 {
+        let memory = self.anonymous_bytes.saturating_add(self.swapped_bytes);
+        memory.max(self.counted_bytes)
     }
 }

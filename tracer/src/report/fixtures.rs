@@ -264,6 +264,7 @@ pub(super) fn sampled_report() -> Report {
             "jemalloc /opt/lib/libjemalloc.so.2".to_owned(),
         ],
         rss_bytes: 2 * 1024 * MIB,
+        swapped_bytes: 200 * MIB,
         rss_growth_bytes_per_s: -12.0,
         probes: vec![
             Probe {
@@ -304,6 +305,7 @@ pub(super) fn sampled_report() -> Report {
             alike_objects: 40,
             windows: 12,
             checks: 300,
+            counted_bytes: mib * MIB / 4,
         }),
         allocator: Some(format!("glibc {LIBC}")),
         stack_complete: true,

@@ -94,9 +94,15 @@ pub struct Process {
     /// Resident anonymous memory, bytes: heaps, stacks and private copies, without files.
     #[serde(default)]
     pub anonymous_bytes: u64,
+    /// Anonymous memory that is swapped out, bytes.
+    #[serde(default)]
+    pub swapped_bytes: u64,
     /// Bytes allocated while traced and not freed, over all of the process's sites, shown or not.
     #[serde(default)]
     pub inuse_bytes: u64,
+    /// The sum of [`Sample::counted_bytes`] over all of its sites.
+    #[serde(default)]
+    pub counted_bytes: u64,
     /// Blocks allocated while traced and not freed.
     #[serde(default)]
     pub inuse_objects: u64,
@@ -249,6 +255,9 @@ pub struct Sample {
     pub windows: u64,
     /// Looks at the oldest of the blocks that could have found it gone.
     pub checks: u64,
+    /// Bytes of blocks that were seen themselves and are there, for all that is known; the rest of `inuse_bytes` is what they stand for.
+    #[serde(default)]
+    pub counted_bytes: u64,
 }
 
 fn one() -> u64 {
@@ -385,16 +394,18 @@ impl ReportParts {
     /// Sets the sums of every process from the sites. To be called while all sites are there; those of processes that
     /// are not listed count nowhere.
     pub fn add_up(&mut self) {
-        let mut sums: BTreeMap<(u32, u32), Omitted> = BTreeMap::new();
+        let mut sums: BTreeMap<(u32, u32), (Omitted, u64)> = BTreeMap::new();
         for site in &self.sites {
-            sums.entry((site.pid, site.incarnation))
-                .or_default()
-                .add(site);
+            let (sum, counted) = sums.entry((site.pid, site.incarnation)).or_default();
+            sum.add(site);
+            let sample = site.sample.unwrap_or_default();
+            *counted = counted.saturating_add(sample.counted_bytes);
         }
         for process in &mut self.processes {
-            let sum = sums
+            let (sum, counted) = sums
                 .remove(&(process.pid, process.incarnation))
                 .unwrap_or_default();
+            process.counted_bytes = counted;
             process.inuse_bytes = sum.inuse_bytes;
             process.inuse_objects = sum.inuse_objects;
             process.alloc_bytes = sum.alloc_bytes;

@@ -45,7 +45,7 @@ impl Session {
             .map_err(TraceError::from)?;
         traced.incarnation = self.probe.new_incarnation();
         self.install_tables(&mut traced)?;
-        traced.windows.measure(&self.proc_root, pid);
+        traced.measure_exactly(&self.proc_root);
         if let Err(error) = self.attach(&mut traced) {
             self.tables.remove(&mut self.probe, traced.incarnation);
             // That it is gone says more than what could not be done because of it.

@@ -435,9 +435,13 @@ impl Session {
         // Its walk through the live table looks at the ages too.
         let levels = self.look(true)?;
         self.check_watched(true);
-        for (pid, traced) in &mut self.processes {
-            if traced.windows.cohorts.windows() > 0 && traced.ended.is_none() {
-                traced.windows.measure(&self.proc_root, *pid);
+        for traced in self.processes.values_mut() {
+            if traced.ended.is_some() {
+                continue;
+            }
+            traced.measure(&self.proc_root);
+            if traced.windows.cohorts.windows() > 0 {
+                traced.measure_exactly(&self.proc_root);
             }
         }
         report::make(self, levels, top)

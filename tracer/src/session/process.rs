@@ -25,7 +25,8 @@ use crate::{
         discover::{DiscoverError, Files, discover},
         elf::is_go,
         process::{
-            Device, Process, ProcessError, cpu_time, interpreter_base, read_memory, read_process,
+            Device, Process, ProcessError, cpu_time, exact_anonymous_bytes, interpreter_base,
+            read_memory, read_process,
         },
     },
 };
@@ -155,8 +156,9 @@ pub(super) struct Traced {
     /// Resident memory when the trace began, and when.
     pub(super) rss_first: Option<(Instant, u64)>,
     pub(super) rss_last: Option<(Instant, u64)>,
-    /// Resident anonymous memory at the last look, bytes.
+    /// Anonymous memory at the last look, resident and swapped out, bytes.
     pub(super) anonymous_bytes: u64,
+    pub(super) swapped_bytes: u64,
     /// Processor time when the trace began, and at the last look.
     pub(super) cpu_first: Option<Duration>,
     pub(super) cpu_last: Option<Duration>,
@@ -236,6 +238,7 @@ impl Traced {
             rss_first: None,
             rss_last: None,
             anonymous_bytes: 0,
+            swapped_bytes: 0,
             cpu_first: None,
             cpu_last: None,
             unknown_frees: 0,
@@ -273,6 +276,16 @@ impl Traced {
             self.rss_first.get_or_insert(now);
             self.rss_last = Some(now);
             self.anonymous_bytes = memory.anonymous_bytes;
+            self.swapped_bytes = memory.swapped_bytes;
+        }
+    }
+
+    /// Counts how much anonymous memory it has, page by page: what its blocks may hold is bounded by it.
+    pub(super) fn measure_exactly(&mut self, proc_root: &Path) {
+        if let Ok((resident, swapped)) = exact_anonymous_bytes(proc_root, self.pid) {
+            self.anonymous_bytes = resident;
+            self.swapped_bytes = swapped;
+            self.windows.note_memory(resident.saturating_add(swapped));
         }
     }
 

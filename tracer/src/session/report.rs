@@ -112,16 +112,10 @@ pub(super) fn make(
     let mut sampling = Duration::ZERO;
     let mut duty = 0.0;
     let mut cpu = Duration::ZERO;
-    let proc_root = session.proc_root().to_owned();
     let mut processes = Vec::new();
     let pids: Vec<u32> = session.processes.keys().copied().collect();
     let hits_of = session.probe.hits();
     for pid in pids {
-        if let Some(traced) = session.processes.get_mut(&pid)
-            && traced.ended.is_none()
-        {
-            traced.measure(&proc_root);
-        }
         let Some(traced) = session.processes.get(&pid) else {
             continue;
         };
@@ -198,7 +192,12 @@ pub(super) fn make(
     unseen::tell(session, &mut parts);
     parts.keep_top(top);
     name(session, &mut parts.sites);
-    Ok(Report::new(parts))
+    let report = Report::new(parts);
+    if cfg!(debug_assertions) {
+        let found = report.contradictions();
+        assert!(found.is_empty(), "a report contradicts itself: {found:?}");
+    }
+    Ok(report)
 }
 
 /// A site without its frames: only those that are shown are named.
@@ -363,6 +362,7 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
         rss_bytes: traced.rss_last.map_or(0, |(_, bytes)| bytes),
         rss_growth_bytes_per_s: growth,
         anonymous_bytes: traced.anonymous_bytes,
+        swapped_bytes: traced.swapped_bytes,
         frees_of_unknown_blocks: hits.get(UNKNOWN_FREE_SLOT).copied().unwrap_or(0),
         probes: probes(&traced.sites, hits),
         exited: traced.ended.is_some(),

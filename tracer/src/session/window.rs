@@ -27,7 +27,7 @@ use leakscope_common::HIT_SLOTS;
 use crate::{
     budget::{Choice, Close, Controller, Limits, Usage},
     kernel::{Link, ModeSamples, Modes, ThreadClocks, monotonic_ns, process_cpu_time},
-    ledger::{Cohorts, Reading, SiteId, Span},
+    ledger::{Cohorts, LEAST_SHARE, Occasion, Reading, Shared, SiteId, Span},
 };
 use anonymous::AnonymousMemory;
 use look::Looks;
@@ -97,10 +97,13 @@ struct Calls {
 struct Late {
     hits: f64,
     allocations: f64,
+    /// How long that was at the most, seconds.
+    time: f64,
 }
 
 /// A window that is open.
 struct Open {
+    occasion: Occasion,
     /// When it was opened.
     begun_ns: u64,
     /// Of blocks born before, nothing says whether they were born in it.
@@ -122,6 +125,7 @@ impl Open {
     /// A window that begins with a program, or nothing is known of what was before.
     fn new(begun_ns: u64, usage: Usage) -> Self {
         Self {
+            occasion: Occasion::Start,
             begun_ns,
             at_ns: begun_ns,
             usage,
@@ -350,35 +354,53 @@ impl Windows {
     ///
     /// Traps take processor time. A process that has all it wants (a server that waits for requests) does as much as before and uses more of it; one that
     /// is saturated uses as much as before and does less. Its own processor time in the window, divided by what it uses each second
-    /// between windows, is right for both.
+    /// between windows, is right for both; but no window counts for more than its length, or for less than what traps leave of it: one in
+    /// which the process slept counts for all of it.
     ///
     /// Until the last probe is gone a few `late` calls are seen; the time at which each block was born is known to a tick of the clock only (1 to 10 ms), so
-    /// that they belong to the window, and make it longer.
-    fn span(&mut self, opened_ns: u64, closed_ns: u64, used: Used, late: Late) -> Span {
+    /// that they belong to the window, and make it longer: by as long as they take at its pace, and at the most by as long as that was.
+    fn span(
+        &mut self,
+        occasion: Occasion,
+        (opened_ns, closed_ns): (u64, u64),
+        used: Used,
+        late: Late,
+    ) -> Span {
         let length = closed_ns.saturating_sub(opened_ns) as f64 / 1e9;
         let used = used.part(length);
-        // Before the first gap: what it used in the window itself.
-        let cores = self
+        let least = used.least(length).max(LEAST_SHARE * length);
+        // Before the first gap nothing is known but the least.
+        let own = self
             .own
             .cores()
-            .unwrap_or_else(|| (used.cpu / length.max(1e-9)).max(1e-3));
-        let left = (used.cpu - used.cost) / cores;
+            .map_or(least, |cores| (used.cpu - used.cost) / cores)
+            .clamp(least, length.max(least));
+        let late_s = if late.hits > 0.0 {
+            (own * late.hits / used.hits.max(1e-9)).min(late.time)
+        } else {
+            0.0
+        };
+        // The bounds are the closer the less traps took.
+        let spread = (length - least) / least.max(1e-9);
         let mut span = Span {
             opened_ns,
             closed_ns,
-            effective_s: left.min(length) * (1.0 + late.hits / used.hits.max(1.0)),
-            uncertainty: own_time::of_what_is_left(used),
-            allocations: None,
+            effective_s: own + late_s,
+            uncertainty: own_time::of_what_is_left(used).min(spread.max(own_time::LEAST_UNCERTAIN)),
+            shared: None,
+            occasion,
         };
-        if self.own.note_window(used) {
-            if let Some((time, uncertainty)) = self.own.of_an_allocation() {
-                let allocations = used.allocations + late.allocations;
-                span.allocations = Some(allocations);
-                span.effective_s = allocations * time;
-                span.uncertainty = uncertainty;
-            }
-        } else if let Some(most) = self.own.of_a_stall(used) {
-            span.effective_s = span.effective_s.min(most);
+        if self.own.note_window(used)
+            && let Some((time, uncertainty)) = self.own.of_an_allocation()
+        {
+            let shared = Shared {
+                allocations: used.allocations + late.allocations,
+                least_s: least + late_s,
+                most_s: length.max(least) + late.time,
+            };
+            span.effective_s = shared.effective_s(time);
+            span.uncertainty = uncertainty;
+            span.shared = Some(shared);
         }
         span
     }
@@ -442,11 +464,9 @@ impl Windows {
         weighed
     }
 
-    /// Looks at how much anonymous memory the process holds.
-    pub(super) fn measure(&mut self, proc_root: &std::path::Path, pid: u32) {
-        if let Ok(bytes) = crate::target::process::exact_anonymous_bytes(proc_root, pid) {
-            self.anonymous.note(self.began.elapsed(), bytes);
-        }
+    /// Takes in how much anonymous memory the process holds, in memory or swapped out.
+    pub(super) fn note_memory(&mut self, bytes: u64) {
+        self.anonymous.note(self.began.elapsed(), bytes);
     }
 }
 

@@ -9,6 +9,8 @@ pub(super) struct Hazard {
     /// Values, each with its probability.
     pub(super) likely: Vec<(f64, f64)>,
     pub(super) most: f64,
+    /// Whether a window has seen what becomes of any such block.
+    pub(super) is_known: bool,
 }
 
 impl Hazard {
@@ -57,6 +59,7 @@ impl Pools {
         Hazard {
             likely,
             most: most_unseen(cohort, counts_of_site),
+            is_known: counts.window_exposure > 0.0,
         }
     }
 }
@@ -94,6 +97,15 @@ fn decline(cohort: &Cohort, site: &SiteCohort) -> f64 {
     let distance = length * ((AGE_EDGES[4] + AGE_EDGES[3]) - (AGE_EDGES[3] + AGE_EDGES[1])) / 2.0;
     let error = (1.0 / younger + 1.0 / old.objects.max(0.5)).sqrt();
     (((earlier / later).ln() - 2.0 * error) / distance.max(1e-9)).max(0.0)
+}
+
+/// How many blocks of a site reach the window's length each second, at the most: by those of its older half, with what chance allows. `scale`: how many a
+/// block stands for at the most.
+pub(super) fn reach_end(cohort: &Cohort, site: &SiteCohort, scale: f64) -> f64 {
+    let [_, _, _, old] = site.ages;
+    let count = old.objects / scale;
+    let most = (count + 2.0 + 2.0 * (count + 1.0).sqrt()) * scale;
+    most / (cohort.span.effective_s() * (AGE_EDGES[4] - AGE_EDGES[3]))
 }
 
 /// The mean of a factor that is 1 for blocks that can be told apart and falls for the others.

@@ -1,19 +1,22 @@
 //! From cohorts to what is in use.
 //!
-//! A window stands for the time until the next one is opened. Of each site it says how many blocks a second are born and reach an age: up to the
+//! A window at a random time stands for the time until the next one is opened, and for that before it where the one before it was at no random time. Of each site it says how many blocks a second are born and reach an age: up to the
 //! window's length from the ages of the blocks alive at its end, beyond it from the checks. What was born between two windows and is alive now is the
 //! integral of that over the ages that such blocks have now; what was born in the window is counted.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Amount, Cohort, Cohorts, Contradictions, RECENT, SiteCohort,
-    curve::{Hazard, Pools, kept_share, segments},
+    Amount, Cohort, Cohorts, Contradictions, Gaps, Occasion, RECENT, SiteCohort,
+    curve::{Hazard, Pools, kept_share, reach_end, segments},
     fate::taken_for,
     heirs::Heirs,
     interval, seconds,
 };
 use crate::ledger::SiteId;
+
+/// One or two blocks say nothing of others: what rests on so few is counted, and only the interval's upper end says what there may be besides.
+const FEW: f64 = 2.0;
 
 /// What is known of a site.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -26,6 +29,8 @@ pub struct Estimate {
     pub inuse_bytes_low: u64,
     /// Its upper end.
     pub inuse_bytes_high: u64,
+    /// The watched blocks' own bytes: those that none but themselves stand for.
+    pub counted_bytes: u64,
     /// Blocks allocated since the first window.
     pub alloc_objects: u64,
     /// Their bytes.
@@ -98,6 +103,8 @@ struct Sums {
     /// From how a site's blocks disappear between two looks.
     shape_variance: f64,
     largest_weight: f64,
+    /// The blocks that it rests on.
+    evidence: f64,
 }
 
 impl Cohorts {
@@ -170,7 +177,7 @@ impl Cohorts {
         let mut sums = Sums::default();
         let mut births = self.settled_births.get(&site).copied().unwrap_or_default();
         result.windows = u64::from(self.settled_windows.get(&site).copied().unwrap_or(0));
-        let (mut watched_bytes, mut taken) = (0.0, 0.0);
+        let (mut watched_bytes, mut taken, mut counted) = (0.0, 0.0, 0.0);
         let began_ns = self.began_ns().unwrap_or(now_ns);
         let half = seconds(began_ns, now_ns) / 2.0;
         // Bytes of old windows and of young ones that are alive, and the time that they stand for.
@@ -187,11 +194,7 @@ impl Cohorts {
         // Such blocks of the site were looked at.
         let gone_alike = f64::from(u8::from(self.contradictions.contains_key(&site)));
         for (number, cohort) in (0_u32..).zip(&self.cohorts) {
-            let next_ns = self
-                .cohorts
-                .get(number as usize + 1)
-                .map_or(covered_until_ns, |next| next.span.opened_ns)
-                .max(cohort.span.closed_ns);
+            let gaps = self.gaps(number as usize, covered_until_ns);
             let part = Part {
                 gone_alike,
                 ..parts.get(&(site, number)).copied().unwrap_or_default()
@@ -212,7 +215,7 @@ impl Cohorts {
                     .max(u64::from(cohort.checks.saturating_sub(1)));
             }
             if let Some(there) = there {
-                births.add(there.births.times(cohort.span.weight_until(next_ns)));
+                births.add(there.births.times(cohort.span.weight(&gaps)));
                 result.windows += 1;
             }
             let mut hazard = pools.hazard(cohort, there.unwrap_or(&nothing), counts, is_seen_to_go);
@@ -220,17 +223,27 @@ impl Cohorts {
                 hazard.most = f64::INFINITY;
             }
             let seconds_watched = seconds(cohort.span.closed_ns, now_ns);
-            let alive =
-                part.bytes * scale * part.likely_share(&hazard, seconds_watched, seconds_watched);
+            let share = part.likely_share(&hazard, seconds_watched, seconds_watched);
+            let alike = if hazard.is_known {
+                0.0
+            } else {
+                part.alike_share()
+            };
+            let alive = part.bytes * scale * share * (1.0 - alike);
+            counted += part.bytes * share;
             let is_lasting = seconds_watched >= half;
-            if is_lasting {
+            if cohort.span.occasion == Occasion::Start {
+                // What a program does at its start says nothing of how fast it grows.
+            } else if is_lasting {
                 lasting += alive;
                 lasting_time += cohort.span.effective_s();
             } else {
                 young += alive;
                 young_time += cohort.span.effective_s();
             }
-            if let Some(there) = there {
+            if let Some(there) = there
+                && cohort.span.occasion != Occasion::Start
+            {
                 let stay = if is_lasting {
                     &mut old_stay
                 } else {
@@ -243,14 +256,14 @@ impl Cohorts {
                 continue;
             }
             if is_old {
-                sums.add_settled(cohort, &part, &hazard, now_ns, next_ns, scale);
+                sums.add_settled(cohort, &part, &hazard, now_ns, &gaps, scale);
             } else {
                 let site = there.unwrap_or(&nothing);
-                let ages = (
-                    seconds(next_ns, now_ns).max(min_age_s),
-                    seconds(cohort.span.closed_ns, now_ns),
-                );
-                sums.add_recent(cohort, site, &part, &hazard, ages, scale);
+                let ages = gaps.map(|(from, to)| {
+                    let youngest = seconds(to, now_ns).max(min_age_s);
+                    (youngest, seconds(from, now_ns).max(youngest))
+                });
+                sums.add_recent(cohort, site, &part, &hazard, (ages, seconds_watched), scale);
             }
         }
         // A site that is rarely used is not rare by chance alone.
@@ -260,6 +273,11 @@ impl Cohorts {
         let variance = by_count + by_value;
         result.inuse_objects = sums.likely.objects.round() as u64;
         result.inuse_bytes = sums.likely.bytes.round() as u64;
+        result.counted_bytes = (counted.round() as u64).min(result.inuse_bytes);
+        if sums.evidence <= FEW {
+            result.inuse_bytes = result.counted_bytes;
+            result.inuse_objects = result.inuse_objects.min(result.observed_objects);
+        }
         // That of a part: chance counts for more in few blocks.
         let relative = |value: f64| {
             let part = (value / sums.most.max(1.0)).min(1.0);
@@ -323,6 +341,7 @@ impl Cohorts {
         let counts: Vec<(f64, f64)> = (0_u32..)
             .zip(&self.cohorts)
             .skip(recent)
+            .filter(|(_, cohort)| cohort.span.is_random())
             .map(|(number, cohort)| {
                 (
                     parts.get(&(site, number)).map_or(0.0, |part| part.objects),
@@ -380,14 +399,15 @@ impl Sums {
         part: &Part,
         hazard: &Hazard,
         now_ns: u64,
-        next_ns: u64,
+        gaps: &Gaps,
         scale: f64,
     ) {
         if part.objects <= 0.0 {
             return;
         }
-        let weight = cohort.span.weight_until(next_ns) * scale;
+        let weight = cohort.span.weight(gaps) * scale;
         let lag = seconds(cohort.span.closed_ns, now_ns);
+        self.evidence += part.objects;
         let alike = part.alike_share();
         let all = Amount {
             objects: part.objects,
@@ -406,17 +426,16 @@ impl Sums {
             .max((weight - scale).max(0.0) * part.bytes / part.objects);
     }
 
-    /// Adds a window's blocks, and what was born between it and the next and is between `from` and `to` seconds old now.
+    /// Adds a window's blocks, and what was born in the times that it stands for, between so many seconds ago and so many. It was closed `lag` seconds ago.
     fn add_recent(
         &mut self,
         cohort: &Cohort,
         site: &SiteCohort,
         part: &Part,
         hazard: &Hazard,
-        (from, to): (f64, f64),
+        (ages, lag): ([(f64, f64); 2], f64),
         scale: f64,
     ) {
-        let lag = to;
         let length = cohort.span.length_s();
         let alike = part.alike_share();
         let counted = Amount {
@@ -427,15 +446,32 @@ impl Sums {
         let mut likely = counted.times(part.likely_share(hazard, lag, lag));
         let mut least = counted.bytes * kept_share(alike, hazard.most, lag, lag);
         let mut unseen = Amount::default();
-        for segment in segments(cohort, site, from, to) {
+        // Looks cannot tell that blocks that look alike have gone; by how few reach the window's end, it tells itself.
+        // Before any window has seen what becomes of them, they stand for no others.
+        let reach_end = if hazard.is_known {
+            reach_end(cohort, site, scale)
+        } else {
+            0.0
+        };
+        for segment in ages
+            .into_iter()
+            .flat_map(|(from, to)| segments(cohort, site, from, to))
+        {
             unseen.add(segment.amount);
             self.shape_variance += segment.shape * segment.shape;
             let (start, end) = (
                 (segment.from - length).max(0.0),
                 (segment.to - length).max(0.0),
             );
-            likely.add(segment.amount.times(part.likely_share(hazard, start, end)));
-            least += segment.amount.bytes * kept_share(alike, hazard.most, start, end);
+            let most = reach_end * (segment.to - segment.from);
+            let there = if segment.from >= length && segment.amount.objects > most {
+                1.0 - alike + alike * most / segment.amount.objects
+            } else {
+                1.0
+            };
+            let amount = segment.amount.times(there);
+            likely.add(amount.times(part.likely_share(hazard, start, end)));
+            least += amount.bytes * kept_share(alike, hazard.most, start, end);
         }
         self.likely.add(likely);
         self.least += least;
@@ -448,7 +484,11 @@ impl Sums {
         });
         let basis = part
             .objects
-            .max(if from < length { census.objects } else { 1.0 })
+            .max(if ages.iter().any(|(from, _)| *from < length) {
+                census.objects
+            } else {
+                1.0
+            })
             .max(1.0);
         let spread = if part.bytes > 0.0 {
             (part.squares * part.objects / (part.bytes * part.bytes)).max(1.0)
@@ -464,10 +504,15 @@ impl Sums {
         } else {
             0.0
         };
+        self.evidence += if unseen.objects > 0.0 {
+            basis
+        } else {
+            part.objects
+        };
         self.unseen_variance +=
             spread * (unseen.bytes * unseen.bytes / basis + unseen.bytes * mean);
         self.uncertain += unseen.bytes * cohort.span.uncertainty;
-        let gap = (to - from).max(0.0);
+        let gap: f64 = ages.iter().map(|(from, to)| to - from).sum();
         self.largest_weight = self
             .largest_weight
             .max(gap / cohort.span.effective_s() * mean * scale);

@@ -67,7 +67,7 @@ mod tests {
 
     use hashbrown::HashSet;
 
-    use super::super::{Cohorts, Estimate, Reading, Span, Survivor};
+    use super::super::{Cohorts, Estimate, Occasion, Reading, Span, Survivor};
 
     const SECOND: u64 = 1_000_000_000;
     /// Every block is zero.
@@ -104,7 +104,8 @@ mod tests {
             closed_ns: SECOND,
             effective_s: 1.0,
             uncertainty: 0.0,
-            allocations: None,
+            shared: None,
+            occasion: Occasion::Random,
         };
         let chunk_of = |site| if site == LEAK { chunk_of_leak } else { 112 };
         let born = (0..20).flat_map(|number| [block(LEAK, number), block(CACHE, number)]);
@@ -119,6 +120,16 @@ mod tests {
             })
             .collect();
         cohorts.check(2 * SECOND, &readings);
+        // A short window in which none of them goes.
+        let untouched: HashSet<u64> = cohorts.watched().map(|block| block.address).collect();
+        let (opened_ns, closed_ns) = (3 * SECOND, 3 * SECOND + SECOND / 100);
+        let short = Span {
+            opened_ns,
+            closed_ns,
+            effective_s: 0.01,
+            ..span
+        };
+        cohorts.close(short, [], [], &untouched, 0);
         let estimates = cohorts.estimates(31 * SECOND, 31 * SECOND, 0.0);
         *estimates.get(&CACHE).unwrap()
     }

@@ -162,7 +162,7 @@ impl Cohorts {
 mod tests {
     use hashbrown::HashSet;
 
-    use super::super::{Cohorts, Reading, Span, Survivor};
+    use super::super::{Cohorts, Occasion, Reading, Span, Survivor};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -174,7 +174,8 @@ mod tests {
             closed_ns: 2 * SECOND,
             effective_s: 1.0,
             uncertainty: 0.0,
-            allocations: None,
+            shared: None,
+            occasion: Occasion::Random,
         };
         let reading = Reading {
             header: 0x51,

@@ -60,7 +60,7 @@ impl Cohorts {
 mod tests {
     use hashbrown::HashSet;
 
-    use super::super::{Cohorts, Reading, Span, Survivor};
+    use super::super::{Cohorts, Occasion, Reading, Span, Survivor};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -97,7 +97,8 @@ mod tests {
                 closed_ns,
                 effective_s: 0.5,
                 uncertainty: 0.0,
-                allocations: None,
+                shared: None,
+                occasion: Occasion::Random,
             };
             cohorts.close(span, [(3, 5, 360)], born, &untouched, 0);
             for look in 1..3 {

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use heap::{Contents, Lifetime, Program, Reuse, Site};
 use proptest::prelude::*;
 
-use super::{Cohorts, Span, Survivor};
+use super::{Cohorts, Occasion, Span, Survivor};
 
 /// How a simulated program is watched.
 #[derive(Clone, Copy)]
@@ -91,7 +91,8 @@ fn trace(program: &mut Program, watch: Watch, seed: u64) -> Vec<Outcome> {
                 closed_ns: ns(until),
                 effective_s: until - now,
                 uncertainty: 0.0,
-                allocations: None,
+                shared: None,
+                occasion: Occasion::Random,
             },
             births
                 .into_iter()
@@ -401,7 +402,8 @@ fn a_look_at_the_last_window_leaves_the_blocks_of_earlier_ones_alone() {
                 closed_ns: 1_000 * window + 500,
                 effective_s: 500e-9,
                 uncertainty: 0.0,
-                allocations: None,
+                shared: None,
+                occasion: Occasion::Random,
             },
             [(7, 3, 144)],
             survivors,
@@ -437,7 +439,8 @@ fn what_stays_is_rated_by_all_windows_and_what_goes_by_those_that_are_old() {
                     closed_ns: opened_ns + SECOND,
                     effective_s: 1.0,
                     uncertainty: 0.0,
-                    allocations: None,
+                    shared: None,
+                    occasion: Occasion::Random,
                 },
                 [(7, born, 48 * born)],
                 survivors,

@@ -6,7 +6,7 @@ use super::{MappedSites, Session, SiteLevels, Traced, identity, unseen};
 use crate::{
     budget::{Choice, Mode},
     kernel::LinkMode,
-    ledger::{SiteId, Survey},
+    ledger::{Held, SiteId, Survey, bound},
     report::{Sample, Site, Tier},
 };
 
@@ -43,6 +43,7 @@ pub(super) fn add(
     let estimates = weighed
         .cohorts
         .estimates(now_ns, covered_until_ns, min_age.as_secs_f64());
+    let mut found = Vec::new();
     let mut ids: BTreeSet<SiteId> = estimates.keys().copied().collect();
     if windows.is_open() {
         ids.extend(
@@ -60,6 +61,7 @@ pub(super) fn add(
         let (mut low, mut high) = (estimate.inuse_bytes_low, estimate.inuse_bytes_high);
         let (mut alloc_objects, mut alloc_bytes) = (estimate.alloc_objects, estimate.alloc_bytes);
         let mut oldest_ns = estimate.oldest_born_ns;
+        let mut counted = estimate.counted_bytes;
         if windows.is_open() {
             // All that the open window saw is counted, not estimated.
             let (open_objects, open_bytes) = survey.inuse(id);
@@ -68,6 +70,7 @@ pub(super) fn add(
             bytes += open_bytes;
             low += open_low;
             high += open_high;
+            counted += open_bytes;
             let (objects_before, bytes_before) = windows.births_before(id);
             if let Some((_, totals)) = totals.get(&id) {
                 alloc_objects += totals.alloc_objects.saturating_sub(objects_before);
@@ -78,25 +81,50 @@ pub(super) fn add(
         if objects == 0 && !min_age.is_zero() {
             continue;
         }
-        let alloc_bytes = alloc_bytes.max(bytes);
-        sites.push(Site {
-            inuse_bytes: bytes,
-            inuse_objects: objects,
-            alloc_bytes,
-            alloc_objects: alloc_objects.max(objects),
-            inuse_bytes_low: low.min(bytes),
-            inuse_bytes_high: high.max(bytes),
-            oldest_age_s: oldest_ns.map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
-            growth_bytes_per_s: estimate.growth_bytes_per_s,
-            weight: windows.cohorts.weight().max(survey.weight()),
-            sample: Some(Sample {
-                objects: estimate.observed_objects,
-                alike_objects: estimate.alike_objects,
-                windows: estimate.windows,
-                checks: estimate.checks,
-            }),
-            ..identity(session, id, traced.pid, traced.incarnation)
-        });
+        found.push((
+            Held {
+                bytes,
+                low: low.min(bytes),
+                high: high.max(bytes),
+                counted,
+            },
+            Site {
+                inuse_objects: objects,
+                alloc_bytes,
+                alloc_objects,
+                oldest_age_s: oldest_ns
+                    .map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
+                growth_bytes_per_s: estimate.growth_bytes_per_s,
+                weight: windows.cohorts.weight().max(survey.weight()),
+                sample: Some(Sample {
+                    objects: estimate.observed_objects,
+                    alike_objects: estimate.alike_objects,
+                    windows: estimate.windows,
+                    checks: estimate.checks,
+                    counted_bytes: 0,
+                }),
+                ..identity(session, id, traced.pid, traced.incarnation)
+            },
+        ));
+    }
+    let (mut held, found): (Vec<Held>, Vec<Site>) = found.into_iter().unzip();
+    let before = held.clone();
+    bound(
+        &mut held,
+        traced.anonymous_bytes.saturating_add(traced.swapped_bytes),
+    );
+    for ((mut site, held), before) in found.into_iter().zip(held).zip(before) {
+        site.inuse_bytes = held.bytes;
+        site.inuse_bytes_low = held.low;
+        site.inuse_bytes_high = held.high;
+        let left = held.bytes as f64 / before.bytes.max(1) as f64;
+        site.inuse_objects = (site.inuse_objects as f64 * left).round() as u64;
+        site.alloc_bytes = site.alloc_bytes.max(site.inuse_bytes);
+        site.alloc_objects = site.alloc_objects.max(site.inuse_objects);
+        if let Some(sample) = &mut site.sample {
+            sample.counted_bytes = held.counted;
+        }
+        sites.push(site);
     }
 }
 

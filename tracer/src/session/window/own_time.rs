@@ -23,10 +23,7 @@ const SHARE_FOR_MODES: f64 = 0.3;
 /// What is left to the process itself is at least this share, and at most so uncertain; and at least so.
 const LEAST_OWN_SHARE: f64 = 0.02;
 const MOST_UNCERTAIN: f64 = 3.0;
-const LEAST_UNCERTAIN: f64 = 0.02;
-
-/// Counts differ by chance by less than so many standard deviations.
-const BY_CHANCE: f64 = 4.0;
+pub(super) const LEAST_UNCERTAIN: f64 = 0.02;
 
 /// Ticks between windows by which the kernel's own part of a process's time is known; before, those of its whole life have to do.
 const ENOUGH_TICKS: f64 = 50.0;
@@ -51,6 +48,18 @@ pub(super) struct Used {
 }
 
 impl Used {
+    /// For how much of a window of this length, seconds, it stands at the least: of a thread that runs all the time traps take what they cost, of one that
+    /// waits they take nothing; and of several threads together no more than their part of what these used.
+    pub(super) fn least(self, length: f64) -> f64 {
+        let most = (1.0 + COST_UNCERTAINTY) * self.cost;
+        let of_cpu = if self.cpu > 0.0 {
+            (1.0 - most / self.cpu) * length
+        } else {
+            0.0
+        };
+        (length - most).max(of_cpu).clamp(0.0, length)
+    }
+
     /// The same for the last `time` of the window alone, in which the survivors were born.
     pub(super) fn part(self, time: f64) -> Self {
         let part = (time / self.time.max(1e-9)).min(1.0);
@@ -184,21 +193,13 @@ impl OwnTime {
 
     /// Whether a window of this is one of which traps took a good part. It is remembered if so.
     pub(super) fn note_window(&mut self, used: Used) -> bool {
-        let is_trapped = used.cost > SMALL_SHARE * used.cpu && used.hits > 0.0;
+        let is_trapped = used.hits > 0.0
+            && used.cost > SMALL_SHARE * used.cpu
+            && used.least(used.time) < (1.0 - SMALL_SHARE) * used.time;
         if is_trapped {
             self.trapped.note(used);
         }
         is_trapped
-    }
-
-    /// The time at the most for which a window counts of which traps took little, of a process of which they take more of others: the machine's host may have given
-    /// it no time, which its clocks take for its own, while what goes by the clock went on. At the least it made its allocations in it. `None` where
-    /// more blocks ended than survived by chance only.
-    pub(super) fn of_a_stall(&self, used: Used) -> Option<f64> {
-        let (time, _) = self.of_an_allocation()?;
-        let (ended, born) = (used.old_frees, used.survivors);
-        let is_slow = ended - born > BY_CHANCE * (ended + born).sqrt();
-        is_slow.then(|| Pace::of_window(used).max(used.allocations * time))
     }
 
     /// Whether there were such windows.
@@ -437,38 +438,6 @@ mod tests {
         by_the_clock(&mut one, 1);
         by_the_clock(&mut eight, 8);
         assert!(found(&one).1 > found(&eight).1);
-    }
-
-    #[test]
-    fn a_window_in_which_the_host_gave_no_time_counted_for_all_of_its_length() {
-        let mut own = OwnTime::new((100, 0), hit());
-        let stalled = Used {
-            time: 0.04,
-            cpu: 0.04,
-            cost: 0.003,
-            hits: 3_000.0,
-            allocations: 1_000.0,
-            old_frees: 3_000.0,
-            survivors: 300.0,
-            modes: Modes::default(),
-        };
-        assert!(own.of_a_stall(stalled).is_none());
-        by_the_clock(&mut own, 8);
-        assert!(!own.note_window(stalled));
-        assert!((own.of_a_stall(stalled).unwrap() - 0.004).abs() < 1e-9);
-        // A cache was emptied: it made its allocations at its usual pace.
-        let emptied = Used {
-            old_frees: 1_000_000.0,
-            ..stalled
-        };
-        let (time, _) = own.of_an_allocation().unwrap();
-        assert!((own.of_a_stall(emptied).unwrap() - 1_000.0 * time).abs() < 1e-9);
-        // It calculates.
-        let balanced = Used {
-            old_frees: 320.0,
-            ..stalled
-        };
-        assert!(own.of_a_stall(balanced).is_none());
     }
 
     #[test]

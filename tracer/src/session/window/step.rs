@@ -341,6 +341,7 @@ impl Session {
             modes,
         } = decided;
         let Boundary {
+            at_ns: over_ns,
             usage,
             calls: calls_now,
             ..
@@ -402,8 +403,9 @@ impl Session {
         let late = Late {
             hits: late_cost / hit,
             allocations: calls_now.allocations.saturating_sub(calls.allocations) as f64,
+            time: over_ns.saturating_sub(closed_ns) as f64 / 1e9,
         };
-        let span = windows.span(opened_ns, closed_ns, used, late);
+        let span = windows.span(open.occasion, (opened_ns, closed_ns), used, late);
         let survivors = survivors.into_iter().map(|(address, block)| {
             let stack = self.stacks.get(&block.site);
             let survivor = Survivor {

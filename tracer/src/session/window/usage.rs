@@ -11,8 +11,9 @@ use super::{
     Calls, Clocks, Open, OwnTime,
 };
 use crate::{
-    budget::Usage,
+    budget::{Mode, Usage},
     kernel::{ModeSamples, Modes, ThreadClocks, monotonic_ns, next_tick_ns},
+    ledger::Occasion,
     target::process::{list_threads, mode_ticks},
 };
 
@@ -120,7 +121,12 @@ impl Session {
         let clocks = self.start_clocks(traced);
         let open = self.open_now(traced, clocks);
         traced.windows.controller.opened(open.usage);
+        let occasion = match traced.windows.controller.mode() {
+            Mode::Sampled => Occasion::Random,
+            Mode::Exact => Occasion::Cost,
+        };
         traced.windows.open = Some(Open {
+            occasion,
             unseen,
             put,
             ..open
@@ -144,6 +150,7 @@ impl Session {
             clocks.begin(begun.cpu.unwrap_or_default(), begun.modes);
         }
         Open {
+            occasion: Occasion::Cost,
             at_ns: next_tick_ns(begun.at_ns),
             calls: begun.calls,
             clocks,

@@ -34,16 +34,17 @@ pub fn read_memory(proc_root: &Path, pid: u32) -> Result<Memory, ProcessError> {
     })
 }
 
-/// Resident anonymous bytes, counted page by page by the kernel (`smaps_rollup`): exact, but the kernel walks the whole
+/// Anonymous bytes, resident and swapped out, counted page by page by the kernel (`smaps_rollup`): exact, but the kernel walks the whole
 /// page table for it.
 ///
 /// # Errors
 /// The process is gone or unreadable, or the file's form is unexpected.
-pub fn exact_anonymous_bytes(proc_root: &Path, pid: u32) -> Result<u64, ProcessError> {
+pub fn exact_anonymous_bytes(proc_root: &Path, pid: u32) -> Result<(u64, u64), ProcessError> {
     let path = proc_root.join(pid.to_string()).join("smaps_rollup");
     let text = read(pid, &path)?;
-    status_value(&text, "Anonymous")
-        .and_then(kib)
+    let bytes = |key| status_value(&text, key).and_then(kib);
+    bytes("Anonymous")
+        .zip(bytes("Swap"))
         .ok_or_else(|| malformed(pid, path, &text))
 }
 

@@ -154,10 +154,13 @@ fn memory_is_read_and_a_zombie_has_none() {
 
     fs::write(
         root.path().join("77/smaps_rollup"),
-        "55-66 ---p 00000000 00:00 0 [rollup]\nRss: 16 kB\nAnonymous:  12 kB\n",
+        "55-66 ---p 00000000 00:00 0 [rollup]\nRss: 16 kB\nAnonymous:  12 kB\nSwap:   4 kB\nSwapPss: 3 kB\n",
     )
     .unwrap();
-    assert_eq!(exact_anonymous_bytes(root.path(), 77).unwrap(), 12 * 1024);
+    assert_eq!(
+        exact_anonymous_bytes(root.path(), 77).unwrap(),
+        (12 * 1024, 4 * 1024)
+    );
 }
 
 #[test]
@@ -340,7 +343,7 @@ fn the_test_process_reads_itself() {
 
     let memory = read_memory(root, pid).unwrap();
     assert!(memory.resident_bytes >= memory.anonymous_bytes && memory.anonymous_bytes > 0);
-    assert!(exact_anonymous_bytes(root, pid).unwrap() > 0);
+    assert!(exact_anonymous_bytes(root, pid).unwrap().0 > 0);
 }
 
 proptest! {
