@@ -57,6 +57,66 @@ fn usage_errors_end_with_2_and_name_what_is_wrong() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Option, value, what is expected, and an example, in one message.
+#[test]
+fn wrong_values_are_answered_with_what_is_expected_and_an_example() {
+    let process = ["trace", "-p", "1"];
+    let cases: [(&[&str], &str, &str, &str); 12] = [
+        (&["--for", "5"], "--for", "add a unit", "5s"),
+        (&["--for", "-5s"], "--for", "a number with a unit", "30s"),
+        (&["--for", "soon"], "--for", "a number with a unit", "30s"),
+        (&["--every", "0s"], "--every", "longer than 0", "30s"),
+        (
+            &["--for", "600000000000years"],
+            "--for",
+            "at most ten years",
+            "30d",
+        ),
+        (&["--min-size", "5x"], "--min-size", "a size", "64KiB"),
+        (&["--max-size", "-5"], "--max-size", "a size", "64KiB"),
+        (&["--budget", "-1"], "--budget", "a percentage", "0.5"),
+        (&["--top", "0"], "--top", "at least 1", "20"),
+        (&["--max-stacks", "1"], "--max-stacks", "from 64", "e.g. 64"),
+        (&["-p", "abc"], "--pid", "a process id", "1234"),
+        (&["-p", "-1"], "--pid", "a process id", "1234"),
+    ];
+    for (wrong, option, expected, example) in cases {
+        let mut arguments = process.to_vec();
+        if wrong[0] == "-p" {
+            arguments.truncate(1);
+        }
+        arguments.extend(wrong);
+        let value = wrong[1];
+        let finished = run(&arguments).expect("leakscope runs");
+        assert_eq!(finished.code(), 2, "{arguments:?}: {finished:?}");
+        assert!(finished.stdout.is_empty(), "{finished:?}");
+        for part in [option, value, expected, "e.g.", example] {
+            assert!(finished.stderr.contains(part), "{part}: {finished:?}");
+        }
+    }
+}
+
+#[test]
+fn an_address_to_listen_on_has_a_port() {
+    for wrong in ["localhost", "7117", ":7117", "localhost:port"] {
+        let finished = run(&["daemon", "--listen", wrong]).expect("leakscope runs");
+        assert_eq!(finished.code(), 2, "{finished:?}");
+        for part in ["--listen", wrong, "localhost:7117"] {
+            assert!(finished.stderr.contains(part), "{part}: {finished:?}");
+        }
+    }
+}
+
+/// `dump` traces nothing: its options are not those of `trace`.
+#[test]
+fn the_help_of_dump_is_its_own() {
+    let help = run(&["dump", "--help"]).expect("leakscope runs").stdout;
+    for words in ["to trace", "Trace ", "that start later"] {
+        assert!(!help.contains(words), "{words}: {help}");
+    }
+    assert!(help.contains("Filter:"), "{help}");
+}
+
 #[test]
 fn help_is_a_result() {
     for arguments in [

@@ -1,7 +1,13 @@
 //! The command line as it is typed: names, help, and the form of each value. Whether the values make sense together
 //! is the plan's to say.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    net::{SocketAddr, ToSocketAddrs as _},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -99,7 +105,7 @@ impl FormatChoice {
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct TargetArguments {
     /// Processes to trace.
-    #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["comm", "cgroup", "all"], help_heading = "Target")]
+    #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', value_parser = pid, allow_negative_numbers = true, conflicts_with_all = ["comm", "cgroup", "all"], help_heading = "Target")]
     pub(super) pid: Vec<u32>,
     /// Processes whose name matches, also those that start later; a shell pattern, such as 'redis*'.
     #[arg(
@@ -154,7 +160,7 @@ pub(super) struct TraceArguments {
     #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) every: Option<Duration>,
     /// Show at most N call stacks and a total for the rest.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value = "20", value_parser = top, allow_negative_numbers = true)]
     pub(super) top: usize,
     /// Output format.
     #[arg(long, value_enum, default_value = "text")]
@@ -185,20 +191,20 @@ pub(super) struct TracingArguments {
     #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) min_age: Option<Duration>,
     /// Only record allocations of at least this size, such as 64KiB.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
     pub(super) min_size: Option<u64>,
     /// Only record allocations of at most this size.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
     pub(super) max_size: Option<u64>,
     /// Do not report the sites that a file in the syntax of LeakSanitizer names: `leak:PATTERN` with a part of the name of a
     /// function, source file or module.
     #[arg(long, value_name = "FILE")]
     pub(super) suppress: Option<PathBuf>,
     /// Maximum number of distinct call stacks.
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=4_194_304), help_heading = "Limits")]
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = |text: &str| whole(text, 64..=4_194_304), allow_negative_numbers = true, help_heading = "Limits")]
     pub(super) max_stacks: u32,
     /// Maximum number of live blocks; beyond it one of 2, 4, ... is kept and figures become estimates.
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_024..=100_000_000), help_heading = "Limits")]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = |text: &str| whole(text, 1_024..=100_000_000), allow_negative_numbers = true, help_heading = "Limits")]
     pub(super) max_blocks: u32,
     /// Bytes of the buffer in which the probe hands over new stacks and process events.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(4_096..=1 << 30), hide = true)]
@@ -236,8 +242,8 @@ pub(super) struct DaemonArguments {
     /// $XDG_RUNTIME_DIR for others than root.
     #[arg(long, value_name = "PATH", help_heading = "Listening")]
     pub(super) socket: Option<PathBuf>,
-    /// Also listen on an address and port, such as 127.0.0.1:7117.
-    #[arg(long, value_name = "ADDRESS", help_heading = "Listening")]
+    /// Also listen on an address and port, such as 127.0.0.1:7117 or localhost:7117.
+    #[arg(long, value_name = "ADDRESS", value_parser = address, help_heading = "Listening")]
     pub(super) listen: Option<SocketAddr>,
     /// File with the token that TCP clients must send; required to listen on more than a loopback address.
     #[arg(
@@ -251,6 +257,33 @@ pub(super) struct DaemonArguments {
     pub(super) tracing: TracingArguments,
 }
 
+/// Which of the processes that a daemon traces.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct FilterArguments {
+    /// Show these processes only.
+    #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', value_parser = pid, allow_negative_numbers = true, conflicts_with_all = ["comm", "cgroup", "all"], help_heading = "Filter")]
+    pub(super) pid: Vec<u32>,
+    /// Show processes with a matching name only; a shell pattern, such as 'redis*'.
+    #[arg(
+        long,
+        value_name = "GLOB",
+        conflicts_with = "all",
+        help_heading = "Filter"
+    )]
+    pub(super) comm: Vec<String>,
+    /// Show processes in this control group or below it only.
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with = "all",
+        help_heading = "Filter"
+    )]
+    pub(super) cgroup: Vec<PathBuf>,
+    /// Show all processes that the daemon traces, which is the default.
+    #[arg(long, help_heading = "Filter")]
+    pub(super) all: bool,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   leakscope dump                             the largest call stacks, for people
@@ -258,11 +291,11 @@ pub(super) struct DaemonArguments {
   leakscope dump --snapshot monday           keep what there is under a name
   leakscope dump --base monday               what has grown since then
 
-TARGET is a filter on what the daemon traces. A difference shows growth and shrinkage by call stack.
+A difference shows growth and shrinkage by call stack.
 Exit status: 0 done, 1 could not do it, 2 usage.")]
 pub(super) struct DumpArguments {
     #[command(flatten)]
-    pub(super) target: TargetArguments,
+    pub(super) only: FilterArguments,
     /// The daemon's Unix socket.
     #[arg(
         long,
@@ -271,15 +304,15 @@ pub(super) struct DumpArguments {
         help_heading = "Daemon"
     )]
     pub(super) socket: Option<PathBuf>,
-    /// The daemon's address, such as http://127.0.0.1:7117.
+    /// The daemon's address, such as http://127.0.0.1:7117 or localhost:7117.
     #[arg(long, value_name = "URL", help_heading = "Daemon")]
     pub(super) url: Option<String>,
     /// File with the token to send to the daemon.
     #[arg(long, value_name = "FILE", requires = "url", help_heading = "Daemon")]
     pub(super) auth_token_file: Option<PathBuf>,
     /// Show at most N call stacks and a total for the rest; by default 20 in text, JSON and HTML, else all.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) top: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = top, allow_negative_numbers = true)]
+    pub(super) top: Option<usize>,
     /// Show what changed since a snapshot.
     #[arg(long, value_name = "SNAPSHOT")]
     pub(super) base: Option<String>,
@@ -308,8 +341,8 @@ pub(super) struct DiffArguments {
     /// The later one.
     pub(super) new: PathBuf,
     /// Show at most N call stacks and a total for the rest.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) top: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = top, allow_negative_numbers = true)]
+    pub(super) top: Option<usize>,
     /// Output format.
     #[arg(long, value_enum, default_value = "text")]
     pub(super) format: FormatChoice,
@@ -342,7 +375,7 @@ impl From<LinkChoice> for LinkMode {
 #[derive(Debug, Args)]
 pub(super) struct DoctorArguments {
     /// Also check a process: its allocators, probe sites and unwind tables.
-    #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
     pub(super) pid: Option<u32>,
     /// Check as if the kernel supported no better kind of link than this.
     #[arg(long, value_enum, value_name = "KIND")]
@@ -353,18 +386,33 @@ pub(super) struct DoctorArguments {
 #[derive(Debug, Args)]
 pub(super) struct FloorArguments {
     /// The process.
-    #[arg(short, long = "pid", value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
     pub(super) pid: u32,
     /// Kind of kernel link; by default the best that the kernel has.
     #[arg(long, value_enum, value_name = "KIND")]
     pub(super) links: Option<LinkChoice>,
 }
 
+/// The longest duration that is taken: a clock cannot be set further ahead than some hundred years.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// Parses `30s`, `5m`, `1h 30m`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let number = text.trim();
+    if !number.is_empty()
+        && number
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
+        return Err(format!("add a unit, e.g. {number}s"));
+    }
+    let parsed = humantime::parse_duration(text)
+        .map_err(|_| "a duration is a number with a unit, e.g. 30s, 5m or 1h30m".to_owned())?;
     if parsed.is_zero() {
-        return Err("it must be longer than 0".to_owned());
+        return Err("a duration is longer than 0, e.g. 30s".to_owned());
+    }
+    if parsed > LONGEST {
+        return Err("a duration is at most ten years, e.g. 30d".to_owned());
     }
     Ok(parsed)
 }
@@ -372,26 +420,77 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Parses `1`, `0.5`, `2%`: percent.
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim_end();
-    let percent: f64 = number
+    number
         .parse()
-        .map_err(|_| "not a number of percent".to_owned())?;
-    if percent > 0.0 && percent <= 100.0 {
-        Ok(percent)
-    } else {
-        Err("it must be more than 0 and at most 100".to_owned())
-    }
+        .ok()
+        .filter(|percent| *percent > 0.0 && *percent <= 100.0)
+        .ok_or_else(|| "a percentage is more than 0 and at most 100, e.g. 1 or 0.5".to_owned())
 }
 
 /// Parses `64KiB`, `1MB`, `4096`.
 fn size(text: &str) -> Result<u64, String> {
-    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
+    text.parse::<bytesize::ByteSize>()
+        .map(|size| size.as_u64())
+        .map_err(|_| {
+            "a size is a number of bytes or has a unit, e.g. 4096, 64KiB or 1MB".to_owned()
+        })
+}
+
+/// Parses a process id.
+fn pid(text: &str) -> Result<u32, String> {
+    text.trim()
+        .parse()
+        .ok()
+        .filter(|pid| *pid > 0)
+        .ok_or_else(|| "a process id is a number from 1 on, e.g. 1234".to_owned())
+}
+
+/// Parses how many call stacks to show.
+fn top(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|top| *top > 0)
+        .ok_or_else(|| "a number of call stacks is at least 1, e.g. 20".to_owned())
+}
+
+/// Parses a whole number within bounds.
+fn whole(text: &str, bounds: RangeInclusive<u32>) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|number| bounds.contains(number))
+        .ok_or_else(|| {
+            let (least, most) = (bounds.start(), bounds.end());
+            format!("a whole number from {least} to {most}, e.g. {least}")
+        })
+}
+
+/// Parses `127.0.0.1:7117`, `[::1]:7117`, `localhost:7117`. Of a name with several addresses an IPv4 one is taken.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    const EXAMPLE: &str = "an address has a port, e.g. 127.0.0.1:7117 or localhost:7117";
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let (host, port) = text.rsplit_once(':').ok_or(EXAMPLE)?;
+    let port: u16 = port.parse().map_err(|_| EXAMPLE)?;
+    if host.is_empty() || host.contains([':', '/']) {
+        return Err(EXAMPLE.to_owned());
+    }
+    let mut found: Vec<SocketAddr> = (host, port)
+        .to_socket_addrs()
+        .map_err(|error| format!("no address of {host} is known ({error}); e.g. 127.0.0.1:7117"))?
+        .collect();
+    found.sort_by_key(|address| !address.is_ipv4());
+    found
+        .first()
+        .copied()
+        .ok_or_else(|| format!("no address of {host} is known; e.g. 127.0.0.1:7117"))
 }
 
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
 
-    use super::{Arguments, duration, percent, size};
+    use super::{Arguments, address, duration, percent, size};
     use clap::CommandFactory as _;
     use std::time::Duration;
 
@@ -415,5 +514,41 @@ mod tests {
             assert!(percent(text).is_err(), "{text}");
         }
         assert!(size("many").is_err());
+    }
+
+    #[test]
+    fn a_duration_without_a_unit_is_told_what_to_add() {
+        assert_eq!(duration("5").unwrap_err(), "add a unit, e.g. 5s");
+        assert_eq!(duration("1.5").unwrap_err(), "add a unit, e.g. 1.5s");
+        for text in ["-5s", "", "s", "5parsecs", "five"] {
+            assert!(duration(text).unwrap_err().contains("e.g. 30s"), "{text}");
+        }
+        // Beyond what a clock can be set to.
+        assert!(duration("584542046090years").is_err());
+    }
+
+    #[test]
+    fn a_name_of_this_machine_is_an_address() {
+        assert_eq!(
+            address("localhost:7117").unwrap(),
+            "127.0.0.1:7117".parse().unwrap()
+        );
+        assert_eq!(
+            address("[::1]:7117").unwrap(),
+            "[::1]:7117".parse().unwrap()
+        );
+        for text in [
+            "localhost",
+            ":7117",
+            "7117",
+            "::1:x",
+            "localhost:99999",
+            "http://a:1",
+        ] {
+            assert!(
+                address(text).unwrap_err().contains("e.g. 127.0.0.1:7117"),
+                "{text}"
+            );
+        }
     }
 }

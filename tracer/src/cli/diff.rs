@@ -19,7 +19,7 @@ pub(super) fn run(raw: &DiffArguments) -> anyhow::Result<ExitCode> {
     let new = read(&raw.new)?;
     let mut output = Output::open(raw.output.as_deref(), raw.format)?;
     let top = match raw.top {
-        Some(top) => usize::try_from(top).unwrap_or(usize::MAX),
+        Some(top) => top,
         None if raw.format.is_for_people() => TOP,
         None => usize::MAX,
     };

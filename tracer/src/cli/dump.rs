@@ -75,15 +75,14 @@ pub(super) fn run(raw: &DumpArguments) -> anyhow::Result<ExitCode> {
 /// The path and query of what is asked for.
 fn path(raw: &DumpArguments, color: bool) -> String {
     let mut query = vec![pair("format", raw.format.name())];
-    let target = &raw.target;
-    if !target.pid.is_empty() {
-        let pids: Vec<String> = target.pid.iter().map(u32::to_string).collect();
+    let only = &raw.only;
+    if !only.pid.is_empty() {
+        let pids: Vec<String> = only.pid.iter().map(u32::to_string).collect();
         query.push(pair("pid", &pids.join(",")));
     }
-    query.extend(target.comm.iter().map(|comm| pair("comm", comm)));
+    query.extend(only.comm.iter().map(|comm| pair("comm", comm)));
     query.extend(
-        target
-            .cgroup
+        only.cgroup
             .iter()
             .map(|path| pair("cgroup", &path.to_string_lossy())),
     );
@@ -114,23 +113,28 @@ fn pair(name: &str, value: &str) -> String {
 
 /// Host and port of a URL.
 fn authority(url: &str) -> anyhow::Result<String> {
-    let Some(rest) = url.strip_prefix("http://") else {
-        bail!(
-            "--url {url}: only http:// is spoken, such as http://127.0.0.1:7117; for other machines, make a tunnel with ssh or put a proxy before the daemon"
-        );
+    let rest = match url.split_once("://") {
+        None => url,
+        Some(("http", rest)) => rest,
+        Some(_) => bail!(
+            "--url {url}: only http:// is spoken, e.g. http://127.0.0.1:7117; for other machines, make a tunnel with ssh or put a proxy before the daemon"
+        ),
     };
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     if authority.is_empty() || authority.contains('@') || !path.is_empty() {
-        bail!("--url {url}: name the daemon's address alone, such as http://127.0.0.1:7117");
+        bail!(
+            "--url {url}: name the daemon's address alone, e.g. http://127.0.0.1:7117 or localhost:7117"
+        );
     }
-    let has_port = authority
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    Ok(if has_port {
-        authority.to_owned()
-    } else {
-        format!("{authority}:{HTTP_PORT}")
-    })
+    // The colons of an IPv6 address stand in brackets.
+    let port = match authority.rsplit_once(':') {
+        Some((_, port)) if !port.ends_with(']') => port,
+        _ => return Ok(format!("{authority}:{HTTP_PORT}")),
+    };
+    if port.parse::<u16>().is_err() {
+        bail!("--url {url}: {port:?} is no port, e.g. http://127.0.0.1:7117");
+    }
+    Ok(authority.to_owned())
 }
 
 /// A request and the body of its answer.
@@ -245,9 +249,12 @@ mod tests {
         );
         assert_eq!(authority("http://[::1]:7117/").unwrap(), "[::1]:7117");
         assert_eq!(authority("http://host").unwrap(), "host:80");
+        assert_eq!(authority("http://[::1]").unwrap(), "[::1]:80");
+        assert_eq!(authority("localhost:7117").unwrap(), "localhost:7117");
         for wrong in [
             "https://host",
-            "host:1",
+            "host:99999",
+            "http://host:port",
             "http://",
             "http://a/b",
             "http://u:p@h",
