@@ -1,55 +1,58 @@
 //! Where results and complaints go.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, BufWriter, IsTerminal as _, Seek as _, Write as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
+use tempfile::NamedTempFile;
 
 use super::args::FormatChoice;
 use crate::report::{Difference, Format, Report, Style, Text};
 
-/// A place for results: stdout, or a file that was opened before the trace began.
+/// A place for results: stdout, or a file that was found to be writable before the trace began.
 #[derive(Debug)]
 pub(super) struct Output {
-    file: Option<(PathBuf, File)>,
+    place: Place,
     format: FormatChoice,
 }
 
+#[derive(Debug)]
+enum Place {
+    Stdout,
+    /// A pipe or a device, or a file in a folder where no other can be made.
+    Open(PathBuf, File),
+    /// A regular file, which is there only when all of a result is in it.
+    Whole(PathBuf),
+}
+
 impl Output {
-    /// Opens the file, so that a mistake is found before anything is traced.
+    /// Finds a mistake in the file's name before anything is traced.
     pub(super) fn open(path: Option<&Path>, format: FormatChoice) -> anyhow::Result<Self> {
-        let file = path
-            .map(|path| {
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .open(path)
-                    .with_context(|| {
-                        format!(
-                            "cannot write to {}; name another file with -o",
-                            path.display()
-                        )
-                    })?;
-                anyhow::Ok((path.to_owned(), file))
-            })
-            .transpose()?;
-        if file.is_none() && format == FormatChoice::Pprof && io::stdout().is_terminal() {
-            anyhow::bail!(
+        let place = match path {
+            Some(path) => place(path).with_context(|| {
+                format!(
+                    "cannot write to {}; name another file with -o",
+                    path.display()
+                )
+            })?,
+            None if format == FormatChoice::Pprof && io::stdout().is_terminal() => anyhow::bail!(
                 "a pprof profile is binary and stdout is a terminal; name a file with -o"
-            );
-        }
-        Ok(Self { file, format })
+            ),
+            None => Place::Stdout,
+        };
+        Ok(Self { place, format })
     }
 
     /// Whether results go to a regular file, which takes them at once.
     pub(super) fn is_regular_file(&self) -> bool {
-        let metadata = match &self.file {
-            Some((_, file)) => file.metadata(),
-            None => std::fs::metadata("/proc/self/fd/1"),
+        let metadata = match &self.place {
+            Place::Whole(_) => return true,
+            Place::Open(_, file) => file.metadata(),
+            Place::Stdout => fs::metadata("/proc/self/fd/1"),
         };
         metadata.is_ok_and(|metadata| metadata.is_file())
     }
@@ -75,19 +78,19 @@ impl Output {
         &mut self,
         write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
     ) -> anyhow::Result<()> {
-        match &mut self.file {
-            Some((path, file)) => {
-                let place = path.display().to_string();
-                replace(file, write).with_context(|| format!("cannot write to {place}"))
-            }
-            None => to_stdout(write).context("cannot write to stdout"),
+        let failed = |path: &Path| format!("cannot write to {}", path.display());
+        match &mut self.place {
+            Place::Open(path, file) => rewrite(file, write).with_context(|| failed(path)),
+            Place::Whole(path) => replace(path, write).with_context(|| failed(path)),
+            Place::Stdout => to_stdout(write).context("cannot write to stdout"),
         }
     }
 
     /// Whether colours can be shown.
     pub(super) fn takes_color(&self) -> bool {
-        self.file.is_none()
+        matches!(self.place, Place::Stdout)
             && io::stdout().is_terminal()
+            && !is_dumb_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
     }
 
@@ -101,18 +104,96 @@ impl Output {
     }
 }
 
-/// Replaces a file's contents. A pipe or a device has no length to set.
+/// Whether the terminal says that it knows no escape sequences (`TERM=dumb`), such as an editor's.
+pub(super) fn is_dumb_terminal() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// How a file is to be written.
+fn place(path: &Path) -> io::Result<Place> {
+    let is_of_kernel = ["/dev", "/proc"]
+        .iter()
+        .any(|folder| path.starts_with(folder));
+    let whole = match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() || is_of_kernel => None,
+        // Where a link leads to, not the link, is replaced.
+        Ok(_) => Some(path.canonicalize()?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {
+            Some(path.to_owned())
+        }
+        Err(_) => None,
+    };
+    if let Some(whole) = whole {
+        let found = if whole.exists() {
+            OpenOptions::new().write(true).open(&whole).map(Some)?
+        } else {
+            None
+        };
+        match (beside(&whole), found) {
+            (Ok(_), _) => return Ok(Place::Whole(whole)),
+            (Err(_), Some(file)) => return Ok(Place::Open(path.to_owned(), file)),
+            (Err(error), None) => return Err(error),
+        }
+    }
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
+    Ok(Place::Open(path.to_owned(), file))
+}
+
+/// A file in the same folder, which is removed unless it takes the place of the one beside it.
+fn beside(path: &Path) -> io::Result<NamedTempFile> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    tempfile::Builder::new()
+        .prefix(".leakscope-")
+        // As any new file: the user's mask takes away from it.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+}
+
+/// Puts a file in the place of another as soon as it is complete.
 fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let file = beside(path)?;
+    if let Ok(before) = fs::metadata(path) {
+        file.as_file().set_permissions(before.permissions())?;
+        // Only root can give files away; for others it is theirs already.
+        let _ = fchown(file.as_file(), Some(before.uid()), Some(before.gid()));
+    }
+    let mut writer = BufWriter::new(file.as_file());
+    write(&mut writer)?;
+    writer.flush()?;
+    drop(writer);
+    file.persist(path)?;
+    Ok(())
+}
+
+/// Writes what was opened anew. A pipe or a device has no length to set.
+fn rewrite(
     file: &mut File,
     write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    if file.metadata()?.is_file() {
+    let is_file = file.metadata()?.is_file();
+    if is_file {
         file.set_len(0)?;
         file.rewind()?;
     }
-    let mut writer = BufWriter::new(file);
-    write(&mut writer)?;
-    writer.flush()
+    let mut writer = BufWriter::new(&mut *file);
+    let written = write(&mut writer).and_then(|()| writer.flush());
+    // What did not get through is not to follow.
+    drop(writer.into_parts());
+    if is_file && written.is_err() {
+        // A part of a result is worse than none.
+        file.set_len(0)?;
+    }
+    written
 }
 
 /// Writes to stdout; `false` when nobody reads any more.
@@ -128,4 +209,55 @@ fn to_stdout(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Re
 #[expect(clippy::print_stderr, reason = "this is where complaints go")]
 pub(super) fn complain(line: &str) {
     eprintln!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
+
+    use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
+
+    use super::{FormatChoice, Output};
+
+    fn names(folder: &Path) -> Vec<String> {
+        fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_result_that_cannot_be_finished_leaves_no_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        let mut output = Output::open(Some(&path), FormatChoice::Json).unwrap();
+        assert_eq!(names(folder.path()).len(), 0);
+        let full = |out: &mut dyn io::Write| {
+            out.write_all(&[b'x'; 100_000])?;
+            Err(io::ErrorKind::StorageFull.into())
+        };
+        assert!(output.put(full).is_err());
+        assert_eq!(names(folder.path()).len(), 0);
+        output.write_bytes(b"{}").unwrap();
+        assert!(output.put(full).is_err());
+        assert_eq!(names(folder.path()), ["report.json"]);
+        assert_eq!(fs::read(&path).unwrap(), b"{}");
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_keeps_its_mode_and_the_links_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&path, "older and longer").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let mut output = Output::open(Some(&link), FormatChoice::Text).unwrap();
+        output.write_bytes(b"new").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
+    }
 }

@@ -5,20 +5,23 @@ use std::{io::IsTerminal as _, time::Duration};
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::session::Progress;
+use super::output::is_dumb_terminal;
+use crate::{session::Progress, units};
 
-/// The line; nothing where stderr is no terminal.
+/// The line; nothing where stderr is no terminal, or one that cannot write over a line.
 #[derive(Debug)]
 pub(super) struct ProgressLine(Option<ProgressBar>);
 
 impl ProgressLine {
-    /// Begins to show.
-    pub(super) fn start() -> Self {
-        if !std::io::stderr().is_terminal() {
+    /// Begins to show; with how long it will take, where that is known.
+    pub(super) fn start(length: Option<Duration>) -> Self {
+        if !std::io::stderr().is_terminal() || is_dumb_terminal() {
             return Self(None);
         }
         let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+        let of = length.map(|length| format!(" of {}", units::duration(length.as_secs_f64())));
+        let template = format!("{{spinner}} {{elapsed}}{} {{msg}}", of.unwrap_or_default());
+        if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_millis(200));

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 
 use super::{
-    output::Output,
+    output::{Output, complain},
     plan::{Target, TracePlan},
     progress::ProgressLine,
     stop::Stop,
@@ -87,7 +87,11 @@ pub(super) fn begin(target: &Target, options: SessionOptions) -> anyhow::Result<
             }
         }
         Target::Selected(selector) => {
-            session.select(selector.clone())?;
+            if session.select(selector.clone())? == 0 && !selector.is_all() {
+                complain(&format!(
+                    "leakscope: no process matches yet ({selector}); waiting until one starts"
+                ));
+            }
         }
         Target::Command(..) => {}
     }
@@ -101,7 +105,7 @@ fn watch(
     stop: &Stop,
     output: &mut Output,
 ) -> anyhow::Result<()> {
-    let progress = ProgressLine::start();
+    let progress = ProgressLine::start(plan.duration);
     let end = plan.duration.map(|duration| session.started() + duration);
     let mut next_report = plan.every.map(|every| session.started() + every);
     while !stop.is_asked() && (session.running() > 0 || session.selector().is_some()) {
