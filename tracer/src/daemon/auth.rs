@@ -4,13 +4,14 @@
 use std::{
     hint::black_box,
     io::Read as _,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
 use axum::http::{HeaderMap, Method, header};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 
 use super::error::Refusal;
 
@@ -132,8 +133,13 @@ impl CurrentToken {
 pub(super) enum Entrance {
     /// Over the Unix socket.
     Socket,
-    /// Over TCP, with the token that must be shown.
-    Tcp(Option<CurrentToken>),
+    /// Over TCP.
+    Tcp {
+        /// The token that must be shown.
+        token: Option<CurrentToken>,
+        /// The address that is listened on.
+        address: SocketAddr,
+    },
 }
 
 impl Entrance {
@@ -144,60 +150,112 @@ impl Entrance {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<(), Refusal> {
-        let Self::Tcp(token) = self else {
+        let Self::Tcp { token, address } = self else {
             return Ok(());
         };
+        let host = host(headers);
         match token {
             // A probe of health need not know the secret, and learns nothing.
-            Some(_) if path == "/healthz" => Ok(()),
-            Some(token) => shown(headers)
-                .filter(|shown| token.is(shown))
-                .map(|_| ())
-                .ok_or_else(Refusal::unauthorized),
-            None => {
-                if !is_local_host(headers) {
-                    return Err(Refusal::forbidden(
-                        "without a token only requests to localhost or a loopback address are answered; see the Host header",
-                    ));
+            Some(_) if path == "/healthz" && method.is_safe() => {}
+            Some(token) => {
+                if !shown(headers).is_some_and(|shown| token.is(&shown)) {
+                    return Err(Refusal::unauthorized());
                 }
-                if !method.is_safe() && headers.contains_key(header::ORIGIN) {
-                    return Err(Refusal::forbidden("web pages may change nothing here"));
-                }
-                Ok(())
+            }
+            None if !host.is_some_and(is_loopback) => {
+                return Err(Refusal::forbidden(
+                    "without a token only requests to localhost or a loopback address are answered; see the Host header",
+                ));
+            }
+            None => {}
+        }
+        // A browser sends the password that it was once given with what any page asks for.
+        if !method.is_safe() {
+            if !host.is_some_and(|host| is_own(host, address)) {
+                return Err(Refusal::forbidden(
+                    "the Host header names another address than this listener's: nothing is changed",
+                ));
+            }
+            if headers.contains_key(header::ORIGIN) && !is_own_origin(headers) {
+                return Err(Refusal::forbidden(
+                    "pages of other origins may change nothing here",
+                ));
             }
         }
+        Ok(())
     }
 }
 
-/// The bearer token of a request (RFC 6750, 2.1).
-fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+/// The token of a request: the bearer token (RFC 6750, 2.1) or the password of Basic (RFC 7617), whoever the user is.
+fn shown(headers: &HeaderMap) -> Option<Vec<u8>> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
-    let (scheme, token) = value.split_at_checked(7)?;
-    scheme
-        .eq_ignore_ascii_case(b"bearer ")
-        .then(|| token.trim_ascii())
+    let space = value.iter().position(|byte| *byte == b' ')?;
+    let (scheme, credentials) = value.split_at_checked(space)?;
+    let credentials = credentials.trim_ascii();
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        return Some(credentials.to_owned());
+    }
+    if !scheme.eq_ignore_ascii_case(b"basic") {
+        return None;
+    }
+    let mut pair = BASE64_STANDARD.decode(credentials).ok()?;
+    // A user has no colon in its name.
+    let colon = pair.iter().position(|byte| *byte == b':')?;
+    Some(pair.split_off(colon + 1))
 }
 
-/// Whether the client meant this machine. A web page whose name was made to point here would say its own name.
-fn is_local_host(headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST) else {
-        return false;
-    };
-    let Ok(host) = host.to_str() else {
-        return false;
-    };
+/// The host that the client meant, without its port.
+fn host(headers: &HeaderMap) -> Option<&str> {
+    let host = headers.get(header::HOST)?.to_str().ok()?;
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     };
-    let address = name
-        .strip_prefix('[')
-        .and_then(|name| name.strip_suffix(']'))
-        .unwrap_or(name);
-    name.eq_ignore_ascii_case("localhost")
-        || address
+    // An IPv6 address stands in brackets.
+    name.strip_prefix('[')
+        .map_or(Some(name), |name| name.strip_suffix(']'))
+}
+
+/// Whether it is this machine's loopback interface. A web page whose name was made to point here would say its own name.
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host
             .parse::<IpAddr>()
             .is_ok_and(|address| address.is_loopback())
+}
+
+/// Whether it is what is listened on: its address, or this machine's name where that is not only the loopback interface. Where all
+/// addresses are listened on, any number is: only names can be made to lead here.
+fn is_own(host: &str, listened_on: &SocketAddr) -> bool {
+    let listened_on = listened_on.ip().to_canonical();
+    if listened_on.is_loopback() {
+        return is_loopback(host);
+    }
+    match host.parse::<IpAddr>() {
+        Ok(address) => listened_on.is_unspecified() || address.to_canonical() == listened_on,
+        Err(_) => {
+            listened_on.is_unspecified() && is_loopback(host)
+                || own_name().is_some_and(|name| host.eq_ignore_ascii_case(&name))
+        }
+    }
+}
+
+/// The name of this machine (`uname -n`).
+fn own_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+/// Whether a request comes from a page of this listener: it says the same host and port (RFC 6454, 7).
+fn is_own_origin(headers: &HeaderMap) -> bool {
+    let (Some(origin), Some(host)) = (headers.get(header::ORIGIN), headers.get(header::HOST))
+    else {
+        return false;
+    };
+    origin
+        .as_bytes()
+        .strip_prefix(b"http://")
+        .is_some_and(|origin| origin.eq_ignore_ascii_case(host.as_bytes()))
 }
 
 #[cfg(test)]
@@ -207,6 +265,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use axum::http::{HeaderMap, HeaderValue, Method};
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
 
     use super::{CurrentToken, Entrance, Token, TokenError};
 
@@ -224,15 +283,37 @@ mod tests {
             .collect()
     }
 
+    fn entrance(token: Option<CurrentToken>, address: &str) -> Entrance {
+        Entrance::Tcp {
+            token,
+            address: address.parse().unwrap(),
+        }
+    }
+
+    fn basic(user: &str, password: &str) -> String {
+        format!(
+            "Basic {}",
+            BASE64_STANDARD.encode(format!("{user}:{password}"))
+        )
+    }
+
     #[test]
     fn only_the_token_itself_is_let_in() {
-        let entrance = Entrance::Tcp(Some(CurrentToken::new(Token(TOKEN.into()))));
+        let entrance = entrance(Some(CurrentToken::new(Token(TOKEN.into()))), "0.0.0.0:7117");
         let admitted = |value: &str| {
             let headers = headers(&[("authorization", value)]);
             entrance.admit(&Method::GET, "/metrics", &headers).is_ok()
         };
         assert!(admitted(&format!("Bearer {TOKEN}")));
         assert!(admitted(&format!("bearer  {TOKEN}")));
+        assert!(admitted(&basic("anybody", TOKEN)));
+        assert!(admitted(&basic("", TOKEN)));
+        assert!(!admitted(&basic(TOKEN, "")));
+        assert!(!admitted(&basic("anybody", &TOKEN[1..])));
+        assert!(!admitted(&format!(
+            "Basic {}",
+            BASE64_STANDARD.encode(TOKEN)
+        )));
         for wrong in [
             "",
             "Bearer",
@@ -261,7 +342,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         let current = CurrentToken::new(Token(TOKEN.into()));
-        let entrance = Entrance::Tcp(Some(current.clone()));
+        let entrance = entrance(Some(current.clone()), "127.0.0.1:7117");
         let admitted = |token: &str| {
             let headers = headers(&[("authorization", &format!("Bearer {token}"))]);
             entrance.admit(&Method::GET, "/metrics", &headers).is_ok()
@@ -278,7 +359,7 @@ mod tests {
 
     #[test]
     fn pages_of_a_browser_are_not_let_in_without_a_token() {
-        let entrance = Entrance::Tcp(None);
+        let entrance = entrance(None, "127.0.0.1:7117");
         let admitted = |method: &Method, pairs: &[(&'static str, &str)]| {
             entrance.admit(method, "/", &headers(pairs)).is_ok()
         };
@@ -296,6 +377,32 @@ mod tests {
         let page = [("host", "localhost:7117"), ("origin", "http://a.example")];
         assert!(!admitted(&Method::POST, &page));
         assert!(admitted(&Method::POST, &[("host", "localhost:7117")]));
+    }
+
+    #[test]
+    fn a_browser_that_knows_the_password_changes_nothing_for_pages_of_others() {
+        let entrance = entrance(
+            Some(CurrentToken::new(Token(TOKEN.into()))),
+            "192.0.2.1:7117",
+        );
+        let admitted = |method: &Method, host: &str, origin: Option<&str>| {
+            let password = basic("me", TOKEN);
+            let mut pairs = vec![("authorization", password.as_str()), ("host", host)];
+            pairs.extend(origin.map(|origin| ("origin", origin)));
+            entrance.admit(method, "/", &headers(&pairs)).is_ok()
+        };
+        const OWN: &str = "192.0.2.1:7117";
+        assert!(admitted(&Method::POST, OWN, None));
+        assert!(admitted(&Method::POST, OWN, Some("http://192.0.2.1:7117")));
+        assert!(admitted(&Method::GET, OWN, Some("http://evil.example")));
+        for method in [Method::POST, Method::PUT, Method::DELETE] {
+            for origin in ["http://evil.example", "http://192.0.2.1:8000", "null", ""] {
+                assert!(!admitted(&method, OWN, Some(origin)), "{method} {origin}");
+            }
+            for host in ["evil.example:7117", "192.0.2.2:7117", "localhost:7117", ""] {
+                assert!(!admitted(&method, host, None), "{method} {host}");
+            }
+        }
     }
 
     #[test]

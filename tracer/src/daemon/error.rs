@@ -56,7 +56,8 @@ impl Refusal {
     pub(super) fn unauthorized() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
-            "this listener wants `Authorization: Bearer TOKEN` with the daemon's token",
+            "this listener wants the daemon's token: `leakscope dump --auth-token-file FILE`, `Authorization: Bearer TOKEN`, or any user \
+             with the token as password (browsers, `go tool pprof http://user:TOKEN@HOST:PORT/debug/pprof/heap`)",
         )
     }
 
@@ -106,10 +107,15 @@ impl IntoResponse for Refusal {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(
-                header::WWW_AUTHENTICATE,
-                HeaderValue::from_static("Bearer realm=\"leakscope\""),
-            );
+            for challenge in [
+                "Bearer realm=\"leakscope\"",
+                "Basic realm=\"leakscope: any user, the token as password\", charset=\"UTF-8\"",
+            ] {
+                headers.append(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static(challenge),
+                );
+            }
         }
         response
     }

@@ -141,15 +141,13 @@ pub async fn run<S: Source>(
         server.clone(),
     ));
     say(&format!("listening on {}", options.socket.display()));
-    if let Some(listener) = tcp {
-        if let Ok(address) = listener.local_addr() {
-            say(&format!("listening on http://{address}"));
-        }
-        listeners.spawn(serve::listen(
-            Listener::Tcp(listener),
-            Entrance::Tcp(token.clone()),
-            server,
-        ));
+    if let Some((listener, address)) = tcp {
+        say(&format!("listening on http://{address}"));
+        let entrance = Entrance::Tcp {
+            token: token.clone(),
+            address,
+        };
+        listeners.spawn(serve::listen(Listener::Tcp(listener), entrance, server));
     }
     tell(State::Ready);
     let mut thread = thread;
@@ -202,10 +200,13 @@ fn current_token(options: &DaemonOptions) -> Result<Option<CurrentToken>, Daemon
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, DaemonError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| DaemonError::Listen { address, source })
+/// The listener, and the address that it has got: the port can be the kernel's choice.
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), DaemonError> {
+    let bound = TcpListener::bind(address).await.and_then(|listener| {
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(|source| DaemonError::Listen { address, source })
 }
 
 /// What a signal asks for.
