@@ -229,6 +229,68 @@ fn a_process_of_another_user() {
     assert!(other.quit().expect("ends").success());
 }
 
+/// leakscope as `nobody` with some capabilities, as `setpriv` of util-linux gives them.
+fn as_nobody_with(program: &Shared, capabilities: &str, arguments: &[&str]) -> Finished {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+        .args(["--inh-caps", capabilities, "--ambient-caps", capabilities])
+        .arg(program.path())
+        .args(arguments)
+        .current_dir("/");
+    run_command(command).expect("leakscope runs")
+}
+
+/// With these two alone a process of the same user can be traced; what more is missing is permission, not a mount or a kernel.
+#[test]
+fn with_two_capabilities_alone_doctor_and_trace_agree_and_name_the_missing_permission() {
+    let _alone = require_kernel!();
+    const TWO: &str = "+bpf,+perfmon";
+    let basic = Shared::copy(&require_victim!("basic")).unwrap();
+    let program = Shared::copy(&leakscope().expect("the binary")).unwrap();
+    let own = Victim::start_as(basic.path(), NOBODY).expect("started");
+    let arguments = ["trace", "-p", &own.pid().to_string(), "--for", "1s"];
+    let traced = as_nobody_with(&program, TWO, &arguments);
+    let doctor = as_nobody_with(&program, TWO, &["doctor"]);
+    assert_eq!(traced.code(), doctor.code(), "{traced:?}\n{doctor:?}");
+    for finished in [&traced, &doctor] {
+        let text = format!("{}{}", finished.stdout, finished.stderr);
+        assert!(!text.contains("CONFIG_FTRACE"), "{finished:?}");
+        if text.contains("tracefs") {
+            assert!(text.contains("run as root"), "{finished:?}");
+        }
+    }
+    drop(own);
+    // Another user's: what is missing is named.
+    let other = Victim::start(&require_victim!("basic")).expect("started");
+    let pid = other.pid().to_string();
+    for arguments in [
+        &["trace", "-p", &pid, "--for", "1s"][..],
+        &["doctor", "-p", &pid],
+    ] {
+        let finished = as_nobody_with(&program, TWO, arguments);
+        assert_eq!(finished.code(), 1, "{finished:?}");
+        let text = format!("{}{}", finished.stdout, finished.stderr);
+        assert!(
+            text.contains("permission denied") || text.contains("Permission denied"),
+            "{text}"
+        );
+        assert!(text.contains("CAP_SYS_PTRACE"), "{text}");
+    }
+}
+
+#[test]
+fn a_selection_that_matches_nobody_is_said_at_once() {
+    let _alone = require_kernel!();
+    let finished = run(&["trace", "--comm", "no-such-name", "--for", "1s"]).unwrap();
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    assert!(
+        finished.stderr.contains("no process matches yet"),
+        "{finished:?}"
+    );
+    assert!(finished.stderr.contains("no-such-name"), "{finished:?}");
+}
+
 #[test]
 fn the_doctor_tells_who_can_trace() {
     let _alone = require_kernel!();

@@ -187,7 +187,7 @@ fn print_process(out: &mut dyn Write, pid: u32) -> io::Result<bool> {
             Verdict::Missing,
             "allocators",
             "none known in the files that it maps",
-            "see the notes below; a stripped static program hides its allocator",
+            "see the notes below",
         )?;
     }
     let mut allocator = "";

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::features::require_capabilities;
+
 /// An error of the kernel room.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -42,9 +44,9 @@ pub enum KernelError {
         source: io::Error,
     },
     /// Tracepoints need tracefs.
-    #[error("cannot read tracefs: {reason}; try `mount -t tracefs tracefs /sys/kernel/tracing`")]
+    #[error("cannot read tracefs: {reason}")]
     Tracefs {
-        /// What was tried.
+        /// What was tried, and what to do.
         reason: String,
     },
     /// This user may not trace.
@@ -88,8 +90,11 @@ impl KernelError {
 /// What to do about a refusal for want of privileges, memory or descriptors.
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => {
+        Some(libc::EPERM | libc::EACCES) if require_capabilities().is_err() => {
             "; run as root, or with the capabilities CAP_BPF and CAP_PERFMON (see `leakscope doctor`)"
+        }
+        Some(libc::EPERM | libc::EACCES) => {
+            "; CAP_BPF and CAP_PERFMON are there, so it is lockdown, a security module or a container's seccomp that refuses"
         }
         Some(libc::ENOMEM) => {
             "; ask for smaller tables (--max-blocks, --max-stacks), or give leakscope's cgroup more memory (`leakscope doctor` says \

@@ -22,6 +22,9 @@ pub struct Capability {
     pub required: bool,
 }
 
+const SYS_PTRACE: u32 = 19;
+const DAC_READ_SEARCH: u32 = 2;
+
 /// `CAP_SYS_ADMIN`, which stands for several others.
 const SYS_ADMIN: u32 = 21;
 
@@ -40,15 +43,15 @@ const CAPABILITIES: [Capability; 5] = [
         required: true,
     },
     Capability {
-        bit: 19,
+        bit: SYS_PTRACE,
         name: "CAP_SYS_PTRACE",
-        purpose: "reading other users' /proc/PID/maps and root",
+        purpose: "/proc/PID/maps and root of other users' processes",
         required: false,
     },
     Capability {
-        bit: 2,
+        bit: DAC_READ_SEARCH,
         name: "CAP_DAC_READ_SEARCH",
-        purpose: "reading other users' files",
+        purpose: "files that only their owners may read",
         required: false,
     },
     Capability {
@@ -133,6 +136,24 @@ pub fn require_capabilities() -> Result<(), KernelError> {
             missing: missing.join(" and "),
         })
     }
+}
+
+/// What this user lacks to read the files that processes of others map; nothing where nothing is missing.
+#[must_use]
+pub fn missing_to_read_files() -> Option<String> {
+    let effective = effective_capabilities().unwrap_or(0);
+    let missing: Vec<String> = CAPABILITIES
+        .iter()
+        .filter(|capability| matches!(capability.bit, SYS_PTRACE | DAC_READ_SEARCH))
+        .filter(|capability| !has(effective, capability))
+        .map(|capability| format!("{} ({})", capability.name, capability.purpose))
+        .collect();
+    (!missing.is_empty()).then(|| {
+        format!(
+            "missing: {}; run as root, or give the binary what is missing (setcap)",
+            missing.join(" and ")
+        )
+    })
 }
 
 /// Asks for everything that tracing needs, but loads nothing. With `links`, as if the kernel had no better kind of link.
@@ -245,22 +266,29 @@ fn check_tracefs() -> Check {
     const NAME: &str = "tracefs";
     match Tracefs::open() {
         Ok(tracefs) => Check::new(NAME, Verdict::Good, tracefs.describe(), ""),
+        // Where programs are tied to functions, which is tried when the probe is loaded, mappings do not need it.
         Err(error) => Check::new(
             NAME,
-            Verdict::Missing,
-            error.to_string(),
-            "mount -t tracefs tracefs /sys/kernel/tracing",
+            Verdict::Degraded,
+            format!(
+                "{error}; without it --tier auto and sampled see allocator calls, but mappings only where the line `mappings` below says \
+                 fentry; --tier exact and growth need one of the two"
+            ),
+            "",
         ),
     }
 }
 
 fn check_page_faults() -> Check {
     const NAME: &str = "page faults";
-    let asked = Tracefs::open().and_then(|tracefs| {
-        PAGE_FAULTS
-            .iter()
-            .try_for_each(|(event, _)| tracefs.tracepoint_id(event).map(|_| ()))
-    });
+    const LOST: &str = "--tier growth shows mappings, but not where their pages were touched";
+    let Ok(tracefs) = Tracefs::open() else {
+        let detail = format!("no tracefs (see above): {LOST}");
+        return Check::new(NAME, Verdict::Degraded, detail, "");
+    };
+    let asked = PAGE_FAULTS
+        .iter()
+        .try_for_each(|(event, _)| tracefs.tracepoint_id(event).map(|_| ()));
     match asked {
         Ok(()) => Check::new(
             NAME,
@@ -271,9 +299,7 @@ fn check_page_faults() -> Check {
         Err(error) => Check::new(
             NAME,
             Verdict::Degraded,
-            format!(
-                "{error}: --tier growth shows mappings, but not where their pages were touched"
-            ),
+            format!("{error}: {LOST}"),
             "use a kernel built with CONFIG_FTRACE=y",
         ),
     }

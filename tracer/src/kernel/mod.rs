@@ -35,7 +35,8 @@ pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
 pub use event::ProbeEvent;
 pub use features::{
-    Capability, Check, Verdict, checks, effective_capabilities, require_capabilities,
+    Capability, Check, Verdict, checks, effective_capabilities, missing_to_read_files,
+    require_capabilities,
 };
 pub use guardian::Watched;
 pub use limits::require_address_space;

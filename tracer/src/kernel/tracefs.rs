@@ -14,6 +14,9 @@ use super::error::KernelError;
 /// Where tracefs is usually mounted.
 const MOUNT_POINTS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
+/// What mounts it.
+const MOUNT: &str = "`mount -t tracefs tracefs /sys/kernel/tracing`";
+
 /// `FSCONFIG_CMD_CREATE` (include/uapi/linux/mount.h).
 const FSCONFIG_CMD_CREATE: libc::c_ulong = 6;
 
@@ -29,21 +32,38 @@ impl Tracefs {
     /// Finds or opens tracefs.
     ///
     /// # Errors
-    /// It is neither mounted nor can it be opened (it needs CAP_SYS_ADMIN).
+    /// It is mounted where this user may not look, or is not mounted and cannot be opened (which takes CAP_SYS_ADMIN).
     pub(crate) fn open() -> Result<Self, KernelError> {
+        let mut closed = None;
         for point in MOUNT_POINTS {
-            if Path::new(point).join("events/syscalls").is_dir() {
-                return Ok(Self::Mounted(PathBuf::from(point)));
+            match std::fs::metadata(Path::new(point).join("events/syscalls")) {
+                Ok(folder) if folder.is_dir() => return Ok(Self::Mounted(PathBuf::from(point))),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    closed.get_or_insert(point);
+                }
+                _ => {}
             }
         }
-        detached()
-            .map(Self::Detached)
-            .map_err(|error| KernelError::Tracefs {
-                reason: format!(
-                    "it is not mounted at {} and cannot be opened detached: {error}",
+        let error = match detached() {
+            Ok(mount) => return Ok(Self::Detached(mount)),
+            Err(error) => error,
+        };
+        Err(KernelError::Tracefs {
+            reason: match closed {
+                Some(point) => format!(
+                    "{point} is closed to this user: permission denied; run as root, or with CAP_DAC_READ_SEARCH"
+                ),
+                None if error.raw_os_error() == Some(libc::EPERM) => format!(
+                    "it is not mounted at {}, and to open it anyway takes CAP_SYS_ADMIN ({error}); run as root, or have it mounted and \
+                     readable ({MOUNT})",
                     MOUNT_POINTS.join(" or ")
                 ),
-            })
+                None => format!(
+                    "it is not mounted at {} and cannot be opened detached: {error}; try {MOUNT}",
+                    MOUNT_POINTS.join(" or ")
+                ),
+            },
+        })
     }
 
     /// One line for people.

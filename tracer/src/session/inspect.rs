@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    process::{TraceError, readable},
+    process::{TraceError, readable, why_empty},
     tables::{Builder, Unwinding},
 };
 use crate::{
@@ -63,7 +63,7 @@ pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
             .iter()
             .chain(&discovery.foreign_breakpoints())
             .map(|problem| format!("{}: {}", problem.path.display(), problem.what))
-            .chain(discovery.why_empty())
+            .chain(why_empty(&discovery))
             .collect(),
         ..Inspection::default()
     };

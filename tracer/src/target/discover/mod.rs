@@ -12,6 +12,7 @@ pub use files::Files;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
+use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -210,6 +211,8 @@ pub struct Discovery {
     pub blind: Vec<FileProblem>,
     /// The files with code that it maps.
     pub files: usize,
+    /// Those among them that this user may not open.
+    pub denied: usize,
 }
 
 impl Discovery {
@@ -218,6 +221,17 @@ impl Discovery {
     pub fn why_empty(&self) -> Option<String> {
         if !self.allocators.is_empty() {
             return None;
+        }
+        let comm = &self.process.comm;
+        if self.denied > 0 {
+            let which = if self.denied == self.files {
+                "the files".to_owned()
+            } else {
+                format!("{} of the {} files", self.denied, self.files)
+            };
+            return Some(format!(
+                "cannot read {which} that {comm} maps: permission denied"
+            ));
         }
         // The program itself is mapped first.
         if let Some(first) = self.blind.first() {
@@ -301,6 +315,7 @@ pub fn discover(files: &Files, proc_root: &Path, pid: u32) -> Result<Discovery, 
         problems: Vec::new(),
         blind: Vec::new(),
         files: 0,
+        denied: 0,
     };
     for maps in code_files(&maps) {
         discovery.files += 1;
@@ -313,7 +328,10 @@ pub fn discover(files: &Files, proc_root: &Path, pid: u32) -> Result<Discovery, 
                 &surroundings,
                 &mut discovery,
             ),
-            Err(error) => discovery.blind(&first.path, format!("cannot be opened: {error}")),
+            Err(error) => {
+                discovery.denied += usize::from(error.kind() == io::ErrorKind::PermissionDenied);
+                discovery.blind(&first.path, format!("cannot be opened: {error}"));
+            }
         }
     }
     discovery.allocators.sort_by(|a, b| {

@@ -71,7 +71,7 @@ pub enum ProcessError {
 
 fn hint(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::PermissionDenied {
-        "; it belongs to another user or is protected: run as root, or with CAP_SYS_PTRACE"
+        "; it belongs to another user or is protected, which takes CAP_SYS_PTRACE: run as root, or give the binary that capability"
     } else {
         ""
     }
