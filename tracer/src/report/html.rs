@@ -22,7 +22,7 @@ pub struct Html;
 
 /// The flame graph's script takes the first `svg` of the document for its own: it comes first, and is shown last.
 const STYLE: &str = "
-:root{color-scheme:light;--ink:#1c2430;--dim:#5d6875;--line:#d9dee5;--hot:#b3261e;--warm:#9a5b00}
+:root{color-scheme:light;--ink:#1c2430;--dim:#5d6875;--line:#d9dee5;--hot:#b3261e;--cold:#35618e;--warm:#9a5b00}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:1.5rem;max-width:1260px;display:flex;flex-direction:column;color:var(--ink);background:#fff;font:15px/1.5 system-ui,sans-serif}
 header{order:1}#about{order:2}#processes{order:3}#sites{order:4}#graph{order:5;overflow-x:auto}
@@ -35,6 +35,18 @@ ol{margin:.3rem 0;padding-left:2.2rem;font-family:ui-monospace,monospace;font-si
 .v{border-radius:.6em;padding:0 .5em;border:1px solid var(--line);white-space:nowrap}.leaking,.new,.grown{color:#fff;background:var(--hot);border-color:var(--hot)}.warming-up{color:#fff;background:var(--warm);border-color:var(--warm)}
 #graph>svg{width:100%;height:auto}
 figure{margin:.6rem 0}figcaption{font-weight:600}
+p,h1,figcaption,span.dim{overflow-wrap:anywhere}
+.chart{display:block;width:100%;height:8rem;border:solid var(--line);border-width:0 0 1px 1px;overflow:visible}
+.chart polyline{fill:none;stroke-width:2;vector-effect:non-scaling-stroke}
+.chart .resident{stroke:var(--cold)}.chart .inuse{stroke:var(--hot)}
+.axis{display:flex;flex-wrap:wrap;gap:0 1rem;justify-content:space-between;font-size:12px}
+.axis .resident{color:var(--cold)}.axis .inuse{color:var(--hot)}
+@media(max-width:720px){
+body{padding:.8rem}thead{display:none}table,tbody,tr,td{display:block}
+tr{border-bottom:1px solid var(--line);padding:.5rem 0}td{border:0;padding:.1rem 0}
+td.n{display:inline-block;text-align:left;margin-right:1rem}td[data-l]::before{content:attr(data-l) ' ';color:var(--dim)}td:empty{display:none}
+ol{padding-left:1.6rem}#graph>svg{min-width:700px}
+}
 ";
 
 impl Format for Html {
@@ -92,7 +104,8 @@ impl Format for Html {
             }
             writeln!(
                 out,
-                "<tr><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td><span class=\"v {kind}\">{kind}</span></td><td>",
+                "<tr><td class=\"n\" data-l=\"change\">{}</td><td class=\"n\" data-l=\"before\">{}</td>\
+                 <td class=\"n\" data-l=\"now\">{}</td><td><span class=\"v {kind}\">{kind}</span></td><td>",
                 change(one.by.inuse_bytes_change),
                 units::bytes(one.inuse_bytes_base),
                 units::bytes(one.site.inuse_bytes),
@@ -208,7 +221,8 @@ fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         }
         writeln!(
             out,
-            "<tr><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+            "<tr><td class=\"n\" data-l=\"survives\">{}</td><td class=\"n\" data-l=\"blocks\">{}</td>\
+             <td class=\"n\" data-l=\"allocated\">{}</td><td class=\"n\" data-l=\"growth\">{}</td>\
              <td><span class=\"v {verdict}\">{verdict}</span></td><td>",
             units::bytes(site.inuse_bytes),
             units::count(site.inuse_objects),

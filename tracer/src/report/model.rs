@@ -83,6 +83,9 @@ pub struct Process {
     pub incarnation: u32,
     /// The name in `/proc/PID/comm`.
     pub comm: String,
+    /// The program's file, as the process sees its path, where that is known.
+    #[serde(default)]
+    pub program: Option<String>,
     /// The path below the cgroup hierarchy's root; empty when unknown.
     pub cgroup: String,
     /// The allocators that were found: family and file.

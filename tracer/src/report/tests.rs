@@ -8,6 +8,7 @@
 )]
 
 mod difference;
+mod profiles;
 mod schema;
 
 use std::collections::BTreeMap;

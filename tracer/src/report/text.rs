@@ -296,14 +296,8 @@ impl Text {
         if let Some(kind) = site.mapping {
             write!(out, "  {}", kind.label())?;
         }
-        match site.verdict {
-            Verdict::InsufficientData => {}
-            verdict => {
-                let verdict = self.dress(verdict_color(verdict), verdict.name());
-                write!(out, "  {verdict}")?;
-            }
-        }
-        writeln!(out)?;
+        let verdict = self.dress(verdict_color(site.verdict), site.verdict.name());
+        writeln!(out, "  {verdict}")?;
         if !site.verdict_reason.is_empty() {
             writeln!(out, "    {}", clean(&site.verdict_reason))?;
         }

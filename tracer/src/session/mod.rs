@@ -43,6 +43,7 @@ use crate::{
     report::{Report, Suppressions},
     symbol::{Modules, Resolver},
     target::discover::Files,
+    units::{bytes, duration},
     unwind::BuildOptions,
 };
 use calibration::Costs;
@@ -100,6 +101,27 @@ pub struct SessionOptions {
     pub suppressions: Suppressions,
     /// No allocator is probed: only mappings are seen.
     pub mappings_only: bool,
+}
+
+impl SessionOptions {
+    /// Which blocks are left out of the report, as they were asked to be; `None` where none are.
+    fn filters(&self) -> Option<String> {
+        let (least, most) = self.probe.sizes;
+        let mut filters = Vec::new();
+        if least > 0 {
+            filters.push(format!("--min-size {}", bytes(least)));
+        }
+        if most < u64::MAX {
+            filters.push(format!("--max-size {}", bytes(most)));
+        }
+        if !self.min_age.is_zero() {
+            filters.push(format!(
+                "--min-age {}",
+                duration(self.min_age.as_secs_f64())
+            ));
+        }
+        (!filters.is_empty()).then(|| filters.join(", "))
+    }
 }
 
 /// The share of the targets' CPU time that tracing may take, unless something else is asked for.

@@ -19,10 +19,12 @@ use super::{
 };
 use crate::{
     budget::Limits,
-    kernel::{KernelError, Link, Probe, has_ended, open_pidfd, process_cpu_time},
+    kernel::{
+        KernelError, Link, Probe, has_ended, missing_to_read_files, open_pidfd, process_cpu_time,
+    },
     symbol::{AddressSpace, Range as AddressRange},
     target::{
-        discover::{DiscoverError, Files, discover},
+        discover::{DiscoverError, Discovery, Files, discover},
         elf::is_go,
         process::{
             Device, Process, ProcessError, cpu_time, exact_anonymous_bytes, interpreter_base,
@@ -128,6 +130,8 @@ struct AllocatorCode {
 pub(super) struct Traced {
     pub(super) pid: u32,
     pub(super) comm: String,
+    /// The program's file, as the process sees its path.
+    pub(super) program: Option<String>,
     pub(super) cgroup: String,
     pub(super) incarnation: u32,
     pub(super) pidfd: OwnedFd,
@@ -219,6 +223,7 @@ impl Traced {
         let mut traced = Self {
             pid,
             comm: process.comm,
+            program: program(proc_root, pid),
             cgroup: process.cgroup,
             incarnation: 0,
             pidfd,
@@ -262,6 +267,7 @@ impl Traced {
         self.hits = [0; HIT_SLOTS];
         if let Ok(process) = read_process(proc_root, self.pid) {
             self.comm = process.comm;
+            self.program = program(proc_root, self.pid);
             self.cgroup = process.cgroup;
         }
         self.measure(proc_root);
@@ -344,7 +350,7 @@ impl Traced {
     ) -> Result<(), TraceError> {
         let discovery = discover(files, proc_root, self.pid)?;
         self.loader_base = interpreter_base(proc_root, self.pid).ok().flatten();
-        self.why_empty = discovery.why_empty();
+        self.why_empty = why_empty(&discovery);
         self.blind = discovery.partly_blind();
         let mut problems = discovery.problems.clone();
         if self.attached.is_empty() && !links.is_machine() {
@@ -472,5 +478,21 @@ impl Traced {
         if !self.notes.contains(&line) {
             self.notes.push(line);
         }
+    }
+}
+
+/// The program's file. The mark of one that was removed since is no part of its name (`d_path`, fs/d_path.c).
+fn program(proc_root: &Path, pid: u32) -> Option<String> {
+    let path = std::fs::read_link(proc_root.join(pid.to_string()).join("exe")).ok()?;
+    let path = path.to_string_lossy();
+    Some(path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned())
+}
+
+/// Why nothing can be traced in a process, and what is missing where files could not be read.
+pub(super) fn why_empty(discovery: &Discovery) -> Option<String> {
+    let why = discovery.why_empty()?;
+    match missing_to_read_files().filter(|_| discovery.denied > 0) {
+        Some(missing) => Some(format!("{why}; {missing}")),
+        None => Some(why),
     }
 }

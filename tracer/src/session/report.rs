@@ -177,15 +177,16 @@ pub(super) fn make(
         suppressions.apply(&mut parts);
     }
     parts.add_up();
+    let filters = session.options.filters();
     for process in &mut parts.processes {
         if process.empty_reason.is_some() {
             // Suppressed.
             continue;
         }
         process.empty_reason = if session.options.mappings_only {
-            (process.alloc_objects == 0).then(|| NOTHING_MAPPED.to_owned())
+            (process.alloc_objects == 0).then(|| nothing_mapped(filters.as_deref()))
         } else {
-            empty_reason(process, parts.sites.is_empty(), filtered)
+            empty_reason(process, filters.as_deref())
         };
     }
     session.judge(&mut parts);
@@ -357,6 +358,7 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
         pid: traced.pid,
         incarnation: traced.incarnation,
         comm: traced.comm.clone(),
+        program: traced.program.clone(),
         cgroup: traced.cgroup.clone(),
         allocators,
         rss_bytes: traced.rss_last.map_or(0, |(_, bytes)| bytes),
@@ -422,7 +424,7 @@ fn exit_note(traced: &Traced) -> Option<String> {
 }
 
 /// Why there is nothing to show of a process.
-fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Option<String> {
+fn empty_reason(process: &Process, filters: Option<&str>) -> Option<String> {
     if process.alloc_objects > 0 {
         return None;
     }
@@ -434,16 +436,21 @@ fn empty_reason(process: &Process, nothing_at_all: bool, filtered: bool) -> Opti
             "no allocator calls while it was traced ({} functions probed)",
             process.probes.len()
         )
-    } else if filtered || !nothing_at_all {
-        format!("{hits} allocator calls, but no block passed the filters")
+    } else if let Some(filters) = filters {
+        format!("{hits} allocator calls, and no surviving block that passes {filters}")
     } else {
         format!("{hits} allocator calls, none of which allocated")
     })
 }
 
 /// Why there is nothing to show of a process of which only mappings are seen.
-const NOTHING_MAPPED: &str =
-    "it mapped no memory while it was traced, and no allocator is probed in this tier";
+fn nothing_mapped(filters: Option<&str>) -> String {
+    let what = match filters {
+        None => "it mapped no memory while it was traced".to_owned(),
+        Some(filters) => format!("no mapping that is left passes {filters}"),
+    };
+    format!("{what}; no allocator is probed in this tier")
+}
 
 /// Why it is the tier of mappings.
 const MAPPINGS_ONLY: &str = "asked for: the anonymous memory of each process is read over time, and mappings are seen exactly, with the stacks \

@@ -241,6 +241,11 @@ impl Session {
             };
             process.verdict = judgement.verdict;
             process.verdict_reason = judgement.reason;
+            if sites.is_empty()
+                && let Some(filters) = self.options.filters()
+            {
+                process.verdict_reason = format!("nothing that survives passes {filters}");
+            }
             if let Some(reason) = process
                 .empty_reason
                 .as_ref()

@@ -144,8 +144,14 @@ impl<'a> Builder<'a> {
         profile.duration_nanos = (report.duration_s * 1e9) as i64;
     }
 
-    /// All mappings first, for the first of them has to be the main program.
+    /// All mappings first, for the first of them has to be the main program: that of the process which holds most.
     fn mappings(&mut self, report: &'a Report) {
+        let program = report
+            .processes
+            .iter()
+            .filter(|process| process.program.is_some())
+            .max_by_key(|process| process.inuse_bytes)
+            .and_then(|process| process.program.as_deref());
         let mut mappings: HashMap<MappingKey<'a>, Mapping> = HashMap::new();
         for frame in report.sites.iter().flat_map(|site| &site.frames) {
             let Some(key) = mapping_key(frame) else {
@@ -168,8 +174,21 @@ impl<'a> Builder<'a> {
             mapping.has_line_numbers |= frame.line.is_some();
             mapping.has_inline_frames |= frame.inlined;
         }
+        if let Some(module) = program
+            && !mappings.keys().any(|key| key.module == module)
+        {
+            // No stack passes through it, or none gets that far.
+            let key = MappingKey {
+                module,
+                build_id: None,
+                bias: 0,
+            };
+            mappings.insert(key, Mapping::default());
+        }
         let mut mappings: Vec<_> = mappings.into_iter().collect();
-        mappings.sort_unstable_by_key(|(key, _)| (is_library(key.module), *key));
+        mappings.sort_unstable_by_key(|(key, _)| {
+            (Some(key.module) != program, is_library(key.module), *key)
+        });
         for (place, (key, mut mapping)) in mappings.into_iter().enumerate() {
             mapping.id = place as u64 + 1;
             mapping.filename = self.string(key.module);

@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 
 use super::PprofError;
 use super::proto::{Function, Location, Mapping, Profile};
-use crate::report::names::{INCOMPLETE, OMITTED, TOUCHED_PAGES, UNKNOWN_STACK};
+use crate::report::names::{INCOMPLETE, OMITTED, TOUCHED_PAGES, UNKNOWN_STACK, unnamed};
 use crate::report::{
     Frame, Omitted, Process, Report, ReportParts, Site, SiteKind, Timestamp, Verdict,
 };
@@ -75,7 +75,7 @@ pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
         for (depth, id) in sample.location_id.iter().enumerate() {
             for frame in frames.get(id).into_iter().flatten() {
                 // Only callers' addresses were put back by one.
-                site.frames.push(match (depth, frame.address) {
+                let mut frame = match (depth, frame.address) {
                     (1.., Some(address)) => Arc::new(Frame {
                         address: Some(address.saturating_add(1)),
                         offset: frame.offset.map(|offset| offset.saturating_add(1)),
@@ -83,7 +83,13 @@ pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
                         ..Frame::clone(frame)
                     }),
                     _ => Arc::clone(frame),
-                });
+                };
+                if let Some(offset) = offset_as_name(&frame) {
+                    let frame = Arc::make_mut(&mut frame);
+                    frame.function = None;
+                    frame.offset = Some(offset);
+                }
+                site.frames.push(frame);
             }
         }
         if take_pseudo_frames(&mut site, &mut parts.omitted) {
@@ -105,6 +111,20 @@ pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
     parts.processes = processes.into_values().collect();
     parts.add_up();
     Ok(Report::new(parts))
+}
+
+/// The offset of a frame whose name is what [`super::build`] writes for none, `[module+0x1234]`.
+fn offset_as_name(frame: &Frame) -> Option<u64> {
+    let name = frame.function.as_deref()?.strip_suffix(']')?;
+    let (_, digits) = name.rsplit_once("+0x")?;
+    let offset = u64::from_str_radix(digits, 16).ok()?;
+    let nameless = Frame {
+        function: None,
+        offset: Some(offset),
+        ..frame.clone()
+    };
+    (frame.module.is_some() && frame.function.as_ref() == Some(&unnamed(&nameless)))
+        .then_some(offset)
 }
 
 /// Takes off what [`super::build`] put in that is no code. Whether the sample was no site, but the sum of those left out.

@@ -45,10 +45,6 @@ pub(super) fn write(text: Text, difference: &Difference, out: &mut dyn Write) ->
     if between_ms < 0.0 {
         writeln!(out, "The base is the later of the two.\n")?;
     }
-    let several = difference
-        .changes
-        .windows(2)
-        .any(|pair| matches!(pair, [one, other] if one.site.pid != other.site.pid));
     let mut rank = 0_u64;
     let mut churned = Changed::default();
     for change in &difference.changes {
@@ -57,7 +53,7 @@ pub(super) fn write(text: Text, difference: &Difference, out: &mut dyn Write) ->
             continue;
         }
         rank += 1;
-        one(text, change, rank, several, out)?;
+        one(text, change, rank, out)?;
     }
     if rank == 0 {
         writeln!(
@@ -116,13 +112,7 @@ pub(super) fn write(text: Text, difference: &Difference, out: &mut dyn Write) ->
     Ok(())
 }
 
-fn one(
-    text: Text,
-    change: &Change,
-    rank: u64,
-    several: bool,
-    out: &mut dyn Write,
-) -> io::Result<()> {
+fn one(text: Text, change: &Change, rank: u64, out: &mut dyn Write) -> io::Result<()> {
     let site = &change.site;
     let head = format!(
         "#{rank}  {} in {}",
@@ -142,7 +132,8 @@ fn one(
     if site.kind == SiteKind::Pages {
         write!(out, "  touched pages, not in the sums")?;
     }
-    if several {
+    // Profiles of other programs do not say whose they are.
+    if !change.comm.is_empty() || site.pid != 0 {
         write!(out, "  {} (pid {})", clean(&change.comm), site.pid)?;
     }
     writeln!(out)?;
