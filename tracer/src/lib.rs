@@ -8,6 +8,7 @@
 pub mod budget;
 pub mod cli;
 pub mod daemon;
+mod duration;
 pub mod kernel;
 pub mod ledger;
 pub mod report;

@@ -61,7 +61,7 @@ impl Account {
         while self
             .recent
             .get(1)
-            .is_some_and(|second| second.at + SECOND <= usage.at)
+            .is_some_and(|second| usage.at.saturating_sub(second.at) >= SECOND)
         {
             self.recent.pop_front();
         }

@@ -77,7 +77,7 @@ impl CallWatch {
 
     fn note(&mut self, at: Duration, is_too_high: bool) {
         self.last = (self.last << 1 | u8::from(is_too_high)) & LAST;
-        self.next = at + if self.is_alarmed() { AGAIN } else { EVERY };
+        self.next = at.saturating_add(if self.is_alarmed() { AGAIN } else { EVERY });
     }
 }
 

@@ -18,6 +18,8 @@ use account::Account;
 pub use calls::{COUNT_FOR, CallWatch, a_second};
 use reason::Reason;
 
+use crate::duration::seconds;
+
 /// How allocations are to be seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
@@ -143,8 +145,16 @@ const MOST_PREPARED: usize = 8;
 #[derive(Clone, Copy, Debug)]
 struct Open {
     since: Usage,
-    length: Duration,
-    /// What it may cost, seconds; no limit of its own for one without a planned end.
+    /// `None`: it has no planned end, all calls are seen.
+    plan: Option<Plan>,
+}
+
+/// When a window is to end.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// The time, since the trace began.
+    end: Duration,
+    /// What it may cost by then, seconds.
     most_s: f64,
 }
 
@@ -221,31 +231,28 @@ impl Controller {
     #[must_use]
     pub fn look_again(&self, at: Duration) -> Option<Duration> {
         let open = self.open.as_ref()?;
-        match (self.limits.choice, self.mode) {
-            (Choice::Exact, _) => None,
-            (_, Mode::Exact) => Some(LOOK_IN_EXACT),
-            (_, Mode::Sampled) => {
-                let left = (open.since.at + open.length).saturating_sub(at);
-                let unprepared = left.saturating_sub(PREPARE);
-                Some(
-                    if unprepared.is_zero() {
-                        left
-                    } else {
-                        unprepared
-                    }
-                    .min(LOOK_IN_WINDOW),
-                )
-            }
+        if self.limits.choice == Choice::Exact {
+            return None;
         }
+        let Some(plan) = open.plan else {
+            return Some(LOOK_IN_EXACT);
+        };
+        let left = plan.end.saturating_sub(at);
+        let unprepared = left.saturating_sub(PREPARE);
+        let wait = if unprepared.is_zero() {
+            left
+        } else {
+            unprepared
+        };
+        Some(wait.min(LOOK_IN_WINDOW))
     }
 
     /// How long until the open window's planned end, where that is so near that its closing is to be prepared; which is waited for.
     #[must_use]
     pub fn about_to_close(&self, at: Duration) -> Option<Duration> {
-        let open = self.open.as_ref()?;
-        let left = (open.since.at + open.length).saturating_sub(at);
-        (self.mode == Mode::Sampled && left <= PREPARE && self.peers <= MOST_PREPARED)
-            .then_some(left)
+        let plan = self.open.as_ref()?.plan?;
+        let left = plan.end.saturating_sub(at);
+        (left <= PREPARE && self.peers <= MOST_PREPARED).then_some(left)
     }
 
     /// So many processes are seen in windows now.
@@ -256,11 +263,9 @@ impl Controller {
     /// What traps may take before they need to be counted again; the process cannot be trapped for longer than it ran.
     #[must_use]
     pub fn slack(&self) -> Duration {
-        let seconds = match (self.mode, &self.open) {
-            (Mode::Sampled, Some(open)) => open.most_s,
-            _ => self.account.balance(),
-        };
-        Duration::from_secs_f64((seconds / 4.0).clamp(0.0, 1.0))
+        let plan = self.open.as_ref().and_then(|open| open.plan);
+        let left_s = plan.map_or_else(|| self.account.balance(), |plan| plan.most_s);
+        seconds((left_s / 4.0).min(1.0))
     }
 
     /// What traps may take in a second, seconds.
@@ -280,29 +285,27 @@ impl Controller {
         }
         // Until it is paid.
         let income = self.second().max(1e-6);
-        self.next = usage.at + Duration::from_secs_f64((owed / income).clamp(0.01, 5.0));
+        self.next = usage
+            .at
+            .saturating_add(seconds((owed / income).clamp(0.01, 5.0)));
         false
     }
 
     /// A window was opened.
     pub fn opened(&mut self, usage: Usage) {
         self.account.note(usage);
-        self.windows += 1;
-        let (length, most_s) = match self.mode {
-            Mode::Exact => (Duration::MAX, f64::INFINITY),
-            Mode::Sampled => {
-                let second = self.second();
-                let expected = self
-                    .rate
-                    .map_or(second, |rate| rate * self.length.as_secs_f64());
-                (self.length, (2.0 * expected).max(second * 0.5))
+        self.windows = self.windows.saturating_add(1);
+        let plan = (self.mode == Mode::Sampled).then(|| {
+            let second = self.second();
+            let expected = self
+                .rate
+                .map_or(second, |rate| rate * self.length.as_secs_f64());
+            Plan {
+                end: usage.at.saturating_add(self.length),
+                most_s: (2.0 * expected).max(second * 0.5),
             }
-        };
-        self.open = Some(Open {
-            since: usage,
-            length,
-            most_s,
         });
+        self.open = Some(Open { since: usage, plan });
     }
 
     /// Looks at what an open window has cost so far.
@@ -315,16 +318,13 @@ impl Controller {
         if self.account.last_second() * TRAPS_PART > HARD_STOP {
             return Some(Close::HardStop);
         }
-        match self.mode {
-            Mode::Exact => (self.account.balance() < 0.0).then_some(Close::OverBudget),
-            Mode::Sampled => {
-                let cost = usage.cost.saturating_sub(open.since.cost).as_secs_f64();
-                let is_over = usage.at.saturating_sub(open.since.at) >= open.length;
-                // A length that was asked for is kept; the next window waits until it is paid.
-                let is_dear = cost > open.most_s && self.limits.window.is_none();
-                (is_over || is_dear).then_some(Close::Planned)
-            }
-        }
+        let Some(plan) = open.plan else {
+            return (self.account.balance() < 0.0).then_some(Close::OverBudget);
+        };
+        let cost = usage.cost.saturating_sub(open.since.cost).as_secs_f64();
+        // A length that was asked for is kept; the next window waits until it is paid.
+        let is_dear = cost > plan.most_s && self.limits.window.is_none();
+        (usage.at >= plan.end || is_dear).then_some(Close::Planned)
     }
 
     /// The window was closed for this reason: it was decided at `decided`, and everything was detached at `usage`. Plans the next.
@@ -334,7 +334,9 @@ impl Controller {
             return;
         };
         // From then on the breakpoints are gone within milliseconds; what the kernel still waits for slows nobody.
-        self.open_time += decided.at.saturating_sub(open.since.at);
+        self.open_time = self
+            .open_time
+            .saturating_add(decided.at.saturating_sub(open.since.at));
         let length = decided.at.saturating_sub(open.since.at).as_secs_f64();
         let cost = decided.cost.saturating_sub(open.since.cost).as_secs_f64();
         let ending = usage.cost.saturating_sub(decided.cost).as_secs_f64();
@@ -355,7 +357,7 @@ impl Controller {
         );
         match reason {
             Close::HardStop => {
-                self.hard_stops += 1;
+                self.hard_stops = self.hard_stops.saturating_add(1);
                 self.shrink = (self.shrink / 2.0).max(1.0 / 64.0);
             }
             Close::Planned | Close::OverBudget => self.shrink = (self.shrink * 1.5).min(1.0),
@@ -377,7 +379,7 @@ impl Controller {
             self.cheap = 0;
             return;
         }
-        self.cheap += 1;
+        self.cheap = self.cheap.saturating_add(1);
         if self.limits.choice == Choice::Auto && self.cheap >= CHEAP_WINDOWS {
             self.mode = Mode::Exact;
             self.switched = Some((at, Close::Planned));
@@ -406,13 +408,13 @@ impl Controller {
             period = period.max((rate * length + ending) / second);
             length
         };
-        self.length = Duration::from_secs_f64(length);
+        self.length = seconds(length);
         // At random times, so that they keep no step with what the process does.
         let gap = (period - length).max(0.05) * (0.5 + self.random());
         self.next = if self.mode == Mode::Exact {
             at
         } else {
-            at + Duration::from_secs_f64(gap.min(3600.0))
+            at.saturating_add(seconds(gap.min(3600.0)))
         };
     }
 

@@ -6,7 +6,7 @@ use super::{
     args::TargetArguments,
     output::complain,
     plan::{DaemonPlan, Target, running_or_all},
-    trace::begin,
+    trace::{begin, report_faults},
 };
 use crate::{
     daemon::{self, Source},
@@ -20,15 +20,27 @@ struct Traced {
     session: Session,
     again: TargetArguments,
     suppress: Option<PathBuf>,
+    /// What failed inside of leakscope and was said.
+    said: usize,
+}
+
+impl Traced {
+    fn report_faults(&mut self) {
+        self.said = report_faults(&self.session, self.said);
+    }
 }
 
 impl Source for Traced {
     fn step(&mut self, at_most: Duration) -> anyhow::Result<()> {
-        Ok(self.session.step(at_most)?)
+        let stepped = self.session.step(at_most);
+        self.report_faults();
+        Ok(stepped?)
     }
 
     fn report(&mut self) -> anyhow::Result<Report> {
-        Ok(self.session.report(usize::MAX)?)
+        let report = self.session.report(usize::MAX);
+        self.report_faults();
+        Ok(report?)
     }
 
     fn select_again(&mut self) -> anyhow::Result<()> {
@@ -77,6 +89,7 @@ pub(super) fn run(plan: DaemonPlan) -> anyhow::Result<ExitCode> {
             session: begin(&target, session)?,
             again,
             suppress,
+            said: 0,
         })
     };
     daemon::block_on(daemon::run(&options, make, |line| {

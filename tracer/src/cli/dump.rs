@@ -89,7 +89,9 @@ fn path(raw: &DumpArguments, color: bool) -> String {
     query.extend(raw.top.map(|top| pair("top", &top.to_string())));
     query.extend(raw.base.as_deref().map(|base| pair("base", base)));
     query.extend(raw.duration.map(|wait| {
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let seconds = wait
+            .as_secs()
+            .saturating_add(u64::from(wait.subsec_nanos() > 0));
         pair("seconds", &seconds.to_string())
     }));
     if color && raw.format == FormatChoice::Text {
@@ -197,7 +199,7 @@ async fn ask(
             .map_err(|error| anyhow::anyhow!(error))?;
         anyhow::Ok((status, body.to_bytes()))
     };
-    let (status, body) = tokio::time::timeout(ANSWER_WITHIN + wait, answer)
+    let (status, body) = tokio::time::timeout(ANSWER_WITHIN.saturating_add(wait), answer)
         .await
         .with_context(|| format!("the daemon at {name} did not answer in time"))?
         .with_context(asked)?;

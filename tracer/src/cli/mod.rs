@@ -24,6 +24,7 @@ use args::{Arguments, Command};
 /// Parses the arguments, runs the subcommand, and gives the exit code: 0 done, 1 could not do it, 2 usage.
 #[must_use]
 pub fn run() -> ExitCode {
+    say_panics();
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Trace(raw) => plan::TracePlan::new(*raw).and_then(|plan| trace::run(&plan)),
@@ -41,6 +42,14 @@ pub fn run() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// A panic is a fault of ours: where, with what led to it, for whoever mends it.
+fn say_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::force_capture();
+        output::complain(&format!("leakscope: {panic}\n{backtrace}"));
+    }));
 }
 
 /// An error with its causes. Many say their cause themselves, so one whose text was said already is not said again.

@@ -54,7 +54,10 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
     }
     result?;
     let report = session.last_report(plan.top)?;
-    let code = if plan.fail_on_leak && report.leaks() {
+    let failed = report_faults(&session, 0) > 0;
+    let code = if failed {
+        ExitCode::FAILURE
+    } else if plan.fail_on_leak && report.leaks() {
         ExitCode::from(LEAKING)
     } else {
         ExitCode::SUCCESS
@@ -98,6 +101,15 @@ pub(super) fn begin(target: &Target, options: SessionOptions) -> anyhow::Result<
     Ok(session)
 }
 
+/// Says what failed inside of leakscope but for the first so many that were said already; how many there are.
+pub(super) fn report_faults(session: &Session, said: usize) -> usize {
+    let faults = session.faults();
+    for fault in faults.iter().skip(said) {
+        complain(&format!("leakscope: {fault}"));
+    }
+    faults.len()
+}
+
 /// Lets the trace go on until its time is over, its targets have ended or somebody asks to stop.
 fn watch(
     plan: &TracePlan,
@@ -106,9 +118,17 @@ fn watch(
     output: &mut Output,
 ) -> anyhow::Result<()> {
     let progress = ProgressLine::start(plan.duration);
-    let end = plan.duration.map(|duration| session.started() + duration);
-    let mut next_report = plan.every.map(|every| session.started() + every);
-    while !stop.is_asked() && (session.running() > 0 || session.selector().is_some()) {
+    // Never, where the clock does not go so far.
+    let end = plan
+        .duration
+        .and_then(|duration| session.started().checked_add(duration));
+    let mut next_report = plan
+        .every
+        .and_then(|every| session.started().checked_add(every));
+    while !stop.is_asked()
+        && !session.has_failed()
+        && (session.running() > 0 || session.selector().is_some())
+    {
         let now = Instant::now();
         if end.is_some_and(|end| now >= end) {
             break;
@@ -124,7 +144,7 @@ fn watch(
         {
             let report = session.report(plan.top)?;
             progress.hide(|| output.write(&report))?;
-            next_report = Some(at + every);
+            next_report = at.checked_add(every);
         }
     }
     progress.finish();

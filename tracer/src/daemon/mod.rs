@@ -154,7 +154,7 @@ pub async fn run<S: Source>(
     let result = loop {
         tokio::select! {
             ended = &mut thread.ended => {
-                break ended.unwrap_or_else(|_| Err(anyhow::anyhow!("internal error in the tracing thread; please report the backtrace above")));
+                break ended.unwrap_or_else(|_| Err(thread::internal_error()));
             }
             asked = end.next() => match asked {
                 Asked::Stop => {

@@ -245,7 +245,7 @@ async fn answer(
     let request = Request::from_parts(head, Body::empty());
     let service = TowerToHyperService::new(router);
     match tokio::time::timeout(
-        ANSWER_WITHIN + wanted,
+        ANSWER_WITHIN.saturating_add(wanted),
         hyper::service::Service::call(&service, request),
     )
     .await

@@ -6,6 +6,7 @@
 use std::{
     io::{self, Write as _},
     os::unix::net::UnixStream,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -77,13 +78,13 @@ pub(super) struct Published {
 impl Published {
     /// How long it may be handed out for.
     fn warm_for(&self) -> Duration {
-        (self.took * SHARE_ASKED).clamp(WARM.0, WARM.1)
+        self.took.saturating_mul(SHARE_ASKED).clamp(WARM.0, WARM.1)
     }
 
     /// When the next one is due if nobody asks for it; whether this one has been read.
     fn next_unasked(&self, is_read: bool) -> Instant {
         let share = if is_read { SHARE_READ } else { SHARE_UNREAD };
-        self.begun + (self.took * share).clamp(EVERY.0, EVERY.1)
+        self.begun + self.took.saturating_mul(share).clamp(EVERY.0, EVERY.1)
     }
 }
 
@@ -143,7 +144,7 @@ pub(super) struct TracingThread {
 impl TracingThread {
     /// Waits for the thread's end.
     pub(super) fn join(self) {
-        // It does not panic, and if it did, it said so.
+        // If it panicked, that was said.
         let _ = self.thread.join();
     }
 }
@@ -171,8 +172,11 @@ pub(super) async fn start<S: Source>(
                 };
                 source.wake_by(woken);
                 let _ = made.send(Ok(()));
-                let result = trace(&mut source, &wishes, &publish);
-                source.detach();
+                let traced =
+                    catch_unwind(AssertUnwindSafe(|| trace(&mut source, &wishes, &publish)));
+                let result = traced.unwrap_or_else(|_| Err(internal_error()));
+                // Whatever happened, no target keeps a probe.
+                let _ = catch_unwind(AssertUnwindSafe(|| source.detach()));
                 // Who waits for a report learns that there will be none.
                 drop(publish);
                 // The daemon may have given up waiting.
@@ -184,6 +188,11 @@ pub(super) async fn start<S: Source>(
         .map_err(|_| anyhow::anyhow!("the tracing thread ended while it began"))??;
     let tracing = Tracing { wishes, newest };
     Ok((tracing, TracingThread { ended, thread }))
+}
+
+/// The thread panicked.
+pub(super) fn internal_error() -> anyhow::Error {
+    anyhow::anyhow!("internal error in the tracing thread; please report the backtrace above")
 }
 
 fn trace(
@@ -280,6 +289,7 @@ impl Tracing {
 
 /// How old a report is, by the wall clock.
 pub(super) fn age(report: &Report) -> Duration {
-    let captured = SystemTime::UNIX_EPOCH + Duration::from_millis(report.captured_at.unix_ms());
-    captured.elapsed().unwrap_or_default()
+    let captured = Duration::from_millis(report.captured_at.unix_ms());
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    now.saturating_sub(captured)
 }

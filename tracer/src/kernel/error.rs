@@ -7,6 +7,9 @@ use super::features::require_capabilities;
 /// An error of the kernel room.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
+    /// Our own code panicked, and nothing could be given up to go on.
+    #[error("internal error in the tracing thread; please report the backtrace above")]
+    Internal,
     /// The BPF object could not be read.
     #[error(
         "the built-in BPF object cannot be read: {reason}; rebuild leakscope (`cargo xtask bpf build`)"

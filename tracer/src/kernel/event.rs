@@ -78,6 +78,24 @@ pub enum ProbeEvent {
     },
 }
 
+impl ProbeEvent {
+    /// The process that it is of, where the event says.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Stack { pid, .. }
+            | Self::Exec { pid, .. }
+            | Self::MappedCode { pid, .. }
+            | Self::UnknownMapping { pid, .. }
+            | Self::Candidate { pid }
+            | Self::Fork { pid, .. }
+            | Self::ManyHits { pid, .. } => Some(*pid),
+            Self::Mapping(record) => Some(record.tgid),
+            Self::PageFault(record) => Some(record.tgid),
+        }
+    }
+}
+
 /// Reads a number at an offset of a record.
 fn number<const N: usize>(record: &[u8], offset: usize) -> Option<[u8; N]> {
     record.get(offset..offset + N)?.try_into().ok()

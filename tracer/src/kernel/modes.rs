@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{clock::of_each, shared::SharedArray, sys};
+use crate::duration::times;
 
 /// Where `struct perf_event_mmap_page` holds how far samples have been written, and where they begin and end; in words of 8 bytes
 /// (`data_head`, `data_offset`, `data_size`; include/uapi/linux/perf_event.h, the last two since Linux 4.1).
@@ -94,7 +95,7 @@ impl ModeSamples {
             // Until the next one is due.
             periods += ring.taken().all + 1;
         }
-        Some(self.every.mul_f64(periods as f64))
+        Some(times(self.every, periods as f64))
     }
 }
 

@@ -250,12 +250,12 @@ impl Text {
             );
             line("frees", &frees)?;
         }
-        if process.exited {
-            let note = process
-                .exit_note
-                .as_deref()
-                .unwrap_or("while it was traced");
-            line("ended", &clean(note))?;
+        match process.exit_note.as_deref() {
+            note if process.exited => {
+                line("ended", &clean(note.unwrap_or("while it was traced")))?;
+            }
+            Some(note) => line("note", &clean(note))?,
+            None => {}
         }
         let anonymous = report.tier == Tier::Growth;
         if let Some((what, curve)) =

@@ -6,6 +6,7 @@ use std::{array, collections::HashSet, hint::black_box, thread, time::Duration};
 use super::{Session, process::Traced};
 use crate::{
     budget::{Choice, Limits},
+    duration::{seconds, times},
     kernel::{KernelError, ModeSamples, close_links, process_cpu_time},
     target::process::list_threads,
 };
@@ -133,16 +134,16 @@ impl Session {
         let alone = of_a_hit(traced.saturating_sub(untraced));
         let among_work = of_a_hit(traced_working.saturating_sub(working));
         let (share, sampled, samples) = sampled.unwrap_or_default();
-        let in_program = of_a_hit(traced.mul_f64(share).saturating_sub(untraced));
+        let in_program = of_a_hit(times(traced, share).saturating_sub(untraced));
         Ok(Costs {
-            hit: Duration::from_secs_f64(among_work),
+            hit: seconds(among_work),
             by_work: HitCost {
                 alone_s: alone,
                 among_work_s: among_work,
                 work_s: of_a_hit(working),
                 unmasked: (in_program / alone.max(1e-12)).min(1.0),
             },
-            sample: sampled.saturating_sub(traced).div_f64(samples.max(1.0)),
+            sample: times(sampled.saturating_sub(traced), samples.max(1.0).recip()),
         })
     }
 }

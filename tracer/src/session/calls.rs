@@ -263,6 +263,7 @@ impl Session {
             .collect();
         let mut looked = 0;
         for pid in due {
+            self.faults.work_on(pid);
             let Some(traced) = self.processes.get_mut(&pid) else {
                 continue;
             };
@@ -285,6 +286,7 @@ impl Session {
                 break;
             }
         }
+        self.faults.work_on(None);
         Ok(())
     }
 }

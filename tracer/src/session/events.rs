@@ -21,6 +21,7 @@ impl Session {
             if !matches!(event, ProbeEvent::Mapping(_) | ProbeEvent::PageFault(_)) {
                 self.last_busy = Instant::now();
             }
+            self.faults.work_on(event.pid());
             match event {
                 ProbeEvent::Stack {
                     pid,
@@ -56,6 +57,7 @@ impl Session {
                     }
                 }
             }
+            self.faults.work_on(None);
         }
         Ok(())
     }
@@ -146,10 +148,12 @@ impl Session {
             self.let_go(pid);
             return Ok(false);
         }
-        traced.begin_program(&self.proc_root, incarnation);
-        self.begin_windows(&mut traced);
         self.processes.insert(pid, traced);
-        Ok(true)
+        let begun = self.deal_with(pid, |session, traced| {
+            traced.begin_program(&session.proc_root, incarnation);
+            session.begin_windows(traced);
+        });
+        Ok(begun.is_some())
     }
 
     /// A followed process may have mapped new code: look for allocators, unwind tables and names in it.
@@ -163,24 +167,26 @@ impl Session {
     }
 
     pub(super) fn look_at_mappings(&mut self, pid: u32, held: bool) -> Result<(), KernelError> {
-        let Some(mut traced) = self.processes.remove(&pid) else {
-            return Ok(());
-        };
-        if held {
-            traced.wait_until_stopped(&self.proc_root);
-        }
-        // A process that is gone by now has nothing more to be found.
-        if traced
-            .space
-            .refresh(&self.proc_root, pid, &mut self.modules)
-            .is_ok()
-        {
-            self.install_tables(&mut traced)?;
-            if let Err(error) = self.attach(&mut traced) {
-                traced.note(error.to_string());
+        let looked = self.deal_with(pid, |session, traced| {
+            if traced.failed {
+                return Ok(());
             }
-        }
-        self.processes.insert(pid, traced);
-        Ok(())
+            if held {
+                traced.wait_until_stopped(&session.proc_root);
+            }
+            // A process that is gone by now has nothing more to be found.
+            if traced
+                .space
+                .refresh(&session.proc_root, pid, &mut session.modules)
+                .is_ok()
+            {
+                session.install_tables(traced)?;
+                if let Err(error) = session.attach(traced) {
+                    traced.note(error.to_string());
+                }
+            }
+            Ok(())
+        });
+        looked.unwrap_or(Ok(()))
     }
 }

@@ -5,6 +5,7 @@
 mod calibration;
 mod calls;
 mod events;
+mod fault;
 mod follow;
 mod growth;
 mod inspect;
@@ -48,6 +49,7 @@ use crate::{
 };
 use calibration::Costs;
 use calls::Calls;
+use fault::{Faults, place};
 use growth::Growth;
 use links::Links;
 use pages::PageFaults;
@@ -219,6 +221,9 @@ pub struct Session {
     is_urgent: bool,
     /// What ends a step before its time.
     wake: Option<UnixStream>,
+    /// Processes that have ended, and were not dealt with yet.
+    ended: Vec<u32>,
+    faults: Faults,
 }
 
 impl fmt::Debug for Session {
@@ -273,6 +278,8 @@ impl Session {
             clocks_ready: None,
             is_urgent: false,
             wake: None,
+            ended: Vec::new(),
+            faults: Faults::new(),
         };
         session.begin_mappings()?;
         session.costs = session.calibrate()?;
@@ -319,27 +326,35 @@ impl Session {
         }
     }
 
-    /// Waits for what happens next, at most for a second, and deals with it.
+    /// Waits for what happens next, at most for a second, and deals with it. What fails inside of leakscope meanwhile ends the trace of the process
+    /// that it happened at, and is in [`Session::faults`].
     ///
     /// # Errors
     /// Waiting failed.
     pub fn step(&mut self, at_most: Duration) -> Result<(), KernelError> {
+        self.guard_step(|session| session.take_step(at_most))
+    }
+
+    fn take_step(&mut self, at_most: Duration) -> Result<(), KernelError> {
         let at_most = at_most
             .min(self.tick())
             .min(self.selecting.wait_at_most())
             .min(self.next_window_step())
             .min(self.next_count_step());
-        let ended = self.probe.wait(at_most)?;
+        self.ended.extend(self.probe.wait(at_most)?);
         if let Some(wake) = &self.wake {
             // Why it woke us is for whoever called to know; nothing to read is what there usually is.
             let _ = Read::read(&mut &*wake, &mut [0; 64]);
         }
         self.drain()?;
         self.step_pages();
-        for pid in ended {
+        while let Some(pid) = self.ended.pop() {
+            self.faults.work_on(pid);
             if let Some(traced) = self.processes.get_mut(&pid) {
-                traced.ended = Some(Instant::now());
-                traced.measure_cpu(&self.proc_root);
+                if !traced.failed {
+                    traced.ended = Some(Instant::now());
+                    traced.measure_cpu(&self.proc_root);
+                }
                 // The names of its mappings are kept; what the walk needed is not.
                 self.tables.remove(&mut self.probe, traced.incarnation);
                 self.probe.forget(pid, traced.incarnation);
@@ -348,6 +363,7 @@ impl Session {
                 self.note_end(pid);
             }
         }
+        self.faults.work_on(None);
         self.consider_candidates()?;
         self.links.close_retired();
         self.step_calls()?;
@@ -363,8 +379,11 @@ impl Session {
             } else {
                 OBSERVE_EVERY
             };
-            self.look_every =
-                (self.last_look.elapsed() * LOOK_SHARE).clamp(every, OBSERVE_AT_LEAST);
+            self.look_every = self
+                .last_look
+                .elapsed()
+                .saturating_mul(LOOK_SHARE)
+                .clamp(every, OBSERVE_AT_LEAST);
         }
         if self.last_crowd_check.elapsed() >= TICK {
             self.last_crowd_check = Instant::now();
@@ -379,6 +398,7 @@ impl Session {
 
     /// Looks at the sites' totals, which it gives; at `all` of them, or at those of processes that have run since the last look.
     fn look(&mut self, all: bool) -> Result<SiteLevels, KernelError> {
+        self.faults.inject(place::LOOK, None);
         self.last_look = Instant::now();
         let followed = self.processes.values().map(|traced| traced.incarnation);
         let followed = followed.collect();
@@ -452,6 +472,10 @@ impl Session {
     /// # Errors
     /// The probe's last words could not be read.
     pub fn report(&mut self, top: usize) -> Result<Report, KernelError> {
+        self.guard_report(|session| session.make_report(top))
+    }
+
+    fn make_report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.drain()?;
         self.look_at_pages();
         // Its walk through the live table looks at the ages too.
@@ -461,11 +485,13 @@ impl Session {
             if traced.ended.is_some() {
                 continue;
             }
+            self.faults.work_on(traced.pid);
             traced.measure(&self.proc_root);
             if traced.windows.cohorts.windows() > 0 {
                 traced.measure_exactly(&self.proc_root);
             }
         }
+        self.faults.work_on(None);
         report::make(self, levels, top)
     }
 

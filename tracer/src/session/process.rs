@@ -151,6 +151,8 @@ pub(super) struct Traced {
     pub(super) sites: Vec<ProbeSite>,
     pub(super) execs: u32,
     pub(super) ended: Option<Instant>,
+    /// Our own code failed at it: it was given up when it `ended`, and may run on.
+    pub(super) failed: bool,
     /// Why no allocator was found, where none was.
     pub(super) why_empty: Option<String>,
     /// Where allocators may be that could not be found, beside those that were.
@@ -237,6 +239,7 @@ impl Traced {
             sites: Vec::new(),
             execs: 0,
             ended: None,
+            failed: false,
             why_empty: None,
             blind: None,
             notes: Vec::new(),
@@ -470,7 +473,12 @@ impl Traced {
 
     /// Whether the process has ended.
     pub(super) fn is_over(&self) -> bool {
-        self.ended.is_some() || has_ended(self.pidfd.as_fd())
+        self.ended.is_some() || self.is_gone()
+    }
+
+    /// The same, whatever we know of it.
+    pub(super) fn is_gone(&self) -> bool {
+        has_ended(self.pidfd.as_fd())
     }
 
     /// Keeps a line for people, once.

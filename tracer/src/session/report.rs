@@ -19,6 +19,7 @@ use leakscope_common::{
 
 use super::{
     Session, SiteLevels,
+    fault::place,
     growth::{self, MappedSites},
     pages,
     process::{ProbeSite, Traced},
@@ -49,12 +50,15 @@ pub(super) fn make(
     let touched = session.touched_stacks();
     let mut sites = Vec::new();
     for traced in session.processes.values() {
+        session.faults.work_on(traced.pid);
+        session.faults.inject(place::REPORT, Some(traced.pid));
         sampled::add(session, traced, &survey, &levels, &mapped, &mut sites);
     }
     for (id, (incarnation, totals)) in levels {
         let Some(pid) = by_incarnation.get(&incarnation) else {
             continue;
         };
+        session.faults.work_on(*pid);
         let mapping = mapped.get(&id).map(|(_, survey)| survey);
         if session.is_sampled(*pid) && mapping.is_none() {
             continue;
@@ -116,6 +120,7 @@ pub(super) fn make(
     let pids: Vec<u32> = session.processes.keys().copied().collect();
     let hits_of = session.probe.hits();
     for pid in pids {
+        session.faults.work_on(pid);
         let Some(traced) = session.processes.get(&pid) else {
             continue;
         };
@@ -137,6 +142,10 @@ pub(super) fn make(
             cpu += after.saturating_sub(before);
         }
         processes.push(process(traced, &hits));
+    }
+    session.faults.work_on(None);
+    for traced in &session.faults.not_shown {
+        processes.push(not_shown(traced));
     }
     let cost = session.costs.hit.as_secs_f64() * (hits_total + steps) as f64
         + (fault_time + sampling).as_secs_f64();
@@ -340,6 +349,18 @@ fn name(session: &mut Session, sites: &mut [Site]) {
     }
 }
 
+/// A process of which nothing can be shown.
+fn not_shown(traced: &Traced) -> Process {
+    Process {
+        pid: traced.pid,
+        incarnation: traced.incarnation,
+        comm: traced.comm.clone(),
+        cgroup: traced.cgroup.clone(),
+        empty_reason: Some(NOT_SHOWN.to_owned()),
+        ..Process::default()
+    }
+}
+
 /// A process, without sums.
 fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
     let mut allocators: Vec<String> = Vec::new();
@@ -367,7 +388,7 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
         swapped_bytes: traced.swapped_bytes,
         frees_of_unknown_blocks: hits.get(UNKNOWN_FREE_SLOT).copied().unwrap_or(0),
         probes: probes(&traced.sites, hits),
-        exited: traced.ended.is_some(),
+        exited: traced.ended.is_some() && !traced.failed,
         exit_note: exit_note(traced),
         ..Process::default()
     }
@@ -416,7 +437,7 @@ fn exit_note(traced: &Traced) -> Option<String> {
             }
         ));
     }
-    if traced.ended.is_some() {
+    if traced.ended.is_some() && !traced.failed {
         notes.push("it ended while it was traced; what is shown was never freed".to_owned());
     }
     notes.extend(traced.notes.iter().cloned());
@@ -442,6 +463,10 @@ fn empty_reason(process: &Process, filters: Option<&str>) -> Option<String> {
         format!("{hits} allocator calls, none of which allocated")
     })
 }
+
+/// What is said of a process whose part of the report failed.
+const NOT_SHOWN: &str =
+    "internal error: leakscope stopped tracing it, and cannot show what was seen";
 
 /// Why there is nothing to show of a process of which only mappings are seen.
 fn nothing_mapped(filters: Option<&str>) -> String {

@@ -167,6 +167,7 @@ impl Session {
             .processes
             .get(&pid)
             .is_some_and(|traced| traced.ended.is_none())
+            || self.was_given_up(pid)
             || !self.is_wanted(pid)
         {
             return Ok(());
@@ -267,6 +268,7 @@ impl Session {
             .collect();
         for pid in due {
             self.selecting.candidates.remove(&pid);
+            self.faults.work_on(pid);
             let is_followed = self
                 .processes
                 .get(&pid)
@@ -277,6 +279,7 @@ impl Session {
                 self.consider(pid)?;
             }
         }
+        self.faults.work_on(None);
         Ok(())
     }
 

@@ -289,7 +289,7 @@ impl Windows {
         let in_window = self
             .open
             .as_ref()
-            .and_then(|open| Some(open.usage.cpu + open.cpu()?));
+            .and_then(|open| Some(open.usage.cpu.saturating_add(open.cpu()?)));
         by_ticks
             .max(in_window.unwrap_or_default())
             .max(self.last.cpu)

@@ -57,14 +57,17 @@ impl Session {
             if !is_due {
                 continue;
             }
+            self.faults.work_on(traced.pid);
             let begun = thread_cpu_time();
             if now || looks.newest >= NEWEST_AFTER.len() {
                 look_at_all(traced);
             } else {
                 look_at_newest(traced);
             }
-            traced.windows.work += thread_cpu_time().saturating_sub(begun);
+            let worked = thread_cpu_time().saturating_sub(begun);
+            traced.windows.work = traced.windows.work.saturating_add(worked);
         }
+        self.faults.work_on(None);
     }
 }
 

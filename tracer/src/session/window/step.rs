@@ -6,13 +6,14 @@ use hashbrown::{HashMap, HashSet};
 use leakscope_common::{HIT_SLOTS, Loss};
 
 use super::{
-    super::{Session, Wanted, process::Traced},
+    super::{Session, Wanted, fault::place, process::Traced},
     Closing, Detaching, Late, Open, OwnTime, Used, Windows,
     look::{as_reading, look_at_newest, look_before_window},
     usage::Boundary,
 };
 use crate::{
     budget::{Close, Mode, Usage},
+    duration::times,
     kernel::{
         BlockToPut, BlockToRead, KernelError, close_links, monotonic_ns, raise_priority,
         read_blocks, thread_cpu_time,
@@ -23,6 +24,9 @@ use crate::{
 
 /// How often what a process has used is looked at where nothing tells of its calls.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Nothing waits for longer, whatever was planned: a clock does not go on for ever.
+const LOOK_AT_LEAST: Duration = Duration::from_secs(3600);
 
 /// The kernel takes so long to take probes away for good, about; and how often it is looked whether it has.
 const CLOSING_TAKES: Duration = Duration::from_millis(40);
@@ -35,7 +39,7 @@ fn observe_after(wait: Duration) -> Instant {
         return now + wait;
     }
     let past_the_second = Duration::from_nanos(monotonic_ns() % 1_000_000_000);
-    now + wait.saturating_sub(past_the_second)
+    now + wait.saturating_sub(past_the_second).min(LOOK_AT_LEAST)
 }
 
 impl Windows {
@@ -45,7 +49,8 @@ impl Windows {
         self.next_observe = if self.is_open() {
             observe_after(self.controller.look_again(at).unwrap_or(LOOK_EVERY))
         } else {
-            Instant::now() + self.controller.next_opening().saturating_sub(at)
+            let wait = self.controller.next_opening().saturating_sub(at);
+            Instant::now() + wait.min(LOOK_AT_LEAST)
         };
     }
 }
@@ -54,12 +59,12 @@ impl Session {
     /// The probe says that a process was trapped so many times more: what that cost is looked at before anything else, unless it can be no
     /// more than is left.
     pub(in crate::session) fn note_hits(&mut self, pid: u32, incarnation: u32, hits: u32) {
-        let cost = self.costs.hit * hits;
+        let cost = self.costs.hit.saturating_mul(hits);
         if let Some(traced) = self.processes.get_mut(&pid)
             && traced.incarnation == incarnation
         {
             let windows = &mut traced.windows;
-            windows.told += cost;
+            windows.told = windows.told.saturating_add(cost);
             if windows.told >= windows.controller.slack() {
                 windows.next_observe = Instant::now();
             }
@@ -142,15 +147,16 @@ impl Session {
             })
             .count();
         for pid in due {
-            let Some(mut traced) = self.processes.remove(&pid) else {
-                continue;
-            };
-            let begun = thread_cpu_time();
-            traced.windows.controller.set_peers(peers);
-            let result = self.step_window(&mut traced);
-            traced.windows.work += thread_cpu_time().saturating_sub(begun);
-            self.processes.insert(pid, traced);
-            result?;
+            let stepped = self.deal_with(pid, |session, traced| {
+                session.faults.inject(place::WINDOW, Some(pid));
+                let begun = thread_cpu_time();
+                traced.windows.controller.set_peers(peers);
+                let result = session.step_window(traced);
+                let worked = thread_cpu_time().saturating_sub(begun);
+                traced.windows.work = traced.windows.work.saturating_add(worked);
+                result
+            });
+            stepped.unwrap_or(Ok(()))?;
         }
         Ok(())
     }
@@ -328,7 +334,7 @@ impl Session {
             glibc,
             stale,
         } = closing;
-        traced.windows.work += detaching.join();
+        traced.windows.work = traced.windows.work.saturating_add(detaching.join());
         // While the links go, frees may be missed and allocations seen: that ends blocks as it should, and is no loss.
         self.stale_at_ends += self.probe.loss(Loss::StaleBlock).saturating_sub(stale);
         // Stacks that the survivors' sites stand for.
@@ -383,8 +389,8 @@ impl Session {
         let cost = decided.cost.saturating_sub(open.usage.cost).as_secs_f64();
         let hit = self.costs.hit.as_secs_f64().max(1e-12);
         let late_cost = usage.cost.saturating_sub(decided.cost).as_secs_f64();
-        let sampling = self.costs.sample.mul_f64(modes.all as f64);
-        windows.sampling += sampling;
+        let sampling = times(self.costs.sample, modes.all as f64);
+        windows.sampling = windows.sampling.saturating_add(sampling);
         let hits = cost / hit;
         let cpu = (cpu - sampling.as_secs_f64()).max(0.0);
         let weight = stands_for as f64;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     budget::{Mode, Usage},
+    duration::times,
     kernel::{ModeSamples, Modes, ThreadClocks, monotonic_ns, next_tick_ns},
     ledger::Occasion,
     target::process::{list_threads, mode_ticks},
@@ -58,11 +59,15 @@ impl Session {
     /// The same, where its processor time and its calls are known.
     fn usage_by(&self, traced: &Traced, cpu: Duration, hits: &[u64; HIT_SLOTS]) -> Usage {
         let windows = &traced.windows;
-        let calls: u64 = hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>()
-            + self.growth.steps(traced.incarnation);
-        let cost = windows.spent
-            + windows.sampling
-            + Duration::from_secs_f64(self.costs.hit.as_secs_f64() * calls as f64);
+        let calls = hits
+            .iter()
+            .take(UNKNOWN_FREE_SLOT)
+            .fold(self.growth.steps(traced.incarnation), |sum, hits| {
+                sum.saturating_add(*hits)
+            });
+        let cost = times(self.costs.hit, calls as f64)
+            .saturating_add(windows.spent)
+            .saturating_add(windows.sampling);
         Usage {
             at: windows.began.elapsed(),
             cpu,
