@@ -14,6 +14,7 @@ mod plan;
 mod progress;
 mod stop;
 mod trace;
+mod values;
 
 use std::process::ExitCode;
 

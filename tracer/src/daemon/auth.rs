@@ -157,11 +157,8 @@ impl Entrance {
         match token {
             // A probe of health need not know the secret, and learns nothing.
             Some(_) if path == "/healthz" && method.is_safe() => {}
-            Some(token) => {
-                if !shown(headers).is_some_and(|shown| token.is(&shown)) {
-                    return Err(Refusal::unauthorized());
-                }
-            }
+            Some(token) if shown(headers).is_some_and(|shown| token.is(&shown)) => {}
+            Some(_) => return Err(Refusal::unauthorized()),
             None if !host.is_some_and(is_loopback) => {
                 return Err(Refusal::forbidden(
                     "without a token only requests to localhost or a loopback address are answered; see the Host header",
