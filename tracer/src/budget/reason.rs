@@ -14,7 +14,11 @@ impl fmt::Display for Reason<'_> {
         let limits = &controller.limits;
         let budget = limits.budget * 100.0;
         let cores = controller.account.cores();
-        let full = controller.rate.map(|rate| rate / cores.max(1e-6) * 100.0);
+        // What is known of the last windows can be less than the budget; then it is no reason.
+        let full = controller
+            .rate
+            .map(|rate| rate / cores.max(1e-6) * 100.0)
+            .filter(|full| *full > budget);
         match (limits.choice, controller.mode) {
             (Choice::Exact, _) => write!(formatter, "every allocator call was seen, as asked for"),
             (_, Mode::Exact) => match controller.switched {

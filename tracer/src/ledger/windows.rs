@@ -157,7 +157,15 @@ pub fn judge_windows(
     if now_s < LEAK_AFTER_S || old.len() < WINDOWS {
         return with(
             Verdict::WarmingUp,
-            format!("{}; {}", still_live(alive, born), too_short(now_s)),
+            if now_s < LEAK_AFTER_S {
+                format!("{}; {}", still_live(alive, born), too_short(now_s))
+            } else {
+                format!(
+                    "{}; too few windows for a verdict ({} of {WINDOWS})",
+                    still_live(alive, born),
+                    old.len()
+                )
+            },
         );
     }
     let (mut died, mut of) = (0.0, 0.0);
