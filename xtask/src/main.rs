@@ -37,7 +37,7 @@ enum Chore {
         #[command(subcommand)]
         action: bpf::Action,
     },
-    /// Build leakscope and run it as root; without arguments: trace the demonstration program for 90 s
+    /// Build leakscope and run it as root; without arguments: trace the demonstration program for 2 minutes
     Run(run::Arguments),
     /// Run every test that this machine allows
     Test(test::Arguments),
