@@ -61,32 +61,31 @@ fn usage_errors_end_with_2_and_name_what_is_wrong() {
 #[test]
 fn wrong_values_are_answered_with_what_is_expected_and_an_example() {
     let process = ["trace", "-p", "1"];
-    let cases: [(&[&str], &str, &str, &str); 12] = [
-        (&["--for", "5"], "--for", "add a unit", "5s"),
-        (&["--for", "-5s"], "--for", "a number with a unit", "30s"),
-        (&["--for", "soon"], "--for", "a number with a unit", "30s"),
-        (&["--every", "0s"], "--every", "longer than 0", "30s"),
+    let cases: [([&str; 2], &str, &str, &str); 12] = [
+        (["--for", "5"], "--for", "add a unit", "5s"),
+        (["--for", "-5s"], "--for", "a number with a unit", "30s"),
+        (["--for", "soon"], "--for", "a number with a unit", "30s"),
+        (["--every", "0s"], "--every", "longer than 0", "30s"),
         (
-            &["--for", "600000000000years"],
+            ["--for", "600000000000years"],
             "--for",
             "at most ten years",
             "30d",
         ),
-        (&["--min-size", "5x"], "--min-size", "a size", "64KiB"),
-        (&["--max-size", "-5"], "--max-size", "a size", "64KiB"),
-        (&["--budget", "-1"], "--budget", "a percentage", "0.5"),
-        (&["--top", "0"], "--top", "at least 1", "20"),
-        (&["--max-stacks", "1"], "--max-stacks", "from 64", "e.g. 64"),
-        (&["-p", "abc"], "--pid", "a process id", "1234"),
-        (&["-p", "-1"], "--pid", "a process id", "1234"),
+        (["--min-size", "5x"], "--min-size", "a size", "64KiB"),
+        (["--max-size", "-5"], "--max-size", "a size", "64KiB"),
+        (["--budget", "-1"], "--budget", "a percentage", "0.5"),
+        (["--top", "0"], "--top", "at least 1", "20"),
+        (["--max-stacks", "1"], "--max-stacks", "from 64", "e.g. 64"),
+        (["-p", "abc"], "--pid", "a process id", "1234"),
+        (["-p", "-1"], "--pid", "a process id", "1234"),
     ];
-    for (wrong, option, expected, example) in cases {
+    for ([name, value], option, expected, example) in cases {
         let mut arguments = process.to_vec();
-        if wrong[0] == "-p" {
+        if name == "-p" {
             arguments.truncate(1);
         }
-        arguments.extend(wrong);
-        let value = wrong[1];
+        arguments.extend([name, value]);
         let finished = run(&arguments).expect("leakscope runs");
         assert_eq!(finished.code(), 2, "{arguments:?}: {finished:?}");
         assert!(finished.stdout.is_empty(), "{finished:?}");
