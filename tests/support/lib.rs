@@ -25,7 +25,7 @@ pub use container::{Container, Group, debian};
 pub use daemon::{Daemon, done, go_pprof, in_browser};
 pub use faults::{MemoryLimit, children, command_of, scripted, send, tampered};
 pub use links::{DEGRADED, degraded, mappings_at_functions, perf_events};
-pub use machine::{answers, exclusive, kernel_usable, leave_out, missing, prebuilt, skip};
+pub use machine::{answers, kernel_usable, leave_out, missing, prebuilt, skip, turn};
 pub use outcome::{Found, Outcome, by_any_frame, by_caller};
 pub use process::{Victim, python};
 pub use report::{Frame, Overhead, Process, Report, Site, Sum};
@@ -40,12 +40,13 @@ pub use victims::{Program, build_all, programs, victim};
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// Returns from the test, saying so on stderr, where this machine or user cannot load BPF programs; fails instead
-/// when `LEAKSCOPE_REQUIRE_KERNEL=1`. Otherwise yields a guard that keeps other kernel tests waiting.
+/// when `LEAKSCOPE_REQUIRE_KERNEL=1`. Otherwise yields a guard
+/// that keeps tests waiting that must not run at the same time.
 #[macro_export]
 macro_rules! require_kernel {
     () => {
         match $crate::kernel_usable() {
-            Ok(()) => $crate::exclusive().expect("the lock between kernel tests"),
+            Ok(()) => $crate::turn().expect("the lock between kernel tests"),
             Err(reason) => {
                 $crate::skip(&reason);
                 return;

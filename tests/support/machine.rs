@@ -110,14 +110,53 @@ pub fn prebuilt() -> bool {
     prebuilt_folder().is_some()
 }
 
-/// Waits until no other test on this machine traces, in this process or another. Free again when dropped.
+/// Waits until the running test may trace: with others that share the machine, or by itself where `tests/alone.txt` says so.
+/// Free again when dropped.
 ///
 /// # Errors
-/// When the lock file cannot be made.
-pub fn exclusive() -> Result<File> {
+/// When the lock file cannot be made, or it is not known which test this is.
+pub fn turn() -> Result<File> {
     let path = env::temp_dir().join("leakscope-kernel-tests.lock");
     let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-    file.lock()
-        .with_context(|| format!("locking {}", path.display()))?;
+    let current = thread::current();
+    let test = current.name().context("the running test's name")?;
+    let own = env::current_exe().context("the path of the running test")?;
+    let binary = own.file_name().unwrap_or_default().to_string_lossy();
+    let locked = if is_alone(&binary, test) {
+        file.lock()
+    } else {
+        file.lock_shared()
+    };
+    locked.with_context(|| format!("locking {}", path.display()))?;
     Ok(file)
+}
+
+/// Whether a test of a binary (as cargo names it, or without the hash) has the machine to itself.
+fn is_alone(binary: &str, test: &str) -> bool {
+    let name = match binary.rsplit_once('-') {
+        Some((name, hash)) if hash.len() == 16 => name,
+        _ => binary,
+    };
+    include_str!("../alone.txt")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split_once(' ').unwrap_or((line, test)))
+        .any(|listed| listed == (name, test))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_alone;
+
+    #[test]
+    fn those_that_are_listed_are_alone_wherever_they_run() {
+        assert!(is_alone("kernel_select", "the_whole_machine"));
+        assert!(is_alone(
+            "kernel_select-0123456789abcdef",
+            "the_whole_machine"
+        ));
+        assert!(is_alone("kernel_sampled", "any"));
+        assert!(!is_alone("kernel_select", "any"));
+        assert!(!is_alone("kernel_attached", "the_whole_machine"));
+    }
 }
