@@ -1,12 +1,14 @@
-//! `fuzz`: the readers of what a traced process controls, fed with damaged input for a bounded time.
+//! `fuzz`: the readers of what a traced process controls, fed with damaged input for a bounded time; `fuzz --replay`: with their
+//! seeds and some damaged copies of each.
 //!
 //! The targets in tests/fuzz are libFuzzer's. They are built here with the coverage counters that it needs and no sanitizer: these
 //! passes are in stable compilers, and what a sanitizer would find in addition cannot be where no code is unsafe. Overflowing
 //! arithmetic and failed debug assertions are crashes. What is found grows in target/fuzz; the seeds are committed and not touched.
 
-use crate::shell::{self, cargo, root};
+use crate::shell::{self, Executable, cargo, root};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -17,6 +19,9 @@ pub(crate) struct Arguments {
     /// Seconds for each target
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// No search: the seeds and the same few hundred damaged copies of them each time, built as tests are
+    #[arg(long, conflicts_with = "seconds")]
+    replay: bool,
     /// The targets; all if none is named
     targets: Vec<String>,
 }
@@ -39,20 +44,29 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// The longest input, bytes: the smallest real ELF files are about as long, and longer ones are mutated more slowly.
 const LONGEST: u32 = 16_384;
 
+/// So many inputs of each target are tried by `--replay`.
+const REPLAYED: u32 = 500;
+
 /// Builds the targets and runs each.
 ///
 /// # Errors
 /// When one cannot be built, or crashes: the input is kept and named.
 pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
-    let workspace = root().join("tests/fuzz");
     let work = shell::target_dir().join("fuzz");
     let mut build = cargo();
     build
-        .args(["build", "--release", "--target", TRIPLE, "--manifest-path"])
-        .arg(workspace.join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&work)
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"));
+        .args(["build", "--manifest-path"])
+        .arg(root().join("tests/fuzz/Cargo.toml"))
+        .arg("--target-dir");
+    if arguments.replay {
+        // The dependencies are those that tests are built with.
+        build.arg(shell::target_dir());
+    } else {
+        build
+            .arg(&work)
+            .args(["--release", "--target", TRIPLE])
+            .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\u{1f}"));
+    }
     let built = shell::build(&mut build)?;
     let wanted: Vec<_> = built
         .iter()
@@ -68,9 +82,7 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
         let outcomes: Vec<Result<()>> = thread::scope(|scope| {
             let running: Vec<_> = pair
                 .iter()
-                .map(|target| {
-                    scope.spawn(|| run(&target.path, &target.name, &work, arguments.seconds))
-                })
+                .map(|target| scope.spawn(|| run(target, &work, arguments)))
                 .collect();
             running
                 .into_iter()
@@ -93,16 +105,29 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs one target on its seeds and on what was found before.
-fn run(program: &Path, name: &str, work: &Path, seconds: u64) -> Result<()> {
-    let found = work.join("found").join(name);
-    shell::make_dir(&found)?;
+/// Runs one target on its seeds, and on what was found before where more is to be found.
+fn run(target: &Executable, work: &Path, arguments: &Arguments) -> Result<()> {
+    let (program, name) = (&target.path, &target.name);
     let crashes = work.join("crashes");
     shell::make_dir(&crashes)?;
-    let output = Command::new(program)
-        .arg(&found)
+    let mut command = Command::new(program);
+    // Where libFuzzer writes what it keeps. A replay begins with nothing, or it would try other inputs each time.
+    let found = if arguments.replay {
+        let replayed = work.join("replayed").join(name);
+        if replayed.exists() {
+            fs::remove_dir_all(&replayed)
+                .with_context(|| format!("cannot remove {}", replayed.display()))?;
+        }
+        command.args([format!("-runs={REPLAYED}"), "-seed=1".to_owned()]);
+        replayed
+    } else {
+        command.arg(format!("-max_total_time={}", arguments.seconds));
+        work.join("found").join(name)
+    };
+    shell::make_dir(&found)?;
+    command.arg(&found);
+    let output = command
         .arg(root().join("tests/fuzz/seeds").join(name))
-        .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-max_len={LONGEST}"))
         .arg(format!("-artifact_prefix={}/{name}-", crashes.display()))
         // An input that takes so long or so much is a defect too: MiB, for all and in one piece; seconds.
