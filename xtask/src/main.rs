@@ -1,4 +1,4 @@
-//! The project's own chores: `cargo xtask bpf build|check`, `run`, `test [vm]`, `bench`, `fuzz`, `lint`.
+//! The project's own chores: `cargo xtask bpf build|check`, `run`, `test [quick|vm]`, `bench`, `fuzz`, `lint`.
 //!
 //! This crate owns how things are built, started and checked. It must not know what the tracer computes: it only runs
 //! the tracer's binary and the tests.

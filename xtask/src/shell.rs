@@ -2,6 +2,7 @@
 //!
 //! Owns the checkout's location, a clean environment for nested cargo calls, and what cargo reports about what it built.
 
+use crate::test::BINARY;
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsStr;
 use std::fs;
@@ -108,6 +109,10 @@ pub(crate) struct Executable {
     pub(crate) name: String,
     /// The source file of its root module.
     pub(crate) source: PathBuf,
+    /// The directory of its package, where cargo runs tests.
+    pub(crate) package: PathBuf,
+    /// Whether it is a test harness.
+    pub(crate) is_test: bool,
     /// The file.
     pub(crate) path: PathBuf,
 }
@@ -125,15 +130,21 @@ pub(crate) fn build(command: &mut Command) -> Result<Vec<Executable>> {
             continue;
         };
         let text = |pointer: &str| message.pointer(pointer).and_then(|value| value.as_str());
-        if let (Some("compiler-artifact"), Some(path), Some(name), Some(source)) = (
+        if let (Some("compiler-artifact"), Some(path), Some(name), Some(source), Some(manifest)) = (
             text("/reason"),
             text("/executable"),
             text("/target/name"),
             text("/target/src_path"),
+            text("/manifest_path"),
         ) {
             executables.push(Executable {
                 name: name.into(),
                 source: source.into(),
+                package: Path::new(manifest).parent().unwrap_or(root()).into(),
+                is_test: message
+                    .pointer("/profile/test")
+                    .and_then(|value| value.as_bool())
+                    == Some(true),
                 path: path.into(),
             });
         }
@@ -146,20 +157,32 @@ pub(crate) fn build(command: &mut Command) -> Result<Vec<Executable>> {
 /// # Errors
 /// When cargo fails.
 pub(crate) fn build_leakscope() -> Result<PathBuf> {
+    built_leakscope(cargo_build().arg("--release"))
+}
+
+fn cargo_build() -> Command {
     let mut command = cargo();
-    command.args([
-        "build",
-        "--release",
-        "--package",
-        "leakscope",
-        "--bin",
-        "leakscope",
-    ]);
-    build(&mut command)?
+    command.args(["build", "--package", "leakscope", "--bin", "leakscope"]);
+    command
+}
+
+fn built_leakscope(command: &mut Command) -> Result<PathBuf> {
+    build(command)?
         .into_iter()
         .find(|executable| executable.name == "leakscope")
         .map(|executable| executable.path)
         .context("cargo built no binary named leakscope")
+}
+
+/// The binary that `LEAKSCOPE_BIN` names; where it names none, one that is built as tests are.
+///
+/// # Errors
+/// When cargo fails.
+pub(crate) fn leakscope_under_test() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os(BINARY) {
+        return Ok(root().join(named));
+    }
+    built_leakscope(&mut cargo_build())
 }
 
 /// Whether we are root: the effective user id of `/proc/self/status` (proc(5), field `Uid`, second number).

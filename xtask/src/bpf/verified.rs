@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Instructions walked, by program.
 pub(crate) type Counts = BTreeMap<String, u32>;
@@ -62,14 +62,15 @@ pub(crate) struct Measured {
 /// # Errors
 /// A kernel does not boot or refuses the probe; a program grew beyond the tolerance.
 pub(super) fn perform(arguments: &Arguments) -> Result<()> {
+    let binary = shell::leakscope_under_test()?;
     let mut measured = Vec::new();
     let (own, others): (Vec<&String>, Vec<&String>) =
         arguments.kernel.iter().partition(|wish| *wish == "here");
     if !own.is_empty() {
-        measured.push(here()?);
+        measured.push(here(&binary)?);
     }
     if !others.is_empty() {
-        measured.extend(vm::verified(&others, arguments.timeout)?);
+        measured.extend(vm::verified(&binary, &others, arguments.timeout)?);
     }
     let mut table = Table::read()?;
     let mut complaints = Vec::new();
@@ -94,7 +95,7 @@ pub(super) fn perform(arguments: &Arguments) -> Result<()> {
 /// # Errors
 /// As [`perform`].
 pub(super) fn compare_here() -> Result<()> {
-    let (lines, complaints) = Table::read()?.compare(&here()?);
+    let (lines, complaints) = Table::read()?.compare(&here(&shell::leakscope_under_test()?)?);
     for line in lines {
         println!("{line}");
     }
@@ -109,15 +110,14 @@ fn conclude(complaints: &[String]) -> Result<()> {
 }
 
 /// Asks this machine's own kernel.
-fn here() -> Result<Measured> {
+fn here(binary: &Path) -> Result<Measured> {
     if !shell::is_root() {
         bail!("the kernel tells root only: run this as root");
     }
-    let binary = shell::build_leakscope()?;
     let mut counts = Counts::new();
     for way in WAYS {
         let way = Some(way).filter(|way| !way.is_empty());
-        let said = shell::ask(command(&binary).arg("doctor").args(way));
+        let said = shell::ask(command(binary).arg("doctor").args(way));
         counts.extend(said.iter().flat_map(|text| parse(text)));
     }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")

@@ -4,9 +4,10 @@ use super::boot::{End, Machine, boot};
 use super::tree::Tree;
 use super::victims;
 use crate::bpf::verified::{Counts, Measured, WAYS, WORDS, parse};
-use crate::shell::{self, Executable, cargo, command, root};
-use crate::test::{BINARY, REQUIRE_KERNEL, SKIPPED, required};
+use crate::shell::{self, command, root};
+use crate::test::{BINARY, List, REQUIRE_KERNEL, SKIPPED, Suite, Test, required};
 use anyhow::{Context as _, Result, bail};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,32 +31,58 @@ const TROUBLE: [&str; 6] = [
     "Kernel panic",
 ];
 
+/// A test target, and which of its tests are run.
+struct Binary {
+    path: PathBuf,
+    tests: Vec<String>,
+}
+
 /// An initramfs and what is in it.
 pub(super) struct Guest {
     initramfs: PathBuf,
     tests: Vec<String>,
 }
 
-/// Builds leakscope, the kernel tests and the programs they trace, and packs them.
+/// Builds leakscope, the tests and the programs they trace, and packs them. The tests are those of `tests/guests.txt`, or all kernel
+/// tests with one of the words in their names.
 ///
 /// # Errors
 /// When something cannot be built or is missing.
-pub(super) fn prepare(arguments: &[String]) -> Result<Guest> {
-    let binary = shell::build_leakscope()?;
-    let tests = kernel_tests()?;
-    let victims = victims::build()?;
+pub(super) fn prepare(words: &[String]) -> Result<Guest> {
+    let suite = Suite::build()?;
+    let mut tests = suite.tests(words)?;
+    if words.is_empty() {
+        let list = List::read("guests")?;
+        list.check(&tests)?;
+        tests.retain(|test| list.has(test));
+    } else {
+        tests.retain(|test| test.binary.starts_with("kernel_"));
+    }
+    let mut binaries: BTreeMap<String, Binary> = BTreeMap::new();
+    for Test {
+        binary, name, path, ..
+    } in tests
+    {
+        let binary = binaries.entry(binary).or_insert_with(|| Binary {
+            path,
+            tests: Vec::new(),
+        });
+        binary.tests.push(name);
+    }
+    if binaries.is_empty() {
+        bail!("there are no such tests");
+    }
+    let victims = victims::build(&suite.victims)?;
     let work = shell::target_dir().join("vm/programs");
     shell::make_dir(&work)?;
 
     let mut tree = base()?;
-    tree.program(&slim(&binary, &work)?, &format!("{HOME}/leakscope"))?;
-    let mut names = Vec::new();
-    for test in &tests {
-        tree.program(
-            &slim(&test.path, &work)?,
-            &format!("{HOME}/tests/{}", test.name),
-        )?;
-        names.push(test.name.clone());
+    tree.program(
+        &slim(&suite.leakscope, &work)?,
+        &format!("{HOME}/leakscope"),
+    )?;
+    for (name, binary) in &binaries {
+        tree.program(&slim(&binary.path, &work)?, &format!("{HOME}/tests/{name}"))?;
     }
     for victim in &victims {
         let name = victim.file_name().unwrap_or_default().to_string_lossy();
@@ -78,18 +105,21 @@ pub(super) fn prepare(arguments: &[String]) -> Result<Guest> {
     // Tests run where cargo would run them.
     let package = root().join("tests");
     tree.directory(&package.to_string_lossy());
-    tree.content("/init", init(&names, arguments, &package), 0o755);
+    tree.content("/init", init(&binaries, &package), 0o755);
     let initramfs = shell::target_dir().join("vm/initramfs.cpio");
     tree.write(&initramfs)?;
     println!(
-        "the guest: {} test programs, {} programs to trace, {} MiB",
-        names.len(),
+        "the guest: {} tests, {} programs to trace, {} MiB",
+        binaries
+            .values()
+            .map(|binary| binary.tests.len())
+            .sum::<usize>(),
         victims.len(),
         fs::metadata(&initramfs)?.len() >> 20
     );
     Ok(Guest {
         initramfs,
-        tests: names,
+        tests: binaries.into_keys().collect(),
     })
 }
 
@@ -97,13 +127,12 @@ pub(super) fn prepare(arguments: &[String]) -> Result<Guest> {
 ///
 /// # Errors
 /// As [`prepare`].
-pub(super) fn prepare_bare() -> Result<Guest> {
-    let binary = shell::build_leakscope()?;
+pub(super) fn prepare_bare(binary: &Path) -> Result<Guest> {
     let work = shell::target_dir().join("vm/programs");
     shell::make_dir(&work)?;
     let mut tree = base()?;
-    tree.program(&slim(&binary, &work)?, &format!("{HOME}/leakscope"))?;
-    tree.content("/init", init(&[], &[], Path::new("/")), 0o755);
+    tree.program(&slim(binary, &work)?, &format!("{HOME}/leakscope"))?;
+    tree.content("/init", init(&BTreeMap::new(), Path::new("/")), 0o755);
     let initramfs = shell::target_dir().join("vm/bare.cpio");
     tree.write(&initramfs)?;
     Ok(Guest {
@@ -172,7 +201,7 @@ pub(super) fn run(
 /// As [`run`].
 pub(super) fn boots(machine: &Machine, timeout: Duration) -> Result<bool> {
     let mut tree = base()?;
-    tree.content("/init", init(&[], &[], Path::new("/")), 0o755);
+    tree.content("/init", init(&BTreeMap::new(), Path::new("/")), 0o755);
     let initramfs = machine.console.with_extension("cpio");
     tree.write(&initramfs)?;
     let mut results = Results::default();
@@ -220,8 +249,7 @@ fn base() -> Result<Tree> {
 }
 
 /// The first program: mounts, runs the tests one after the other, switches the machine off. tracefs stays unmounted.
-fn init(tests: &[String], arguments: &[String], package: &Path) -> String {
-    let arguments: Vec<String> = arguments.iter().map(|word| quote(word)).collect();
+fn init(binaries: &BTreeMap<String, Binary>, package: &Path) -> String {
     let mut script = format!(
         "#!/usr/bin/busybox sh\n\
          export PATH=/usr/bin:/usr/sbin HOME=/root TERM=dumb RUST_BACKTRACE=0\n\
@@ -252,14 +280,15 @@ fn init(tests: &[String], arguments: &[String], package: &Path) -> String {
          done\n",
         WAYS.map(quote).join(" ")
     ));
-    for test in tests {
+    for (test, binary) in binaries {
+        let names: Vec<String> = binary.tests.iter().map(|name| quote(name)).collect();
         // One test at a time: under emulation two would only wait for each other, and the one that hangs is known.
         script.push_str(&format!(
             "echo; echo '{MARK} begin {test}'\n\
-             {HOME}/tests/{test} --test-threads=1 {}\n\
+             {HOME}/tests/{test} --test-threads=1 --exact {}\n\
              status=$?\n\
              echo; echo \"{MARK} end {test} $status\"\n",
-            arguments.join(" ")
+            names.join(" ")
         ));
     }
     script.push_str(&format!("echo '{MARK} done'\nsync\npoweroff -f\n"));
@@ -352,28 +381,6 @@ impl Results {
     }
 }
 
-/// Builds the kernel tests: the test targets of leakscope-tests whose source lies in tests/kernel.
-fn kernel_tests() -> Result<Vec<Executable>> {
-    let mut build = cargo();
-    build.args([
-        "test",
-        "--no-run",
-        "--package",
-        "leakscope-tests",
-        "--tests",
-    ]);
-    let room = root().join("tests/kernel");
-    let mut tests: Vec<Executable> = shell::build(&mut build)?
-        .into_iter()
-        .filter(|test| test.source.starts_with(&room))
-        .collect();
-    tests.sort_by(|one, other| one.name.cmp(&other.name));
-    if tests.is_empty() {
-        bail!("there are no test targets below {}", shell::relative(&room));
-    }
-    Ok(tests)
-}
-
 /// A copy without debug information: the archive lies in the guest's memory.
 fn slim(program: &Path, dir: &Path) -> Result<PathBuf> {
     let name = program.file_name().context("a program without a name")?;
@@ -392,7 +399,8 @@ fn slim(program: &Path, dir: &Path) -> Result<PathBuf> {
 mod tests {
     #![expect(clippy::panic, reason = "a test")]
 
-    use super::{End, Results, init, quote};
+    use super::{Binary, End, Results, init, quote};
+    use std::collections::BTreeMap;
     use std::path::Path;
     use std::time::Duration;
 
@@ -479,7 +487,14 @@ mod tests {
 
     #[test]
     fn the_first_program_is_valid_shell() {
-        let script = init(&["a".into()], &["it's".into()], Path::new("/some where"));
+        let binary = Binary {
+            path: "/nowhere".into(),
+            tests: vec!["it's".into()],
+        };
+        let script = init(
+            &BTreeMap::from([("a".into(), binary)]),
+            Path::new("/some where"),
+        );
         let checked = std::process::Command::new("sh")
             .args(["-n", "-c", &script])
             .status();

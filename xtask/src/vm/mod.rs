@@ -13,13 +13,17 @@ mod victims;
 
 use crate::bpf::verified::{Measured, Table};
 use crate::shell;
+use crate::test::share_machine;
 use anyhow::{Context as _, Result, bail};
 use boot::{Accelerator, Machine};
 use clap::{Args, ValueEnum};
 use guest::Guest;
 use kernel::Kernel;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,9 +39,9 @@ pub(crate) struct Arguments {
     /// How the processor is emulated
     #[arg(long, value_enum, default_value_t = Choice::Tcg)]
     accel: Choice,
-    /// Arguments for the test binaries, such as a filter
+    /// Words: all kernel tests with one of them in their names, and not those of tests/guests.txt
     #[arg(last = true)]
-    rest: Vec<String>,
+    words: Vec<String>,
 }
 
 /// How the processor is emulated.
@@ -63,7 +67,8 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
         .iter()
         .map(|wish| Kernel::find(wish))
         .collect::<Result<Vec<_>>>()?;
-    let guest = guest::prepare(&arguments.rest)?;
+    let guest = guest::prepare(&arguments.words)?;
+    let _lock = share_machine()?;
     let outcomes = on_each(&kernels, |kernel| test(arguments, &qemu, kernel, &guest));
     let mut failures = Vec::new();
     for (kernel, outcome) in kernels.iter().zip(outcomes) {
@@ -92,37 +97,41 @@ fn on_each<T: Send>(
     kernels: &[Kernel],
     act: impl Fn(&Kernel) -> Result<T> + Sync,
 ) -> Vec<Result<T>> {
-    let mut outcomes = Vec::new();
-    for pair in kernels.chunks(2) {
-        outcomes.extend(thread::scope(|scope| {
-            let running: Vec<_> = pair
-                .iter()
-                .map(|kernel| scope.spawn(|| act(kernel)))
-                .collect();
-            running
-                .into_iter()
-                .map(|thread| {
-                    thread
-                        .join()
-                        .unwrap_or_else(|_| bail!("the thread that ran a machine panicked"))
-                })
-                .collect::<Vec<_>>()
-        }));
-    }
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(BTreeMap::new());
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(kernel) = kernels.get(at) else { break };
+                    let outcome = act(kernel);
+                    outcomes
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(at, outcome);
+                }
+            });
+        }
+    });
     outcomes
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .into_values()
+        .collect()
 }
 
 /// Boots each kernel for as long as it takes to load the probe; gives what their verifiers walked.
 ///
 /// # Errors
 /// When something is missing or cannot be built, or a kernel refuses the probe or does not say in time.
-pub(crate) fn verified(wishes: &[&String], timeout: u64) -> Result<Vec<Measured>> {
+pub(crate) fn verified(binary: &Path, wishes: &[&String], timeout: u64) -> Result<Vec<Measured>> {
     let qemu = find_qemu()?;
     let kernels = wishes
         .iter()
         .map(|wish| Kernel::find(wish))
         .collect::<Result<Vec<_>>>()?;
-    let guest = guest::prepare_bare()?;
+    let guest = guest::prepare_bare(binary)?;
     let outcomes = on_each(&kernels, |kernel| {
         let machine = Machine {
             qemu: qemu.clone(),
@@ -172,7 +181,13 @@ fn test(arguments: &Arguments, qemu: &Path, kernel: &Kernel, guest: &Guest) -> R
         console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
         accelerator: accelerator(arguments.accel, qemu, kernel)?,
     };
-    let show = |line: &str| println!("{:>6} | {line}", kernel.label);
+    let show = |line: &str| {
+        println!(
+            "{:>6} {:>4} s | {line}",
+            kernel.label,
+            started.elapsed().as_secs()
+        );
+    };
     show(&format!(
         "=== {} in QEMU ({}), at most {} s",
         kernel.name,

@@ -1,7 +1,7 @@
 //! The programs that the kernel tests trace, built on this machine: the guest has no compiler.
 
 use super::tree::Tree;
-use crate::shell::{self, cargo, command};
+use crate::shell::{self, command};
 use anyhow::{Context as _, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,22 +15,19 @@ pub(super) const EXTENSION: &str = "leakext.so";
 /// The distribution's interpreter: it is one program and one directory, wherever `python3` on `PATH` may lead.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Builds them all, by the tests' own table of programs, and gives the files.
+/// Builds them all, by the tests' own table of programs, and gives the files. `builder`: the program that has the table.
 ///
 /// # Errors
-/// When cargo or a compiler fails.
-pub(super) fn build() -> Result<Vec<PathBuf>> {
+/// When a compiler fails.
+pub(super) fn build(builder: &Path) -> Result<Vec<PathBuf>> {
     let dir = shell::target_dir().join("vm/victims");
     // Made anew: what was built from older sources would be kept.
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
     shell::make_dir(&dir)?;
-    let mut build = cargo();
-    build
-        .args(["run", "--quiet", "--package", "leakscope-tests"])
-        .args(["--bin", "victims", "--"])
-        .arg(&dir);
+    let mut build = command(builder);
+    build.arg(&dir);
     if Path::new(PYTHON).exists() {
         build.env("LEAKSCOPE_PYTHON", PYTHON);
     }
