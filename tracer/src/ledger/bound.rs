@@ -1,6 +1,8 @@
 //! Estimates within what the process can hold. Pure: it knows no windows and no sites, only how much each is taken to be, how sure that is, and what they
 //! may be together.
 
+use super::Estimate;
+
 /// What is known of a site's bytes in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
@@ -12,6 +14,17 @@ pub struct Held {
     pub high: u64,
     /// Of `bytes`, those of blocks that were seen themselves. They are there whatever else is.
     pub counted: u64,
+}
+
+impl From<&Estimate> for Held {
+    fn from(estimate: &Estimate) -> Self {
+        Self {
+            bytes: estimate.inuse_bytes,
+            low: estimate.inuse_bytes_low,
+            high: estimate.inuse_bytes_high,
+            counted: estimate.counted_bytes,
+        }
+    }
 }
 
 /// Cuts estimates that are together more than `most`, the memory that their process holds: each by the variance of its interval (constrained least squares), so

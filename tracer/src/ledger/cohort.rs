@@ -5,6 +5,7 @@
 mod curve;
 mod estimate;
 mod fate;
+mod gaps;
 mod heirs;
 mod interval;
 mod look;
@@ -25,6 +26,7 @@ use leakscope_common::{live_key, thin_keeps};
 
 use super::SiteId;
 use fate::{Fate, Keys};
+use gaps::Gaps;
 use pool::Seen;
 use stays::Stays;
 
@@ -448,45 +450,5 @@ impl Cohorts {
                 *self.settled_windows.entry(site).or_default() += 1;
             }
         }
-    }
-}
-
-/// The times between windows that one of them stands for, from and to, CLOCK_MONOTONIC nanoseconds; where it stands for none, they are of no length.
-pub(super) type Gaps = [(u64, u64); 2];
-
-impl Cohorts {
-    /// A window stands for the time until the next one is opened, the last until `covered_until_ns`. For what is behind one that was not at a random time
-    /// stands the next, if it was. One at a program's start stands for none but itself.
-    pub(super) fn gaps(&self, number: usize, covered_until_ns: u64) -> Gaps {
-        let span_of = |number: usize| self.cohorts.get(number).map(|cohort| cohort.span);
-        let Some(span) = span_of(number) else {
-            return [(0, 0); 2];
-        };
-        let next = number.checked_add(1).and_then(span_of);
-        let stands_for_behind = match span.occasion {
-            Occasion::Random => true,
-            Occasion::Cost => next.is_none_or(|next| !next.is_random()),
-            Occasion::Start => false,
-        };
-        let behind = if stands_for_behind {
-            let next_ns = next.map_or(covered_until_ns, |next| next.opened_ns);
-            (span.closed_ns, next_ns.max(span.closed_ns))
-        } else {
-            (0, 0)
-        };
-        let before = number
-            .checked_sub(1)
-            .and_then(span_of)
-            .filter(|before| span.is_random() && !before.is_random())
-            .map_or((0, 0), |before| (before.closed_ns, span.opened_ns));
-        [behind, before]
-    }
-}
-
-impl Span {
-    /// How many births a birth in the window stands for, when it stands for these times too.
-    pub(super) fn weight(&self, gaps: &Gaps) -> f64 {
-        let time: f64 = gaps.iter().map(|(from, to)| seconds(*from, *to)).sum();
-        1.0 + time / self.effective_s()
     }
 }

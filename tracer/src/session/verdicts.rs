@@ -10,7 +10,7 @@ use std::{
 
 use leakscope_common::{HIT_SLOTS, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
 
-use super::{Session, SiteLevels, Wanted};
+use super::{Session, SiteLevels, Wanted, process::Traced};
 use crate::{
     budget::Mode,
     kernel::{KernelError, monotonic_ns},
@@ -86,6 +86,13 @@ impl Session {
         let wanted = if all { Wanted::All } else { Wanted::Of(ran) };
         let sites = self.joined_sites(&wanted)?;
         let stacks = self.stack_sites();
+        let mapped = self.mapped_sites(u64::MAX);
+        let memory = |traced: &Traced| traced.anonymous_bytes.saturating_add(traced.swapped_bytes);
+        let sampled: HashMap<u32, u64> = self
+            .processes
+            .values()
+            .filter_map(|traced| Some((traced.incarnation, traced.windows.inuse(memory(traced))?)))
+            .collect();
         let mut levels: BTreeMap<u32, ProcessLevel> = BTreeMap::new();
         for (site, (incarnation, totals)) in &sites {
             self.ledger.observe(now_ns, *site, totals, weight);
@@ -95,8 +102,11 @@ impl Session {
             }
             let level = levels.entry(*incarnation).or_default();
             let balance = totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64 as f64;
-            level.inuse_bytes += balance;
-            level.most_inuse_bytes += balance;
+            // Of what windows saw, totals do not say what is in use.
+            if mapped.contains_key(site) || !sampled.contains_key(incarnation) {
+                level.inuse_bytes += balance;
+                level.most_inuse_bytes += balance;
+            }
             level.alloc_bytes += totals.alloc_bytes as f64;
         }
         self.note_page_levels(now_ns, &sites);
@@ -111,6 +121,10 @@ impl Session {
                 }
             }
             let mut level = levels.remove(&traced.incarnation).unwrap_or_default();
+            if let Some(bytes) = sampled.get(&traced.incarnation) {
+                level.inuse_bytes += *bytes as f64;
+                level.most_inuse_bytes += *bytes as f64;
+            }
             level.anonymous_bytes = traced.anonymous_bytes as f64;
             level.resident_bytes = traced.rss_last.map_or(0.0, |(_, bytes)| bytes as f64);
             level.unknown_frees = if traced.windows.cohorts.windows() > 0 {
@@ -259,16 +273,15 @@ impl Session {
                 .into_iter()
                 .map(|point| MemoryPoint {
                     at_s: point.at_s,
-                    // What totals say of windows only is not what is in use.
-                    inuse_bytes: if is_complete {
-                        point.value.inuse_bytes.max(0.0) as u64
-                    } else {
-                        0
-                    },
+                    inuse_bytes: point.value.inuse_bytes.max(0.0) as u64,
                     rss_bytes: point.value.resident_bytes as u64,
                     anonymous_bytes: point.value.anonymous_bytes as u64,
                 })
                 .collect();
+            // Estimates are renewed now and then; the last is of this report.
+            if !is_complete && let Some(last) = process.memory_series.last_mut() {
+                last.inuse_bytes = process.inuse_bytes;
+            }
         }
     }
 }

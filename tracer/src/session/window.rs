@@ -3,6 +3,8 @@
 
 #[path = "window/anonymous.rs"]
 mod anonymous;
+#[path = "window/inuse.rs"]
+mod inuse;
 #[path = "window/look.rs"]
 mod look;
 #[path = "window/own_time.rs"]
@@ -11,6 +13,8 @@ mod own_time;
 mod pace;
 #[path = "window/ratio.rs"]
 mod ratio;
+#[path = "window/span.rs"]
+mod span;
 #[path = "window/step.rs"]
 mod step;
 #[path = "window/usage.rs"]
@@ -27,11 +31,13 @@ use leakscope_common::HIT_SLOTS;
 use crate::{
     budget::{Choice, Close, Controller, Limits, Usage},
     kernel::{Link, ModeSamples, Modes, ThreadClocks, monotonic_ns, process_cpu_time},
-    ledger::{Cohorts, LEAST_SHARE, Occasion, Reading, Shared, SiteId, Span},
+    ledger::{Cohorts, Occasion, Reading, SiteId},
 };
 use anonymous::AnonymousMemory;
+use inuse::Estimated;
 use look::Looks;
 use own_time::{OwnTime, Used};
+use span::Late;
 use usage::Boundary;
 
 /// Of a longer window, a tick of the process's clock is little.
@@ -90,15 +96,6 @@ struct Calls {
     allocations: u64,
     /// Frees of blocks that the live table does not hold.
     unknown_frees: u64,
-}
-
-/// What was seen between a window's end and the end of its last probe.
-#[derive(Clone, Copy, Debug)]
-struct Late {
-    hits: f64,
-    allocations: f64,
-    /// How long that was at the most, seconds.
-    time: f64,
 }
 
 /// A window that is open.
@@ -240,6 +237,8 @@ pub(super) struct Windows {
     /// What calls cost that the probe told of since the last look.
     told: Duration,
     next_observe: Instant,
+    /// What its blocks held at the last look that was taken for an estimate.
+    inuse: Option<Estimated>,
 }
 
 impl Windows {
@@ -268,6 +267,7 @@ impl Windows {
             work: Duration::ZERO,
             told: Duration::ZERO,
             next_observe: now,
+            inuse: None,
         }
     }
 
@@ -348,61 +348,6 @@ impl Windows {
     /// The calls of this incarnation that are in no thread's record any more.
     pub(super) fn hits_before(&self) -> &[u64; HIT_SLOTS] {
         &self.hits_before
-    }
-
-    /// The span of a window whose survivors are those born from `opened_ns` on.
-    ///
-    /// Traps take processor time. A process that has all it wants (a server that waits for requests) does as much as before and uses more of it; one that
-    /// is saturated uses as much as before and does less. Its own processor time in the window, divided by what it uses each second
-    /// between windows, is right for both; but no window counts for more than its length, or for less than what traps leave of it: one in
-    /// which the process slept counts for all of it.
-    ///
-    /// Until the last probe is gone a few `late` calls are seen; the time at which each block was born is known to a tick of the clock only (1 to 10 ms), so
-    /// that they belong to the window, and make it longer: by as long as they take at its pace, and at the most by as long as that was.
-    fn span(
-        &mut self,
-        occasion: Occasion,
-        (opened_ns, closed_ns): (u64, u64),
-        used: Used,
-        late: Late,
-    ) -> Span {
-        let length = closed_ns.saturating_sub(opened_ns) as f64 / 1e9;
-        let used = used.part(length);
-        let least = used.least(length).max(LEAST_SHARE * length);
-        // Before the first gap nothing is known but the least.
-        let own = self
-            .own
-            .cores()
-            .map_or(least, |cores| (used.cpu - used.cost) / cores)
-            .clamp(least, length.max(least));
-        let late_s = if late.hits > 0.0 {
-            (own * late.hits / used.hits.max(1e-9)).min(late.time)
-        } else {
-            0.0
-        };
-        // The bounds are the closer the less traps took.
-        let spread = (length - least) / least.max(1e-9);
-        let mut span = Span {
-            opened_ns,
-            closed_ns,
-            effective_s: own + late_s,
-            uncertainty: own_time::of_what_is_left(used).min(spread.max(own_time::LEAST_UNCERTAIN)),
-            shared: None,
-            occasion,
-        };
-        if self.own.note_window(used)
-            && let Some((time, uncertainty)) = self.own.of_an_allocation()
-        {
-            let shared = Shared {
-                allocations: used.allocations + late.allocations,
-                least_s: least + late_s,
-                most_s: length.max(least) + late.time,
-            };
-            span.effective_s = shared.effective_s(time);
-            span.uncertainty = uncertainty;
-            span.shared = Some(shared);
-        }
-        span
     }
 
     /// The cohorts with the best that is known of how much the windows missed. Where traps took most of the time in the windows, that

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Amount, Cohort, Cohorts, Contradictions, Gaps, Occasion, RECENT, SiteCohort,
+    Amount, Cohort, Cohorts, Contradictions, Occasion, RECENT, SiteCohort,
     curve::{Hazard, Pools, kept_share, reach_end, segments},
     fate::taken_for,
+    gaps::Gaps,
     heirs::Heirs,
     interval, seconds,
 };

@@ -44,7 +44,7 @@ impl Session {
     }
 
     /// What processes mapped by themselves, sites with the same stack together.
-    pub(super) fn mapped_sites(&self, born_until_ns: u64) -> MappedSites {
+    pub(in crate::session) fn mapped_sites(&self, born_until_ns: u64) -> MappedSites {
         let hidden = self.mapped_for_others();
         self.growth
             .survey(|site| self.joined(site), &hidden, born_until_ns)

@@ -61,6 +61,7 @@ impl Session {
             let begun = thread_cpu_time();
             if now || looks.newest >= NEWEST_AFTER.len() {
                 look_at_all(traced);
+                traced.windows.note_inuse(memory(traced));
             } else {
                 look_at_newest(traced);
             }
@@ -81,6 +82,12 @@ pub(super) fn look_before_window(traced: &mut Traced) {
     {
         look_at_all(traced);
     }
+    traced.windows.note_inuse(memory(traced));
+}
+
+/// Anonymous memory at the last look, bytes.
+fn memory(traced: &Traced) -> u64 {
+    traced.anonymous_bytes.saturating_add(traced.swapped_bytes)
 }
 
 /// Looks at the blocks that survived the last window.

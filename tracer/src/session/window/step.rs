@@ -97,6 +97,7 @@ impl Session {
         windows.sampling = Duration::ZERO;
         windows.hits_before = [0; HIT_SLOTS];
         windows.cohorts = Cohorts::new(traced.incarnation);
+        windows.inuse = None;
         windows.births.clear();
         windows.own = OwnTime::new((0, 0), self.costs.by_work);
         windows.looks.end();
@@ -288,10 +289,15 @@ impl Session {
                 watched += 1;
             }
         })?;
+        // Of a stack that has not been handed over yet: as all of the process's.
+        let is_all_glibc = traced
+            .sites
+            .iter()
+            .all(|site| glibc.contains(&site.hit_slot));
         let has_header = |site: &SiteId| {
             self.stacks
                 .get(site)
-                .is_some_and(|stack| glibc.contains(&stack.hit_slot))
+                .map_or(is_all_glibc, |stack| glibc.contains(&stack.hit_slot))
         };
         // Of very many, as many as will be watched.
         let every = alive.len() / (2 * MOST_WATCHED) + 1;
@@ -421,7 +427,11 @@ impl Session {
                 site: stack.map_or(block.site, |stack| stack.canonical),
                 has_header: stack.is_some_and(|stack| glibc.contains(&stack.hit_slot)),
             };
-            (survivor, looks.get(&address).copied())
+            // Before its stack was known it was read without its header: that was no look.
+            let look = looks
+                .get(&address)
+                .filter(|look| look.header != 0 || !survivor.has_header);
+            (survivor, look.copied())
         });
         let new_births = births.iter().filter_map(|(site, (objects, bytes))| {
             let (objects_before, bytes_before) =

@@ -1,0 +1,51 @@
+//! What a process that is seen in windows has in use over time: estimated at looks, for the series. Knows nothing of single sites.
+
+use std::time::{Duration, Instant};
+
+use super::Windows;
+use crate::{
+    kernel::monotonic_ns,
+    ledger::{Held, bound},
+};
+
+/// For the series of what is in use over time, it is estimated so often: a good deal dearer than to look at the blocks.
+const ESTIMATE_EVERY: Duration = Duration::from_secs(5);
+
+/// The bytes in use of a process, estimated at a time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Estimated {
+    at: Instant,
+    bytes: u64,
+    /// Those of blocks that were seen themselves.
+    counted: u64,
+}
+
+impl Windows {
+    /// Estimates what is in use, for the series over time, where the last estimate is not of just now. `memory`: anonymous memory, bytes.
+    pub(super) fn note_inuse(&mut self, memory: u64) {
+        if self
+            .inuse
+            .is_some_and(|last| last.at.elapsed() < ESTIMATE_EVERY)
+        {
+            return;
+        }
+        let now_ns = monotonic_ns();
+        let covered_until_ns = self.opened_ns().unwrap_or(now_ns);
+        let cohorts = self.weighed(now_ns, covered_until_ns).cohorts;
+        let estimates = cohorts.estimates(now_ns, covered_until_ns, 0.0);
+        let mut held: Vec<Held> = estimates.values().map(Held::from).collect();
+        bound(&mut held, memory);
+        let sum = |part: fn(&Held) -> u64| held.iter().map(part).fold(0, u64::saturating_add);
+        self.inuse = Some(Estimated {
+            at: Instant::now(),
+            bytes: sum(|site| site.bytes),
+            counted: sum(|site| site.counted),
+        });
+    }
+
+    /// What was in use at the last estimate, bytes; no more than this memory can hold. `None` where every call was seen so far.
+    pub(in crate::session) fn inuse(&self, memory: u64) -> Option<u64> {
+        self.inuse
+            .map(|last| last.bytes.min(memory.max(last.counted)))
+    }
+}
