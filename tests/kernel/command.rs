@@ -10,8 +10,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use leakscope_tests::{
-    ALL_SITES, Finished, PATIENCE, Report, Tracer, Truth, children, command_of, leakscope,
-    prebuilt, require_kernel, require_victim, run, send,
+    ALL_SITES, Finished, MemoryLimit, PATIENCE, Report, Tracer, Truth, children, command_of,
+    leakscope, leave_out, prebuilt, require_kernel, require_victim, run, send,
 };
 
 /// Traces a command; what leakscope said, and the report.
@@ -404,4 +404,42 @@ fn nothing_attached_is_not_every_call_seen() {
     assert!(!text.contains("every allocator call was seen"), "{text}");
     assert!(text.contains("linked statically and stripped"), "{text}");
     assert!(text.contains("--tier growth"), "{text}");
+}
+
+/// "It ended", of a process that was killed.
+#[test]
+fn a_signal_that_kills_is_named() {
+    let _alone = require_kernel!();
+    let (_, report) = trace(&["sh", "-c", "kill -9 $$"]);
+    let ended = report.processes[0].ended.clone().expect("it is known how");
+    assert_eq!(ended.signal.as_deref(), Some("SIGKILL"));
+    assert_eq!((ended.exit_status, ended.out_of_memory), (None, None));
+    let (_, report) = trace(&["sh", "-c", "exit 7"]);
+    let ended = report.processes[0].ended.clone().expect("it is known how");
+    assert_eq!((ended.exit_status, ended.signal), (Some(7), None));
+}
+
+/// "It ended", of a process that grew until its cgroup's limit.
+#[test]
+fn a_kill_for_the_cgroups_limit_is_told() {
+    let _alone = require_kernel!();
+    let limit = match MemoryLimit::new(40 << 20) {
+        Ok(limit) => limit,
+        Err(error) => return leave_out(&format!("{error:#}")),
+    };
+    let program = require_victim!("fill_up");
+    let script = format!(
+        "echo $$ > '{}' && exec '{}'",
+        limit.procs().display(),
+        program.display()
+    );
+    let (_, report) = trace(&["sh", "-c", &script]);
+    let ended = report.processes[0].ended.clone().expect("it is known how");
+    assert_eq!(ended.signal.as_deref(), Some("SIGKILL"), "{ended:?}");
+    assert_eq!(ended.out_of_memory.as_deref(), Some("cgroup"), "{ended:?}");
+    assert!(
+        report.sites.iter().any(|site| site.contains("fill_up")),
+        "{:?}",
+        report.sites
+    );
 }

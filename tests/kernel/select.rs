@@ -422,3 +422,17 @@ fn processes_that_come_and_go_leave_no_stack_and_no_block_behind() {
         .unwrap();
     assert!((4..=8).contains(&nap.objects), "{nap:?}");
 }
+
+/// A name that a process takes after it has started is one to be selected by.
+#[test]
+fn a_process_that_renames_itself_is_selected() {
+    let _alone = require_kernel!();
+    let program = require_victim!("renamed");
+    let tracer = select(&["--comm", "other-name", "--for", "9s"]);
+    thread::sleep(Duration::from_secs(1));
+    let mut running = Command::new(program).spawn().expect("started");
+    let report = tracer.report().expect("the report");
+    let _ = running.kill();
+    let _ = running.wait();
+    assert_leaks(&report, "other-name", "leak_renamed", 4000, 40, 1);
+}

@@ -68,15 +68,18 @@ impl MemoryLimit {
         Ok(limit)
     }
 
+    /// The file that takes the numbers of the processes in it.
+    #[must_use]
+    pub fn procs(&self) -> PathBuf {
+        self.folder.join("cgroup.procs")
+    }
+
     /// A command that runs leakscope in it.
     ///
     /// # Errors
     /// When there is no leakscope.
     pub fn run<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<Command> {
-        let script = format!(
-            "echo $$ > '{}' && exec \"$@\"",
-            self.folder.join("cgroup.procs").display()
-        );
+        let script = format!("echo $$ > '{}' && exec \"$@\"", self.procs().display());
         scripted(&script, arguments)
     }
 }

@@ -47,11 +47,25 @@ pub struct Process {
     pub rss_bytes: u64,
     /// How fast that grows.
     pub rss_growth_bytes_per_s: f64,
+    /// How it ended.
+    #[serde(default)]
+    pub ended: Option<Ended>,
     /// What else is to be said of it.
     #[serde(default)]
     pub exit_note: Option<String>,
     /// Its memory over time, the oldest first.
     pub memory_series: Vec<MemoryPoint>,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Ended {
+    /// By itself.
+    pub exit_status: Option<u32>,
+    /// By a signal.
+    pub signal: Option<String>,
+    /// For want of what memory.
+    pub out_of_memory: Option<String>,
 }
 
 /// A process's memory at a time.

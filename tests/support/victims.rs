@@ -112,6 +112,8 @@ const PROGRAMS: &[Program] = &[
     c("fork", "fork.c", POINTERS),
     c("family", "family.c", POINTERS),
     c("basic", "basic.c", POINTERS),
+    c("renamed", "renamed.c", POINTERS),
+    c("fill_up", "fill_up.c", POINTERS),
     c("basic-stripped", "basic.c", &["-O1", "-static", "-s"]),
     c(
         "basic-nopie",

@@ -9,6 +9,7 @@ mod clock;
 mod command;
 mod error;
 mod event;
+mod exit;
 mod features;
 mod follow;
 mod guardian;
@@ -34,6 +35,7 @@ pub use clock::{ThreadClocks, keep_clocks_ready, next_tick_ns};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
 pub use event::ProbeEvent;
+pub use exit::exit_code;
 pub use features::{
     Capability, Check, Verdict, checks, effective_capabilities, missing_to_read_files,
     require_capabilities,

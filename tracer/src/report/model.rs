@@ -124,6 +124,9 @@ pub struct Process {
     /// Whether the process, or this program in it, ended while it was traced.
     #[serde(default)]
     pub exited: bool,
+    /// How it ended; `None` while it runs, and where the kernel did not say.
+    #[serde(default)]
+    pub ended: Option<Ended>,
     /// How it ended, for people.
     #[serde(default)]
     pub exit_note: Option<String>,
@@ -139,6 +142,29 @@ pub struct Process {
     /// Its memory over time, the oldest first.
     #[serde(default)]
     pub memory_series: Vec<MemoryPoint>,
+}
+
+/// How a process ended: by itself or by a signal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// What it exited with.
+    pub exit_status: Option<u32>,
+    /// The signal that killed it, `SIGKILL`.
+    pub signal: Option<String>,
+    /// What memory ran out, where the kernel killed it for that.
+    pub out_of_memory: Option<MemoryLimit>,
+}
+
+/// What bounds a process's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryLimit {
+    /// The limit of its cgroup, or of one above it.
+    Cgroup,
+    /// The machine's memory.
+    Machine,
+    /// Which of the two is not known.
+    Unknown,
 }
 
 /// The memory of a process at a time.

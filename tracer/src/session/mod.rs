@@ -4,6 +4,7 @@
 
 mod calibration;
 mod calls;
+mod ended;
 mod events;
 mod fault;
 mod follow;
@@ -354,6 +355,7 @@ impl Session {
                 if !traced.failed {
                     traced.ended = Some(Instant::now());
                     traced.measure_cpu(&self.proc_root);
+                    traced.measure_end(&self.proc_root);
                 }
                 // The names of its mappings are kept; what the walk needed is not.
                 self.tables.remove(&mut self.probe, traced.incarnation);
@@ -388,6 +390,7 @@ impl Session {
         if self.last_crowd_check.elapsed() >= TICK {
             self.last_crowd_check = Instant::now();
             self.bound_mappings();
+            self.look_for_names();
             self.look_for_code()?;
             if self.probe.is_crowded() {
                 self.probe.thin()?;

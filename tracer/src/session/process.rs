@@ -14,6 +14,7 @@ use leakscope_common::HIT_SLOTS;
 
 use super::{
     calls::CodeLook,
+    ended::End,
     links::{FileId, Links, Planned, file_id, first_slot},
     window::Windows,
 };
@@ -153,6 +154,8 @@ pub(super) struct Traced {
     pub(super) ended: Option<Instant>,
     /// Our own code failed at it: it was given up when it `ended`, and may run on.
     pub(super) failed: bool,
+    /// How it ended.
+    pub(super) end: End,
     /// Why no allocator was found, where none was.
     pub(super) why_empty: Option<String>,
     /// Where allocators may be that could not be found, beside those that were.
@@ -240,6 +243,7 @@ impl Traced {
             execs: 0,
             ended: None,
             failed: false,
+            end: End::new(proc_root, &process.cgroups),
             why_empty: None,
             blind: None,
             notes: Vec::new(),
@@ -269,6 +273,7 @@ impl Traced {
         self.rss_first = None;
         self.hits = [0; HIT_SLOTS];
         if let Ok(process) = read_process(proc_root, self.pid) {
+            self.end = End::new(proc_root, &process.cgroups);
             self.comm = process.comm;
             self.program = program(proc_root, self.pid);
             self.cgroup = process.cgroup;
@@ -286,6 +291,7 @@ impl Traced {
             self.rss_last = Some(now);
             self.anonymous_bytes = memory.anonymous_bytes;
             self.swapped_bytes = memory.swapped_bytes;
+            self.end.look(proc_root);
         }
     }
 
@@ -306,6 +312,11 @@ impl Traced {
             self.cpu_first.get_or_insert(cpu);
             self.cpu_last = Some(cpu);
         }
+    }
+
+    /// Asks how it ended, once it has.
+    pub(super) fn measure_end(&mut self, proc_root: &Path) {
+        self.end.ask(proc_root, self.pid, self.pidfd.as_fd());
     }
 
     /// Whether it has run since this was asked last; a process that has ended did once more.

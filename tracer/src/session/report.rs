@@ -27,7 +27,10 @@ use super::{
 use crate::{
     kernel::KernelError,
     ledger::{SiteId, Survey},
-    report::{Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
+    report::{
+        Ended, MemoryLimit, Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp,
+        Verdict,
+    },
     symbol::AddressSpace,
 };
 
@@ -121,6 +124,12 @@ pub(super) fn make(
     let hits_of = session.probe.hits();
     for pid in pids {
         session.faults.work_on(pid);
+        if let Some(traced) = session.processes.get_mut(&pid)
+            && traced.ended.is_some()
+            && !traced.failed
+        {
+            traced.measure_end(&proc_root);
+        }
         let Some(traced) = session.processes.get(&pid) else {
             continue;
         };
@@ -389,6 +398,7 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
         frees_of_unknown_blocks: hits.get(UNKNOWN_FREE_SLOT).copied().unwrap_or(0),
         probes: probes(&traced.sites, hits),
         exited: traced.ended.is_some() && !traced.failed,
+        ended: traced.ended.and_then(|_| traced.end.told()),
         exit_note: exit_note(traced),
         ..Process::default()
     }
@@ -438,10 +448,31 @@ fn exit_note(traced: &Traced) -> Option<String> {
         ));
     }
     if traced.ended.is_some() && !traced.failed {
-        notes.push("it ended while it was traced; what is shown was never freed".to_owned());
+        let how = traced
+            .end
+            .told()
+            .map_or("it ended while it was traced".to_owned(), how_it_ended);
+        notes.push(format!("{how}; what is shown was never freed"));
     }
     notes.extend(traced.notes.iter().cloned());
     (!notes.is_empty()).then(|| notes.join("; "))
+}
+
+/// How a process ended, in words.
+fn how_it_ended(ended: Ended) -> String {
+    let Some(signal) = ended.signal else {
+        return match ended.exit_status {
+            Some(status) => format!("exited (status {status})"),
+            None => "exited".to_owned(),
+        };
+    };
+    let why = match ended.out_of_memory {
+        None => "",
+        Some(MemoryLimit::Cgroup) => " for its cgroup's memory limit",
+        Some(MemoryLimit::Machine) => " because the machine's memory ran out",
+        Some(MemoryLimit::Unknown) => " by the kernel, for want of memory",
+    };
+    format!("killed by {signal}{why}")
 }
 
 /// Why there is nothing to show of a process.

@@ -11,7 +11,7 @@ use crate::{
     budget::Choice,
     kernel::{KernelError, LinkMode},
     target::{
-        process::{list_pids, read_process},
+        process::{list_pids, read_name, read_process},
         select::Selector,
     },
 };
@@ -36,6 +36,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// After so long without one it wakes us for the next.
 const QUIET_AFTER: Duration = Duration::from_secs(1);
 
+/// How often the names of processes that are not followed are looked at: a process may take another name at any time (prctl(2),
+/// `/proc/PID/comm`), of which nobody tells.
+const NAMES_EVERY: Duration = Duration::from_secs(1);
+
+/// Looking at them takes at most one part in so many of our time.
+const NAMES_PART: u32 = 200;
+
 /// So many processes that have ended stay in the report, the last ones.
 const KEEP_ENDED: usize = 64;
 
@@ -59,6 +66,9 @@ pub(super) struct Selecting {
     /// Incarnations whose room is to be taken back.
     dropped: HashSet<u32>,
     swept: Option<Instant>,
+    /// When the names of the others are looked at next, and those of them that have the right one and could not be followed.
+    names_due: Option<Instant>,
+    refused: HashSet<u32>,
     /// The last process that was measured.
     measured: u32,
     /// Processes that met the selection and could not be followed.
@@ -179,6 +189,7 @@ impl Session {
             }
             // It has ended meanwhile, is another user's, or a file of its cannot be attached to.
             Err(_) => {
+                self.selecting.refused.insert(pid);
                 self.selecting.failed += 1;
                 Ok(())
             }
@@ -246,6 +257,43 @@ impl Session {
         self.selecting
             .candidates
             .insert(pid, Instant::now() + EXEC_WITHIN);
+    }
+
+    /// Where processes are selected by their names: looks for those that have taken one since they started.
+    pub(super) fn look_for_names(&mut self) {
+        let begun = Instant::now();
+        let Some(selector) = &self.selecting.selector else {
+            return;
+        };
+        if selector.wants_name("").is_none()
+            || self.selecting.names_due.is_some_and(|due| due > begun)
+        {
+            return;
+        }
+        let pids = list_pids(&self.proc_root).unwrap_or_default();
+        let is_followed = |pid: &u32| {
+            let traced = self.processes.get(pid);
+            traced.is_some_and(|traced| traced.ended.is_none())
+        };
+        let named: Vec<u32> = pids
+            .iter()
+            .copied()
+            .filter(|pid| !is_followed(pid) && !self.selecting.refused.contains(pid))
+            .filter(|pid| {
+                read_name(&self.proc_root, *pid)
+                    .and_then(|name| selector.wants_name(&name))
+                    .unwrap_or(false)
+            })
+            .collect();
+        // A number may come to stand for another process.
+        self.selecting
+            .refused
+            .retain(|pid| pids.binary_search(pid).is_ok());
+        for pid in named {
+            self.selecting.candidates.entry(pid).or_insert(begun);
+        }
+        self.selecting.names_due =
+            Some(begun + NAMES_EVERY.max(begun.elapsed().saturating_mul(NAMES_PART)));
     }
 
     /// Looks at the candidates whose time has come.

@@ -104,17 +104,23 @@ impl Selector {
         Ok(selector)
     }
 
+    /// Whether a process of this name may be wanted; `None` where names do not matter.
+    #[must_use]
+    pub fn wants_name(&self, name: &str) -> Option<bool> {
+        let mut comm = [0; COMM_BYTES];
+        for (to, from) in comm.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        (!self.comms.is_empty()).then(|| self.selection.matches_comm(&comm))
+    }
+
     /// Whether a process is wanted.
     #[must_use]
     pub fn wants(&self, process: &Process) -> bool {
         if process.is_kernel_thread || process.is_zombie {
             return false;
         }
-        let mut comm = [0; COMM_BYTES];
-        for (to, from) in comm.iter_mut().zip(process.comm.bytes()) {
-            *to = from;
-        }
-        (self.comms.is_empty() || self.selection.matches_comm(&comm))
+        self.wants_name(&process.comm).unwrap_or(true)
             && (self.cgroups.is_empty()
                 || self
                     .cgroups

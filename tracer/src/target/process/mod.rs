@@ -4,10 +4,12 @@
 //! `proc_pid_cgroup(5)`) and the ways in which a process can vanish while it is read. Must not know what the
 //! mapped files contain.
 
+mod exit;
 mod maps;
 mod memory;
 pub mod pagemap;
 
+pub use exit::{OomKills, OutOfMemory, signal_name, zombie_exit_code};
 pub use maps::{
     Device, MemoryMap, OpenedMap, OpenedThrough, open_mapped, open_mapped_through, parse_maps,
     read_maps,
@@ -107,6 +109,14 @@ pub struct Process {
     pub start_time_ticks: u64,
     /// It has ended and waits to be reaped: it has no memory any more.
     pub is_zombie: bool,
+}
+
+/// The name of a process's first thread, as it is now; `None` where the process is gone.
+#[must_use]
+pub fn read_name(proc_root: &Path, pid: u32) -> Option<String> {
+    let name = fs::read(proc_root.join(pid.to_string()).join("comm")).ok()?;
+    let name = name.strip_suffix(b"\n").unwrap_or(&name);
+    Some(String::from_utf8_lossy(name).into_owned())
 }
 
 /// Ids of all the processes that `proc_root` shows, ascending.
