@@ -1,5 +1,9 @@
 //! From a session to a report: sites joined, surveyed, named.
 
+#[path = "report/ended.rs"]
+mod ended;
+#[path = "report/probes.rs"]
+mod probes;
 #[path = "report/sampled.rs"]
 mod sampled;
 #[path = "report/survey.rs"]
@@ -8,7 +12,7 @@ mod survey;
 mod unseen;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     time::{Duration, SystemTime},
 };
 
@@ -22,15 +26,12 @@ use super::{
     fault::place,
     growth::{self, MappedSites},
     pages,
-    process::{ProbeSite, Traced},
+    process::Traced,
 };
 use crate::{
     kernel::KernelError,
     ledger::{SiteId, Survey},
-    report::{
-        Ended, MemoryLimit, Overhead, Probe, Process, Report, ReportParts, Site, Tier, Timestamp,
-        Verdict,
-    },
+    report::{Overhead, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
 };
 
@@ -122,6 +123,7 @@ pub(super) fn make(
     let mut processes = Vec::new();
     let pids: Vec<u32> = session.processes.keys().copied().collect();
     let hits_of = session.probe.hits();
+    let proc_root = session.proc_root().to_owned();
     for pid in pids {
         session.faults.work_on(pid);
         if let Some(traced) = session.processes.get_mut(&pid)
@@ -396,83 +398,12 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
         anonymous_bytes: traced.anonymous_bytes,
         swapped_bytes: traced.swapped_bytes,
         frees_of_unknown_blocks: hits.get(UNKNOWN_FREE_SLOT).copied().unwrap_or(0),
-        probes: probes(&traced.sites, hits),
+        probes: probes::told(&traced.sites, hits),
         exited: traced.ended.is_some() && !traced.failed,
         ended: traced.ended.and_then(|_| traced.end.told()),
-        exit_note: exit_note(traced),
+        exit_note: ended::note(traced),
         ..Process::default()
     }
-}
-
-/// The probed functions with what their counters say: a counter that several share is read once.
-fn probes(sites: &[ProbeSite], hits: &[u64; HIT_SLOTS]) -> Vec<Probe> {
-    let mut counted: HashMap<u8, usize> = HashMap::new();
-    for site in sites {
-        *counted.entry(site.hit_slot).or_default() += 1;
-    }
-    let mut read = HashSet::new();
-    sites
-        .iter()
-        .map(|site| {
-            let slot = site.hit_slot;
-            let is_first = read.insert(slot);
-            Probe {
-                name: site.name.clone(),
-                module: Some(site.module.to_string_lossy().into_owned()),
-                site_offset: site.offset,
-                hits: hits
-                    .get(usize::from(slot))
-                    .copied()
-                    .filter(|_| is_first)
-                    .unwrap_or(0),
-                together: counted
-                    .get(&slot)
-                    .is_some_and(|sharers| *sharers > 1)
-                    .then_some(u32::from(slot)),
-            }
-        })
-        .collect()
-}
-
-/// How the process, or its program, ended.
-fn exit_note(traced: &Traced) -> Option<String> {
-    let mut notes = Vec::new();
-    if traced.execs > 0 {
-        notes.push(format!(
-            "it replaced its program {} while it was traced; what is shown is of the last one",
-            if traced.execs == 1 {
-                "once".to_owned()
-            } else {
-                format!("{} times", traced.execs)
-            }
-        ));
-    }
-    if traced.ended.is_some() && !traced.failed {
-        let how = traced
-            .end
-            .told()
-            .map_or("it ended while it was traced".to_owned(), how_it_ended);
-        notes.push(format!("{how}; what is shown was never freed"));
-    }
-    notes.extend(traced.notes.iter().cloned());
-    (!notes.is_empty()).then(|| notes.join("; "))
-}
-
-/// How a process ended, in words.
-fn how_it_ended(ended: Ended) -> String {
-    let Some(signal) = ended.signal else {
-        return match ended.exit_status {
-            Some(status) => format!("exited (status {status})"),
-            None => "exited".to_owned(),
-        };
-    };
-    let why = match ended.out_of_memory {
-        None => "",
-        Some(MemoryLimit::Cgroup) => " for its cgroup's memory limit",
-        Some(MemoryLimit::Machine) => " because the machine's memory ran out",
-        Some(MemoryLimit::Unknown) => " by the kernel, for want of memory",
-    };
-    format!("killed by {signal}{why}")
 }
 
 /// Why there is nothing to show of a process.
@@ -511,39 +442,3 @@ fn nothing_mapped(filters: Option<&str>) -> String {
 /// Why it is the tier of mappings.
 const MAPPINGS_ONLY: &str = "asked for: the anonymous memory of each process is read over time, and mappings are seen exactly, with the stacks \
     that made them; no allocator is probed";
-
-#[cfg(test)]
-mod tests {
-    use super::probes;
-    use crate::session::ProbeSite;
-    use leakscope_common::HIT_SLOTS;
-    use std::path::PathBuf;
-
-    #[test]
-    fn the_sum_of_functions_that_share_a_counter_stands_once() {
-        let site = |name: &str, hit_slot| ProbeSite {
-            name: name.to_owned(),
-            module: PathBuf::from("/usr/lib/liballoc.so"),
-            allocator: String::new(),
-            offset: 0,
-            hit_slot,
-            allocates: true,
-        };
-        let sites = [
-            site("malloc", 0),
-            site("a", 30),
-            site("b", 30),
-            site("c", 30),
-        ];
-        let mut hits = [0; HIT_SLOTS];
-        (hits[0], hits[30]) = (7, 500);
-        let probes: Vec<_> = probes(&sites, &hits)
-            .into_iter()
-            .map(|probe| (probe.hits, probe.together))
-            .collect();
-        assert_eq!(
-            probes,
-            [(7, None), (500, Some(30)), (0, Some(30)), (0, Some(30))]
-        );
-    }
-}
