@@ -1,23 +1,24 @@
 //! Mappings: the system calls that make, move and take away memory, as they come from the program.
 //!
-//! One program stands at the entry of those that take something away, others at the return of all: where the kernel ties programs to its
-//! functions, at the functions of these calls, which costs other calls nothing; elsewhere at their tracepoints, which sends every call of
-//! every process on a longer way. Which call it is and its arguments stand in the thread's user registers, which the kernel keeps as they
-//! were at the call. The result stands there only when the call's function has returned: a program at its end is told of it. Functions and
-//! tracepoints are those of 64-bit calls alone.
+//! Where the kernel ties programs to its functions, one program stands at the entry of those that take something away, others at the
+//! return of all. Elsewhere one stands where the kernel chooses an address for a new mapping (tracepoint `mmap:vm_unmapped_area`), which
+//! sees neither what is taken away nor what is mapped at an address that the program chose: user space finds that by looking. Either
+//! costs only who maps. Which call it is and its arguments stand in the thread's user registers, which the kernel keeps as they were at
+//! the call. The result stands there only when the call's function has returned: a program at its end is told of it. Only 64-bit calls
+//! are seen.
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::pt_regs,
     helpers::{
-        bpf_get_current_pid_tgid,
+        bpf_get_current_pid_tgid, bpf_probe_read_kernel,
         generated::{bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_task_pt_regs},
     },
-    programs::FExitContext,
+    programs::{FExitContext, RawTracePointContext},
 };
 use leakscope_common::{
     EventKind, Loss, MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, SLICE_NO_STEPS, SLICE_SLOTS,
-    Settings, ThreadRecord, UNKNOWN_SITE,
+    Settings, TELL_PLACES, TELL_STEPS, ThreadRecord, UNKNOWN_SITE,
 };
 
 use crate::{
@@ -33,13 +34,18 @@ const MPROTECT: u64 = 10;
 const MUNMAP: u64 = 11;
 const BRK: u64 = 12;
 const MREMAP: u64 = 25;
+const SHMAT: u64 = 30;
 const PKEY_MPROTECT: u64 = 329;
 
 /// `PROT_EXEC` (asm-generic/mman-common.h).
 const PROT_EXEC: u64 = 4;
-/// `MAP_FIXED`, `MAP_ANONYMOUS` (asm-generic/mman-common.h) and `MAP_FIXED_NOREPLACE`.
-const MAP_FIXED: u64 = 0x10;
+/// `MAP_ANONYMOUS` (asm-generic/mman-common.h) and `MAP_DENYWRITE` (asm-generic/mman.h), which the kernel ignores: glibc's dynamic loader
+/// sets it when it maps a library. That call has the library's whole length; its code is then mapped into it, at addresses that are known.
 const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_DENYWRITE: u64 = 0x800;
+
+/// Where `length` lies in `struct vm_unmapped_area_info` (include/linux/mm.h, 6.1 to 7.3), bytes; the tracer compares it with BTF.
+const UNMAPPED_LENGTH: usize = 8;
 
 /// Results from here on are errors (`IS_ERR_VALUE`, include/linux/err.h).
 const FIRST_ERROR: u64 = -4095_i64 as u64;
@@ -65,7 +71,7 @@ fn in_allocator(thread: *const ThreadRecord, stack_pointer: u64) -> bool {
 fn is_told_of(settings: &Settings, thread: *const ThreadRecord) -> bool {
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
     let incarnation = unsafe { (*thread).incarnation };
-    settings.mappings != 0
+    settings.mappings & TELL_STEPS != 0
         && !SLICES
             .get(incarnation & (SLICE_SLOTS - 1))
             .is_some_and(|slice| {
@@ -88,7 +94,7 @@ fn record(thread: *const ThreadRecord, step: MappingStep) -> MappingRecord {
         protection: 0,
         flags: 0,
         marks: 0,
-        reserved: 0,
+        page_offset: 0,
         address: 0,
         length: 0,
         new_length: 0,
@@ -162,15 +168,98 @@ pub(crate) fn enter() -> u32 {
     0
 }
 
-/// Return of mmap, munmap, mremap, brk and mprotect, at their tracepoints.
+/// The kernel has chosen an address for a new mapping, or found none: arguments are the address and a `struct vm_unmapped_area_info`
+/// (include/trace/events/mmap.h). The thread holds its process's `mmap_lock`: a stop that is asked for here comes when the call is over.
 #[inline(always)]
-pub(crate) fn leave() -> u32 {
+pub(crate) fn placed(ctx: &RawTracePointContext) -> i32 {
     let Some((settings, thread)) = of_followed() else {
         return 0;
     };
+    let address = ctx.arg::<u64>(0);
+    let registers = user_registers();
     // SAFETY: the registers are the kernel's; the verifier knows their layout.
-    let result = unsafe { (*user_registers()).rax };
-    done::<true>(settings, thread, result)
+    let (call, third, fourth, sp) = unsafe {
+        (
+            (*registers).orig_rax,
+            (*registers).rdx,
+            (*registers).r10,
+            (*registers).rsp,
+        )
+    };
+    if address >= FIRST_ERROR || !matches!(call, MMAP | MREMAP | SHMAT) {
+        return 0;
+    }
+    // At the functions of these calls more is seen, but not the length of a segment.
+    let is_only_way = settings.mappings & TELL_PLACES != 0;
+    if !is_only_way && call != SHMAT {
+        return 0;
+    }
+    if call == MMAP
+        && fourth & MAP_ANONYMOUS == 0
+        && (third & PROT_EXEC != 0 || fourth & MAP_DENYWRITE != 0)
+    {
+        lifecycle::mapped_code(thread);
+    }
+    if !is_told_of(settings, thread) || in_allocator(thread, sp) {
+        return 0;
+    }
+    let info = ctx.arg::<u64>(1) as *const u8;
+    // SAFETY: the helper checks the address.
+    let free = unsafe { bpf_probe_read_kernel(info.add(UNMAPPED_LENGTH).cast::<u64>()) };
+    let beginning = beginning(registers);
+    let site = stack::capture_within(thread, beginning.ip, beginning.sp, beginning.bp, 1);
+    tell_of_place(thread, address, free.unwrap_or(0), site) as i32
+}
+
+/// Tells of a mapping that is about to be made at an address, where so many bytes are free. See [`tell_of_change`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn tell_of_place(
+    thread: *mut ThreadRecord,
+    address: u64,
+    free: u64,
+    site: u32,
+) -> u32 {
+    let Some(settings) = stack::settings_for(thread) else {
+        return 0;
+    };
+    let registers = user_registers();
+    // SAFETY: the registers are the kernel's; the verifier knows their layout.
+    let (call, first, second, third, fourth, sixth) = unsafe {
+        (
+            (*registers).orig_rax,
+            (*registers).rdi,
+            (*registers).rsi,
+            (*registers).rdx,
+            (*registers).r10,
+            (*registers).r9,
+        )
+    };
+    let mut told = record(thread, MappingStep::Placed);
+    match call {
+        MMAP => {
+            told.length = second;
+            told.protection = third as u32;
+            told.flags = fourth as u32;
+            told.page_offset = (sixth >> 12) as u32;
+        }
+        MREMAP => {
+            told.step = MappingStep::Remapping as u32;
+            told.address = first;
+            told.length = second;
+            told.new_length = third;
+            told.flags = fourth as u32;
+            tell(settings, &told);
+            told.step = MappingStep::Remapped as u32;
+            told.length = third;
+        }
+        _ => {}
+    }
+    told.address = address;
+    told.new_length = free;
+    told.site = site;
+    tell(settings, &told);
+    0
 }
 
 /// The end of the kernel's function of one of these calls. Without `MAKES`, only those that make no mapping are told of, for which no stack
@@ -220,7 +309,7 @@ fn done<const MAKES: bool>(settings: &Settings, thread: *mut ThreadRecord, resul
         return 0;
     }
     let maps = match call {
-        MMAP => !failed && fourth & MAP_ANONYMOUS != 0,
+        MMAP => !failed,
         MREMAP => !failed,
         BRK => !own && first != 0,
         _ => false,
@@ -261,8 +350,7 @@ pub extern "C" fn tell_of_change(
     let failed = result >= FIRST_ERROR;
     let mut record = match call {
         MMAP => {
-            // A file's mapping matters where it replaces memory.
-            if failed || fourth & (MAP_ANONYMOUS | MAP_FIXED) == 0 {
+            if failed {
                 return 0;
             }
             let mut record = record(thread, MappingStep::Mapped);

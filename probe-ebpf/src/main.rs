@@ -87,8 +87,7 @@ pub fn process_exit(_ctx: RawTracePointContext) -> i32 {
     lifecycle::exit()
 }
 
-/// A thread is about to take memory away. Tied to kernel functions where the kernel does that; this and the next two, in the place of the two
-/// behind them.
+/// A thread is about to take memory away. Tied to kernel functions where the kernel does that, as are the next two.
 #[fentry]
 pub fn mapping_begins(_ctx: FEntryContext) -> u32 {
     growth::enter()
@@ -106,16 +105,10 @@ pub fn mapping_changed(ctx: FExitContext) -> u32 {
     growth::returned::<false>(&ctx)
 }
 
-/// A thread is about to take memory away.
-#[tracepoint]
-pub fn mapping_enter(_ctx: TracePointContext) -> u32 {
-    growth::enter()
-}
-
-/// A thread has changed its process's mappings, or not.
-#[tracepoint]
-pub fn mapping_return(_ctx: TracePointContext) -> u32 {
-    growth::leave()
+/// The kernel has chosen an address for a new mapping.
+#[raw_tracepoint(tracepoint = "vm_unmapped_area")]
+pub fn mapping_placed(ctx: RawTracePointContext) -> i32 {
+    growth::placed(&ctx)
 }
 
 /// A page is not there, or may not be written to. Tied to two tracepoints.

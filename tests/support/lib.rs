@@ -24,7 +24,7 @@ pub use binary::leakscope;
 pub use container::{Container, Group, debian};
 pub use daemon::{Daemon, done, go_pprof, in_browser};
 pub use faults::{MemoryLimit, children, command_of, scripted, send, tampered};
-pub use links::{DEGRADED, degraded, mappings_at_functions, perf_events};
+pub use links::{DEGRADED, degraded, mappings_at_functions};
 pub use machine::{answers, kernel_usable, leave_out, missing, prebuilt, skip, turn};
 pub use outcome::{Found, Outcome, by_any_frame, by_caller};
 pub use process::{Victim, python};

@@ -1,8 +1,6 @@
 //! The kinds of kernel link that this kernel has, as `leakscope doctor` finds out, and what a process holds of them.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -60,7 +58,7 @@ fn ask(kind: &str) -> Result<bool> {
     Ok(asked > best)
 }
 
-/// Whether mappings are seen at functions of the kernel here, not at tracepoints.
+/// Whether mappings are seen at functions of the kernel here, not when it chooses an address.
 ///
 /// # Errors
 /// When leakscope does not say.
@@ -73,26 +71,12 @@ pub fn mappings_at_functions() -> Result<bool> {
         .with_context(|| format!("doctor says nothing of mappings: {said:?}"))?;
     match (
         line.contains("seen at functions"),
-        line.contains("tracepoints"),
+        line.contains("found by looking"),
     ) {
         (true, false) => Ok(true),
         (false, true) => Ok(false),
         _ => bail!("doctor says two things: {line}"),
     }
-}
-
-/// How many perf events a process holds open. Of a leakscope: one for each tracepoint, and with the oldest kind of link one for each probe.
-///
-/// # Errors
-/// When it is gone.
-pub fn perf_events(pid: u32) -> Result<usize> {
-    let path = format!("/proc/{pid}/fd");
-    let descriptors = fs::read_dir(&path).with_context(|| format!("reading {path}"))?;
-    // One may be closed meanwhile.
-    Ok(descriptors
-        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
-        .filter(|link| link == Path::new("anon_inode:[perf_event]"))
-        .count())
 }
 
 /// Whether doctor's line on links gives this kind one of these verdicts.

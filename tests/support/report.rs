@@ -34,6 +34,8 @@ pub struct Report {
 pub struct Process {
     /// Process id.
     pub pid: u32,
+    /// The evidence for its verdict, and what is not seen of it.
+    pub verdict_reason: String,
     /// The kernel's name for it.
     pub comm: String,
     /// Its cgroup's path.

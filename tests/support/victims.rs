@@ -94,6 +94,7 @@ const PROGRAMS: &[Program] = &[
     c("kinds", "kinds.c", POINTERS),
     c("kinds-omit", "kinds.c", TABLES),
     c("mappings", "mappings.c", POINTERS),
+    c("segments", "segments.c", POINTERS),
     c("pages", "pages.c", POINTERS),
     c("pages-omit", "pages.c", TABLES),
     c("hugepages", "hugepages.c", POINTERS),

@@ -16,17 +16,21 @@ pub enum MappingStep {
     UnmapFailed = 3,
     /// mremap(2) of `length` bytes from `address` on, to become `new_length` bytes, begins.
     Remapping = 4,
-    /// mremap(2) of this thread has ended: the mapping is at `address` now; 0: it failed.
+    /// mremap(2) of this thread has ended: the mapping is at `address` now; 0: it failed. Where it was not seen to end, it is about to
+    /// move its `length` bytes to where the kernel found `new_length` free ones; otherwise both are 0.
     Remapped = 5,
     /// brk(2) has moved the end of the data segment from `address`, or from somewhere unknown if that is 0, to `address + length`.
     Broke = 6,
     /// mprotect(2) or pkey_mprotect(2) has changed what may be done with `length` bytes from `address` on.
     Protected = 7,
+    /// mmap(2) or shmat(2) is about to map `length` bytes where the kernel found `new_length` free ones, from `address` on; `length` is 0
+    /// for shmat(2), which takes its length from the segment. It may still fail.
+    Placed = 8,
 }
 
 impl MappingStep {
     /// Every step.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Mapped,
         Self::Unmapping,
         Self::UnmapFailed,
@@ -34,6 +38,7 @@ impl MappingStep {
         Self::Remapped,
         Self::Broke,
         Self::Protected,
+        Self::Placed,
     ];
 
     /// The step of a number.
@@ -68,8 +73,8 @@ pub struct MappingRecord {
     pub flags: u32,
     /// [`MAPPING_BY_ALLOCATOR`] or 0.
     pub marks: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// [`MappingStep::Placed`]: where in the file, pages, cut off after 32 bits.
+    pub page_offset: u32,
     /// See [`MappingStep`].
     pub address: u64,
     /// See [`MappingStep`]: bytes as they were asked for, which the kernel rounds up to pages.

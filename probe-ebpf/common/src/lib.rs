@@ -22,8 +22,8 @@ pub use page::{FAULT_ON_PRESENT, FaultRecord, MAX_PAGE_SHIFT, PAGE_BYTES, page_i
 pub use process::{
     Event, EventKind, Function, HIT_SLOTS, HOLD_CHILDREN, HitCounts, Inflight,
     PROCESS_EXEC_PENDING, ProbeCookie, ProcessRecord, REMEMBERED_ROWS, RememberedRow,
-    RememberedRows, SEAT_CLAIMED, SEATS, Settings, ThreadRecord, UNKNOWN_FREE_SLOT, WalkState,
-    remembered_slot, seat_of,
+    RememberedRows, SEAT_CLAIMED, SEATS, Settings, TELL_PLACES, TELL_STEPS, ThreadRecord,
+    UNKNOWN_FREE_SLOT, WalkState, remembered_slot, seat_of,
 };
 pub use select::{
     COMM_BYTES, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM, SELECT_LATER, SELECTED_CGROUPS,

@@ -89,7 +89,7 @@ pub struct Settings {
     pub frame_pointers_only: u32,
     /// CPUs share a stripe of the totals when their number is the same under this mask.
     pub stripe_mask: u32,
-    /// 1: the steps of mappings are told of; 0: only that code was mapped.
+    /// `TELL_*` flags: what is told of mappings.
     pub mappings: u32,
     /// As `live_mask`, for incarnations that are seen in windows.
     pub window_mask: u32,
@@ -100,6 +100,12 @@ pub struct Settings {
     /// The write faults of one of `2^(page_faults - 1)` pages are told of (see [`crate::page_is_sampled`]); 0: none are.
     pub page_faults: u32,
 }
+
+/// The steps of mappings are told of; otherwise only that code was mapped.
+pub const TELL_STEPS: u32 = 1;
+
+/// Mappings are seen when the kernel chooses their addresses, not at the functions of their system calls.
+pub const TELL_PLACES: u32 = 2;
 
 /// The process is a child of ours that has not yet executed the command: its exec begins the trace.
 pub const PROCESS_EXEC_PENDING: u32 = 1;

@@ -7,7 +7,6 @@
 //! target like the traps.
 
 mod account;
-mod calls;
 mod reason;
 #[cfg(test)]
 mod tests;
@@ -15,7 +14,6 @@ mod tests;
 use std::{fmt, time::Duration};
 
 use account::Account;
-pub use calls::{COUNT_FOR, CallWatch, a_second};
 use reason::Reason;
 
 use crate::duration::seconds;

@@ -89,7 +89,7 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
         page_faults: true,
         ..ProbeOptions::default()
     };
-    let mut probe = match Probe::load(&options) {
+    let probe = match Probe::load(&options) {
         Ok(probe) => probe,
         Err(error) => {
             line(out, Verdict::Missing, "probe", &error.to_string(), "")?;
@@ -157,15 +157,15 @@ fn print_mappings(out: &mut dyn Write, way: &MappingWay) -> io::Result<()> {
             "seen at functions of the kernel (fentry, fexit): other calls cost what they did",
             "",
         ),
-        MappingWay::Tracepoints { why } => line(
+        MappingWay::Places { why } => line(
             out,
             Verdict::Degraded,
             NAME,
             &format!(
-                "seen at the tracepoints of their system calls ({why}): every system call of the machine takes longer meanwhile; --tier auto \
-                 and sampled give mappings up where it makes many"
+                "seen when the kernel chooses an address for one, which costs only who maps; what goes, and what is mapped elsewhere, is \
+                 found by looking at each process every second ({why})"
             ),
-            "nothing has to be done; kernels with BTF that allow programs of type tracing need no tracepoints",
+            "nothing has to be done; a kernel with BTF that allows programs of type tracing sees every step",
         ),
     }
 }

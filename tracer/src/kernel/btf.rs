@@ -1,5 +1,5 @@
-//! Which numbers the kernel's own type information (BTF) gives to functions: a program that is tied to a kernel function is loaded with
-//! its number. Reads the file from front to end, twice, and keeps nothing of it: it has some five megabytes, of which a few names matter.
+//! Which numbers the kernel's own type information (BTF) gives to functions, and where members of its structures lie: a program that is
+//! tied to a kernel function is loaded with its number. Reads the file from front to end, twice, and keeps nothing of it: it has some five megabytes, of which a few names matter.
 //! Knows nothing of programs.
 
 use std::{
@@ -15,8 +15,11 @@ const MAGIC: u16 = 0xeb9f;
 /// Bytes of `struct btf_header` and `struct btf_type` (include/uapi/linux/btf.h).
 const HEADER: usize = 24;
 const TYPE: usize = 12;
-/// `BTF_KIND_FUNC`.
+/// `BTF_KIND_STRUCT` and `BTF_KIND_FUNC`.
+const STRUCT: u32 = 4;
 const FUNC: u32 = 12;
+/// Bytes of `struct btf_member`: name, type, offset in bits.
+const MEMBER: usize = 12;
 /// Bytes that are read at once.
 const BUFFER: usize = 1 << 16;
 
@@ -25,23 +28,74 @@ const BUFFER: usize = 1 << 16;
 /// # Errors
 /// It cannot be read, or is none that is known.
 pub(super) fn function_numbers(names: &[String]) -> io::Result<Vec<Option<u32>>> {
-    let cannot =
-        |error: io::Error| io::Error::new(error.kind(), format!("cannot read {PATH}: {error}"));
-    let file = File::open(PATH).map_err(cannot)?;
-    numbers_in(BufReader::with_capacity(BUFFER, file), names).map_err(cannot)
+    numbers_in(open()?, names).map_err(cannot_read)
 }
 
-/// The same, in any BTF of this machine's byte order.
-fn numbers_in(
+/// Where a member lies in a structure of the kernel, bytes; `None` where there is none of these names.
+///
+/// # Errors
+/// As for [`function_numbers`].
+pub(super) fn member_offset(structure: &str, member: &str) -> io::Result<Option<u32>> {
+    offset_in(open()?, structure, member).map_err(cannot_read)
+}
+
+fn cannot_read(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot read {PATH}: {error}"))
+}
+
+fn open() -> io::Result<BufReader<File>> {
+    let file = File::open(PATH).map_err(cannot_read)?;
+    Ok(BufReader::with_capacity(BUFFER, file))
+}
+
+/// As [`function_numbers`], in any BTF of this machine's byte order.
+fn numbers_in(btf: BufReader<impl Read + Seek>, names: &[String]) -> io::Result<Vec<Option<u32>>> {
+    let mut found = vec![None; names.len()];
+    visit(btf, names, |number, kind, index, _| {
+        if kind == FUNC
+            && let Some(slot @ None) = found.get_mut(index)
+        {
+            *slot = Some(number);
+        }
+        found.iter().any(Option::is_none)
+    })?;
+    Ok(found)
+}
+
+/// As [`member_offset`].
+fn offset_in(
+    btf: BufReader<impl Read + Seek>,
+    structure: &str,
+    member: &str,
+) -> io::Result<Option<u32>> {
+    let mut found = None;
+    visit(
+        btf,
+        &[structure.to_owned(), member.to_owned()],
+        |_, kind, index, members| {
+            if kind == STRUCT && index == 0 {
+                // The upper bits are a bit field's width (`kind_flag`), which no whole member has.
+                found = members
+                    .iter()
+                    .find_map(|(name, bits)| (*name == 1).then_some(bits / 8));
+            }
+            found.is_none()
+        },
+    )?;
+    Ok(found)
+}
+
+/// Shows each type that has one of these names: its number, its kind, which of the names, and of a structure the members that have one, with
+/// their offsets. Ends when the visitor wants no more.
+fn visit(
     mut btf: BufReader<impl Read + Seek>,
     names: &[String],
-) -> io::Result<Vec<Option<u32>>> {
+    mut visitor: impl FnMut(u32, u32, usize, &[(usize, u32)]) -> bool,
+) -> io::Result<()> {
     let mut header = [0_u8; HEADER];
     btf.read_exact(&mut header)?;
-    let mut words = header
-        .chunks_exact(4)
-        .filter_map(|word| word.try_into().ok());
-    let mut word = || words.next().map_or(0, u32::from_le_bytes);
+    let mut words = words_of(&header);
+    let mut word = || words.next().unwrap_or(0);
     // The first word is magic, version and flags; then the header's length, and offset and length of types and names.
     let first = word();
     let (length, types, types_length, strings, strings_length) =
@@ -52,36 +106,53 @@ fn numbers_in(
     let begin = |section: u32| SeekFrom::Start(u64::from(length) + u64::from(section));
     btf.seek(begin(strings))?;
     let wanted = names_at(&mut (&mut btf).take(u64::from(strings_length)), names)?;
+    let index_of = |name: u32| wanted.iter().position(|at| *at == Some(name));
     btf.seek(begin(types))?;
-    let mut found = vec![None; names.len()];
-    let mut left = wanted.iter().flatten().count();
     let mut end = u64::from(types_length);
     // 0 is `void`, which has no record.
     for number in 1_u32.. {
-        if left == 0 || end < TYPE as u64 {
+        if end < TYPE as u64 {
             break;
         }
         let mut record = [0_u8; TYPE];
         btf.read_exact(&mut record)?;
-        let mut words = record
-            .chunks_exact(4)
-            .filter_map(|word| word.try_into().ok());
-        let mut word = || words.next().map_or(0, u32::from_le_bytes);
+        let mut words = words_of(&record);
+        let mut word = || words.next().unwrap_or(0);
         let (name, info) = (word(), word());
         let kind = info >> 24 & 0x1f;
         let more = behind(kind, info & 0xffff)
             .ok_or_else(|| unknown(&format!("type {number} is of kind {kind}")))?;
-        btf.seek_relative(more)?;
         end = end.saturating_sub(TYPE as u64 + more.unsigned_abs());
-        if kind == FUNC
-            && let Some(index) = wanted.iter().position(|at| *at == Some(name))
-            && let Some(slot @ None) = found.get_mut(index)
-        {
-            *slot = Some(number);
-            left -= 1;
+        let Some(index) = index_of(name) else {
+            btf.seek_relative(more)?;
+            continue;
+        };
+        let mut members = Vec::new();
+        if kind == STRUCT {
+            let mut record = vec![0_u8; usize::try_from(more).unwrap_or(0)];
+            btf.read_exact(&mut record)?;
+            for member in record.chunks_exact(MEMBER) {
+                if let [name, _, bits] = words_of(member).collect::<Vec<_>>()[..]
+                    && let Some(index) = index_of(name)
+                {
+                    members.push((index, bits));
+                }
+            }
+        } else {
+            btf.seek_relative(more)?;
+        }
+        if !visitor(number, kind, index, &members) {
+            break;
         }
     }
-    Ok(found)
+    Ok(())
+}
+
+fn words_of(bytes: &[u8]) -> impl Iterator<Item = u32> {
+    bytes
+        .chunks_exact(4)
+        .filter_map(|word| word.try_into().ok())
+        .map(u32::from_le_bytes)
 }
 
 /// Where among the names, which end with a zero each, some stand; offsets in bytes.
@@ -134,7 +205,7 @@ fn unknown(why: &str) -> io::Error {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use super::{BufReader, FUNC, numbers_in};
+    use super::{BufReader, FUNC, STRUCT, numbers_in, offset_in};
     use std::io::Cursor;
 
     /// BTF of these types (name, kind, members, bytes behind) with these names.
@@ -193,6 +264,23 @@ mod tests {
         let mut cut = btf(&[(1, 4, 60_000, 0), (5, FUNC, 0, 0)], STRINGS);
         cut.truncate(41);
         assert_eq!(ask(cut).unwrap(), [None; 3]);
+    }
+
+    #[test]
+    fn a_members_place_is_found_by_its_name() {
+        // sys_a is a structure of sys_c at bit 0 and sys_b at bit 64.
+        let mut bytes = btf(&[(1, 1, 0, 4), (19, STRUCT, 2, 24)], STRINGS);
+        let members = 24 + 12 + 4 + 12;
+        for (at, word) in [(0, 1_u32), (8, 0), (12, 5), (20, 64)] {
+            let place = members + at;
+            bytes[place..place + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        let offset = |member: &str| {
+            let bytes = BufReader::with_capacity(7, Cursor::new(bytes.clone()));
+            offset_in(bytes, "sys_a", member).unwrap()
+        };
+        assert_eq!(offset("sys_b"), Some(8));
+        assert_eq!(offset("sys_c"), None);
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn parse_mapping(record: &[u8]) -> Option<MappingRecord> {
         protection: word(offset_of!(MappingRecord, protection))?,
         flags: word(offset_of!(MappingRecord, flags))?,
         marks: word(offset_of!(MappingRecord, marks))?,
-        reserved: 0,
+        page_offset: word(offset_of!(MappingRecord, page_offset))?,
         address: long(offset_of!(MappingRecord, address))?,
         length: long(offset_of!(MappingRecord, length))?,
         new_length: long(offset_of!(MappingRecord, new_length))?,

@@ -270,7 +270,6 @@ impl Probe {
             settings.page_faults = 0;
             self.settings.write(0, settings);
         }
-        self.mapping_programs.let_object_go();
         let links = std::mem::take(&mut self.mapping_links);
         self.close_beside(links);
     }

@@ -1,24 +1,22 @@
-//! What sees mappings: programs at the kernel's functions of the system calls that change them, or at the tracepoints of these calls.
+//! What sees mappings: programs at the kernel's functions of the system calls that change them, or where the kernel chooses addresses.
 //!
-//! At a function (fentry, fexit) a program costs those who call it, and nobody else. As soon as one tracepoint of a system call is on, the
-//! kernel sends every call of every process on a longer way (`TIF_SYSCALL_TRACEPOINT`). So functions are taken wherever the kernel ties
-//! programs to them, which is found by doing it. Knows nothing of what the programs tell.
+//! At a function (fentry, fexit) a program costs those who call it, and nobody else. So does one at the raw tracepoint
+//! `mmap:vm_unmapped_area`, which every kernel has, but it sees only what is made where the kernel chooses. Functions are taken wherever
+//! the kernel ties programs to them, which is found by doing it. Knows nothing of what the programs tell.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya_obj::generated::bpf_prog_type;
 
-use super::{
-    attach::Link, btf, error::KernelError, load::LoadedObject, probe::Probe, sys, tracefs::Tracefs,
-};
+use super::{attach::Link, btf, error::KernelError, load::LoadedObject, probe::Probe, sys};
 
 /// How mappings are seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MappingWay {
-    /// By programs at the kernel's functions.
+    /// By programs at the kernel's functions: every step of each.
     Functions,
-    /// At the tracepoints of system calls.
-    Tracepoints {
+    /// When the kernel chooses an address for one; the rest by looking.
+    Places {
         /// Why not at functions.
         why: String,
     },
@@ -84,68 +82,59 @@ fn function(call: &Call) -> String {
     format!("__x64_sys_{}", call.name)
 }
 
-/// Loaded programs, name and descriptor: one for each function, or one for the beginnings of all calls and one for their ends.
+/// Loaded programs, name and descriptor.
 type Programs = Vec<(&'static str, OwnedFd)>;
 
 /// The programs, and how they are tied.
 pub(super) struct MappingPrograms {
     way: MappingWay,
     programs: Programs,
-    /// Where programs for tracepoints come from that are not loaded yet: what the verifier walks is taken from whoever runs meanwhile, and
-    /// where the machine makes many system calls they are never tied.
-    object: Option<LoadedObject>,
     /// Runs that the kernel had missed when they began to count.
     missed_before: u64,
 }
 
+/// The program at the raw tracepoint where the kernel chooses an address, and the structure that it reads there: one of its members, and
+/// where that is to lie, bytes.
+const PLACED: &str = "mapping_placed";
+const AREA: &str = "vm_unmapped_area_info";
+const LENGTH: (&str, u32) = ("length", 8);
+
 impl MappingPrograms {
-    /// Where the kernel ties programs to its functions, loads them and ties them: that it does is not known before. With `steps`, for all
-    /// calls, else for what maps code. With `only_tracepoints`, as if it did not. Programs for tracepoints are loaded from what is
-    /// handed over to [`MappingPrograms::keep`].
-    pub(super) fn load(object: &LoadedObject, steps: bool, only_tracepoints: bool) -> (Self, Link) {
-        let tied = if only_tracepoints {
+    /// Loads the programs and ties them: whether the kernel ties some to its functions is not known before. With `steps`, for all calls, else
+    /// for what maps code. With `only_places`, as if it did not.
+    ///
+    /// # Errors
+    /// The kernel refused what each kernel has.
+    pub(super) fn load(
+        object: &LoadedObject,
+        steps: bool,
+        only_places: bool,
+    ) -> Result<(Self, Link), KernelError> {
+        let tied = if only_places {
             Err("perf events were asked for".to_owned())
         } else {
             tie_to_functions(object, steps)
         };
-        let (way, programs, link) = match tied {
+        let (way, mut programs, mut link) = match tied {
             Ok((programs, link)) => (MappingWay::Functions, programs, link),
-            Err(why) => (MappingWay::Tracepoints { why }, Vec::new(), Link::default()),
+            Err(why) => (MappingWay::Places { why }, Vec::new(), Link::default()),
         };
+        if steps || way != MappingWay::Functions {
+            let (program, tied) = tie_to_places(object)?;
+            link.links.push(tied);
+            programs.push((PLACED, program));
+        }
         let loaded = Self {
             way,
             programs,
-            object: None,
             missed_before: 0,
         };
-        (loaded, link)
+        Ok((loaded, link))
     }
 
-    /// Keeps the object for as long as programs of it are to be loaded.
-    pub(super) fn keep(&mut self, object: LoadedObject) {
-        if self.way != MappingWay::Functions {
-            self.object = Some(object);
-        }
-    }
-
-    /// Nothing more is to be loaded.
-    pub(super) fn let_object_go(&mut self) {
-        self.object = None;
-    }
-
-    /// Loads the programs for tracepoints, if they are the way and not loaded yet.
-    ///
-    /// # Errors
-    /// The kernel refused one.
-    pub(super) fn load_for_tracepoints(&mut self) -> Result<(), KernelError> {
-        let Some(object) = self.object.take() else {
-            return Ok(());
-        };
-        for name in [BEGINNING, END] {
-            let kind = bpf_prog_type::BPF_PROG_TYPE_TRACEPOINT;
-            self.programs.push((name, object.program(name, kind, 0)?));
-        }
-        Ok(())
+    /// Whether the address that the kernel chooses is all that is seen.
+    pub(super) fn sees_places_only(&self) -> bool {
+        self.way != MappingWay::Functions
     }
 
     /// Name and descriptor of each program.
@@ -153,38 +142,8 @@ impl MappingPrograms {
         self.programs.iter().map(|(name, fd)| (*name, fd.as_fd()))
     }
 
-    /// Ties the programs to tracepoints, if that is the way.
-    fn tie_to_tracepoints(&mut self, steps: bool) -> Result<Link, KernelError> {
-        let mut link = Link::default();
-        if self.way == MappingWay::Functions {
-            return Ok(link);
-        }
-        self.load_for_tracepoints()?;
-        let tracefs = Tracefs::open()?;
-        for call in calls(steps) {
-            for (name, event) in [
-                (BEGINNING, format!("syscalls/sys_enter_{}", call.name)),
-                (END, format!("syscalls/sys_exit_{}", call.name)),
-            ] {
-                if name == BEGINNING && !call.takes {
-                    continue;
-                }
-                let Some((_, program)) = self.programs.iter().find(|(other, _)| *other == name)
-                else {
-                    continue;
-                };
-                let number = match tracefs.tracepoint_id(&event) {
-                    Err(_) if call.name == OPTIONAL => continue,
-                    number => number?,
-                };
-                link.add_tracepoint(program.as_fd(), &event, number)?;
-            }
-        }
-        Ok(link)
-    }
-
     /// How often the kernel skipped one of the programs. It does where one was interrupted, and another thread comes by the same on the same
-    /// processor; and, of those at tracepoints, while somebody changes a BPF map there.
+    /// processor.
     fn missed(&self) -> u64 {
         self.programs()
             .filter_map(|(_, program)| sys::missed_runs(program).ok())
@@ -193,9 +152,29 @@ impl MappingPrograms {
     }
 }
 
-/// The programs for tracepoints.
-const BEGINNING: &str = "mapping_enter";
-const END: &str = "mapping_return";
+/// Loads the program for the raw tracepoint and ties it.
+fn tie_to_places(object: &LoadedObject) -> Result<(OwnedFd, OwnedFd), KernelError> {
+    let (member, expected) = LENGTH;
+    // A kernel that does not say lays it out as all do whose sources are known.
+    if let Ok(Some(found)) = btf::member_offset(AREA, member)
+        && found != expected
+    {
+        return Err(KernelError::call(
+            format!("cannot see mappings: in this kernel {AREA}.{member} lies at {found}"),
+            std::io::ErrorKind::Unsupported.into(),
+        ));
+    }
+    let kind = bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT;
+    let program = object.program(PLACED, kind, 0)?;
+    let link =
+        sys::open_raw_tracepoint(program.as_fd(), c"vm_unmapped_area").map_err(|source| {
+            KernelError::Attach {
+                what: "the tracepoint vm_unmapped_area".to_owned(),
+                source,
+            }
+        })?;
+    Ok((program, link))
+}
 
 /// Loads a program for each function and ties it.
 ///
@@ -248,27 +227,6 @@ impl Probe {
     #[must_use]
     pub fn mapping_way(&self) -> &MappingWay {
         &self.mapping_programs.way
-    }
-
-    /// Whether what sees mappings makes every system call of the machine dearer.
-    #[must_use]
-    pub fn slows_system_calls(&self) -> bool {
-        self.mapping_programs.way != MappingWay::Functions
-    }
-
-    /// Attaches to the tracepoints of system calls, if that is how mappings are seen.
-    ///
-    /// # Errors
-    /// A tracepoint was refused, or tracefs cannot be read.
-    pub fn attach_mappings(&mut self) -> Result<(), KernelError> {
-        let steps = self
-            .settings
-            .read(0)
-            .is_some_and(|settings| settings.mappings != 0);
-        let link = self.mapping_programs.tie_to_tracepoints(steps)?;
-        self.mapping_links.links.extend(link.links);
-        self.mapping_links.events.extend(link.events);
-        Ok(())
     }
 
     /// Calls that change mappings, of any process of the machine, at which the kernel skipped the program, since losses are counted.

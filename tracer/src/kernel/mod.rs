@@ -4,7 +4,6 @@
 
 mod attach;
 mod btf;
-mod calls;
 mod clock;
 mod command;
 mod error;
@@ -30,7 +29,6 @@ mod watch;
 mod window;
 
 pub use attach::{Attachment, Link, LinkMode, close_links};
-pub use calls::{CallCount, CallCounter, running_processors};
 pub use clock::{ThreadClocks, keep_clocks_ready, next_tick_ns};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;

@@ -14,7 +14,8 @@ use aya::maps::{HashMap as BpfHashMap, Map, MapData, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
     Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_SLOTS, Selection, Settings,
-    SiteKey, SiteTotals, Slice, TOTALS_STRIPES, UnwindPage, UnwindRow, WINDOW_BUCKETS,
+    SiteKey, SiteTotals, Slice, TELL_PLACES, TELL_STEPS, TOTALS_STRIPES, UnwindPage, UnwindRow,
+    WINDOW_BUCKETS,
 };
 
 use super::{
@@ -144,7 +145,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Loads the probe. Where mappings are seen at functions of the kernel the programs stand there from now on; nothing else is attached yet.
+    /// Loads the probe. What sees mappings stands there from now on; nothing else is attached yet.
     ///
     /// # Errors
     /// The kernel refused a map or a program: the error says which and what to do.
@@ -188,9 +189,15 @@ impl Probe {
             lifecycle_programs.push(("page_fault", object.program("page_fault", raw, 0)?));
         }
         let steps = options.mapping_steps && !options.empty;
-        let only_tracepoints = options.links == Some(LinkMode::Perf);
-        let (mapping_programs, mapping_links) =
-            MappingPrograms::load(&object, steps, only_tracepoints);
+        let only_places = options.links == Some(LinkMode::Perf);
+        let (mapping_programs, mapping_links) = MappingPrograms::load(&object, steps, only_places)?;
+        let mut told = 0;
+        if steps {
+            told |= TELL_STEPS;
+        }
+        if mapping_programs.sees_places_only() {
+            told |= TELL_PLACES;
+        }
         let live = large(&object, "LIVE", buckets)?;
         let behind_windows = if buckets > 2 * WINDOW_BUCKETS {
             WINDOW_BUCKETS as usize
@@ -208,7 +215,7 @@ impl Probe {
                 Ok(waiting)
             })
             .map_err(|source| KernelError::call("cannot watch the ring buffer", source))?;
-        let mut probe = Self {
+        let probe = Self {
             programs,
             lifecycle: Link::default(),
             mapping_programs,
@@ -256,14 +263,13 @@ impl Probe {
                 stack_mask: slots - 1,
                 frame_pointers_only: u32::from(options.frame_pointers_only),
                 stripe_mask: stripes - 1,
-                mappings: u32::from(steps),
+                mappings: told,
                 wake_bytes: options.event_bytes / WAKE_PART,
                 ..Settings::default()
             },
         );
         // 0 is no incarnation.
         probe.incarnations.write(0, 1);
-        probe.mapping_programs.keep(object);
         Ok(probe)
     }
 }
@@ -285,8 +291,7 @@ impl Probe {
     ///
     /// # Errors
     /// The kernel does not say.
-    pub fn verified_instructions(&mut self) -> Result<Vec<(&'static str, u32)>, KernelError> {
-        self.mapping_programs.load_for_tracepoints()?;
+    pub fn verified_instructions(&self) -> Result<Vec<(&'static str, u32)>, KernelError> {
         let mut most: Vec<(&'static str, u32)> = Vec::new();
         let lifecycle = self.lifecycle_programs.iter();
         for (name, fd) in self

@@ -1,9 +1,10 @@
-//! A process's anonymous mappings: who mapped which addresses, what of it is left. Pure: steps of system calls in, sums out. Knows
-//! neither where the steps come from nor what a site's stack looks like.
+//! A process's mappings: who mapped which addresses, what of it is left. Pure: steps of system calls and looks at what is mapped in, sums
+//! out. Knows neither where they come from nor what a site's stack looks like.
 //!
 //! A mapping's length is what was asked for; the kernel gives and takes whole pages. So a piece ends where the request ended, and
 //! what is taken away is rounded up to pages.
 
+mod look;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::SiteId;
+pub use look::{Area, LookTimes};
 
 /// A page, bytes (x86_64).
 pub const PAGE: u64 = 4096;
@@ -32,6 +34,13 @@ pub enum MappingKind {
     ThreadStack,
     /// The data segment, moved by brk(2).
     DataSegment,
+    /// A file, privately or shared.
+    File,
+    /// Memory behind a descriptor (memfd_create(2)).
+    Memfd,
+    /// A segment of System V shared memory (shmat(2)).
+    #[serde(rename = "sysv")]
+    SysV,
 }
 
 /// A step of a system call that changes the mappings.
@@ -43,8 +52,8 @@ pub enum Step {
         address: u64,
         /// Bytes asked for.
         length: u64,
-        /// What it is for; `None`: a file's, which counts as nothing but replaces what was there.
-        kind: Option<MappingKind>,
+        /// What it is for.
+        kind: MappingKind,
         /// Whether it may be read, written or executed: one that may not is address space, not memory.
         accessible: bool,
         /// Who did it.
@@ -108,6 +117,9 @@ impl MappingKind {
             Self::Shared => "shared mapping",
             Self::ThreadStack => "thread stack",
             Self::DataSegment => "data segment (brk)",
+            Self::File => "file mapping",
+            Self::Memfd => "memfd mapping",
+            Self::SysV => "SysV shared memory",
         }
     }
 }
@@ -187,15 +199,15 @@ impl Mappings {
     }
 
     /// Notes what was mapped before anybody looked: it counts as nothing, but is known when it grows.
-    pub fn note_old(&mut self, address: u64, length: u64, accessible: bool) {
+    pub fn note_old(&mut self, area: &Area) {
         self.insert(
-            address,
+            area.start,
             Piece {
-                end: address.saturating_add(length),
+                end: area.end,
                 mapping: 0,
                 site: OLD,
-                kind: MappingKind::Anonymous,
-                accessible,
+                kind: area.kind,
+                accessible: area.accessible,
                 counted: true,
                 born_ns: 0,
             },
@@ -213,9 +225,7 @@ impl Mappings {
                 site,
             } => {
                 self.take(address, length);
-                if let Some(kind) = kind {
-                    self.add(address, length, kind, accessible, site, at_ns);
-                }
+                self.add(address, length, kind, accessible, site, at_ns);
             }
             Step::Unmap { address, length } => {
                 let taken = Taken {

@@ -27,7 +27,7 @@ mod corpus;
 mod simulate;
 
 pub use history::{ProcessLevel, SiteHistory, SiteLevel};
-pub use mappings::{MappingKind, MappingSurvey, Mappings, PAGE, Step};
+pub use mappings::{Area, LookTimes, MappingKind, MappingSurvey, Mappings, PAGE, Step};
 pub use pages::{Expected, HUGE_PAGES, PageSurvey, Pages, Seen, Touch};
 pub use process::{Limit, Room, SiteOfProcess};
 pub use series::{Point, Resolution, Series, Value, thin_out};
@@ -149,6 +149,7 @@ impl Ledger {
             now_s: self.seconds(now_ns),
             weight: u32::try_from(weight).unwrap_or(u32::MAX),
             places,
+            places_of_others: &self.places,
             sites: &mut self.sites,
         }
     }
@@ -242,6 +243,8 @@ pub struct AgeSurvey<'ledger> {
     now_s: f64,
     weight: u32,
     places: Vec<usize>,
+    /// By site, for those whose numbers are beyond the slots of stacks.
+    places_of_others: &'ledger HashMap<SiteId, usize>,
     sites: &'ledger mut Vec<SiteHistory>,
 }
 
@@ -264,6 +267,7 @@ impl AgeSurvey<'_> {
         let site = self
             .places
             .get(site as usize)
+            .or_else(|| self.places_of_others.get(&site))
             .and_then(|place| self.sites.get_mut(*place));
         if let Some(site) = site {
             site.survival.note_alive(born_ns, bytes, 1);

@@ -133,6 +133,19 @@ fn pages_are_in_no_sum() {
         assert_eq!(is_pages(site), is_pages(back));
         assert_eq!(site.frames.len(), back.frames.len());
     }
+    let of_pages: u64 = report
+        .sites
+        .iter()
+        .filter(|site| site.kind == SiteKind::Pages)
+        .map(|site| site.inuse_bytes)
+        .sum();
+    let totals = pprof::profile(&report).totals();
+    let total = |name: &str| totals.get(name).copied();
+    let signed = |bytes: u64| i64::try_from(bytes).ok();
+    assert_eq!(total("inuse_space"), signed(mapping.inuse_bytes));
+    assert_eq!(total("alloc_objects"), signed(mapping.alloc_objects));
+    assert_eq!(total("pages_space"), signed(of_pages));
+    assert!(of_pages > 0);
     let since_nothing = Difference::between(&empty_report(), &report);
     let change = i64::try_from(mapping.inuse_bytes).unwrap();
     assert_eq!(since_nothing.total.inuse_bytes_change, change);

@@ -152,6 +152,7 @@ impl Session {
         let begun = self.deal_with(pid, |session, traced| {
             traced.begin_program(&session.proc_root, incarnation);
             session.begin_windows(traced);
+            session.growth.begin(&session.proc_root, pid, incarnation);
         });
         Ok(begun.is_some())
     }

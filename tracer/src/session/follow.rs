@@ -72,7 +72,6 @@ impl Session {
             self.limits(Beginning::Command),
         )?;
         traced.incarnation = self.probe.new_incarnation();
-        self.keep_mappings()?;
         self.probe
             .follow_command(pid, traced.incarnation, children)?;
         self.processes.insert(pid, traced);

@@ -3,18 +3,16 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ops::Range,
-    path::Path,
 };
 
 use leakscope_common::{
     MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, SiteTotals, UNKNOWN_SITE,
 };
 
-use super::Session;
+use super::{Session, looks::Looks};
 use crate::{
-    ledger::{AgeSurvey, MappingKind, MappingSurvey, Mappings, SiteId, Step},
+    ledger::{AgeSurvey, MappingKind, MappingSurvey, Mappings, PAGE, SiteId, Step},
     report::{Site, SiteKind},
-    target::process::read_maps,
 };
 
 /// `PROT_READ | PROT_WRITE | PROT_EXEC` (asm-generic/mman-common.h).
@@ -24,11 +22,9 @@ const MAP_SHARED: u32 = 1;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
 const MAP_STACK: u32 = 0x2_0000;
+const MAP_HUGETLB: u32 = 0x4_0000;
 /// `MREMAP_DONTUNMAP` (include/uapi/linux/mman.h).
 const MREMAP_DONTUNMAP: u32 = 4;
-
-/// The kernel's name for the data segment in `/proc/PID/maps`.
-const DATA_SEGMENT: &str = "[heap]";
 
 /// The share of the budget that a process's mappings may take by themselves, and the cost below which that is not asked, seconds of
 /// processor time: some thousand calls.
@@ -38,19 +34,20 @@ const LEAST_MAPPINGS_COST: f64 = 0.005;
 /// The mappings of all followed processes, by incarnation.
 #[derive(Debug, Default)]
 pub(super) struct Growth {
-    processes: HashMap<u32, Growing>,
-    /// No more is wanted of any process.
-    all_given_up: bool,
+    pub(super) processes: HashMap<u32, Growing>,
+    /// Sites without a stack so far.
+    pub(super) stackless: u32,
 }
 
 /// The mappings of a process.
 #[derive(Debug, Default)]
-struct Growing {
-    mappings: Mappings,
+pub(super) struct Growing {
+    pub(super) mappings: Mappings,
     /// Steps that were told of.
     steps: u64,
     /// No more is wanted.
-    given_up: bool,
+    pub(super) given_up: bool,
+    pub(super) looks: Looks,
 }
 
 /// What is mapped at each site, sites with the same stack together; and by whom.
@@ -75,6 +72,21 @@ fn step(record: &MappingRecord) -> Option<Step> {
             accessible,
             site,
         },
+        // Of a segment of System V shared memory the length is not asked for.
+        MappingStep::Placed if length == 0 => Step::Map {
+            address,
+            length: new_length,
+            kind: MappingKind::SysV,
+            accessible: true,
+            site,
+        },
+        MappingStep::Placed => Step::Map {
+            address: placed(record),
+            length,
+            kind: kind(flags),
+            accessible,
+            site,
+        },
         MappingStep::Unmapping => Step::Unmap { address, length },
         MappingStep::Remapping => Step::Remap {
             address,
@@ -82,7 +94,10 @@ fn step(record: &MappingRecord) -> Option<Step> {
             new_length,
             keeps_old: flags & MREMAP_DONTUNMAP != 0,
         },
-        MappingStep::Remapped if address != 0 => Step::Remapped { address, site },
+        MappingStep::Remapped if address != 0 => Step::Remapped {
+            address: placed(record),
+            site,
+        },
         MappingStep::UnmapFailed | MappingStep::Remapped => Step::Fail,
         MappingStep::Broke => Step::Break {
             from: (address != 0).then_some(address),
@@ -98,43 +113,47 @@ fn step(record: &MappingRecord) -> Option<Step> {
     })
 }
 
-/// What a mapping is for, by the flags of mmap(2); none for a file's.
-fn kind(flags: u32) -> Option<MappingKind> {
+/// What a mapping is for, by the flags of mmap(2).
+fn kind(flags: u32) -> MappingKind {
     if flags & MAP_ANONYMOUS == 0 {
-        None
+        MappingKind::File
     } else if flags & (MAP_STACK | MAP_GROWSDOWN) != 0 {
-        Some(MappingKind::ThreadStack)
+        MappingKind::ThreadStack
     } else if flags & MAP_SHARED != 0 {
-        Some(MappingKind::Shared)
+        MappingKind::Shared
     } else {
-        Some(MappingKind::Anonymous)
+        MappingKind::Anonymous
+    }
+}
+
+/// Where a mapping begins for which the kernel found room. For one that is to lie at the beginning of a huge page it asks for more than it
+/// needs, and takes the first that lies there as the bytes of the file do; with a huge page more, never the first byte of the room
+/// (`__thp_get_unmapped_area`, mm/huge_memory.c, for addresses from the top down; `shmem_get_unmapped_area`, mm/shmem.c, asks for a page less).
+fn placed(record: &MappingRecord) -> u64 {
+    let asked = record.length.saturating_add(PAGE - 1) & !(PAGE - 1);
+    let spare = record.new_length.saturating_sub(asked);
+    if record.length == 0 || record.flags & MAP_HUGETLB != 0 || spare == 0 {
+        return record.address;
+    }
+    let Some(huge) = spare.checked_next_power_of_two() else {
+        return record.address;
+    };
+    let in_file = u64::from(record.page_offset).wrapping_mul(PAGE);
+    let is_anonymous = record.flags & MAP_ANONYMOUS != 0 || record.page_offset == 0;
+    let wanted = if is_anonymous { 0 } else { in_file };
+    match wanted.wrapping_sub(record.address) & (huge - 1) {
+        0 if spare == huge => record.address.saturating_add(huge),
+        distance => record.address.saturating_add(distance),
     }
 }
 
 impl Growth {
-    /// Looks at what a running process has mapped already. To be called just before it is followed.
-    pub(super) fn begin(&mut self, proc_root: &Path, pid: u32, incarnation: u32) {
-        if self.all_given_up {
-            return;
-        }
-        let mappings = &mut self.processes.entry(incarnation).or_default().mappings;
-        // A process that cannot be read has ended.
-        for map in read_maps(proc_root, pid).unwrap_or_default() {
-            if map.path == Path::new(DATA_SEGMENT) {
-                mappings.set_data_end(map.end);
-            } else if map.path.as_os_str().is_empty() && !map.shared {
-                let accessible = map.readable || map.writable || map.executable;
-                mappings.note_old(map.start, map.end.saturating_sub(map.start), accessible);
-            }
-        }
-    }
-
     /// Deals with a record of the probe.
     pub(super) fn note(&mut self, record: &MappingRecord) {
         if let Some(step) = step(record) {
             let growing = self.processes.entry(record.incarnation).or_default();
             growing.steps += 1;
-            if !growing.given_up && !self.all_given_up {
+            if !growing.given_up {
                 growing.mappings.apply(record.thread, record.at_ns, &step);
             }
         }
@@ -173,18 +192,16 @@ impl Growth {
         (!growing.given_up).then_some(growing.steps)
     }
 
+    /// Whether an incarnation's mappings were given up.
+    pub(super) fn is_given_up(&self, incarnation: u32) -> bool {
+        self.processes
+            .get(&incarnation)
+            .is_some_and(|growing| growing.given_up)
+    }
+
     /// Drops what is known of an incarnation of which no more is to be told, but for what it cost.
     pub(super) fn give_up(&mut self, incarnation: u32) {
         if let Some(growing) = self.processes.get_mut(&incarnation) {
-            growing.mappings = Mappings::default();
-            growing.given_up = true;
-        }
-    }
-
-    /// The same for all, for good.
-    pub(super) fn give_all_up(&mut self) {
-        self.all_given_up = true;
-        for growing in self.processes.values_mut() {
             growing.mappings = Mappings::default();
             growing.given_up = true;
         }
@@ -295,16 +312,56 @@ pub(super) fn describe(site: &mut Site, survey: &MappingSurvey, touched: Option<
 
 #[cfg(test)]
 mod tests {
-    use super::{kind, step};
+    use super::{kind, placed, step};
     use crate::ledger::{MappingKind, Step};
     use leakscope_common::{MappingRecord, MappingStep};
 
     #[test]
     fn flags_say_what_a_mapping_is_for() {
-        assert_eq!(kind(0x22), Some(MappingKind::Anonymous));
-        assert_eq!(kind(0x21), Some(MappingKind::Shared));
-        assert_eq!(kind(0x2_0022), Some(MappingKind::ThreadStack));
-        assert_eq!(kind(0x12), None);
+        assert_eq!(kind(0x22), MappingKind::Anonymous);
+        assert_eq!(kind(0x21), MappingKind::Shared);
+        assert_eq!(kind(0x2_0022), MappingKind::ThreadStack);
+        assert_eq!(kind(0x12), MappingKind::File);
+    }
+
+    #[test]
+    fn a_mapping_of_huge_pages_lies_where_the_kernel_puts_it_in_its_room() {
+        const HUGE: u64 = 2 << 20;
+        let of = |address, length, new_length, flags, page_offset| {
+            placed(&MappingRecord {
+                address,
+                length,
+                new_length,
+                flags,
+                page_offset,
+                ..MappingRecord::default()
+            })
+        };
+        let anonymous = 0x22;
+        assert_eq!(
+            of(0x7f00_0012_3000, 100, 4096, anonymous, 0),
+            0x7f00_0012_3000
+        );
+        // As found on Linux 6.18.
+        assert_eq!(
+            of(0x7f00_0012_3000, HUGE, 2 * HUGE, anonymous, 0),
+            0x7f00_0020_0000
+        );
+        assert_eq!(
+            of(0x7f00_0020_0000, HUGE, 2 * HUGE, anonymous, 0),
+            0x7f00_0040_0000
+        );
+        // A file's bytes lie in huge pages as they do in the file.
+        assert_eq!(of(0x7f00_0012_3000, HUGE, 2 * HUGE, 2, 3), 0x7f00_0020_3000);
+        assert_eq!(
+            of(0x7f00_0020_0000, HUGE, 2 * HUGE - 4096, 1, 0),
+            0x7f00_0020_0000
+        );
+        // Of huge pages themselves whole ones are taken.
+        assert_eq!(
+            of(0x7f00_0020_0000, 100, HUGE, anonymous | 0x4_0000, 0),
+            0x7f00_0020_0000
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! arguments nor views.
 
 mod calibration;
-mod calls;
+mod code;
 mod ended;
 mod events;
 mod fault;
@@ -11,6 +11,7 @@ mod follow;
 mod growth;
 mod inspect;
 mod links;
+mod looks;
 mod pages;
 mod process;
 mod report;
@@ -49,7 +50,6 @@ use crate::{
     unwind::BuildOptions,
 };
 use calibration::Costs;
-use calls::Calls;
 use fault::{Faults, place};
 use growth::Growth;
 use links::Links;
@@ -195,7 +195,6 @@ pub struct Session {
     processes: BTreeMap<u32, Traced>,
     links: Links,
     growth: Growth,
-    calls: Calls,
     pages: PageFaults,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
@@ -247,7 +246,6 @@ impl Session {
         probe.attach_lifecycle()?;
         let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
         let now = Instant::now();
-        let calls = Calls::new(options.budget, options.tier != Choice::Exact);
         let mut session = Self {
             options,
             probe,
@@ -261,7 +259,6 @@ impl Session {
             processes: BTreeMap::new(),
             links: Links::default(),
             growth: Growth::default(),
-            calls,
             pages: PageFaults::default(),
             selecting: Selecting::default(),
             stacks: HashMap::new(),
@@ -282,7 +279,6 @@ impl Session {
             ended: Vec::new(),
             faults: Faults::new(),
         };
-        session.begin_mappings()?;
         session.costs = session.calibrate()?;
         if session.options.tier != Choice::Exact {
             session.probe.tell_after(TOLD_AFTER);
@@ -340,8 +336,7 @@ impl Session {
         let at_most = at_most
             .min(self.tick())
             .min(self.selecting.wait_at_most())
-            .min(self.next_window_step())
-            .min(self.next_count_step());
+            .min(self.next_window_step());
         self.ended.extend(self.probe.wait(at_most)?);
         if let Some(wake) = &self.wake {
             // Why it woke us is for whoever called to know; nothing to read is what there usually is.
@@ -362,13 +357,13 @@ impl Session {
                 self.probe.forget(pid, traced.incarnation);
                 let links: Vec<_> = traced.links.drain().map(|(_, link)| link).collect();
                 self.links.release(pid, links);
+                self.note_unseen_mappings(pid);
                 self.note_end(pid);
             }
         }
         self.faults.work_on(None);
         self.consider_candidates()?;
         self.links.close_retired();
-        self.step_calls()?;
         self.step_windows()?;
         if self.last_look.elapsed() >= self.look_every {
             self.sweep()?;
@@ -418,6 +413,7 @@ impl Session {
                 traced.measure(&self.proc_root);
             }
         }
+        self.look_at_mapped(&ran, all)?;
         let mut inuse = 0_i64;
         let mut allocated = 0;
         let levels = self.note_levels(&ran, all)?;

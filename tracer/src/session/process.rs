@@ -13,7 +13,7 @@ use std::{
 use leakscope_common::HIT_SLOTS;
 
 use super::{
-    calls::CodeLook,
+    code::CodeLook,
     ended::End,
     links::{FileId, Links, Planned, file_id, first_slot},
     window::Windows,

@@ -25,11 +25,12 @@ use super::{
     Session, SiteLevels,
     fault::place,
     growth::{self, MappedSites},
+    looks::{self, FIRST_STACKLESS},
     pages,
     process::Traced,
 };
 use crate::{
-    kernel::KernelError,
+    kernel::{KernelError, MappingWay},
     ledger::{SiteId, Survey},
     report::{Overhead, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
@@ -171,7 +172,7 @@ pub(super) fn make(
             sampled::tier(session)
         },
         tier_reason: if session.options.mappings_only {
-            format!("{MAPPINGS_ONLY}; {}", session.pages_note())
+            mappings_only(session)
         } else {
             sampled::tier_reason(session)
         },
@@ -316,6 +317,8 @@ fn balance(allocated: u64, freed: u64) -> u64 {
 fn incomplete_reason(known: bool, flags: u16, id: SiteId) -> Option<String> {
     let reason = if id == UNKNOWN_SITE {
         "the stack table was full"
+    } else if id >= FIRST_STACKLESS {
+        "mapped at an address that the program chose, or by brk: seen by looking, without a stack"
     } else if !known {
         "it has not been handed over by the kernel yet"
     } else if flags & STACK_COMPLETE != 0 {
@@ -440,5 +443,14 @@ fn nothing_mapped(filters: Option<&str>) -> String {
 }
 
 /// Why it is the tier of mappings.
-const MAPPINGS_ONLY: &str = "asked for: the anonymous memory of each process is read over time, and mappings are seen exactly, with the stacks \
-    that made them; no allocator is probed";
+fn mappings_only(session: &Session) -> String {
+    let seen = if *session.probe.mapping_way() == MappingWay::Functions {
+        "mappings are seen exactly, with the stacks that made them"
+    } else {
+        looks::PLACES
+    };
+    format!(
+        "asked for: the anonymous memory of each process is read over time, and {seen}; no allocator is probed; {}",
+        session.pages_note()
+    )
+}

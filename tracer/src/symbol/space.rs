@@ -12,7 +12,8 @@ use std::{
 use super::perf_map::PerfMap;
 use crate::target::{
     elf::ElfFile,
-    process::{MemoryMap, ProcessError, open_mapped, read_maps},
+    loading::read_maps_with_coming_code,
+    process::{MemoryMap, ProcessError, open_mapped},
 };
 
 /// A file that a process has mapped, held open.
@@ -162,7 +163,7 @@ impl AddressSpace {
     ) -> Result<bool, ProcessError> {
         let mut new_code = false;
         self.has_perf_map |= PerfMap::exists(proc_root, pid);
-        for map in read_maps(proc_root, pid)? {
+        for map in read_maps_with_coming_code(proc_root, pid)? {
             // Data is never a frame.
             if !map.executable {
                 continue;

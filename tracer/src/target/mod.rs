@@ -7,6 +7,7 @@ pub mod allocator;
 pub mod discover;
 pub mod elf;
 mod flow;
+pub mod loading;
 pub mod process;
 pub mod select;
 pub mod site;

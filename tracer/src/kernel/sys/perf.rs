@@ -82,18 +82,13 @@ pub(crate) fn open_uprobe(
 
 /// Opens a tracepoint as a perf event. BPF programs on it run for every process and CPU.
 pub(crate) fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
-    count_tracepoint(id, 0).map(OwnedFd::from)
-}
-
-/// Begins to count how often one processor comes by a tracepoint; see [`Counter`].
-pub(crate) fn count_tracepoint(id: u64, processor: u32) -> io::Result<Counter> {
     let attr = PerfEventAttr {
         kind: PERF_TYPE_TRACEPOINT,
         size: size_of::<PerfEventAttr>() as u32,
         config: id,
         ..PerfEventAttr::default()
     };
-    perf_event_open(&attr, -1, processor as i32).map(Counter::from)
+    perf_event_open(&attr, -1, 0)
 }
 
 /// Begins to count the processor time of a thread (0: the calling one) and of those that it makes, nanoseconds; see [`Counter`].

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{MappingKind, MappingSurvey, Mappings, PAGE, Step};
+use super::{Area, LookTimes, MappingKind, MappingSurvey, Mappings, PAGE, Step};
 
 const THREAD: u32 = 7;
 const ALL: u64 = u64::MAX;
@@ -15,7 +15,7 @@ fn map(address: u64, length: u64, site: u32) -> Step {
     Step::Map {
         address,
         length,
-        kind: Some(MappingKind::Anonymous),
+        kind: MappingKind::Anonymous,
         accessible: true,
         site,
     }
@@ -139,7 +139,7 @@ fn address_space_that_may_not_be_accessed_is_no_memory() {
     let reserve = Step::Map {
         address: 0x10_0000,
         length: 100 * PAGE,
-        kind: Some(MappingKind::ThreadStack),
+        kind: MappingKind::ThreadStack,
         accessible: false,
         site: 1,
     };
@@ -192,7 +192,7 @@ fn the_data_segment_grows_and_shrinks() {
 #[test]
 fn what_was_there_before_counts_only_where_it_grows() {
     let mut mappings = Mappings::default();
-    mappings.note_old(0x10_0000, 4 * PAGE, true);
+    mappings.note_old(&area(0x10_0000, 4, MappingKind::Anonymous));
     mappings.apply(THREAD, 1, &remap(0x10_0000, 4 * PAGE, 6 * PAGE));
     mappings.apply(
         THREAD,
@@ -205,6 +205,131 @@ fn what_was_there_before_counts_only_where_it_grows() {
     let survey = mappings.survey(|site| site, ALL);
     assert_eq!(survey.len(), 1);
     assert_eq!(survey.get(&5).unwrap().inuse_bytes, 2 * PAGE);
+}
+
+fn area(start: u64, pages: u64, kind: MappingKind) -> Area {
+    Area {
+        start,
+        end: start + pages * PAGE,
+        kind,
+        accessible: true,
+        code: false,
+    }
+}
+
+fn map_as(address: u64, length: u64, kind: MappingKind, site: u32) -> Step {
+    Step::Map {
+        address,
+        length,
+        kind,
+        accessible: true,
+        site,
+    }
+}
+
+const TIMES: LookTimes = LookTimes {
+    at_ns: 100,
+    settled_ns: 90,
+};
+
+#[test]
+fn what_a_look_does_not_find_has_ended_but_for_what_is_being_mapped() {
+    let mut mappings = Mappings::default();
+    let kind = MappingKind::Anonymous;
+    // Not whole pages; one that is cut, one that is gone, one that was made during the look.
+    mappings.apply(THREAD, 1, &map_as(0x10_0000, 3 * PAGE + 100, kind, 1));
+    mappings.apply(THREAD, 2, &map_as(0x20_0000, 4 * PAGE, kind, 2));
+    mappings.apply(THREAD, 3, &map_as(0x30_0000, PAGE, kind, 3));
+    mappings.apply(THREAD, 95, &map_as(0x40_0000, PAGE, kind, 4));
+    let areas = [area(0x10_0000, 4, kind), area(0x20_0000 + PAGE, 2, kind)];
+    for _ in 0..2 {
+        mappings.look(&areas, TIMES, |_| Some(9));
+    }
+    let survey = mappings.survey(|site| site, ALL);
+    let inuse = |site| survey.get(&site).map(|survey| survey.inuse_bytes);
+    assert_eq!(inuse(1), Some(3 * PAGE + 100));
+    assert_eq!(inuse(2), Some(2 * PAGE));
+    assert_eq!((inuse(3), inuse(4)), (Some(0), Some(PAGE)));
+    // All that is there was told of.
+    assert_eq!(inuse(9), None);
+    assert_eq!(mappings.made_since(50), (1, PAGE));
+}
+
+#[test]
+fn what_nobody_told_of_belongs_to_the_site_of_its_kind_or_counts_as_nothing() {
+    let mut mappings = Mappings::default();
+    mappings.apply(
+        THREAD,
+        1,
+        &map_as(0x10_0000, 2 * PAGE, MappingKind::Anonymous, 1),
+    );
+    let code = Area {
+        code: true,
+        ..area(0x50_0000, 1, MappingKind::File)
+    };
+    let areas = [
+        area(0x0f_f000, 4, MappingKind::Anonymous),
+        area(0x20_0000, 3, MappingKind::DataSegment),
+        area(0x30_0000, 5, MappingKind::Shared),
+        code,
+    ];
+    mappings.look(&areas, TIMES, |kind| match kind {
+        MappingKind::Anonymous => Some(7),
+        MappingKind::DataSegment => Some(8),
+        MappingKind::File => Some(9),
+        _ => None,
+    });
+    let survey = mappings.survey(|site| site, ALL);
+    let found: Vec<_> = survey
+        .iter()
+        .map(|(site, survey)| (*site, survey.inuse_bytes, survey.inuse_objects))
+        .collect();
+    assert_eq!(
+        found,
+        [(1, 2 * PAGE, 1), (7, 2 * PAGE, 2), (8, 3 * PAGE, 1)]
+    );
+}
+
+#[test]
+fn a_look_says_what_may_be_accessed_and_what_a_descriptor_was_of() {
+    let mut mappings = Mappings::default();
+    let reserve = Step::Map {
+        address: 0x10_0000,
+        length: 8 * PAGE,
+        kind: MappingKind::Anonymous,
+        accessible: false,
+        site: 1,
+    };
+    mappings.apply(THREAD, 1, &reserve);
+    mappings.apply(THREAD, 1, &map_as(0x20_0000, PAGE, MappingKind::File, 2));
+    mappings.apply(THREAD, 1, &map_as(0x30_0000, PAGE, MappingKind::SysV, 3));
+    let closed = Area {
+        accessible: false,
+        ..area(0x10_0000 + 3 * PAGE, 5, MappingKind::Anonymous)
+    };
+    let areas = [
+        area(0x10_0000, 3, MappingKind::Anonymous),
+        closed,
+        area(0x20_0000, 1, MappingKind::Memfd),
+    ];
+    // Where each step is told of, only files are looked at.
+    assert!(mappings.has_files());
+    mappings.look_at_files(&areas, TIMES);
+    let survey = mappings.survey(|site| site, ALL);
+    assert_eq!(survey.get(&1).unwrap().inuse_bytes, 0);
+    assert_eq!(survey.get(&2).unwrap().kind, MappingKind::Memfd);
+    assert_eq!(survey.get(&3).unwrap().inuse_bytes, 0);
+    mappings.look(&areas, TIMES, |_| Some(9));
+    let survey = mappings.survey(|site| site, ALL);
+    let reserved = survey.get(&1).unwrap();
+    assert_eq!(
+        (reserved.inuse_bytes, reserved.reserved_bytes),
+        (3 * PAGE, 5 * PAGE)
+    );
+    assert_eq!(
+        (reserved.alloc_bytes, reserved.inuse_objects),
+        (3 * PAGE, 1)
+    );
 }
 
 /// One entry for each page: who mapped it, which mapping, whether it is accessible.
@@ -301,7 +426,7 @@ proptest! {
             match operation {
                 0 | 1 => {
                     mappings.apply(THREAD, 1, &Step::Map {
-                        address, length, kind: Some(MappingKind::Anonymous), accessible: flag, site,
+                        address, length, kind: MappingKind::Anonymous, accessible: flag, site,
                     });
                     model.map(page, count, site, flag);
                 }

@@ -12,6 +12,10 @@ use crate::report::names::{
     TOUCHED_PAGES, UNKNOWN_STACK, base_name, clean, function, incomplete, omitted, unnamed,
 };
 
+/// The sample types of pages.
+pub(super) const PAGES_SPACE: &str = "pages_space";
+pub(super) const PAGES_OBJECTS: &str = "pages_objects";
+
 /// Mappings end at the next page.
 const PAGE: u64 = 4096;
 
@@ -64,29 +68,37 @@ pub(super) fn build_difference(difference: &Difference) -> Profile {
     let mut profile = build(&report);
     // A sample for each site, in their order, and no site left out.
     let changes: HashMap<u64, &Change> = (0..).zip(&difference.changes).collect();
+    let types = profile.sample_type.len();
     for (sample, site) in profile.sample.iter_mut().zip(&report.sites) {
         if let Some(change) = changes.get(&site.id) {
             let by = change.by;
-            sample.value = vec![
+            let mut value = vec![
                 by.inuse_bytes_change,
                 by.inuse_objects_change,
                 by.alloc_bytes_change,
                 by.alloc_objects_change,
             ];
+            if site.kind == SiteKind::Pages {
+                value = vec![0, 0, 0, 0, by.inuse_bytes_change, by.inuse_objects_change];
+            }
+            value.resize(types, 0);
+            sample.value = value;
         }
     }
     let left_out = difference.omitted;
     if left_out.stacks > 0 {
         let mut builder = Builder::resume(profile);
         let location = builder.pseudo(&omitted(left_out.stacks));
+        let mut value = vec![
+            left_out.inuse_bytes_change,
+            left_out.inuse_objects_change,
+            left_out.alloc_bytes_change,
+            left_out.alloc_objects_change,
+        ];
+        value.resize(types, 0);
         builder.profile.sample.push(Sample {
             location_id: vec![location],
-            value: vec![
-                left_out.inuse_bytes_change,
-                left_out.inuse_objects_change,
-                left_out.alloc_bytes_change,
-                left_out.alloc_objects_change,
-            ],
+            value,
             label: Vec::new(),
         });
         profile = builder.profile;
@@ -109,12 +121,17 @@ impl<'a> Builder<'a> {
 
     fn header(&mut self, report: &Report) {
         let space = self.value_type("inuse_space", "bytes");
-        let sample_type = vec![
+        let mut sample_type = vec![
             space,
             self.value_type("inuse_objects", "count"),
             self.value_type("alloc_space", "bytes"),
             self.value_type("alloc_objects", "count"),
         ];
+        if has_pages(report) {
+            // Mappings hold the same bytes: pages have sums of their own.
+            sample_type.push(self.value_type(PAGES_SPACE, "bytes"));
+            sample_type.push(self.value_type(PAGES_OBJECTS, "count"));
+        }
         let mut comments = vec![format!(
             "leakscope, tier {}: {}",
             report.tier.name(),
@@ -233,14 +250,22 @@ impl<'a> Builder<'a> {
             ..Label::default()
         })
         .collect();
+        let mut value = values(
+            site.inuse_bytes,
+            site.inuse_objects,
+            site.alloc_bytes,
+            site.alloc_objects,
+        );
+        if has_pages(report) {
+            value.resize(6, 0);
+            if site.kind == SiteKind::Pages {
+                let pages = [signed(site.inuse_bytes), signed(site.inuse_objects)];
+                value = [&[0; 4][..], &pages].concat();
+            }
+        }
         self.profile.sample.push(Sample {
             location_id,
-            value: values(
-                site.inuse_bytes,
-                site.inuse_objects,
-                site.alloc_bytes,
-                site.alloc_objects,
-            ),
+            value,
             label,
         });
     }
@@ -250,14 +275,16 @@ impl<'a> Builder<'a> {
             return;
         }
         let location = self.pseudo(&omitted(sum.sites));
+        let mut value = values(
+            sum.inuse_bytes,
+            sum.inuse_objects,
+            sum.alloc_bytes,
+            sum.alloc_objects,
+        );
+        value.resize(self.profile.sample_type.len(), 0);
         self.profile.sample.push(Sample {
             location_id: vec![location],
-            value: values(
-                sum.inuse_bytes,
-                sum.inuse_objects,
-                sum.alloc_bytes,
-                sum.alloc_objects,
-            ),
+            value,
             label: Vec::new(),
         });
     }
@@ -387,6 +414,11 @@ fn address(frame: &Frame) -> u64 {
 fn is_library(module: &str) -> bool {
     let name = base_name(module);
     name.contains(".so") || name.starts_with('[')
+}
+
+/// Whether there are sites of pages.
+fn has_pages(report: &Report) -> bool {
+    report.sites.iter().any(|site| site.kind == SiteKind::Pages)
 }
 
 fn values(inuse_bytes: u64, inuse_objects: u64, alloc_bytes: u64, alloc_objects: u64) -> Vec<i64> {

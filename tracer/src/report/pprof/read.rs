@@ -9,6 +9,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::PprofError;
+use super::build::{PAGES_OBJECTS, PAGES_SPACE};
 use super::proto::{Function, Location, Mapping, Profile};
 use crate::report::names::{INCOMPLETE, OMITTED, TOUCHED_PAGES, UNKNOWN_STACK, unnamed};
 use crate::report::{
@@ -25,12 +26,14 @@ const VALUES: [&str; 4] = [
 
 /// The report that a profile tells of.
 pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
-    let places = VALUES.map(|wanted| {
+    let place_of = |wanted: &str| {
         profile
             .sample_type
             .iter()
             .position(|kind| profile.string(kind.r#type) == wanted)
-    });
+    };
+    let places = VALUES.map(place_of);
+    let pages = [PAGES_SPACE, PAGES_OBJECTS].map(place_of);
     if places.iter().take(2).any(Option::is_none) {
         return Err(PprofError::NoHeap);
     }
@@ -45,11 +48,12 @@ pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
     };
     let mut processes: BTreeMap<u32, Process> = BTreeMap::new();
     for (place, sample) in profile.sample.iter().enumerate() {
-        let [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects] = places.map(|place| {
+        let value_at = |place: Option<usize>| {
             place
                 .and_then(|place| sample.value.get(place))
                 .map_or(0, |value| u64::try_from(*value).unwrap_or(0))
-        });
+        };
+        let [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects] = places.map(value_at);
         let label = |wanted: &str| {
             sample
                 .label
@@ -94,6 +98,15 @@ pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
         }
         if take_pseudo_frames(&mut site, &mut parts.omitted) {
             continue;
+        }
+        if site.kind == SiteKind::Pages {
+            let [bytes, objects] = pages.map(value_at);
+            site.inuse_bytes = bytes.max(site.inuse_bytes);
+            site.inuse_objects = objects.max(site.inuse_objects);
+            site.alloc_bytes = site.alloc_bytes.max(site.inuse_bytes);
+            site.alloc_objects = site.alloc_objects.max(site.inuse_objects);
+            site.inuse_bytes_low = site.inuse_bytes;
+            site.inuse_bytes_high = site.inuse_bytes;
         }
         let process = processes.entry(site.pid).or_insert_with(|| Process {
             pid: site.pid,

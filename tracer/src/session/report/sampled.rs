@@ -169,9 +169,8 @@ pub(super) fn tier_reason(session: &Session) -> String {
     };
     let reasons = reasons(session);
     let mappings = session
-        .calls
-        .unseen()
-        .map(|why| format!("; {why}"))
+        .mapping_note()
+        .map(|note| format!("; {note}"))
         .unwrap_or_default();
     format!("{reasons}{links}{rarer}{others}{thinned}{mappings}")
 }

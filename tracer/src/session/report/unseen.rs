@@ -48,6 +48,7 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts) {
         if !session.options.mappings_only {
             said.extend(not_attached(traced));
         }
+        said.extend(session.growth.held_note(process.incarnation));
         let slope = session.ledger.anonymous_growth(process.incarnation);
         let explained = explained(process, &sites, parts.duration_s);
         if let Some(growth) = slope.and_then(|slope| unexplained(slope, explained)) {
@@ -134,8 +135,10 @@ fn where_it_may_be(session: &Session, traced: &Traced) -> String {
             return format!("{what}{more}");
         }
     }
-    if session.calls.unseen().is_some() {
-        return format!("mappings are not followed here{more}");
+    if session.growth.is_given_up(traced.incarnation) {
+        return format!(
+            "its mappings are not followed any more, for that took too much of the budget{more}"
+        );
     }
     format!("fragmentation, memory touched for the first time, or an allocator of its own{more}")
 }

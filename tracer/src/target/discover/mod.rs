@@ -24,9 +24,8 @@ use leakscope_common::{Function, HIT_SLOTS, ProbeCookie};
 use thiserror::Error;
 
 use super::allocator::AllocatorKind;
-use super::process::{
-    Device, MemoryMap, Process, ProcessError, open_mapped_through, read_maps, read_process,
-};
+use super::loading::read_maps_with_coming_code;
+use super::process::{Device, MemoryMap, Process, ProcessError, open_mapped_through, read_process};
 use super::site::ProbeSite;
 use files::Facts;
 use memory::{CodeInMemory, Comparison};
@@ -293,7 +292,7 @@ pub fn discover(files: &Files, proc_root: &Path, pid: u32) -> Result<Discovery, 
             comm: process.comm,
         });
     }
-    let maps = read_maps(proc_root, pid)?;
+    let maps = read_maps_with_coming_code(proc_root, pid)?;
     if process.is_zombie || maps.is_empty() {
         return Err(DiscoverError::Ended {
             pid,
@@ -457,14 +456,20 @@ fn usable_functions(
     let mut usable = Vec::new();
     for known in &allocator.functions {
         let function = &known.found;
-        let Some(address) = maps
+        let Some((map, address)) = maps
             .iter()
-            .find_map(|map| map.address_of(function.file_offset))
+            .find_map(|map| Some((map, map.address_of(function.file_offset)?)))
         else {
             discovery.problem(path, format!("{} is not mapped as code", function.name));
             continue;
         };
-        let breakpoint = match surroundings.memory.compare(address, &known.head) {
+        // What is still to be mapped is not there to be compared.
+        let compared = if map.readable {
+            surroundings.memory.compare(address, &known.head)
+        } else {
+            Comparison::Unknown
+        };
+        let breakpoint = match compared {
             Comparison::Same | Comparison::Unknown => None,
             Comparison::Breakpoint(at) => Some(at as u64),
             Comparison::Changed(at) => {
