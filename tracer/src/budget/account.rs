@@ -4,11 +4,11 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::{Beginning, Usage};
 
-/// A process that uses less than this share of a core is treated as if it used that: a thousandth of it harms nobody.
-const LEAST_CORES: f64 = 0.05;
+/// A process that uses less than this share of a core is treated as if it used that: a hundredth of it is 50 us a second.
+const LEAST_CORES: f64 = 0.005;
 
 /// So much can be saved up, in budgets of one second.
-const SAVINGS: f64 = 5.0;
+const SAVINGS: f64 = 4.0;
 
 /// The time over which the hard stop looks.
 const SECOND: Duration = Duration::from_secs(1);
@@ -102,6 +102,11 @@ impl Account {
     /// Cores that the process uses by itself.
     pub(super) fn cores(&self) -> f64 {
         self.cores.unwrap_or(LEAST_CORES).max(LEAST_CORES)
+    }
+
+    /// Whether it uses so little that more than its budget is granted.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.cores.is_some_and(|cores| cores < LEAST_CORES)
     }
 
     /// What the traps took in the last second, in budgets of one second.

@@ -80,6 +80,38 @@ pub struct Usage {
     pub work: Duration,
 }
 
+/// What tracing a process has taken until a report, and of how much.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// Processor time of the process since its trace began, with what tracing took.
+    pub cpu: Duration,
+    /// What tracing took of it.
+    pub cost: Duration,
+}
+
+impl Spent {
+    /// The part of the processor time that tracing took.
+    #[must_use]
+    pub fn fraction(&self) -> f64 {
+        // It ran at least for as long as it was trapped.
+        let cpu = self.cpu.max(self.cost).as_secs_f64();
+        if cpu > 0.0 {
+            self.cost.as_secs_f64() / cpu
+        } else {
+            0.0
+        }
+    }
+
+    /// With what another process took.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            cpu: self.cpu.saturating_add(other.cpu.max(other.cost)),
+            cost: self.cost.saturating_add(other.cost),
+        }
+    }
+}
+
 /// The part of the budget that traps may take as measured. They also take from caches, which is not.
 const TRAPS_PART: f64 = 0.6;
 /// The part that our own work on windows may take; what is left is for looks that no window is the reason of.
@@ -133,6 +165,8 @@ const CHEAP_WINDOWS: u32 = 3;
 /// How soon the hits are looked at again while a window is open, if nothing tells that there are many: with a planned end and without one.
 const LOOK_IN_WINDOW: Duration = Duration::from_millis(100);
 const LOOK_IN_EXACT: Duration = Duration::from_secs(1);
+/// While nobody knows what calls of the process cost: so soon at first, and then after twice as long each time.
+const FIRST_LOOK: Duration = Duration::from_millis(2);
 
 /// How long before its planned end the closing of a window is prepared: a grace period of the kernel's RCU, some 5 to 12 ms.
 const PREPARE: Duration = Duration::from_millis(10);
@@ -174,6 +208,8 @@ pub struct Controller {
     /// When the mode last changed, and why, for people.
     switched: Option<(Duration, Close)>,
     windows: u32,
+    /// What was spent by the end of the first window, before anything was known.
+    first_cost: Option<Duration>,
     /// Shrinks windows after a hard stop.
     shrink: f64,
     /// Our work when the last window was closed, and how much of it a window takes, seconds.
@@ -205,6 +241,7 @@ impl Controller {
             hard_stops: 0,
             switched: None,
             windows: 0,
+            first_cost: None,
             shrink: 1.0,
             worked: Duration::ZERO,
             work_of_a_window: None,
@@ -232,8 +269,12 @@ impl Controller {
         if self.limits.choice == Choice::Exact {
             return None;
         }
+        let early = match self.rate {
+            Some(_) => Duration::MAX,
+            None => at.saturating_sub(open.since.at).max(FIRST_LOOK),
+        };
         let Some(plan) = open.plan else {
-            return Some(LOOK_IN_EXACT);
+            return Some(LOOK_IN_EXACT.min(early));
         };
         let left = plan.end.saturating_sub(at);
         let unprepared = left.saturating_sub(PREPARE);
@@ -242,7 +283,7 @@ impl Controller {
         } else {
             unprepared
         };
-        Some(wait.min(LOOK_IN_WINDOW))
+        Some(wait.min(LOOK_IN_WINDOW).min(early))
     }
 
     /// How long until the open window's planned end, where that is so near that its closing is to be prepared; which is waited for.
@@ -331,6 +372,7 @@ impl Controller {
         let Some(open) = self.open.take() else {
             return;
         };
+        self.first_cost.get_or_insert(usage.cost);
         // From then on the breakpoints are gone within milliseconds; what the kernel still waits for slows nobody.
         self.open_time = self
             .open_time
@@ -445,9 +487,12 @@ impl Controller {
         self.windows
     }
 
-    /// Why the tier is what it is, for people.
+    /// Why the tier is what it is, for people, when so much was spent on it.
     #[must_use]
-    pub fn reason(&self) -> impl fmt::Display + '_ {
-        Reason(self)
+    pub fn reason(&self, spent: Spent) -> impl fmt::Display + '_ {
+        Reason {
+            controller: self,
+            spent,
+        }
     }
 }

@@ -2,15 +2,56 @@
 
 use std::fmt;
 
-use super::{Choice, Close, Controller, Mode};
+use super::{Choice, Close, Controller, Mode, Spent};
 use crate::units::plural;
 
 /// See [`Controller::reason`].
-pub(super) struct Reason<'a>(pub(super) &'a Controller);
+pub(super) struct Reason<'a> {
+    pub(super) controller: &'a Controller,
+    pub(super) spent: Spent,
+}
+
+impl Reason<'_> {
+    /// What every call costs, of a process of which all are seen. Nothing is said to cost less than the budget beside a figure that is more.
+    fn say_cost(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let budget = 100.0 * self.controller.limits.budget;
+        let fraction = self.spent.fraction();
+        if fraction <= self.controller.limits.budget {
+            return write!(formatter, "which costs less than the budget of {budget} %");
+        }
+        let why = if self.controller.account.is_at_rest() {
+            "it uses hardly any"
+        } else {
+            "too short to be paid back yet"
+        };
+        write!(
+            formatter,
+            "which took {:.1} % of its CPU time so far (budget {budget} %; {why})",
+            100.0 * fraction
+        )
+    }
+
+    /// What was spent on what, of a process that is seen in windows, where it is more than the budget.
+    fn say_spent(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fraction = self.spent.fraction();
+        if fraction <= self.controller.limits.budget {
+            return Ok(());
+        }
+        let first = self.controller.first_cost.unwrap_or(self.spent.cost);
+        let of_first = fraction * (first.as_secs_f64() / self.spent.cost.as_secs_f64()).min(1.0);
+        write!(
+            formatter,
+            "; the probes took {:.1} % of its CPU time so far: {:.1} % before the cost was known, {:.1} % in later windows",
+            100.0 * fraction,
+            100.0 * of_first,
+            100.0 * (fraction - of_first)
+        )
+    }
+}
 
 impl fmt::Display for Reason<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let controller = self.0;
+        let controller = self.controller;
         let limits = &controller.limits;
         let budget = limits.budget * 100.0;
         let cores = controller.account.cores();
@@ -22,15 +63,18 @@ impl fmt::Display for Reason<'_> {
         match (limits.choice, controller.mode) {
             (Choice::Exact, _) => write!(formatter, "every allocator call was seen, as asked for"),
             (_, Mode::Exact) => match controller.switched {
-                None => write!(
-                    formatter,
-                    "every allocator call was seen: that costs less than the budget of {budget} %"
-                ),
-                Some((at, _)) => write!(
-                    formatter,
-                    "every allocator call since {:.1} s, which costs less than the budget of {budget} % again; in windows before",
-                    at.as_secs_f64()
-                ),
+                None => {
+                    write!(formatter, "every allocator call was seen, ")?;
+                    self.say_cost(formatter)
+                }
+                Some((at, _)) => {
+                    write!(
+                        formatter,
+                        "in windows until {:.1} s, since then every allocator call, ",
+                        at.as_secs_f64()
+                    )?;
+                    self.say_cost(formatter)
+                }
             },
             (choice, Mode::Sampled) => {
                 write!(
@@ -65,7 +109,7 @@ impl fmt::Display for Reason<'_> {
                         controller.hard_stops
                     )?;
                 }
-                Ok(())
+                self.say_spent(formatter)
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Beginning, Choice, Close, Controller, Limits, Mode, Usage};
+use super::{Beginning, Choice, Close, Controller, Limits, Mode, Spent, Usage};
 use proptest::prelude::*;
 
 /// A process that uses `cores` by itself and whose traps would take `rate` seconds in each second of tracing.
@@ -179,7 +179,167 @@ fn cheap_processes_are_seen_all_the_time() {
     assert_eq!(run.controller.mode(), Mode::Exact);
     assert_eq!(run.windows, 1);
     assert!((run.controller.duty(run.usage.at) - 1.0).abs() < 1e-9);
-    assert!(run.controller.reason().to_string().contains("less than"));
+    let spent = Spent {
+        cpu: run.usage.cpu,
+        cost: run.usage.cost,
+    };
+    let reason = run.controller.reason(spent).to_string();
+    assert!(reason.contains("less than"), "{reason}");
+}
+
+#[test]
+fn less_than_the_budget_was_said_above_a_larger_figure() {
+    let controller = Controller::new(limits(Choice::Auto, 0.01), 7);
+    for (cost, says_less) in [
+        (5, true),
+        (10, true),
+        (11, false),
+        (390, false),
+        (2000, false),
+    ] {
+        let spent = Spent {
+            cpu: Duration::from_millis(1000),
+            cost: Duration::from_millis(cost),
+        };
+        let reason = controller.reason(spent).to_string();
+        assert_eq!(reason.contains("less than"), says_less, "{reason}");
+    }
+}
+
+/// The end of a window without a planned one was reckoned all the same, and was beyond what a duration holds.
+#[test]
+fn back_to_every_call_ended_the_trace_without_a_report() {
+    let load = |cores, rate| move |_| Load { cores, rate };
+    let mut run = Run::new(limits(Choice::Auto, 0.01), 7);
+    run.run(5.0, load(1.0, 1.0));
+    assert_eq!(run.controller.mode(), Mode::Sampled);
+    run.run(60.0, load(1.0, 0.0));
+    assert_eq!(run.controller.mode(), Mode::Exact);
+    assert_eq!(run.controller.about_to_close(run.usage.at), None);
+    assert!(run.controller.look_again(run.usage.at).is_some());
+}
+
+/// What a process may be seen to do from one look to the next, in any order: a clock that stands still or jumps is among it.
+#[derive(Clone, Copy, Debug)]
+enum Happens {
+    Pass {
+        at: f64,
+        cpu: f64,
+        cost: f64,
+        work: f64,
+    },
+    Observe,
+    Open,
+    Close(bool),
+    Peers(usize),
+    Begin,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let amount = || prop_oneof![Just(0.0), 0.0..0.01, 0.0..2.0, Just(1e9), Just(1e18)];
+    prop_oneof![
+        4 => (amount(), amount(), amount(), amount())
+            .prop_map(|(at, cpu, cost, work)| Happens::Pass { at, cpu, cost, work }),
+        3 => Just(Happens::Observe),
+        2 => Just(Happens::Open),
+        2 => any::<bool>().prop_map(Happens::Close),
+        1 => (0_usize..10_000).prop_map(Happens::Peers),
+        1 => Just(Happens::Begin),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_usage_at_any_time_makes_it_panic(
+        choice in prop::sample::select(vec![Choice::Auto, Choice::Sampled, Choice::Exact]),
+        budget in prop::sample::select(vec![1e-6, 0.01, 1.0]),
+        window in prop::option::of(prop::sample::select(vec![
+            Duration::from_nanos(1), Duration::from_millis(60), Duration::MAX,
+        ])),
+        seed in any::<u64>(),
+        events in prop::collection::vec(happens(), 0..80),
+    ) {
+        let mut controller = Controller::new(Limits { window, ..limits(choice, budget) }, seed);
+        let mut usage = Usage::default();
+        let mut is_open = false;
+        for event in events {
+            match event {
+                Happens::Pass { at, cpu, cost, work } => {
+                    let more = |sum: Duration, by| sum.saturating_add(crate::duration::seconds(by));
+                    usage = Usage {
+                        at: more(usage.at, at),
+                        cpu: more(usage.cpu, cpu),
+                        cost: more(usage.cost, cost),
+                        work: more(usage.work, work),
+                    };
+                }
+                Happens::Observe => {
+                    let close = controller.observe(usage);
+                    prop_assert!(close.is_none() || is_open && choice != Choice::Exact);
+                }
+                Happens::Open => {
+                    let may = controller.may_open(usage);
+                    if may && !is_open {
+                        controller.opened(usage);
+                        is_open = true;
+                    }
+                }
+                Happens::Close(hard) => {
+                    let reason = if hard { Close::HardStop } else { Close::Planned };
+                    controller.closed(reason, usage, usage);
+                    is_open = false;
+                    if choice == Choice::Exact {
+                        // Nobody closes one then.
+                        controller = Controller::new(limits(choice, budget), seed);
+                    }
+                }
+                Happens::Peers(peers) => controller.set_peers(peers),
+                // Another program: a window begins, whatever there was.
+                Happens::Begin => {
+                    controller.opened(usage);
+                    is_open = true;
+                }
+            }
+            let soon = controller.look_again(usage.at);
+            prop_assert!(soon.is_none_or(|soon| soon <= Duration::from_secs(1)), "{:?}", soon);
+            prop_assert!(soon.is_some() == (is_open && choice != Choice::Exact));
+            let end = controller.about_to_close(usage.at);
+            prop_assert!(end.is_none_or(|end| is_open && end <= Duration::from_millis(10)));
+            prop_assert!(controller.slack() <= Duration::from_secs(1));
+            prop_assert!((0.0..=1.0).contains(&controller.duty(usage.at)));
+            if choice == Choice::Sampled {
+                prop_assert_eq!(controller.mode(), Mode::Sampled);
+            }
+            let spent = Spent { cpu: usage.cpu, cost: usage.cost };
+            prop_assert!((0.0..=1.0).contains(&spent.fraction()));
+            prop_assert!(!controller.reason(spent).to_string().contains("NaN"));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// With the time from its beginning on, for a process that is attached to.
+    #[test]
+    fn over_any_thirty_seconds_the_budget_is_kept(
+        cores in 0.005_f64..4.0,
+        intensity in 0.001_f64..3.0,
+        later in 0.001_f64..3.0,
+        changes_at in 0.0_f64..60.0,
+        seed in any::<u64>(),
+    ) {
+        let budget = 0.01;
+        let mut run = Run::new(limits(Choice::Auto, budget), seed);
+        run.run(90.0, |now| Load {
+            cores,
+            rate: cores * if now < changes_at { intensity } else { later },
+        });
+        let most = budget * cores * 30.0;
+        for (begin, span) in run.tenths.windows(300).enumerate() {
+            let cost: f64 = span.iter().sum();
+            prop_assert!(cost <= most, "{cost} of {most} from {} s", begin as f64 / 10.0);
+        }
+    }
 }
 
 #[test]

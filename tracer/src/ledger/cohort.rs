@@ -303,6 +303,13 @@ impl Cohorts {
         self.cohorts.first().map(|cohort| cohort.span.opened_ns)
     }
 
+    /// The time for which the windows count, seconds.
+    #[must_use]
+    pub fn effective_s(&self) -> f64 {
+        let time = |cohort: &Cohort| cohort.span.effective_s();
+        self.cohorts.iter().map(time).sum()
+    }
+
     /// How many blocks each watched one stands for.
     #[must_use]
     pub fn weight(&self) -> u64 {

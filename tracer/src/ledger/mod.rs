@@ -8,6 +8,7 @@ mod history;
 mod mappings;
 mod pages;
 mod process;
+mod resumed;
 mod series;
 mod steady;
 mod survey;
@@ -169,6 +170,26 @@ impl Ledger {
                 process.map_or_else(Turnover::default, |process| process.turnover(last_s))
             })
         })
+    }
+
+    /// Adds to the windows of a site the time since which every call was seen again. Gives how well its blocks can be told apart by that, where most of them
+    /// are of it: perfectly.
+    pub fn resumed(
+        &self,
+        site: SiteId,
+        since_ns: u64,
+        now_ns: u64,
+        seen: &mut SiteWindows,
+    ) -> Option<ToldApart> {
+        let watched_ns = (seen.watched_s * 1e9) as u64;
+        let more = self
+            .site(site)?
+            .windows_since(since_ns, now_ns.saturating_sub(watched_ns));
+        let alive =
+            |windows: &[WindowOfSite]| -> f64 { windows.iter().map(|window| window.alive).sum() };
+        let is_most = alive(&more) > alive(&seen.windows);
+        seen.windows.extend(more);
+        is_most.then_some(ToldApart::ALL)
     }
 
     /// Judges a site at which a process maps memory: no block of an allocator makes way for it.

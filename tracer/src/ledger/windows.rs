@@ -12,6 +12,8 @@ use crate::units::{blocks, count, duration, plural};
 /// A window, as a site of its process sees it; also windows in which the site did nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct WindowOfSite {
+    /// It is a part of a time in which every call was seen again.
+    pub is_exact: bool,
     /// When it was closed, seconds since the first window was opened.
     pub closed_s: f64,
     /// The time that it stands for, seconds: its length, less what its traps took.
@@ -122,12 +124,7 @@ pub fn judge_windows(
         reason,
         growth_bytes_per_s: 0.0,
     };
-    let seen = format!(
-        "{} sampled in {} window{}",
-        blocks(born as u64),
-        windows.len(),
-        plural(windows.len() as u64)
-    );
+    let seen = format!("{} sampled in {}", blocks(born as u64), of_time(windows));
     if born < BLOCKS {
         return with(
             Verdict::InsufficientData,
@@ -279,17 +276,17 @@ pub fn judge_windows(
     // Thinned ones are scaled: they may be more than were born.
     let evidence = if stay >= 0.995 * old_born {
         format!(
-            "all {} sampled in {} windows more than {} ago are still live",
+            "all {} sampled in {} more than {} ago are still live",
             blocks(old_born as u64),
-            old.len(),
+            of_time(&old),
             duration(now_s / 8.0)
         )
     } else {
         format!(
-            "{} of {} sampled in {} windows more than {} ago are still live, and {} since",
+            "{} of {} sampled in {} more than {} ago are still live, and {} since",
             count(stay as u64),
             blocks(old_born as u64),
-            old.len(),
+            of_time(&old),
             duration(now_s / 8.0),
             if died < 0.5 {
                 "no old one was freed".to_owned()
@@ -307,6 +304,19 @@ pub fn judge_windows(
         ),
         growth_bytes_per_s: rate,
     }
+}
+
+/// `9 windows`, `4 windows and 31 s of every call`.
+fn of_time(windows: &[WindowOfSite]) -> String {
+    let (exact, sampled): (Vec<&WindowOfSite>, Vec<&WindowOfSite>) =
+        windows.iter().partition(|window| window.is_exact);
+    let number = sampled.len() as u64;
+    let sampled = format!("{number} window{}", plural(number));
+    if exact.is_empty() {
+        return sampled;
+    }
+    let time: f64 = exact.iter().map(|window| window.effective_s).sum();
+    format!("{sampled} and {} of every call", duration(time))
 }
 
 /// `none`, `1,234`.
@@ -375,6 +385,7 @@ mod tests {
             let mine = || lives.iter().take(place(closed)).skip(place(at));
             let alive_at = |time: f64| mine().filter(|life| life.dies > time).count() as f64;
             windows.push(WindowOfSite {
+                is_exact: false,
                 closed_s: closed,
                 effective_s: 0.4,
                 born: mine().count() as f64,
@@ -447,6 +458,7 @@ mod tests {
     fn blocks_that_look_the_same_are_no_leak_unless_memory_bears_it_out() {
         let windows: Vec<WindowOfSite> = (0..25)
             .map(|number| WindowOfSite {
+                is_exact: false,
                 closed_s: f64::from(number) * 2.5,
                 effective_s: 0.01,
                 born: 300.0,
@@ -478,6 +490,7 @@ mod tests {
     fn what_takes_the_place_of_blocks_from_before_is_no_leak_unless_memory_grows() {
         let windows: Vec<WindowOfSite> = (0..25)
             .map(|number| WindowOfSite {
+                is_exact: false,
                 closed_s: f64::from(number) * 2.5,
                 effective_s: 0.2,
                 born: 20.0,

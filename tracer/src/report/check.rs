@@ -38,6 +38,16 @@ impl Report {
                 found.push(format!("{name}: the process is not listed"));
             }
         }
+        // Of several processes one may cost more than its budget and another less.
+        let fraction = self.overhead.target_cpu_fraction;
+        if self.processes.len() == 1
+            && fraction > self.overhead.budget
+            && self.tier_reason.contains("costs less than the budget")
+        {
+            found.push(format!(
+                "the tier's reason says that tracing costs less than the budget, and it took {fraction} of the processor time"
+            ));
+        }
         for process in &self.processes {
             let bound = process.estimates_bound();
             let (mut bytes, mut high) = (0_u64, 0);

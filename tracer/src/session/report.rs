@@ -12,7 +12,7 @@ mod survey;
 mod unseen;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, SystemTime},
 };
 
@@ -30,6 +30,8 @@ use super::{
     process::Traced,
 };
 use crate::{
+    budget::Spent,
+    duration::times,
     kernel::{KernelError, MappingWay},
     ledger::{SiteId, Survey},
     report::{Overhead, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
@@ -115,12 +117,9 @@ pub(super) fn make(
             now_ns,
         ));
     }
-    let mut hits_total = 0;
-    let mut steps = 0;
-    let mut fault_time = Duration::ZERO;
-    let mut sampling = Duration::ZERO;
+    let mut hits_total = 0_u64;
     let mut duty = 0.0;
-    let mut cpu = Duration::ZERO;
+    let mut spent = BTreeMap::new();
     let mut processes = Vec::new();
     let pids: Vec<u32> = session.processes.keys().copied().collect();
     let hits_of = session.probe.hits();
@@ -144,25 +143,21 @@ pub(super) fn make(
             *sum += before;
         }
         duty += traced.windows.duty() / session.processes.len().max(1) as f64;
-        hits_total += hits.iter().take(UNKNOWN_FREE_SLOT).sum::<u64>();
-        steps += session.growth.steps(traced.incarnation);
-        let (faults, time) = session.pages.cost(traced.incarnation);
-        steps += faults;
-        fault_time += time;
-        sampling += traced.windows.sampling();
-        if let (Some(before), Some(after)) = (traced.cpu_first, traced.cpu_last) {
-            cpu += after.saturating_sub(before);
-        }
+        let calls = hits
+            .iter()
+            .take(UNKNOWN_FREE_SLOT)
+            .fold(0_u64, |sum, hits| sum.saturating_add(*hits));
+        hits_total = hits_total.saturating_add(calls);
+        spent.insert(pid, spent_on(session, traced, calls));
         processes.push(process(traced, &hits));
     }
     session.faults.work_on(None);
     for traced in &session.faults.not_shown {
         processes.push(not_shown(traced));
     }
-    let cost = session.costs.hit.as_secs_f64() * (hits_total + steps) as f64
-        + (fault_time + sampling).as_secs_f64();
-    // Of a process that has ended, processor time is known up to the last look.
-    let cpu_s = cpu.as_secs_f64().max(cost);
+    let all = spent
+        .values()
+        .fold(Spent::default(), |sum, spent| sum.and(*spent));
     let mut parts = ReportParts {
         captured_at: Timestamp::from(SystemTime::now()),
         duration_s,
@@ -174,7 +169,7 @@ pub(super) fn make(
         tier_reason: if session.options.mappings_only {
             mappings_only(session)
         } else {
-            sampled::tier_reason(session)
+            sampled::tier_reason(session, &spent)
         },
         processes,
         sites,
@@ -186,7 +181,7 @@ pub(super) fn make(
         overhead: Overhead {
             probe_hits: hits_total,
             duty,
-            target_cpu_fraction: if cpu_s > 0.0 { cost / cpu_s } else { 0.0 },
+            target_cpu_fraction: all.fraction(),
             budget: session.options.budget,
             tracer_cores: session.own_cores(),
         },
@@ -360,6 +355,25 @@ fn name(session: &mut Session, sites: &mut [Site]) {
             .filter(|traced| traced.incarnation == stack.incarnation)
             .map_or(&nothing, |traced| &traced.space);
         site.frames = session.resolver.stack(space, &stack.frames);
+    }
+}
+
+/// What tracing a process has taken. Of one that has ended, processor time is known up to the last look.
+fn spent_on(session: &Session, traced: &Traced, calls: u64) -> Spent {
+    let (faults, fault_time) = session.pages.cost(traced.incarnation);
+    let steps = session
+        .growth
+        .steps(traced.incarnation)
+        .saturating_add(faults);
+    let cpu = traced.cpu_first.zip(traced.cpu_last);
+    Spent {
+        cpu: cpu.map_or(Duration::ZERO, |(before, after)| {
+            after.saturating_sub(before)
+        }),
+        cost: times(session.costs.hit, calls.saturating_add(steps) as f64)
+            .saturating_add(fault_time)
+            .saturating_add(traced.windows.sampling())
+            .saturating_add(traced.windows.spent()),
     }
 }
 

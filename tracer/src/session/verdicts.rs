@@ -56,11 +56,13 @@ struct SeenInWindows {
     alike: Alike,
     /// Blocks that outlived their windows and went later.
     gone_later: f64,
+    /// Since when every call has been seen again.
+    exact_since_ns: Option<u64>,
 }
 
 impl SeenInWindows {
     fn judge(&self, ledger: &Ledger, site: SiteId, incarnation: u32, now_ns: u64) -> Judgement {
-        let seen = self.cohorts.windows_of(site, now_ns, &self.alike);
+        let mut seen = self.cohorts.windows_of(site, now_ns, &self.alike);
         let mut process = ledger.besides_windows(incarnation, seen.watched_s);
         process.frees = (process.frees - self.gone_later).max(0.0);
         let told_apart = self
@@ -68,6 +70,10 @@ impl SeenInWindows {
             .get(&site)
             .copied()
             .unwrap_or(ToldApart::ALL);
+        let told_apart = self
+            .exact_since_ns
+            .and_then(|since_ns| ledger.resumed(site, since_ns, now_ns, &mut seen))
+            .unwrap_or(told_apart);
         judge_windows(&seen.windows, seen.watched_s, told_apart, &process)
     }
 }
@@ -195,6 +201,7 @@ impl Session {
                 told_apart: cohorts.told_apart(),
                 alike: cohorts.alike(),
                 gone_later: cohorts.gone_later(),
+                exact_since_ns: windows.exact_since_ns(),
                 cohorts,
             }
         })

@@ -29,7 +29,7 @@ use hashbrown::{HashMap, HashSet};
 use leakscope_common::HIT_SLOTS;
 
 use crate::{
-    budget::{Choice, Close, Controller, Limits, Usage},
+    budget::{Choice, Close, Controller, Limits, Mode, Usage},
     kernel::{Link, ModeSamples, Modes, ThreadClocks, monotonic_ns, process_cpu_time},
     ledger::{Cohorts, Occasion, Reading, SiteId},
 };
@@ -330,6 +330,13 @@ impl Windows {
         self.open.as_ref().map(|open| open.at_ns)
     }
 
+    /// Since when every call has been seen again, after windows; CLOCK_MONOTONIC nanoseconds.
+    pub(super) fn exact_since_ns(&self) -> Option<u64> {
+        let is_exact = self.is_armed() && self.controller.mode() == Mode::Exact;
+        self.opened_ns()
+            .filter(|_| is_exact && self.cohorts.windows() > 0)
+    }
+
     /// Births of a site in windows that are closed.
     pub(super) fn births_before(&self, site: SiteId) -> (u64, u64) {
         self.births.get(&site).copied().unwrap_or_default()
@@ -343,6 +350,11 @@ impl Windows {
     /// What samples of its modes took of the process's time.
     pub(super) fn sampling(&self) -> Duration {
         self.sampling
+    }
+
+    /// What calls of programs that it ran before took of its time.
+    pub(super) fn spent(&self) -> Duration {
+        self.spent
     }
 
     /// The calls of this incarnation that are in no thread's record any more.

@@ -1,10 +1,10 @@
 //! The part of a report that comes from windows: estimates from cohorts, and what the window that is open has seen.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{MappedSites, Session, SiteLevels, Traced, identity, unseen};
 use crate::{
-    budget::{Choice, Mode},
+    budget::{Choice, Mode, Spent},
     kernel::LinkMode,
     ledger::{Held, SiteId, Survey, bound},
     report::{Sample, Site, Tier},
@@ -44,6 +44,11 @@ pub(super) fn add(
         .cohorts
         .estimates(now_ns, covered_until_ns, min_age.as_secs_f64());
     let mut found = Vec::new();
+    // Seconds of windows, and since when every call is seen again.
+    let exact = windows.exact_since_ns().map(|since_ns| {
+        let since = now_ns.saturating_sub(since_ns) as f64 / 1e9;
+        (weighed.cohorts.effective_s(), since.max(1e-9))
+    });
     let mut ids: BTreeSet<SiteId> = estimates.keys().copied().collect();
     if windows.is_open() {
         ids.extend(
@@ -94,7 +99,10 @@ pub(super) fn add(
                 alloc_objects,
                 oldest_age_s: oldest_ns
                     .map_or(0.0, |born| now_ns.saturating_sub(born) as f64 / 1e9),
-                growth_bytes_per_s: estimate.growth_bytes_per_s,
+                growth_bytes_per_s: exact.map_or(estimate.growth_bytes_per_s, |(before, since)| {
+                    let (_, born) = survey.inuse(id);
+                    (estimate.growth_bytes_per_s * before + born as f64) / (before + since)
+                }),
                 weight: windows.cohorts.weight().max(survey.weight()),
                 sample: Some(Sample {
                     objects: estimate.observed_objects,
@@ -137,7 +145,7 @@ pub(super) fn tier(session: &Session) -> Tier {
 }
 
 /// Why the tier was taken.
-pub(super) fn tier_reason(session: &Session) -> String {
+pub(super) fn tier_reason(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
     let shift = session.probe.thin_shift();
     let thinned = if shift == 0 {
         String::new()
@@ -167,7 +175,7 @@ pub(super) fn tier_reason(session: &Session) -> String {
     } else {
         ""
     };
-    let reasons = reasons(session);
+    let reasons = reasons(session, spent);
     let mappings = session
         .mapping_note()
         .map(|note| format!("; {note}"))
@@ -179,12 +187,13 @@ pub(super) fn tier_reason(session: &Session) -> String {
 const FEW: usize = 5;
 
 /// Why calls were seen as they were, by process.
-fn reasons(session: &Session) -> String {
+fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
     let reason = |traced: &Traced| {
         if traced.sites.is_empty() {
             return unseen::NOTHING_ATTACHED.to_owned();
         }
-        traced.windows.controller.reason().to_string()
+        let spent = spent.get(&traced.pid).copied().unwrap_or_default();
+        traced.windows.controller.reason(spent).to_string()
     };
     let named = |traced: &Traced| {
         let (comm, pid) = (&traced.comm, traced.pid);
