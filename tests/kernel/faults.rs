@@ -14,9 +14,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use leakscope_tests::{
-    Finished, MemoryLimit, Tracer, Truth, Victim, answers, breakpoints, command_of, leave_out,
-    prebuilt, require_kernel, require_victim, run, run_command, scripted, send, skip, tampered,
-    wait_for_breakpoints,
+    Daemon, Finished, MemoryLimit, Tracer, Truth, Victim, answers, breakpoints, command_of,
+    leave_out, prebuilt, require_kernel, require_victim, run, run_command, scripted, send, skip,
+    tampered, wait_for_breakpoints,
 };
 
 /// Ends the test where there is no strace.
@@ -351,6 +351,88 @@ fn no_memory_for_the_tables() {
     assert_eq!(finished.code(), 0, "{finished:?}");
     target.assert_unharmed("160 MiB");
     target.quit();
+}
+
+/// A fault of our own, made on purpose, where leakscope deals with one of two processes.
+#[test]
+fn a_panic_at_one_process_ended_the_trace_of_all() {
+    let _alone = require_kernel!();
+    let program = require_victim!("endless");
+    let (mut bad, mut good) = (Target::start(&program), Target::start(&program));
+    let both = format!("{},{}", bad.pid(), good.pid());
+    for place in ["window", "report"] {
+        let script = format!("LEAKSCOPE_INJECT_FAULT={place}:{} exec \"$@\"", bad.pid());
+        let arguments = ["trace", "-p", &both, "--for", "2s", "--format", "json"];
+        let finished = run_command(scripted(&script, &arguments).unwrap()).expect("it runs");
+        assert_eq!(finished.code(), 1, "{place}: {finished:?}");
+        for words in [
+            "panicked at",
+            "internal error",
+            "report the backtrace above",
+        ] {
+            assert!(finished.stderr.contains(words), "{words}: {finished:?}");
+        }
+        let report: serde_json::Value = serde_json::from_str(&finished.stdout).unwrap();
+        let process = |pid: u32| {
+            let all = report["processes"].as_array().unwrap();
+            let found = all.iter().find(|process| process["pid"] == pid);
+            found.unwrap_or_else(|| panic!("{place}: {report}")).clone()
+        };
+        assert!(
+            process(bad.pid()).to_string().contains("internal error"),
+            "{place}: {report}"
+        );
+        assert!(
+            process(good.pid())["alloc_objects"].as_u64() > Some(0),
+            "{place}: {report}"
+        );
+        bad.assert_unharmed(place);
+        good.assert_unharmed(place);
+    }
+    // Nobody's fault in particular, at each step: there is a message, and no probe is left.
+    let script = "LEAKSCOPE_INJECT_FAULT=look exec \"$@\"";
+    let finished = run_command(scripted(script, &good.traced(&[])).unwrap()).expect("it runs");
+    assert_eq!(finished.code(), 1, "{finished:?}");
+    assert!(
+        finished
+            .stderr
+            .contains("internal error in the tracing thread"),
+        "{finished:?}"
+    );
+    good.assert_unharmed("a fault in each look");
+    bad.quit();
+    good.quit();
+}
+
+#[test]
+fn a_panic_at_one_process_ended_the_daemon() {
+    let _alone = require_kernel!();
+    let program = require_victim!("endless");
+    let (mut bad, mut good) = (Target::start(&program), Target::start(&program));
+    let fault = format!("window:{}", bad.pid());
+    let both = format!("{},{}", bad.pid(), good.pid());
+    let daemon = Daemon::start_with(&[("LEAKSCOPE_INJECT_FAULT", &fault)], &["-p", &both]).unwrap();
+    let start = Instant::now();
+    let (mut before, mut is_said) = (None, false);
+    loop {
+        let answer = daemon.curl(&[], "/api/v1/report?seconds=1").unwrap();
+        let report: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        let all = report["processes"].as_array().unwrap().clone();
+        let of = |pid: u32| all.iter().find(|process| process["pid"] == pid);
+        is_said |= of(bad.pid()).is_some_and(|bad| bad.to_string().contains("internal error"));
+        let seen = of(good.pid()).and_then(|good| good["alloc_objects"].as_u64());
+        // What the other does goes on to be seen.
+        if is_said && before.is_some() && seen > before {
+            break;
+        }
+        before = seen;
+        assert!(start.elapsed() < Duration::from_secs(60), "{report}");
+    }
+    drop(daemon);
+    bad.assert_unharmed("the daemon's fault");
+    good.assert_unharmed("the daemon's fault");
+    bad.quit();
+    good.quit();
 }
 
 #[test]
