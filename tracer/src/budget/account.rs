@@ -47,6 +47,11 @@ impl Account {
 
     /// Takes in newer figures.
     pub(super) fn note(&mut self, usage: Usage) {
+        // What samples of a window cost is known sooner than what it is closed with.
+        let usage = Usage {
+            cost: usage.cost.max(self.last.cost),
+            ..usage
+        };
         let elapsed = usage.at.saturating_sub(self.last.at).as_secs_f64();
         let cost = usage.cost.saturating_sub(self.last.cost).as_secs_f64();
         // It ran at least for as long as it was trapped, even if its clock, which may go on by ticks, has not moved.

@@ -43,6 +43,9 @@ use usage::Boundary;
 /// Of a longer window, a tick of the process's clock is little.
 const CLOCKS_FOR: Duration = Duration::from_secs(1);
 
+/// Of a longer window, samples of modes tell nothing new.
+const SAMPLES_FOR: Duration = Duration::from_millis(100);
+
 /// Growth below this is within what allocators keep and give back anyway, bytes.
 const LEAST_GROWTH: f64 = 1_048_576.0;
 /// How far growth and what survives may differ otherwise: fragments, memory of other kinds.
@@ -58,6 +61,8 @@ pub(super) struct Clocks {
     /// What they had counted by then.
     cpu_before: Duration,
     modes_before: Modes,
+    /// Those of samples that were ended.
+    modes: Modes,
 }
 
 impl Clocks {
@@ -68,6 +73,7 @@ impl Clocks {
             samples,
             cpu_before: Duration::ZERO,
             modes_before: Modes::default(),
+            modes: Modes::default(),
         }
     }
 
@@ -85,8 +91,15 @@ impl Clocks {
 
     /// Samples.
     fn modes(&self) -> Modes {
-        let samples = self.samples.as_ref().map(ModeSamples::taken);
-        samples.unwrap_or_default().since(self.modes_before)
+        self.samples.as_ref().map_or(self.modes, |samples| {
+            samples.taken().since(self.modes_before)
+        })
+    }
+
+    /// There are enough samples: each takes of the process's time.
+    fn end_samples(&mut self) {
+        self.modes = self.modes();
+        self.samples = None;
     }
 }
 
@@ -297,17 +310,26 @@ impl Windows {
 
     /// Of a window that is long by now, ticks say enough; the counters would make each switch to one of the threads dearer.
     fn end_clocks(&mut self) {
-        if let Some(open) = &mut self.open
-            && self.last.at.saturating_sub(open.usage.at) > CLOCKS_FOR
-        {
+        let Some(open) = &mut self.open else {
+            return;
+        };
+        let length = self.last.at.saturating_sub(open.usage.at);
+        if length > CLOCKS_FOR {
             open.modes = open.modes();
             open.clocks = None;
+        } else if length > SAMPLES_FOR
+            && let Some(clocks) = &mut open.clocks
+        {
+            clocks.end_samples();
         }
     }
 
     /// Whether it is worth while to sample the modes of a window: of the first one nobody knows, and later ones are like those before.
     fn wants_modes(&self) -> bool {
-        self.cohorts.windows() == 0 || self.own.wants_modes()
+        match self.controller.mode() {
+            Mode::Sampled => self.cohorts.windows() == 0 || self.own.wants_modes(),
+            Mode::Exact => self.cohorts.windows() == 0,
+        }
     }
 
     /// Whether windows are opened and closed at all.
@@ -345,6 +367,11 @@ impl Windows {
     /// The share of the time in which calls were seen.
     pub(super) fn duty(&self) -> f64 {
         self.controller.duty(self.began.elapsed())
+    }
+
+    /// Samples of its modes in the window that is open: what they cost is not in [`Windows::sampling`] yet.
+    fn samples_so_far(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.modes().all)
     }
 
     /// What samples of its modes took of the process's time.

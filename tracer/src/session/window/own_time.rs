@@ -154,6 +154,8 @@ pub(super) struct OwnTime {
     before: (f64, f64),
     ticks: (f64, f64),
     trapped: Trapped,
+    /// The share of the last window that traps took.
+    last_share: f64,
     hit: HitCost,
 }
 
@@ -196,6 +198,7 @@ impl OwnTime {
         let is_trapped = used.hits > 0.0
             && used.cost > SMALL_SHARE * used.cpu
             && used.least(used.time) < (1.0 - SMALL_SHARE) * used.time;
+        self.last_share = used.cost / used.cpu.max(1e-9);
         if is_trapped {
             self.trapped.note(used);
         }
@@ -209,7 +212,7 @@ impl OwnTime {
 
     /// Whether it is worth while to sample its modes.
     pub(super) fn wants_modes(&self) -> bool {
-        self.trapped.all.cost > SHARE_FOR_MODES * self.trapped.all.cpu
+        self.last_share > SHARE_FOR_MODES
     }
 
     /// The time that the process, untraced, takes from one allocation to the next, seconds, from all windows of which traps took a good part;

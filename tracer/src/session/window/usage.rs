@@ -53,7 +53,12 @@ impl Session {
         }
         let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
         let hits = self.hits(traced, &threads);
-        self.usage_by(traced, cpu, &hits)
+        let usage = self.usage_by(traced, cpu, &hits);
+        let sampling = times(self.costs.sample, windows.samples_so_far() as f64);
+        Usage {
+            cost: usage.cost.saturating_add(sampling),
+            ..usage
+        }
     }
 
     /// The same, where its processor time and its calls are known.
