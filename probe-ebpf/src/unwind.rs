@@ -298,10 +298,13 @@ fn search(state: &mut WalkState) -> Result<UnwindRow, i64> {
             cfa_offset: 0,
             packed: 0,
         }
-    } else if let Some(row) = find_row(state.first_page, address.wrapping_sub(state.bias)) {
-        row
     } else {
-        return Err(cut(state, STACK_NO_RULE, Loss::UnwindNoRule));
+        let row = find_row(state.first_page, address.wrapping_sub(state.bias));
+        if row == NO_ROW {
+            return Err(cut(state, STACK_NO_RULE, Loss::UnwindNoRule));
+        }
+        // SAFETY: both are eight bytes without padding, and all bits are valid.
+        unsafe { core::mem::transmute::<u64, UnwindRow>(row) }
     };
     Ok(UnwindRow {
         address_low: state.mapping_flags as u16,
@@ -458,7 +461,7 @@ fn slice_of(incarnation: u32) -> u64 {
 /// Finds the mapping of an address in the process's sorted slice and remembers it.
 #[inline(always)]
 fn find_mapping(state: &mut WalkState, address: u64) -> bool {
-    let Some(mapping) = search_mappings(state.slice, address) else {
+    let Some(mapping) = MAPPINGS.get(search_mappings(state.slice, address)) else {
         return false;
     };
     state.start = mapping.start;
@@ -469,9 +472,15 @@ fn find_mapping(state: &mut WalkState, address: u64) -> bool {
     true
 }
 
-/// Finds the mapping of an address in a sorted slice of `MAPPINGS`.
-#[inline(always)]
-fn search_mappings(slice: u64, address: u64) -> Option<&'static Mapping> {
+/// What [`search_mappings`] gives where there is none: beyond the end of `MAPPINGS`.
+const NO_MAPPING: u32 = u32::MAX;
+
+/// Finds the mapping of an address in a sorted slice of `MAPPINGS`: its place, or [`NO_MAPPING`].
+///
+/// The verifier follows it by itself, as [`find_row`]: see there.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn search_mappings(slice: u64, address: u64) -> u32 {
     let first = Slice::first(slice);
     let mut low = 0;
     let mut high = Slice::count(slice);
@@ -479,35 +488,49 @@ fn search_mappings(slice: u64, address: u64) -> Option<&'static Mapping> {
     while step < MAPPING_SEARCH_STEPS {
         step += 1;
         if low >= high {
-            return None;
+            break;
         }
         let middle = (low + high) >> 1;
-        let mapping = MAPPINGS.get(first.wrapping_add(middle))?;
+        let place = first.wrapping_add(middle);
+        let Some(mapping) = MAPPINGS.get(place) else {
+            break;
+        };
         if address < mapping.start {
             high = middle;
         } else if address >= mapping.end {
             low = middle + 1;
         } else {
-            return Some(mapping);
+            return place;
         }
     }
-    None
+    NO_MAPPING
 }
 
 /// Whether an address lies in code of the process's own: in a known mapping that is not the kernel's place for return
 /// probes.
 #[inline(always)]
 pub(crate) fn is_own_code(incarnation: u32, address: u64) -> bool {
-    search_mappings(slice_of(incarnation), address)
+    MAPPINGS
+        .get(search_mappings(slice_of(incarnation), address))
         .is_some_and(|mapping| mapping.flags & MAPPING_UPROBES == 0)
 }
 
-/// Finds the row that covers an ELF virtual address: the last one at or before it.
-#[inline(always)]
-fn find_row(first_page: u32, address: u64) -> Option<UnwindRow> {
+/// What [`find_row`] gives where there is none: a rule of 255 does not exist.
+const NO_ROW: u64 = u64::MAX;
+
+/// Finds the row that covers an ELF virtual address: the last one at or before it; its bits, or [`NO_ROW`].
+///
+/// A function that the verifier sees as global: it follows it once, by itself. Inside the callback of a `bpf_loop` every state must lie
+/// within an earlier one, scalars with their ranges (kernel/bpf/verifier.c, `RANGE_WITHIN`), and each round of the search narrows them:
+/// from Linux 6.19 on it followed every way through all rounds, more than a million instructions. So no loop stands in the callback itself.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn find_row(first_page: u32, address: u64) -> u64 {
     let page = first_page.wrapping_add((address >> 16) as u32);
     let low16 = address as u16;
-    let page = UNWIND_PAGES.get(page)?;
+    let Some(page) = UNWIND_PAGES.get(page) else {
+        return NO_ROW;
+    };
     let mut low = page.first;
     let mut high = page.end;
     // Invariant: rows before `low` are at or before the address, rows from `high` on behind it.
@@ -518,7 +541,9 @@ fn find_row(first_page: u32, address: u64) -> Option<UnwindRow> {
             break;
         }
         let middle = (low + high) >> 1;
-        let row = UNWIND_ROWS.get(middle)?;
+        let Some(row) = UNWIND_ROWS.get(middle) else {
+            return NO_ROW;
+        };
         if row.address_low <= low16 {
             low = middle + 1;
         } else {
@@ -526,5 +551,9 @@ fn find_row(first_page: u32, address: u64) -> Option<UnwindRow> {
         }
     }
     // With none in this page, the last row of an earlier page applies.
-    UNWIND_ROWS.get(low.wrapping_sub(1)).copied()
+    match UNWIND_ROWS.get(low.wrapping_sub(1)) {
+        // SAFETY: both are eight bytes without padding.
+        Some(row) => unsafe { core::mem::transmute::<UnwindRow, u64>(*row) },
+        None => NO_ROW,
+    }
 }
