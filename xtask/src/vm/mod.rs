@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// A line of Debian's cloud kernels (6.1, 6.12, 7.3), or a vmlinuz, a .deb, or a directory one was unpacked to; may be repeated
-    #[arg(long, default_values_t = ["6.1".to_owned(), "6.12".to_owned()])]
+    #[arg(long, default_values = ["6.1", "6.12", "6.19", "7.3"])]
     kernel: Vec<String>,
     /// Seconds that each kernel may take
     #[arg(long, default_value_t = 600)]
