@@ -37,8 +37,9 @@ const MREMAP: u64 = 25;
 const SHMAT: u64 = 30;
 const PKEY_MPROTECT: u64 = 329;
 
-/// `PROT_EXEC` (asm-generic/mman-common.h).
+/// `PROT_EXEC`, and `PROT_READ | PROT_WRITE | PROT_EXEC` (asm-generic/mman-common.h).
 const PROT_EXEC: u64 = 4;
+const PROT_ANY: u64 = 7;
 /// `MAP_ANONYMOUS` (asm-generic/mman-common.h) and `MAP_DENYWRITE` (asm-generic/mman.h), which the kernel ignores: glibc's dynamic loader
 /// sets it when it maps a library. That call has the library's whole length; its code is then mapped into it, at addresses that are known.
 const MAP_ANONYMOUS: u64 = 0x20;
@@ -262,8 +263,8 @@ pub extern "C" fn tell_of_place(
     0
 }
 
-/// The end of the kernel's function of one of these calls. Without `MAKES`, only those that make no mapping are told of, for which no stack
-/// is walked: a program for each function is loaded, and what it cannot need is not verified again.
+/// The end of the kernel's function of one of these calls. Without `MAKES`, only munmap is told of, for which no stack is walked: a program
+/// for each function is loaded, and what it cannot need is not verified again.
 #[inline(always)]
 pub(crate) fn returned<const MAKES: bool>(ctx: &FExitContext) -> u32 {
     let Some((settings, thread)) = of_followed() else {
@@ -294,7 +295,7 @@ fn done<const MAKES: bool>(settings: &Settings, thread: *mut ThreadRecord, resul
             (*registers).rsp,
         )
     };
-    if !MAKES && matches!(call, MMAP | MREMAP | BRK) {
+    if !MAKES && call != MUNMAP {
         return 0;
     }
     let failed = result >= FIRST_ERROR;
@@ -312,6 +313,8 @@ fn done<const MAKES: bool>(settings: &Settings, thread: *mut ThreadRecord, resul
         MMAP => !failed,
         MREMAP => !failed,
         BRK => !own && first != 0,
+        // What could not be accessed may become memory.
+        MPROTECT | PKEY_MPROTECT => !failed && third & PROT_ANY != 0,
         _ => false,
     };
     let site = if MAKES && maps {

@@ -99,7 +99,7 @@ pub fn mapping_made(ctx: FExitContext) -> u32 {
     growth::returned::<true>(&ctx)
 }
 
-/// A thread has taken a mapping away, or changed what may be done with it, or not.
+/// A thread has taken a mapping away, or not.
 #[fexit]
 pub fn mapping_changed(ctx: FExitContext) -> u32 {
     growth::returned::<false>(&ctx)

@@ -292,6 +292,51 @@ fn a_selection_that_matches_nobody_is_said_at_once() {
 }
 
 #[test]
+fn one_of_several_processes_that_cannot_be_traced_is_said_and_the_others_are_traced() {
+    let _alone = require_kernel!();
+    let running = Victim::start(&require_victim!("basic")).expect("started");
+    let limit = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap();
+    let nobody: u32 = limit.trim().parse().unwrap();
+    let both = format!("{nobody},{}", running.pid());
+    let finished = run(&["trace", "-p", &both, "--for", "1s"]).expect("leakscope runs");
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    assert!(
+        finished.stderr.contains(&nobody.to_string()),
+        "{finished:?}"
+    );
+    assert!(
+        finished
+            .stdout
+            .contains(&format!("(pid {})", running.pid())),
+        "{finished:?}"
+    );
+    let none = format!("{nobody},{}", nobody + 1);
+    let finished = run(&["trace", "-p", &none, "--for", "1s"]).expect("leakscope runs");
+    assert_refused(&finished, &[&nobody.to_string(), &(nobody + 1).to_string()]);
+}
+
+#[test]
+fn where_nothing_could_be_judged_it_is_not_green() {
+    let _alone = require_kernel!();
+    let running = Victim::start(&require_victim!("basic")).expect("started");
+    let pid = running.pid().to_string();
+    for (target, why) in [
+        (["-p", pid.as_str()], "too few to name a leak"),
+        (["--comm", "no-such-process"], "no process matched"),
+    ] {
+        let mut arguments = vec!["trace", "--fail-on-leak", "--for", "1s"];
+        arguments.extend(target);
+        let finished = run(&arguments).expect("leakscope runs");
+        assert_eq!(finished.code(), 4, "{finished:?}");
+        assert!(
+            finished.stderr.contains("nothing could be judged"),
+            "{finished:?}"
+        );
+        assert!(finished.stderr.contains(why), "{finished:?}");
+    }
+}
+
+#[test]
 fn the_doctor_tells_who_can_trace() {
     let _alone = require_kernel!();
     let healthy = run(&["doctor"]).unwrap();

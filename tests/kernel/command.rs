@@ -443,3 +443,46 @@ fn a_kill_for_the_cgroups_limit_is_told() {
         report.sites
     );
 }
+
+#[test]
+fn a_command_ends_with_its_own_status() {
+    let _alone = require_kernel!();
+    for (script, status) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 128 + 15)] {
+        let finished = run(&["trace", "--", "sh", "-c", script]).expect("leakscope runs");
+        assert_eq!(finished.code(), status, "{script}: {finished:?}");
+    }
+}
+
+#[test]
+fn a_status_of_1_that_is_not_the_commands_is_said_to_be_ours() {
+    let _alone = require_kernel!();
+    let finished = run(&["trace", "-o", "/dev/full", "--", "sh", "-c", "exit 5"]);
+    let finished = finished.expect("leakscope runs");
+    assert_eq!(finished.code(), 1, "{finished:?}");
+    for said in ["leakscope itself failed", "exit status: 5", "/dev/full"] {
+        assert!(finished.stderr.contains(said), "{said}: {finished:?}");
+    }
+    let finished = run(&["trace", "--", "/nonexistent/program"]).expect("leakscope runs");
+    assert_eq!(finished.code(), 1, "{finished:?}");
+    assert!(finished.stderr.contains("cannot run"), "{finished:?}");
+}
+
+#[test]
+fn a_command_too_short_to_be_judged_is_not_green() {
+    let _alone = require_kernel!();
+    let path = require_victim!("short");
+    let path = path.to_str().unwrap();
+    let finished = run(&["trace", "--fail-on-leak", "--", path]).expect("leakscope runs");
+    assert_eq!(finished.code(), 4, "{finished:?}");
+    assert!(
+        finished.stderr.contains("nothing could be judged"),
+        "{finished:?}"
+    );
+    // Without the question there is no answer.
+    let finished = run(&["trace", "--", path]).expect("leakscope runs");
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    // A command that failed by itself says more.
+    let script = format!("{path}; exit 7");
+    let finished = run(&["trace", "--fail-on-leak", "--", "sh", "-c", &script]);
+    assert_eq!(finished.expect("leakscope runs").code(), 7);
+}

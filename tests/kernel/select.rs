@@ -125,6 +125,28 @@ fn a_command_with_its_children_and_theirs() {
 }
 
 #[test]
+fn a_process_by_its_id_beside_others_by_their_name() {
+    let _alone = require_kernel!();
+    let basic = require_victim!("basic");
+    let folder = tempfile::tempdir().unwrap();
+    let other = named(&basic, "lsc-by-name", folder.path());
+    let mut one = Victim::start(&basic).expect("started");
+    let mut two = Victim::start(&other).expect("started");
+    wait_for_name(two.pid(), "lsc-by-name");
+    let pid = one.pid().to_string();
+    let mut tracer = select(&["-p", &pid, "--comm", "lsc-by-*"]);
+    tracer.wait_until_attached(one.pid()).expect("attached");
+    tracer.wait_until_attached(two.pid()).expect("attached");
+    let truths = (one.go().unwrap(), two.go().unwrap());
+    let report = tracer.stop().expect("the report");
+    assert_truth(&report, one.pid(), &truths.0);
+    assert_truth(&report, two.pid(), &truths.1);
+    assert_eq!(report.processes.len(), 2, "{:?}", report.processes);
+    assert!(one.quit().unwrap().success());
+    assert!(two.quit().unwrap().success());
+}
+
+#[test]
 fn a_command_without_its_children() {
     let _alone = require_kernel!();
     require_victim!("family");

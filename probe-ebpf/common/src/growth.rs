@@ -21,7 +21,8 @@ pub enum MappingStep {
     Remapped = 5,
     /// brk(2) has moved the end of the data segment from `address`, or from somewhere unknown if that is 0, to `address + length`.
     Broke = 6,
-    /// mprotect(2) or pkey_mprotect(2) has changed what may be done with `length` bytes from `address` on.
+    /// mprotect(2) or pkey_mprotect(2) has changed what may be done with `length` bytes from `address` on; with the site where
+    /// they may be accessed from then on.
     Protected = 7,
     /// mmap(2) or shmat(2) is about to map `length` bytes where the kernel found `new_length` free ones, from `address` on; `length` is 0
     /// for shmat(2), which takes its length from the segment. It may still fail.
@@ -65,7 +66,7 @@ pub struct MappingRecord {
     pub thread: u32,
     /// A [`MappingStep`] as a number.
     pub step: u32,
-    /// The stack's site, where something was mapped.
+    /// The stack's site, where something was mapped or became accessible.
     pub site: u32,
     /// `PROT_*` of mmap(2) and mprotect(2).
     pub protection: u32,

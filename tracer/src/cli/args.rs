@@ -99,8 +99,8 @@ impl FormatChoice {
 /// Which processes.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct TargetArguments {
-    /// Processes to trace.
-    #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', value_parser = pid, allow_negative_numbers = true, conflicts_with_all = ["comm", "cgroup", "all"], help_heading = "Target")]
+    /// Processes to trace. -p, --comm and --cgroup can be given together: what any of them names.
+    #[arg(short, long = "pid", value_name = "PID", value_delimiter = ',', value_parser = pid, allow_negative_numbers = true, conflicts_with = "all", help_heading = "Target")]
     pub(super) pid: Vec<u32>,
     /// Processes whose name matches, also those that start later; a shell pattern, such as 'redis*'.
     #[arg(
@@ -133,7 +133,9 @@ pub(super) struct TargetArguments {
   leakscope trace -p 1234 --format json -o report.json
 
 Without --for, tracing goes on until Ctrl-C, which prints the result; a second Ctrl-C quits at once.
-Exit status: 0 done, 1 could not do it, 2 usage, 3 with --fail-on-leak when something leaks.")]
+Exit status: 0 done, 1 could not do it, 2 usage. With --fail-on-leak: 3 when something leaks, 4 when nothing could be
+judged. With -- COMMAND: the command's own status (128 + the number of the signal that ended it), unless --fail-on-leak
+finds a leak or leakscope itself fails.")]
 pub(super) struct TraceArguments {
     #[command(flatten)]
     pub(super) target: TargetArguments,
@@ -163,7 +165,8 @@ pub(super) struct TraceArguments {
     /// Write the result to a file instead of stdout.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
-    /// Exit with 3 when a site's verdict is `leaking`, which takes at least 45 s of tracing.
+    /// Exit with 3 when a site's verdict is `leaking`, which takes at least 45 s of tracing, and with 4 when nothing could
+    /// be judged.
     #[arg(long)]
     pub(super) fail_on_leak: bool,
     #[command(flatten)]

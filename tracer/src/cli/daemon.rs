@@ -53,10 +53,13 @@ impl Source for Traced {
         }
         // A control group may have been made anew since, or be gone.
         match running_or_all(self.again.clone()) {
-            Ok(Target::Selected(selector)) => {
+            Ok(Target::Running {
+                selector: Some(selector),
+                ..
+            }) => {
                 self.session.select(selector)?;
             }
-            Ok(Target::Processes(_) | Target::Command(..)) => {}
+            Ok(Target::Running { selector: None, .. } | Target::Command(..)) => {}
             Err(error) => complain(&format!("leakscope: {error:#}")),
         }
         Ok(())

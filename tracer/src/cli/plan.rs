@@ -27,12 +27,23 @@ const FULL_UNWIND_ROWS: u32 = 1 << 24;
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
-    /// Running processes.
-    Processes(Vec<u32>),
+    /// Processes that run, by id, and those that a selector wants, which may start later: one of the two at least.
+    Running {
+        pids: Vec<u32>,
+        selector: Option<Selector>,
+    },
     /// A command: program and arguments, and whether its children are traced too.
     Command(OsString, Vec<OsString>, bool),
-    /// Processes by what they are.
-    Selected(Selector),
+}
+
+impl Target {
+    /// Every process.
+    fn all() -> Self {
+        Self::Running {
+            pids: Vec::new(),
+            selector: Some(Selector::all()),
+        }
+    }
 }
 
 /// A validated `trace`.
@@ -176,31 +187,30 @@ fn command(words: Vec<OsString>, children: bool) -> Option<Target> {
 
 /// Processes that run, and perhaps others that start later, as a target; `None` if nothing was named.
 pub(super) fn running(raw: TargetArguments) -> anyhow::Result<Option<Target>> {
-    if !raw.pid.is_empty() {
-        let mut pids = raw.pid;
-        pids.sort_unstable();
-        pids.dedup();
-        return Ok(Some(Target::Processes(pids)));
-    }
     if raw.all {
-        return Ok(Some(Target::Selected(Selector::all())));
+        return Ok(Some(Target::all()));
     }
-    if raw.comm.is_empty() && raw.cgroup.is_empty() {
-        return Ok(None);
-    }
-    let groups = raw
-        .cgroup
-        .iter()
-        .map(|path| CgroupPath::resolve(Path::new("/proc"), path))
-        .collect::<Result<_, _>>()?;
-    Ok(Some(Target::Selected(Selector::new(&raw.comm, groups)?)))
+    let mut pids = raw.pid;
+    pids.sort_unstable();
+    pids.dedup();
+    let selector = if raw.comm.is_empty() && raw.cgroup.is_empty() {
+        None
+    } else {
+        let groups = raw
+            .cgroup
+            .iter()
+            .map(|path| CgroupPath::resolve(Path::new("/proc"), path))
+            .collect::<Result<_, _>>()?;
+        Some(Selector::new(&raw.comm, groups)?)
+    };
+    Ok((!pids.is_empty() || selector.is_some()).then_some(Target::Running { pids, selector }))
 }
 
 /// The same, and all processes if nothing was named.
 pub(super) fn running_or_all(raw: TargetArguments) -> anyhow::Result<Target> {
     match running(raw)? {
         Some(target) => Ok(target),
-        None => Ok(Target::Selected(Selector::all())),
+        None => Ok(Target::all()),
     }
 }
 

@@ -1,11 +1,12 @@
 //! `leakscope trace`: follow the target, wait, show.
 
 use std::{
-    process::{Command, ExitCode},
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, ExitCode, ExitStatus},
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use super::{
     output::{Output, complain},
@@ -14,25 +15,81 @@ use super::{
     stop::Stop,
 };
 use crate::{
-    kernel::{HeldCommand, RunningCommand, require_address_space, require_capabilities},
-    session::{Session, SessionOptions},
+    kernel::{
+        HeldCommand, KernelError, RunningCommand, require_address_space, require_capabilities,
+    },
+    report::Report,
+    session::{Session, SessionOptions, TraceError, check_target},
 };
 
 /// How long a command's process may take to be reaped after its pidfd said that it ended.
 const REAP_WITHIN: Duration = Duration::from_secs(1);
 
-/// The exit status that `--fail-on-leak` asks for.
+/// The exit status with `--fail-on-leak` where something leaks.
 const LEAKING: u8 = 3;
+
+/// The exit status with `--fail-on-leak` where nothing could be judged.
+const UNJUDGED: u8 = 4;
+
+/// What is added to the number of the signal that ended a command, as shells do.
+const BY_SIGNAL: i32 = 128;
 
 /// Runs the plan.
 pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
+    let mut child = None;
+    let traced = trace(plan, &mut child);
+    let status = child
+        .as_mut()
+        .and_then(|(child, is_over)| reap(child, *is_over));
+    match traced {
+        // What it was has been said.
+        Ok((_, true)) => Ok(ExitCode::FAILURE),
+        Ok((report, false)) => Ok(ExitCode::from(code(plan.fail_on_leak, &report, status))),
+        // Whose status the 1 is has to be said.
+        Err(error) if child.is_some() => Err(error.context(match status {
+            Some(status) => format!("leakscope itself failed; the command ended with {status}"),
+            None => "leakscope itself failed; the command goes on".to_owned(),
+        })),
+        Err(error) => Err(error),
+    }
+}
+
+/// The exit status. `status`: how the command ended, if there was one and it did.
+fn code(fail_on_leak: bool, report: &Report, status: Option<ExitStatus>) -> u8 {
+    let own = status.map_or(0, |status| {
+        let code = status
+            .code()
+            .or_else(|| Some(BY_SIGNAL + status.signal()?))
+            .unwrap_or(1);
+        u8::try_from(code).unwrap_or(u8::MAX)
+    });
+    if !fail_on_leak {
+        return own;
+    }
+    if report.leaks() {
+        return LEAKING;
+    }
+    match report.unjudged() {
+        Some(why) => {
+            complain(&format!("leakscope: nothing could be judged: {why}"));
+            // A command that failed by itself says more.
+            if own == 0 { UNJUDGED } else { own }
+        }
+        None => own,
+    }
+}
+
+/// Traces, and writes the result; with whether our own code failed at some of it. `child` is the command, where there is one, and whether it is over with all of its children.
+fn trace(
+    plan: &TracePlan,
+    child: &mut Option<(RunningCommand, bool)>,
+) -> anyhow::Result<(Report, bool)> {
     require_capabilities()?;
     require_address_space()?;
     let mut output = Output::open(plan.output.as_deref(), plan.format)?;
     let stop = Stop::listen()?;
-    let mut child = None;
     let mut session = match &plan.target {
-        Target::Processes(_) | Target::Selected(_) => begin(&plan.target, plan.session.clone())?,
+        Target::Running { .. } => begin(&plan.target, plan.session.clone())?,
         Target::Command(program, arguments, children) => {
             let mut session = Session::new(plan.session.clone())?;
             let mut command = Command::new(program);
@@ -42,61 +99,71 @@ pub(super) fn run(plan: &TracePlan) -> anyhow::Result<ExitCode> {
             let held = HeldCommand::start(command).with_context(failed)?;
             session.follow_command(held.pid(), *children)?;
             // The child stops at its exec, which is dealt with in `watch`.
-            child = Some(held.release().with_context(failed)?);
+            *child = Some((held.release().with_context(failed)?, false));
             session
         }
     };
     let result = watch(plan, &mut session, &stop, &mut output);
-    if let Some(child) = &mut child
-        && session.running() == 0
-    {
-        reap(child);
+    if let Some((_, is_over)) = child {
+        *is_over = session.running() == 0;
     }
     result?;
     let report = session.last_report(plan.top)?;
     let failed = report_faults(&session, 0) > 0;
-    let code = if failed {
-        ExitCode::FAILURE
-    } else if plan.fail_on_leak && report.leaks() {
-        ExitCode::from(LEAKING)
-    } else {
-        ExitCode::SUCCESS
-    };
     if output.is_regular_file() {
         // Nobody can make us wait: the result first, then the probes, which take some 300 ms.
         let written = output.write(&report);
         session.detach_all();
-        return written.map(|()| code);
+        return written.map(|()| (report, failed));
     }
     // Before the result is written: whoever reads it may take their time, and the target would be trapped meanwhile. And to the
     // end: a kill in the middle, such as a second Ctrl-C, can leave a breakpoint behind.
     session.detach_all();
-    output.write(&report).map(|()| code)
+    output.write(&report).map(|()| (report, failed))
 }
 
-/// Begins to trace processes that run.
+/// Begins to trace processes that run. One that cannot be traced is said, and the others are, if there are any.
 pub(super) fn begin(target: &Target, options: SessionOptions) -> anyhow::Result<Session> {
-    if let Target::Processes(pids) = target {
-        // Wrong ids are said before the kernel is asked for anything.
-        for pid in pids {
-            crate::session::check_target(*pid)?;
+    let Target::Running { pids, selector } = target else {
+        return Ok(Session::new(options)?);
+    };
+    let mut refused = Vec::new();
+    // Wrong ids are said before the kernel is asked for anything.
+    let mut wanted = Vec::new();
+    for pid in pids {
+        match check_target(*pid) {
+            Ok(()) => wanted.push(*pid),
+            Err(error) => refused.push(error),
         }
     }
+    if wanted.is_empty() && selector.is_none() {
+        return none_traced(&refused);
+    }
     let mut session = Session::new(options)?;
-    match target {
-        Target::Processes(pids) => {
-            for pid in pids {
-                session.follow(*pid)?;
-            }
+    if let Some(selector) = selector {
+        let found = session.select(selector.clone())?;
+        if found == 0 && wanted.is_empty() && !selector.is_all() {
+            complain(&format!(
+                "leakscope: no process matches yet ({selector}); waiting until one starts"
+            ));
         }
-        Target::Selected(selector) => {
-            if session.select(selector.clone())? == 0 && !selector.is_all() {
-                complain(&format!(
-                    "leakscope: no process matches yet ({selector}); waiting until one starts"
-                ));
+    }
+    let mut followed = 0;
+    for pid in wanted {
+        match session.follow(pid) {
+            Ok(()) => followed += 1,
+            // It would be the same for any process.
+            Err(TraceError::Kernel(error)) if !matches!(error, KernelError::Attach { .. }) => {
+                return Err(error.into());
             }
+            Err(error) => refused.push(error),
         }
-        Target::Command(..) => {}
+    }
+    if followed == 0 && selector.is_none() {
+        return none_traced(&refused);
+    }
+    for error in refused {
+        complain(&format!("leakscope: {error}; the others are traced"));
     }
     Ok(session)
 }
@@ -108,6 +175,12 @@ pub(super) fn report_faults(session: &Session, said: usize) -> usize {
         complain(&format!("leakscope: {fault}"));
     }
     faults.len()
+}
+
+/// The error of processes none of which can be traced.
+fn none_traced<T>(refused: &[TraceError]) -> anyhow::Result<T> {
+    let said: Vec<String> = refused.iter().map(ToString::to_string).collect();
+    bail!("{}", said.join("\nleakscope: "))
 }
 
 /// Lets the trace go on until its time is over, its targets have ended or somebody asks to stop.
@@ -151,13 +224,16 @@ fn watch(
     Ok(())
 }
 
-/// Reaps a command that has ended. One that still runs goes on without us.
-fn reap(child: &mut RunningCommand) {
+/// How a command has ended; `None` if it still runs, which it does without us. `is_over`: the kernel said that it ended.
+fn reap(child: &mut RunningCommand, is_over: bool) -> Option<ExitStatus> {
     let begun = Instant::now();
-    while begun.elapsed() < REAP_WITHIN {
-        match child.has_ended() {
-            Ok(false) => std::thread::sleep(Duration::from_millis(1)),
-            Ok(true) | Err(_) => return,
+    loop {
+        match child.try_wait() {
+            Ok(None) if is_over && begun.elapsed() < REAP_WITHIN => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(status) => return status,
+            Err(_) => return None,
         }
     }
 }

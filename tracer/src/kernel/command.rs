@@ -6,7 +6,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     os::{fd::AsRawFd, unix::process::CommandExt as _},
-    process::{Child, Command},
+    process::{Child, Command, ExitStatus},
     sync::mpsc::{self, Receiver, Sender},
     thread,
 };
@@ -118,12 +118,12 @@ impl HeldCommand {
 }
 
 impl RunningCommand {
-    /// Reaps the command if it has ended; tells whether it has.
+    /// Reaps the command if it has ended; tells how it did.
     ///
     /// # Errors
     /// waitpid(2) failed.
-    pub fn has_ended(&mut self) -> io::Result<bool> {
-        self.child.try_wait().map(|status| status.is_some())
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
     }
 }
 

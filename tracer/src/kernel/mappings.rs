@@ -27,7 +27,7 @@ struct Call {
     name: &'static str,
     /// It takes something away, and is seen at its beginning too.
     takes: bool,
-    /// It makes a mapping or moves one.
+    /// It makes a mapping, moves one, or makes memory of one.
     makes: bool,
 }
 
@@ -61,12 +61,12 @@ const CALLS: [Call; 6] = [
     Call {
         name: "mprotect",
         takes: false,
-        makes: false,
+        makes: true,
     },
     Call {
         name: OPTIONAL,
         takes: false,
-        makes: false,
+        makes: true,
     },
 ];
 

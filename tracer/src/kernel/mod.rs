@@ -5,6 +5,7 @@
 mod attach;
 mod btf;
 mod clock;
+mod code_maps;
 mod command;
 mod error;
 mod event;
@@ -30,6 +31,7 @@ mod window;
 
 pub use attach::{Attachment, Link, LinkMode, close_links};
 pub use clock::{ThreadClocks, keep_clocks_ready, next_tick_ns};
+pub use code_maps::{CodeMaps, MappedFile};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns};
 pub use error::KernelError;
 pub use event::ProbeEvent;

@@ -11,7 +11,9 @@ use std::{
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 use leakscope_common::Plain;
 
-pub(crate) use perf::{Counter, count_task_clock, open_tracepoint, open_uprobe, sample_modes};
+pub(crate) use perf::{
+    Counter, count_task_clock, open_tracepoint, open_uprobe, sample_modes, watch_mapped_code,
+};
 
 /// `BPF_TRACE_UPROBE_MULTI` (include/uapi/linux/bpf.h, Linux 6.6).
 pub(crate) const BPF_TRACE_UPROBE_MULTI: u32 = 48;

@@ -14,7 +14,7 @@ use super::{
 use crate::units::{blocks, count, duration, rate};
 
 /// A leak is named after so many seconds at the earliest. A cache that takes longer to fill, evenly, looks like one.
-pub(super) const LEAK_AFTER_S: f64 = 45.0;
+pub const LEAK_AFTER_S: f64 = 45.0;
 
 /// Says that so many seconds are too few.
 pub(super) fn too_short(seconds: f64) -> String {
@@ -89,7 +89,10 @@ impl Flow {
                 let found = found.and_then(|flow| {
                     let turnover = turnover(flow.window_s);
                     if turnover.frees > REPLACES * flow.stay && !turnover.borne_out {
-                        return Err(NoLeak::Turnover(turnover.frees));
+                        return Err(NoLeak::Turnover {
+                            frees: turnover.counted,
+                            over_s: turnover.over_s,
+                        });
                     }
                     Ok(flow)
                 });
@@ -104,14 +107,8 @@ impl Flow {
 
     /// For how many seconds no block was born, where that is more than a third of the time.
     fn quiet(site: &SiteHistory) -> Option<f64> {
-        let width = site.survival.width_s();
-        let looked = (site.now_s - site.since_s) / width;
-        let last = site
-            .survival
-            .cohorts()
-            .rposition(|cohort| cohort.born > 0)?;
-        let quiet = looked - (last + 1) as f64;
-        (quiet > LONGEST_GAP * looked).then_some(quiet * width)
+        let quiet = site.now_s - site.born_s;
+        (quiet > LONGEST_GAP * (site.now_s - site.since_s)).then_some(quiet)
     }
 
     fn of_blocks_that_stay(

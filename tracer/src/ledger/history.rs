@@ -5,6 +5,7 @@ use leakscope_common::SiteTotals;
 use super::{
     series::{Point, Resolution, Series, Value},
     survival::Survival,
+    verdict::LOOK_FOR_S,
 };
 
 /// Seconds for two minutes, minutes for an hour and a half, hours for a week: at most 386 points of 24 bytes.
@@ -38,6 +39,9 @@ const PROCESS: [Resolution; 3] = [
         kept: 672,
     },
 ];
+
+/// Where no more than this share of the blocks was freed as the process ended, what is left is what it had before.
+const FEW_FREED_AT_END: f64 = 0.02;
 
 /// What is alive of a site.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -147,6 +151,15 @@ pub struct SiteHistory {
     pub totals: SiteTotals,
     /// How many blocks each recorded one stands for.
     pub weight: u64,
+    /// The totals when its process had ended, where there is a history to judge by without them: what a process frees on its
+    /// way out says nothing of how its memory was used.
+    pub end: Option<SiteTotals>,
+    /// Its process has ended: nothing changes any more.
+    pub is_over: bool,
+    /// When its process ended, CLOCK_MONOTONIC nanoseconds, until what is left of it has been counted once more.
+    last_survey_ns: Option<u64>,
+    /// When the last block was born at the latest, seconds since the trace began.
+    pub born_s: f64,
     /// When the site was first seen at the latest, seconds since the trace began.
     pub since_s: f64,
     /// The last look, seconds since the trace began.
@@ -164,6 +177,10 @@ impl SiteHistory {
             survival: Survival::new(since_ns),
             totals: SiteTotals::default(),
             weight: 1,
+            end: None,
+            is_over: false,
+            last_survey_ns: None,
+            born_s: since_s,
             since_s,
             now_s: since_s,
         }
@@ -175,6 +192,7 @@ impl SiteHistory {
             .alloc_objects
             .saturating_sub(self.totals.alloc_objects);
         if births > 0 {
+            self.born_s = at_s;
             // They were born since the last look: in the middle of that time, for want of better.
             let before = ((at_s - self.now_s).max(0.0) * 5e8) as u64;
             self.survival
@@ -195,10 +213,37 @@ impl SiteHistory {
         }
     }
 
+    /// Notes the totals that its process ended with, once.
+    pub fn observe_end(&mut self, at_s: f64, at_ns: u64, totals: &SiteTotals, weight: u64) {
+        if std::mem::replace(&mut self.is_over, true) {
+            return;
+        }
+        if self.now_s - self.since_s < LOOK_FOR_S {
+            self.observe(at_s, at_ns, totals, weight);
+        } else if weight == 1 {
+            let freed = totals.free_objects.saturating_sub(self.totals.free_objects);
+            if freed as f64 <= FEW_FREED_AT_END * self.level().objects {
+                self.last_survey_ns = Some(at_ns);
+            }
+            self.end = Some(*totals);
+        }
+    }
+
+    /// The time as of which its live blocks can be counted, CLOCK_MONOTONIC nanoseconds; `None`: the last count stays.
+    #[must_use]
+    pub fn survey_at(&self, now_ns: u64) -> Option<u64> {
+        if self.is_over {
+            self.last_survey_ns
+        } else {
+            Some(now_ns)
+        }
+    }
+
     /// The live blocks have been counted. Once the live table is thinned, they are all that tells what is alive: frees of
     /// blocks that are not kept cannot be told.
     pub fn end_survey(&mut self, at_s: f64, at_ns: u64) {
         self.survival.end_survey(at_ns);
+        self.last_survey_ns = None;
         if self.weight > 1 {
             let (mut bytes, mut objects) = (0.0, 0.0);
             for cohort in self.survival.cohorts() {
@@ -222,12 +267,15 @@ impl SiteHistory {
 #[derive(Clone, Debug)]
 pub(super) struct ProcessHistory {
     levels: Series<ProcessLevel>,
+    /// What it ended with, in no judgement: see [`SiteHistory::end`].
+    end: Option<Point<ProcessLevel>>,
 }
 
 impl Default for ProcessHistory {
     fn default() -> Self {
         Self {
             levels: Series::new(&PROCESS),
+            end: None,
         }
     }
 }
@@ -238,7 +286,32 @@ impl ProcessHistory {
         self.levels.push(at_s, level);
     }
 
-    /// All that is kept, the oldest first.
+    /// Notes what it ended with, once.
+    pub(super) fn observe_end(&mut self, at_s: f64, level: ProcessLevel) {
+        if self.levels.last().is_none() {
+            self.observe(at_s, level);
+        }
+        self.end.get_or_insert(Point { at_s, value: level });
+    }
+
+    /// When the process ended, if it has.
+    pub(super) fn end_s(&self) -> Option<f64> {
+        self.end.map(|end| end.at_s)
+    }
+
+    /// All that is kept and its end, the oldest first.
+    pub(super) fn points_to_the_end(&self) -> Vec<Point<ProcessLevel>> {
+        let mut points = self.points();
+        let end = self.end.filter(|end| {
+            points
+                .last()
+                .is_none_or(|last: &Point<ProcessLevel>| last.at_s < end.at_s)
+        });
+        points.extend(end);
+        points
+    }
+
+    /// All that is kept of the time before its end, the oldest first.
     #[must_use]
     pub(super) fn points(&self) -> Vec<Point<ProcessLevel>> {
         self.levels.points()

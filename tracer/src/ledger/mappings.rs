@@ -5,6 +5,7 @@
 //! what is taken away is rounded up to pages.
 
 mod look;
+mod protect;
 #[cfg(test)]
 mod tests;
 
@@ -105,6 +106,8 @@ pub enum Step {
         length: u64,
         /// Whether it may be read, written or executed.
         accessible: bool,
+        /// Who did it: what becomes memory by it is theirs. Unknown: of whoever mapped it.
+        site: SiteId,
     },
 }
 
@@ -158,17 +161,17 @@ struct Made {
 /// What is mapped of a site, and was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MappingSurvey {
-    /// Mappings of which a part is left.
+    /// Mappings of which a part is left that may be accessed.
     pub inuse_objects: u64,
     /// Bytes of it that may be accessed.
     pub inuse_bytes: u64,
     /// Bytes that are reserved and may not be accessed.
     pub reserved_bytes: u64,
-    /// Mappings made.
+    /// Mappings made that could be accessed at some time.
     pub alloc_objects: u64,
     /// Bytes mapped that could be accessed at some time.
     pub alloc_bytes: u64,
-    /// When the oldest that is left was made, CLOCK_MONOTONIC nanoseconds.
+    /// When the oldest of those that are left was made, CLOCK_MONOTONIC nanoseconds.
     pub oldest_born_ns: Option<u64>,
     /// What it is for.
     pub kind: MappingKind,
@@ -208,7 +211,7 @@ impl Mappings {
                 site: OLD,
                 kind: area.kind,
                 accessible: area.accessible,
-                counted: true,
+                counted: area.accessible,
                 born_ns: 0,
             },
         );
@@ -286,7 +289,8 @@ impl Mappings {
                 address,
                 length,
                 accessible,
-            } => self.protect(address, length, accessible),
+                site,
+            } => self.protect(address, length, accessible, site, at_ns),
         }
     }
 
@@ -314,9 +318,9 @@ impl Mappings {
         }
         self.next_mapping += 1;
         let made = self.made.entry(site).or_default();
-        made.objects += 1;
         made.kind = kind;
         if accessible {
+            made.objects += 1;
             made.bytes = made.bytes.saturating_add(length);
         }
         self.insert(
@@ -429,18 +433,6 @@ impl Mappings {
         }
     }
 
-    fn protect(&mut self, address: u64, length: u64, accessible: bool) {
-        for (start, mut piece) in self.take(address, length) {
-            piece.accessible = accessible;
-            if accessible && !piece.counted {
-                piece.counted = true;
-                let made = self.made.entry(piece.site).or_default();
-                made.bytes = made.bytes.saturating_add(piece.end - start);
-            }
-            self.pieces.insert(start, piece);
-        }
-    }
-
     /// The sites that ever mapped something.
     pub fn sites(&self) -> impl Iterator<Item = SiteId> {
         self.made.keys().copied()
@@ -467,11 +459,12 @@ impl Mappings {
             }
             let survey = surveys.entry(join(piece.site)).or_default();
             let bytes = piece.end - start;
-            if piece.accessible {
-                survey.inuse_bytes = survey.inuse_bytes.saturating_add(bytes);
-            } else {
+            if !piece.accessible {
+                // Address space, of which there is enough.
                 survey.reserved_bytes = survey.reserved_bytes.saturating_add(bytes);
+                continue;
             }
+            survey.inuse_bytes = survey.inuse_bytes.saturating_add(bytes);
             if seen.insert(piece.mapping) {
                 survey.inuse_objects += 1;
             }
@@ -492,18 +485,16 @@ impl Mappings {
             .map(|(start, piece)| (piece.site, *start..piece.end))
     }
 
-    /// Shows each mapping of which something is left: its site, when it was made (CLOCK_MONOTONIC nanoseconds), and the bytes of it that
+    /// Shows each mapping of which something is left that may be accessed: its site, when it was made (CLOCK_MONOTONIC nanoseconds), and the bytes of it that
     /// may be accessed.
     pub fn visit(&self, mut visitor: impl FnMut(SiteId, u64, u64)) {
         let mut left: HashMap<u64, (SiteId, u64, u64)> = HashMap::new();
         for (start, piece) in &self.pieces {
-            if piece.site != OLD {
+            if piece.site != OLD && piece.accessible {
                 let (.., bytes) =
                     left.entry(piece.mapping)
                         .or_insert((piece.site, piece.born_ns, 0));
-                if piece.accessible {
-                    *bytes = bytes.saturating_add(piece.end - start);
-                }
+                *bytes = bytes.saturating_add(piece.end - start);
             }
         }
         for (site, born_ns, bytes) in left.into_values() {

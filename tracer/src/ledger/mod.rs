@@ -25,8 +25,11 @@ pub use cohort::{
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
+mod ends;
+#[cfg(test)]
 mod simulate;
 
+pub use flow::LEAK_AFTER_S;
 pub use history::{ProcessLevel, SiteHistory, SiteLevel};
 pub use mappings::{Area, LookTimes, MappingKind, MappingSurvey, Mappings, PAGE, Step};
 pub use pages::{Expected, HUGE_PAGES, PageSurvey, Pages, Seen, Touch};
@@ -35,7 +38,7 @@ pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use verdict::{Judgement, Turnover, Verdict};
-pub use windows::{ProcessBesides, ToldApart, WindowOfSite, judge_windows};
+pub use windows::{ProcessBesides, ToldApart, WindowOfSite, are_enough, judge_windows};
 
 use std::collections::HashMap;
 
@@ -82,7 +85,31 @@ impl Ledger {
         }
         let now_s = self.seconds(now_ns);
         // It was not there at the look before.
-        let since_ns = self.looks_ns.1;
+        if let Some(history) = self.history(site, totals, self.looks_ns.1) {
+            history.observe(now_s, now_ns, totals, weight);
+        }
+    }
+
+    /// Notes the totals that a site's process ended with, at its end; later ones change nothing.
+    pub fn observe_end(&mut self, end_ns: u64, site: SiteId, totals: &SiteTotals, weight: u64) {
+        let end_s = self.seconds(end_ns);
+        let before_ns = if self.looks_ns.0 <= end_ns {
+            self.looks_ns.0
+        } else {
+            self.looks_ns.1
+        };
+        if let Some(history) = self.history(site, totals, before_ns) {
+            history.observe_end(end_s, end_ns, totals, weight);
+        }
+    }
+
+    /// The history of a site with these totals, which is made if it is not there: it was not at this time.
+    fn history(
+        &mut self,
+        site: SiteId,
+        totals: &SiteTotals,
+        since_ns: u64,
+    ) -> Option<&mut SiteHistory> {
         let since_s = self.seconds(since_ns);
         let new = || SiteHistory::new(since_s, since_ns);
         let place = *self.places.entry(site).or_insert_with(|| {
@@ -93,14 +120,12 @@ impl Ledger {
             }
             place
         });
-        let Some(history) = self.sites.get_mut(place) else {
-            return;
-        };
+        let history = self.sites.get_mut(place)?;
         if totals.alloc_objects < history.totals.alloc_objects {
             // Totals never fall: the number stands for another stack now.
             *history = new();
         }
-        history.observe(now_s, now_ns, totals, weight);
+        Some(history)
     }
 
     /// Forgets a site: its number stands for another stack from now on.
@@ -127,7 +152,24 @@ impl Ledger {
             .observe(at_s, level);
     }
 
-    /// Begins to count the live blocks by age. `joined` gives the site that each of the first `slots` numbers stands for.
+    /// Notes the memory that a process ended with, at its end; later calls change nothing.
+    pub fn observe_process_end(&mut self, end_ns: u64, incarnation: u32, level: ProcessLevel) {
+        let at_s = self.seconds(end_ns);
+        self.processes
+            .entry(incarnation)
+            .or_default()
+            .observe_end(at_s, level);
+    }
+
+    /// For how long a process has been looked at, seconds.
+    #[must_use]
+    pub fn watched_s(&self, incarnation: u32) -> f64 {
+        self.processes
+            .get(&incarnation)
+            .map_or(0.0, ProcessHistory::watched_s)
+    }
+
+    /// Begins to count the live blocks by age. Of a process that has ended the last count stays. `joined` gives the site that each of the first `slots` numbers stands for.
     pub fn survey_ages(
         &mut self,
         now_ns: u64,
@@ -138,16 +180,23 @@ impl Ledger {
         // An index by number: there are many more blocks than sites.
         let mut places = vec![usize::MAX; slots];
         for (slot, place) in (0..).zip(&mut places) {
-            if let Some(known) = self.places.get(&joined(slot)) {
-                *place = *known;
+            let known = self.places.get(&joined(slot)).copied();
+            let is_counted = |known: &usize| {
+                let site = self.sites.get(*known);
+                site.is_some_and(|site| site.survey_at(now_ns).is_some())
+            };
+            if let Some(known) = known.filter(is_counted) {
+                *place = known;
             }
         }
         for site in &mut self.sites {
-            site.survival.begin_survey(now_ns);
+            if let Some(at_ns) = site.survey_at(now_ns) {
+                site.survival.begin_survey(at_ns);
+            }
         }
         AgeSurvey {
             now_ns,
-            now_s: self.seconds(now_ns),
+            started_ns: self.started_ns,
             weight: u32::try_from(weight).unwrap_or(u32::MAX),
             places,
             places_of_others: &self.places,
@@ -253,7 +302,9 @@ impl Ledger {
     pub fn memory(&self, incarnation: u32, count: usize) -> Vec<Point<ProcessLevel>> {
         self.processes
             .get(&incarnation)
-            .map_or_else(Vec::new, |process| thin_out(&process.points(), count))
+            .map_or_else(Vec::new, |process| {
+                thin_out(&process.points_to_the_end(), count)
+            })
     }
 }
 
@@ -261,7 +312,7 @@ impl Ledger {
 #[derive(Debug)]
 pub struct AgeSurvey<'ledger> {
     now_ns: u64,
-    now_s: f64,
+    started_ns: u64,
     weight: u32,
     places: Vec<usize>,
     /// By site, for those whose numbers are beyond the slots of stacks.
@@ -311,7 +362,10 @@ impl AgeSurvey<'_> {
     /// All are counted.
     pub fn finish(self) {
         for site in self.sites {
-            site.end_survey(self.now_s, self.now_ns);
+            if let Some(at_ns) = site.survey_at(self.now_ns) {
+                let at_s = at_ns.saturating_sub(self.started_ns) as f64 / 1e9;
+                site.end_survey(at_s, at_ns);
+            }
         }
     }
 }

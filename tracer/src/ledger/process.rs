@@ -48,6 +48,9 @@ const RESIDENT_NOISE: f64 = 1_048_576.0;
 /// The growth of resident memory that bears out the growth of bytes in use is at least this share of it.
 const BORNE_OUT: f64 = 0.5;
 
+/// A process may be seen to take so long to free what it has before it ends, seconds.
+const EXIT_TAKES_S: f64 = 3.0;
+
 /// A site counts towards the process's verdict with at least this share of the bytes in use.
 const COUNTS: f64 = 0.05;
 
@@ -65,7 +68,11 @@ impl ProcessHistory {
     /// What is freed of the blocks from before the trace in so many seconds, by the second half of them: a cache that is
     /// turned over soon is through by then.
     pub(super) fn turnover(&self, last_s: f64) -> Turnover {
-        let points = self.points();
+        let mut points = self.points();
+        if let Some(end_s) = self.end_s() {
+            // What it frees on its way out makes place for nothing.
+            points.retain(|point| point.at_s <= end_s - EXIT_TAKES_S);
+        }
         let Some(now) = points.last() else {
             return Turnover::default();
         };
@@ -79,9 +86,21 @@ impl ProcessHistory {
         };
         let inuse = now.value.inuse_bytes - then.value.inuse_bytes;
         let resident = now.value.anonymous_bytes - then.value.anonymous_bytes;
+        let frees = (now.value.unknown_frees - then.value.unknown_frees).max(0.0);
         Turnover {
-            frees: 2.0 * (now.value.unknown_frees - then.value.unknown_frees),
+            frees: 2.0 * frees,
+            counted: frees,
+            over_s: now.at_s - then.at_s,
             borne_out: inuse > RESIDENT_NOISE && resident > BORNE_OUT * inuse,
+        }
+    }
+
+    /// For how long it has been looked at, seconds.
+    pub(super) fn watched_s(&self) -> f64 {
+        let points = self.points();
+        match (points.first(), points.last()) {
+            (Some(first), Some(last)) => last.at_s - first.at_s,
+            _ => 0.0,
         }
     }
 
@@ -92,6 +111,8 @@ impl ProcessHistory {
         room: Option<&Room>,
         is_complete: bool,
     ) -> Judgement {
+        // What has ended takes no more.
+        let room = room.filter(|_| self.end_s().is_none());
         let points = thin_out(&self.points(), TREND_POINTS);
         let (Some(first), Some(last)) = (points.first(), points.last()) else {
             return Judgement::default();
@@ -199,6 +220,7 @@ impl ProcessHistory {
         if mappings.iter().any(|site| site.verdict == Verdict::Leaking) {
             return self.judge(mappings, room, true);
         }
+        let room = room.filter(|_| self.end_s().is_none());
         let points = self.points();
         let (Some(first), Some(last)) = (points.first(), points.last()) else {
             return Judgement::default();
@@ -260,8 +282,11 @@ impl ProcessHistory {
 
     /// See [`super::Ledger::besides_windows`].
     pub(super) fn besides_windows(&self, watched_s: f64) -> ProcessBesides {
+        let turnover = self.turnover(watched_s);
         ProcessBesides {
-            frees: self.turnover(watched_s).frees,
+            frees: turnover.frees,
+            counted: turnover.counted,
+            counted_over_s: turnover.over_s,
             memory_bytes_per_s: self.late_anonymous().map_or(0.0, |late| late.slope),
         }
     }

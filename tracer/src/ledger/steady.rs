@@ -58,7 +58,14 @@ pub(super) enum NoLeak {
         of: f64,
     },
     /// As many blocks from before the trace were freed.
-    Turnover(f64),
+    Turnover {
+        /// So many were counted.
+        frees: f64,
+        /// In so many seconds.
+        over_s: f64,
+    },
+    /// It takes no memory.
+    NoBytes,
 }
 
 impl NoLeak {

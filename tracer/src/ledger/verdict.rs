@@ -6,6 +6,7 @@
 //! the flow has not stopped. Growth alone is no evidence: a cache that fills, a queue before its flush and a load that
 //! rises all grow.
 
+use leakscope_common::SiteTotals;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -69,7 +70,7 @@ pub struct Judgement {
 }
 
 /// No verdict at all before, seconds.
-const LOOK_FOR_S: f64 = 10.0;
+pub(super) const LOOK_FOR_S: f64 = 10.0;
 
 /// A site that had no new block for so long, and twice as long as ever before, has stopped, seconds.
 const STOPPED_AFTER_S: f64 = 20.0;
@@ -116,10 +117,66 @@ pub(super) fn growth(points: &[Point<SiteLevel>]) -> f64 {
     }
 }
 
-/// Judges a site. `turnover`: how many blocks from before the trace its process freed in the last so many seconds, and
+/// Of what was alive before its process ended, a leak keeps at least this share: what was freed on the way out was held.
+const LEFT_AT_END: f64 = 0.5;
+
+/// Judges a site. Of a process that has ended: as of before it, and by what it freed on its way out. `turnover`: how many blocks from before the trace its process freed in the last so many seconds, and
 /// whether the process's resident memory bears the growth out.
 #[must_use]
 pub(super) fn judge(site: &SiteHistory, turnover: impl Fn(f64) -> Turnover) -> Judgement {
+    let judgement = judge_before_end(site, turnover);
+    match &site.end {
+        Some(end) => at_the_end(judgement, site, end),
+        None => judgement,
+    }
+}
+
+/// What blocks that were freed as the process ended change: those that are not there any more do not leak.
+fn at_the_end(judgement: Judgement, site: &SiteHistory, end: &SiteTotals) -> Judgement {
+    let born = end.alloc_objects;
+    let left = born.saturating_sub(end.free_objects);
+    let freed = end.free_objects.saturating_sub(site.totals.free_objects);
+    if freed == 0 || born == 0 {
+        return judgement;
+    }
+    let grew = if judgement.growth_bytes_per_s > 0.0 {
+        rate(judgement.growth_bytes_per_s).map(|rate| format!("{rate} until then; "))
+    } else {
+        None
+    };
+    let reason = format!(
+        "{}{} of {} were freed as the process ended",
+        grew.unwrap_or_default(),
+        if freed >= born {
+            "all".to_owned()
+        } else {
+            count(freed)
+        },
+        blocks(born),
+    );
+    if left == 0 {
+        return Judgement {
+            verdict: if born < FEW_BLOCKS {
+                Verdict::InsufficientData
+            } else {
+                Verdict::Churn
+            },
+            reason: format!("{reason}, none is left"),
+            growth_bytes_per_s: 0.0,
+        };
+    }
+    if judgement.verdict == Verdict::Leaking && (left as f64) < LEFT_AT_END * site.level().objects {
+        return Judgement {
+            verdict: Verdict::WarmingUp,
+            reason,
+            ..judgement
+        };
+    }
+    judgement
+}
+
+/// Judges a site by its history.
+fn judge_before_end(site: &SiteHistory, turnover: impl Fn(f64) -> Turnover) -> Judgement {
     let points = site.levels.points();
     let growth_bytes_per_s = growth(&points);
     let judgement = |verdict, reason| Judgement {
@@ -150,6 +207,8 @@ pub(super) fn judge(site: &SiteHistory, turnover: impl Fn(f64) -> Turnover) -> J
         return judgement(Verdict::InsufficientData, too_short(observed));
     }
     let why = match Flow::best(site, &points, turnover) {
+        // What takes no memory does not leak it.
+        Ok(leak) if leak.bytes_per_s <= 0.0 || alive.bytes < 1.0 => NoLeak::NoBytes,
         Ok(leak) => {
             return Judgement {
                 verdict: Verdict::Leaking,
@@ -166,8 +225,12 @@ pub(super) fn judge(site: &SiteHistory, turnover: impl Fn(f64) -> Turnover) -> J
 /// Frees of blocks that were there before the trace.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Turnover {
-    /// How many.
+    /// How many in all of the time, by those of its second half.
     pub frees: f64,
+    /// How many were counted in the second half.
+    pub counted: f64,
+    /// How long that was, seconds.
+    pub over_s: f64,
     /// The process's resident memory grows about as much as the bytes that it allocated and did not free: what is new
     /// does not take the place of what was there.
     pub borne_out: bool,
@@ -297,11 +360,16 @@ fn bounded(
                 blocks(*of as u64)
             ),
         ),
-        NoLeak::Turnover(frees) => (
+        NoLeak::NoBytes => (
+            Verdict::InsufficientData,
+            format!("{inuse}: it takes no memory"),
+        ),
+        NoLeak::Turnover { frees, over_s } => (
             Verdict::WarmingUp,
             format!(
-                "{trend}while {} allocated before tracing were freed, whose place the new ones may take",
-                blocks(*frees as u64)
+                "{trend}while {} allocated before tracing were freed in {}, whose place the new ones may take",
+                blocks(*frees as u64),
+                duration(*over_s)
             ),
         ),
         NoLeak::Uneven => (
@@ -417,9 +485,7 @@ impl Stays {
             }
         }
         // By the looks, which are more frequent than the surveys.
-        let looked = (site.now_s - site.since_s) / width;
-        stays.quiet_s =
-            (looked - last_birth.map_or(0.0, |last| (last + 1) as f64)).max(0.0) * width;
+        stays.quiet_s = site.now_s - site.born_s;
         stays.longest_pause_s = pause as f64 * width;
         stays
     }

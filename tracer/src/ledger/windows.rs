@@ -97,6 +97,10 @@ pub struct ProcessBesides {
     /// Blocks from before the trace that windows saw freed, in as long a time as the site is watched; without as many as were born between windows,
     /// by those that outlived theirs and went later.
     pub frees: f64,
+    /// How many of these were counted, in the second half of the time.
+    pub counted: f64,
+    /// How long that was, seconds.
+    pub counted_over_s: f64,
     /// How fast its anonymous memory has grown in the second half of the time, bytes per second.
     pub memory_bytes_per_s: f64,
 }
@@ -107,6 +111,19 @@ impl ProcessBesides {
         self.memory_bytes_per_s >= BORNE_OUT * bytes_per_s
             && self.memory_bytes_per_s * watched_s / 2.0 >= least
     }
+}
+
+/// Whether so many windows, the oldest first, are enough to name a leak by, at so many seconds since the first one was opened.
+#[must_use]
+pub fn are_enough(windows: &[WindowOfSite], now_s: f64) -> bool {
+    now_s >= LEAK_AFTER_S && old_ones(windows, now_s).count() >= WINDOWS
+}
+
+/// Those whose blocks have had time to die.
+fn old_ones(windows: &[WindowOfSite], now_s: f64) -> impl Iterator<Item = &WindowOfSite> {
+    windows
+        .iter()
+        .filter(move |window| now_s - window.closed_s >= now_s / 8.0)
 }
 
 /// Judges a site by its process's windows, the oldest first, at so many seconds since the first one was opened.
@@ -132,11 +149,7 @@ pub fn judge_windows(
         );
     }
     // The young ones may still die.
-    let old: Vec<WindowOfSite> = windows
-        .iter()
-        .filter(|window| now_s - window.closed_s >= now_s / 8.0)
-        .copied()
-        .collect();
+    let old: Vec<WindowOfSite> = old_ones(windows, now_s).copied().collect();
     let old_born: f64 = old.iter().map(|window| window.born).sum();
     let stay: f64 = old.iter().map(|window| window.alive).sum();
     if old_born >= BLOCKS && stay < 0.01 * old_born && stay < BLOCKS {
@@ -151,7 +164,7 @@ pub fn judge_windows(
             ),
         );
     }
-    if now_s < LEAK_AFTER_S || old.len() < WINDOWS {
+    if !are_enough(windows, now_s) {
         return with(
             Verdict::WarmingUp,
             if now_s < LEAK_AFTER_S {
@@ -267,9 +280,10 @@ pub fn judge_windows(
         return with(
             Verdict::WarmingUp,
             format!(
-                "{} of {seen} stay, while {} allocated before tracing were freed, whose place they may take",
+                "{} of {seen} stay, while {} allocated before tracing were freed in {}, whose place they may take",
                 count(stay as u64),
-                blocks(process.frees as u64)
+                blocks(process.counted as u64),
+                duration(process.counted_over_s)
             ),
         );
     }
@@ -504,6 +518,7 @@ mod tests {
             let process = ProcessBesides {
                 frees,
                 memory_bytes_per_s,
+                ..ProcessBesides::default()
             };
             judge_windows(&windows, 64.5, ToldApart::ALL, &process).verdict
         };

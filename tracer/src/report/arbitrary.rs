@@ -110,6 +110,22 @@ fn any_site() -> impl Strategy<Value = Site> {
         )
 }
 
+/// A process leaks where a site of it does, and what leaks is in use.
+fn agree_on_leaks(parts: &mut ReportParts) {
+    for site in &mut parts.sites {
+        if site.verdict == Verdict::Leaking && site.inuse_bytes == 0 {
+            site.verdict = Verdict::Churn;
+        }
+        let process = parts
+            .processes
+            .iter_mut()
+            .find(|process| process.pid == site.pid && site.verdict == Verdict::Leaking);
+        if let Some(process) = process {
+            process.verdict = Verdict::Leaking;
+        }
+    }
+}
+
 /// Any report of up to ten sites, perhaps cut to fewer.
 pub(super) fn any_report() -> impl Strategy<Value = Report> {
     let sites = proptest::collection::vec(any_site(), 0..10);
@@ -134,6 +150,7 @@ pub(super) fn any_report() -> impl Strategy<Value = Report> {
                 ..ReportParts::default()
             };
             parts.add_up();
+            agree_on_leaks(&mut parts);
             parts.keep_top(top);
             Report::new(parts)
         },

@@ -8,7 +8,7 @@
 //! - What is estimated from some blocks for others is bounded by anonymous memory, resident and swapped out, of the same moment; or by what was counted,
 //!   where that is more ([`crate::ledger::bound`]). That holds for the sum over a process's sites and for the upper end of each.
 
-use super::model::{Process, Report, Site};
+use super::model::{Process, Report, Site, Verdict};
 
 impl Report {
     /// Where the report contradicts itself, a sentence each; empty when it does not.
@@ -34,8 +34,50 @@ impl Report {
             if site.stack_complete && site.stack_incomplete_reason.is_some() {
                 found.push(format!("{name}: a complete stack with a reason"));
             }
-            if self.process_of(site).is_none() {
-                found.push(format!("{name}: the process is not listed"));
+            if site.verdict == Verdict::Leaking && site.inuse_bytes == 0 {
+                found.push(format!("{name}: it leaks, and nothing of it is in use"));
+            }
+            match self.process_of(site) {
+                None => found.push(format!("{name}: the process is not listed")),
+                Some(process)
+                    if site.verdict == Verdict::Leaking && process.verdict != Verdict::Leaking =>
+                {
+                    found.push(format!("{name} leaks, and its process does not"));
+                }
+                Some(_) => {}
+            }
+        }
+        for process in &self.processes {
+            let leaks = |site: &Site| {
+                site.verdict == Verdict::Leaking
+                    && (site.pid, site.incarnation) == (process.pid, process.incarnation)
+            };
+            let all_there = self.omitted.sites == 0
+                && self
+                    .suppressed
+                    .iter()
+                    .all(|suppressed| suppressed.sites == 0);
+            if all_there && process.verdict == Verdict::Leaking && !self.sites.iter().any(leaks) {
+                found.push(format!(
+                    "process {} leaks, and none of its sites does",
+                    process.pid
+                ));
+            }
+            if process.exited && process.verdict_reason.contains("at this rate") {
+                found.push(format!(
+                    "process {} has ended, and is said to run out of memory",
+                    process.pid
+                ));
+            }
+            let later = process
+                .memory_series
+                .iter()
+                .any(|point| point.at_s > self.duration_s + 1.0);
+            if later {
+                found.push(format!(
+                    "process {}: its memory is known for longer than the trace",
+                    process.pid
+                ));
             }
         }
         // Of several processes one may cost more than its budget and another less.

@@ -7,14 +7,14 @@ use leakscope_common::{COMM_BYTES, Selection};
 
 use super::model::{Process, Report};
 
-/// Which processes are wanted; each condition that is given must hold.
+/// Which processes are wanted: those for which one of the conditions that are given holds; all where none is given.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Process ids; empty for all.
+    /// Process ids.
     pub pids: Vec<u32>,
-    /// Patterns of names, of which one must match; none for all.
+    /// Patterns of names, of which one matches.
     pub comms: Option<Arc<Selection>>,
-    /// Paths of cgroups, of which one must hold it, or a group below; empty for all.
+    /// Paths of cgroups, of which one holds it, or a group below.
     pub cgroups: Vec<String>,
 }
 
@@ -22,16 +22,16 @@ impl Filter {
     /// Whether a process is wanted.
     #[must_use]
     pub fn wants(&self, process: &Process) -> bool {
-        (self.pids.is_empty() || self.pids.contains(&process.pid))
-            && self
+        self.is_empty()
+            || self.pids.contains(&process.pid)
+            || self
                 .comms
                 .as_ref()
-                .is_none_or(|patterns| patterns.matches_comm(&padded(&process.comm)))
-            && (self.cgroups.is_empty()
-                || self
-                    .cgroups
-                    .iter()
-                    .any(|path| is_within(path, &process.cgroup)))
+                .is_some_and(|patterns| patterns.matches_comm(&padded(&process.comm)))
+            || self
+                .cgroups
+                .iter()
+                .any(|path| is_within(path, &process.cgroup))
     }
 
     /// Whether every process is wanted.

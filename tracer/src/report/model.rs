@@ -139,6 +139,9 @@ pub struct Process {
     /// The evidence, in a sentence; may be empty.
     #[serde(default)]
     pub verdict_reason: String,
+    /// Why no leak of it could have been named, for people; `None` where one would have been.
+    #[serde(default)]
+    pub unjudged: Option<String>,
     /// Its memory over time, the oldest first.
     #[serde(default)]
     pub memory_series: Vec<MemoryPoint>,

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::model::{Frame, Process, Site};
+use super::model::{Frame, Process, ReportParts, Site};
 
 /// Whether a character is kept: no control characters, none that reorder the line (Unicode's bidirectional
 /// formatting characters, U+202A-U+202E and U+2066-U+2069), none that XML 1.0 excludes.
@@ -111,6 +111,30 @@ pub(super) fn why_all_empty(processes: &[Process]) -> Vec<String> {
         .iter()
         .map(|process| format!("{}: {}", process_name(process), why_empty(process)))
         .collect()
+}
+
+/// Of so many processes it is said why they could not be judged; of the others the number is given.
+const UNJUDGED_SHOWN: usize = 4;
+
+impl ReportParts {
+    /// Why nothing could be judged, for people; `None` where some process could.
+    #[must_use]
+    pub fn unjudged(&self) -> Option<String> {
+        if self.processes.is_empty() {
+            return Some("no process matched".to_owned());
+        }
+        let mut said = Vec::new();
+        for process in &self.processes {
+            let why = process.unjudged.as_deref()?;
+            said.push(format!("{}: {why}", process_name(process)));
+        }
+        let more = said.len().saturating_sub(UNJUDGED_SHOWN);
+        said.truncate(UNJUDGED_SHOWN);
+        if more > 0 {
+            said.push(format!("and {more} more"));
+        }
+        Some(said.join("; "))
+    }
 }
 
 /// `comm (pid 1)`.

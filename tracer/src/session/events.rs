@@ -1,11 +1,13 @@
 //! What the probe tells of: stacks, programs that begin, mappings, processes that start. Each event is handed to the room that it concerns.
 
-use std::time::Instant;
+use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf, time::Instant};
 
 use super::{Session, Stack, process::Traced};
 use crate::{
     kernel::{KernelError, ProbeEvent},
     ledger::SiteId,
+    symbol::AddressSpace,
+    target::process::{Device, MemoryMap},
 };
 
 /// So many events are dealt with before anything else has its turn: some 50 ms.
@@ -62,6 +64,40 @@ impl Session {
         Ok(())
     }
 
+    /// Takes note of the code that followed processes have mapped, also of what they unmapped again before anybody could look.
+    fn note_code_maps(&mut self) {
+        let Some(maps) = &mut self.code_maps else {
+            return;
+        };
+        for file in maps.take() {
+            let Some(traced) = self.processes.get_mut(&file.pid) else {
+                continue;
+            };
+            let map = MemoryMap {
+                start: file.start,
+                end: file.start.saturating_add(file.length),
+                offset: file.offset,
+                readable: true,
+                writable: false,
+                executable: true,
+                shared: false,
+                device: Device {
+                    major: file.device.0,
+                    minor: file.device.1,
+                },
+                inode: file.inode,
+                path: PathBuf::from(OsString::from_vec(file.path)),
+                deleted: false,
+            };
+            if map.is_file() {
+                traced.has_new_code |=
+                    traced
+                        .space
+                        .note_mapped(&self.proc_root, file.pid, &map, &mut self.modules);
+            }
+        }
+    }
+
     fn note_stack(
         &mut self,
         pid: u32,
@@ -71,6 +107,7 @@ impl Session {
         hit_slot: u8,
         frames: Vec<u64>,
     ) {
+        self.note_code_maps();
         if let Some(traced) = self.processes.get_mut(&pid) {
             // While the process lives: a library that was loaded without an event (before the attach to it) is found now.
             if traced.incarnation == incarnation
@@ -90,7 +127,10 @@ impl Session {
             .processes
             .get(&pid)
             .filter(|traced| traced.incarnation == incarnation)
-            .map_or_else(|| frames.clone(), |traced| traced.space.identity(&frames));
+            .map_or_else(
+                || AddressSpace::default().identity(&frames),
+                |traced| traced.space.identity(&frames),
+            );
         let canonical = *self
             .canonical
             .entry((incarnation, identity))

@@ -13,6 +13,12 @@ impl Session {
     /// # Errors
     /// There is no such process, it cannot be read, or has no allocator that is known.
     pub fn follow(&mut self, pid: u32) -> Result<(), TraceError> {
+        self.note_named(pid);
+        let is_followed = |traced: &Traced| traced.ended.is_none();
+        if self.processes.get(&pid).is_some_and(is_followed) {
+            // The selection wants it, too.
+            return Ok(());
+        }
         let traced = self.prepare(pid)?;
         if !self.options.mappings_only && traced.sites.is_empty() {
             self.tables.remove(&mut self.probe, traced.incarnation);

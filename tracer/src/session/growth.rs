@@ -109,6 +109,7 @@ fn step(record: &MappingRecord) -> Option<Step> {
             address,
             length,
             accessible,
+            site,
         },
     })
 }
@@ -175,12 +176,18 @@ impl Growth {
         })
     }
 
-    /// Shows each mapping that is there to an ages' survey, but for those of these sites.
-    pub(super) fn note_ages(&self, ages: &mut AgeSurvey<'_>, hidden: &HashSet<SiteId>) {
+    /// Shows each mapping that is there to an ages' survey, but for those of these sites. `used` is the share of a site's bytes
+    /// that counts as in use.
+    pub(super) fn note_ages(
+        &self,
+        ages: &mut AgeSurvey<'_>,
+        hidden: &HashSet<SiteId>,
+        used: impl Fn(SiteId) -> f64,
+    ) {
         for growing in self.processes.values() {
             growing.mappings.visit(|site, born_ns, bytes| {
                 if site != UNKNOWN_SITE && !hidden.contains(&site) {
-                    ages.note_mapping(site, born_ns, bytes);
+                    ages.note_mapping(site, born_ns, (bytes as f64 * used(site)) as u64);
                 }
             });
         }

@@ -12,10 +12,12 @@ mod growth;
 mod inspect;
 mod links;
 mod looks;
+mod moment;
 mod pages;
 mod process;
 mod report;
 mod select;
+mod stacks;
 mod tables;
 mod totals;
 mod verdicts;
@@ -40,11 +42,12 @@ pub use tables::{Tables, Unwinding};
 use crate::{
     budget::Choice,
     kernel::{
-        KernelError, Link, Probe, ProbeOptions, close_links, keep_clocks_ready, process_cpu_time,
+        CodeMaps, KernelError, Link, Probe, ProbeOptions, close_links, keep_clocks_ready,
+        process_cpu_time,
     },
     ledger::{Ledger, SiteId},
     report::{Report, Suppressions},
-    symbol::{Modules, Resolver},
+    symbol::{Modules, Place, Resolver},
     target::discover::Files,
     units::{bytes, duration},
     unwind::BuildOptions,
@@ -53,9 +56,11 @@ use calibration::Costs;
 use fault::{Faults, place};
 use growth::Growth;
 use links::Links;
+use moment::Moment;
 use pages::PageFaults;
 use process::Traced;
 use select::Selecting;
+use stacks::StackUse;
 use totals::{Totals, Wanted};
 
 /// Where the kernel shows its processes.
@@ -187,6 +192,8 @@ pub struct Session {
     proc_root: PathBuf,
     tables: Tables,
     modules: Modules,
+    /// What is mapped for execution; `None` where the kernel does not tell.
+    code_maps: Option<CodeMaps>,
     files: Files,
     resolver: Resolver,
     ledger: Ledger,
@@ -196,9 +203,11 @@ pub struct Session {
     links: Links,
     growth: Growth,
     pages: PageFaults,
+    /// How much of the stacks of threads is in memory.
+    stack_use: StackUse,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
-    canonical: HashMap<(u32, Vec<u64>), SiteId>,
+    canonical: HashMap<(u32, Vec<Place>), SiteId>,
     started: Instant,
     /// Our own processor time by then.
     cpu_before: Duration,
@@ -252,6 +261,7 @@ impl Session {
             proc_root: PathBuf::from(PROC),
             tables,
             modules: Modules::default(),
+            code_maps: CodeMaps::start(),
             files: Files::default(),
             resolver: Resolver::default(),
             ledger: Ledger::new(crate::kernel::monotonic_ns()),
@@ -260,6 +270,7 @@ impl Session {
             links: Links::default(),
             growth: Growth::default(),
             pages: PageFaults::default(),
+            stack_use: StackUse::default(),
             selecting: Selecting::default(),
             stacks: HashMap::new(),
             canonical: HashMap::new(),
@@ -367,7 +378,7 @@ impl Session {
         self.step_windows()?;
         if self.last_look.elapsed() >= self.look_every {
             self.sweep()?;
-            self.look(false)?;
+            self.look(false, &Moment::now())?;
             if self.last_look >= self.next_survey && self.holds_blocks() {
                 self.note_ages()?;
             }
@@ -395,12 +406,13 @@ impl Session {
     }
 
     /// Looks at the sites' totals, which it gives; at `all` of them, or at those of processes that have run since the last look.
-    fn look(&mut self, all: bool) -> Result<SiteLevels, KernelError> {
+    fn look(&mut self, all: bool, moment: &Moment) -> Result<SiteLevels, KernelError> {
         self.faults.inject(place::LOOK, None);
         self.last_look = Instant::now();
         let followed = self.processes.values().map(|traced| traced.incarnation);
         let followed = followed.collect();
         self.growth.keep(&followed);
+        self.stack_use.keep(&followed);
         self.pages.keep(&followed);
         let mut ran = HashSet::new();
         for traced in self.processes.values_mut() {
@@ -416,7 +428,7 @@ impl Session {
         self.look_at_mapped(&ran, all)?;
         let mut inuse = 0_i64;
         let mut allocated = 0;
-        let levels = self.note_levels(&ran, all)?;
+        let levels = self.note_levels(&ran, all, moment)?;
         for (_, totals) in levels.values() {
             inuse = inuse.wrapping_add(totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64);
             allocated += totals.alloc_objects;
@@ -449,9 +461,9 @@ impl Session {
     }
 
     /// Processors that we have used in the mean since the trace began.
-    fn own_cores(&self) -> f64 {
+    fn own_cores(&self, moment: &Moment) -> f64 {
         let used = own_cpu_time().saturating_sub(self.cpu_before);
-        used.as_secs_f64() / self.started.elapsed().as_secs_f64().max(1e-3)
+        used.as_secs_f64() / moment.since(self.started).as_secs_f64().max(1e-3)
     }
 
     /// When the trace began.
@@ -477,8 +489,7 @@ impl Session {
     fn make_report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.drain()?;
         self.look_at_pages();
-        // Its walk through the live table looks at the ages too.
-        let levels = self.look(true)?;
+        self.look_at_stacks();
         self.check_watched(true);
         for traced in self.processes.values_mut() {
             if traced.ended.is_some() {
@@ -491,7 +502,10 @@ impl Session {
             }
         }
         self.faults.work_on(None);
-        report::make(self, levels, top)
+        // All that follows is of this moment. Its walk through the live table looks at the ages too.
+        let moment = Moment::now();
+        let levels = self.look(true, &moment)?;
+        report::make(self, levels, top, &moment)
     }
 
     /// Reports from now on with these suppressions.

@@ -12,7 +12,7 @@ use leakscope_common::{
     FAULT_ON_PRESENT, FaultRecord, MAX_PAGE_SHIFT, PAGE_BYTES, SiteTotals, UNKNOWN_SITE,
 };
 
-use super::{Session, SiteLevels};
+use super::{Session, SiteLevels, verdicts::Observed};
 use crate::{
     kernel::monotonic_ns,
     ledger::{AgeSurvey, Expected, HUGE_PAGES, PageSurvey, Pages, Seen, SiteId, Touch},
@@ -438,11 +438,11 @@ impl Session {
     }
 
     /// Tells the ledger what every site of pages has now, but for these others.
-    pub(super) fn note_page_levels(&mut self, now_ns: u64, others: &SiteLevels) {
-        for (site, (_, survey)) in self.paged_sites(u64::MAX) {
+    pub(super) fn note_page_levels(&mut self, now: &Observed, others: &SiteLevels) {
+        for (site, (incarnation, survey)) in self.paged_sites(u64::MAX) {
             if !others.contains_key(&site) {
                 // It is estimated as a whole: the weight of each of its pages is in it.
-                self.ledger.observe(now_ns, site, &totals(&survey), 1);
+                now.note(&mut self.ledger, site, incarnation, &totals(&survey), 1);
             }
         }
     }

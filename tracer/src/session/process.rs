@@ -156,6 +156,8 @@ pub(super) struct Traced {
     pub(super) failed: bool,
     /// How it ended.
     pub(super) end: End,
+    /// The ledger knows what it ended with.
+    pub(super) is_closed: bool,
     /// Why no allocator was found, where none was.
     pub(super) why_empty: Option<String>,
     /// Where allocators may be that could not be found, beside those that were.
@@ -244,6 +246,7 @@ impl Traced {
             ended: None,
             failed: false,
             end: End::new(proc_root, &process.cgroups),
+            is_closed: false,
             why_empty: None,
             blind: None,
             notes: Vec::new(),

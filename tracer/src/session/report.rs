@@ -13,7 +13,7 @@ mod unseen;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use leakscope_common::{
@@ -26,6 +26,7 @@ use super::{
     fault::place,
     growth::{self, MappedSites},
     looks::{self, FIRST_STACKLESS},
+    moment::Moment,
     pages,
     process::Traced,
 };
@@ -43,30 +44,40 @@ pub(super) fn make(
     session: &mut Session,
     levels: SiteLevels,
     top: usize,
+    moment: &Moment,
 ) -> Result<Report, KernelError> {
-    let duration_s = session.started.elapsed().as_secs_f64();
-    let (survey, unknown) = session.survey()?;
-    let now_ns = crate::kernel::monotonic_ns();
-    let by_incarnation: HashMap<u32, u32> = session
+    let duration_s = moment.since(session.started).as_secs_f64();
+    let (survey, unknown) = session.survey(moment)?;
+    // Its process, and its now, CLOCK_MONOTONIC nanoseconds.
+    let by_incarnation: HashMap<u32, (u32, u64)> = session
         .processes
         .values()
-        .map(|traced| (traced.incarnation, traced.pid))
+        .map(|traced| {
+            let now_ns = moment.of(traced.ended).ns();
+            (traced.incarnation, (traced.pid, now_ns))
+        })
         .collect();
     let filtered = !session.options.min_age.is_zero();
-    let mapped = session.mapped_sites(now_ns.saturating_sub(session.min_age_ns()));
-    let touched = session.touched_stacks();
+    let born_until_ns = moment.ns().saturating_sub(session.min_age_ns());
+    let mapped = session.mapped_sites(born_until_ns);
     let mut sites = Vec::new();
     for traced in session.processes.values() {
         session.faults.work_on(traced.pid);
         session.faults.inject(place::REPORT, Some(traced.pid));
-        sampled::add(session, traced, &survey, &levels, &mapped, &mut sites);
+        sampled::add(
+            session, traced, &survey, &levels, &mapped, moment, &mut sites,
+        );
     }
     for (id, (incarnation, totals)) in levels {
-        let Some(pid) = by_incarnation.get(&incarnation) else {
+        let Some((pid, now_ns)) = by_incarnation.get(&incarnation) else {
             continue;
         };
         session.faults.work_on(*pid);
         let mapping = mapped.get(&id).map(|(_, survey)| survey);
+        if mapping.is_some_and(|survey| survey.alloc_objects == 0) {
+            // Address space that was never made memory.
+            continue;
+        }
         if session.is_sampled(*pid) && mapping.is_none() {
             continue;
         }
@@ -75,26 +86,24 @@ pub(super) fn make(
         if filtered && !survives {
             continue;
         }
-        let mut made = site(session, &survey, id, *pid, incarnation, &totals, now_ns);
+        let mut made = site(session, &survey, id, *pid, incarnation, &totals, *now_ns);
         if let Some(survey) = mapping {
-            growth::describe(&mut made, survey, touched.get(&id).copied(), now_ns);
+            growth::describe(&mut made, survey, session.stack_use.touched(id), *now_ns);
         }
         sites.push(made);
     }
-    for (id, (incarnation, survey)) in
-        session.paged_sites(now_ns.saturating_sub(session.min_age_ns()))
-    {
-        let pid = by_incarnation.get(&incarnation);
+    for (id, (incarnation, survey)) in session.paged_sites(born_until_ns) {
+        let process = by_incarnation.get(&incarnation);
         // A stack that maps and touches in the same system call is one of mappings.
         let is_shown = !mapped.contains_key(&id) && (!filtered || survey.inuse_pages > 0);
-        if let Some(pid) = pid.filter(|_| is_shown) {
+        if let Some((pid, now_ns)) = process.filter(|_| is_shown) {
             let mut site = identity(session, id, *pid, incarnation);
-            pages::describe(&mut site, &survey, now_ns);
+            pages::describe(&mut site, &survey, *now_ns);
             sites.push(site);
         }
     }
     for (incarnation, survey) in &unknown {
-        let Some(pid) = by_incarnation.get(incarnation) else {
+        let Some((pid, now_ns)) = by_incarnation.get(incarnation) else {
             continue;
         };
         if session.is_sampled(*pid) {
@@ -114,7 +123,7 @@ pub(super) fn make(
             *pid,
             *incarnation,
             &totals,
-            now_ns,
+            *now_ns,
         ));
     }
     let mut hits_total = 0_u64;
@@ -142,7 +151,8 @@ pub(super) fn make(
         for (sum, before) in hits.iter_mut().zip(traced.windows.hits_before()) {
             *sum += before;
         }
-        duty += traced.windows.duty() / session.processes.len().max(1) as f64;
+        duty +=
+            traced.windows.duty(&moment.of(traced.ended)) / session.processes.len().max(1) as f64;
         let calls = hits
             .iter()
             .take(UNKNOWN_FREE_SLOT)
@@ -159,7 +169,7 @@ pub(super) fn make(
         .values()
         .fold(Spent::default(), |sum, spent| sum.and(*spent));
     let mut parts = ReportParts {
-        captured_at: Timestamp::from(SystemTime::now()),
+        captured_at: Timestamp::from(moment.wall()),
         duration_s,
         tier: if session.options.mappings_only {
             Tier::Growth
@@ -183,7 +193,7 @@ pub(super) fn make(
             duty,
             target_cpu_fraction: all.fraction(),
             budget: session.options.budget,
-            tracer_cores: session.own_cores(),
+            tracer_cores: session.own_cores(moment),
         },
         ..ReportParts::default()
     };
@@ -205,7 +215,7 @@ pub(super) fn make(
             empty_reason(process, filters.as_deref())
         };
     }
-    session.judge(&mut parts);
+    session.judge(&mut parts, moment);
     unseen::tell(session, &mut parts);
     parts.keep_top(top);
     name(session, &mut parts.sites);

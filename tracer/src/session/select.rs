@@ -59,6 +59,8 @@ const MEASURED_AT_A_LOOK: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Selecting {
     selector: Option<Selector>,
+    /// Processes that were named, whatever the selector says; until they end.
+    named: HashSet<u32>,
     /// Processes to look at, and when.
     candidates: BTreeMap<u32, Instant>,
     /// Processes that have ended, the oldest first.
@@ -163,12 +165,19 @@ impl Session {
         self.selecting.selector.as_ref()
     }
 
-    /// Whether a process is to be followed, as the selection says.
+    /// A process is followed whatever the selection says, until it ends.
+    pub(super) fn note_named(&mut self, pid: u32) {
+        self.selecting.named.insert(pid);
+    }
+
+    /// Whether a process is to be followed: it was named, or the selection says so.
     fn is_wanted(&self, pid: u32) -> bool {
-        self.selecting.selector.as_ref().is_some_and(|selector| {
-            pid != std::process::id()
-                && read_process(&self.proc_root, pid).is_ok_and(|process| selector.wants(&process))
-        })
+        self.selecting.named.contains(&pid)
+            || self.selecting.selector.as_ref().is_some_and(|selector| {
+                pid != std::process::id()
+                    && read_process(&self.proc_root, pid)
+                        .is_ok_and(|process| selector.wants(&process))
+            })
     }
 
     /// Follows a process if the selection wants it.
@@ -339,6 +348,7 @@ impl Session {
     /// A process has ended; the oldest of those that ended is forgotten when there are many.
     pub(super) fn note_end(&mut self, pid: u32) {
         self.selecting.candidates.remove(&pid);
+        self.selecting.named.remove(&pid);
         if self.selecting.selector.is_none() && self.processes.len() <= KEEP_ENDED {
             // What was named stays.
             return;

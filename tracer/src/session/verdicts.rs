@@ -8,18 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leakscope_common::{HIT_SLOTS, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
+use leakscope_common::{HIT_SLOTS, SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
 
-use super::{Session, SiteLevels, Wanted, process::Traced};
+use super::{Session, SiteLevels, Wanted, moment::Moment, process::Traced};
 use crate::{
     budget::Mode,
-    kernel::{KernelError, monotonic_ns},
+    kernel::{KernelError, monotonic_ns, thread_cpu_time},
     ledger::{
-        Alike, Cohorts, Judgement, Ledger, Limit, ProcessLevel, Room, SiteId, SiteOfProcess,
-        ToldApart, judge_windows,
+        Alike, Cohorts, Judgement, LEAK_AFTER_S, Ledger, Limit, ProcessLevel, Room, SiteId,
+        SiteOfProcess, ToldApart, Verdict, are_enough, judge_windows,
     },
-    report::{ALL_SUPPRESSED, MemoryPoint, ReportParts, SiteKind},
+    report::{ALL_SUPPRESSED, MemoryPoint, Process, ReportParts, SiteKind},
     target::process::list_threads,
+    units::duration,
 };
 
 /// The ages of the live blocks are looked at so often at most: about the width of a site's first cohorts.
@@ -49,6 +50,8 @@ const CGROUPS: [(&str, &str, &str); 2] = [
 
 /// The windows of a process, for the verdicts of its sites.
 struct SeenInWindows {
+    /// As of when, CLOCK_MONOTONIC nanoseconds.
+    now_ns: u64,
     cohorts: Cohorts,
     /// How well the watched blocks of each site can be told from others.
     told_apart: HashMap<SiteId, ToldApart>,
@@ -61,10 +64,21 @@ struct SeenInWindows {
 }
 
 impl SeenInWindows {
-    fn judge(&self, ledger: &Ledger, site: SiteId, incarnation: u32, now_ns: u64) -> Judgement {
-        let mut seen = self.cohorts.windows_of(site, now_ns, &self.alike);
+    /// Whether a leak could be named by them.
+    fn are_enough(&self) -> bool {
+        // All windows are seen from any site, also from one that did nothing in them.
+        let seen = self
+            .cohorts
+            .windows_of(UNKNOWN_SITE, self.now_ns, &self.alike);
+        are_enough(&seen.windows, seen.watched_s)
+    }
+
+    /// Judges a site; whether a leak could be named.
+    fn judge(&self, ledger: &Ledger, site: SiteId, incarnation: u32) -> (Judgement, bool) {
+        let mut seen = self.cohorts.windows_of(site, self.now_ns, &self.alike);
         let mut process = ledger.besides_windows(incarnation, seen.watched_s);
         process.frees = (process.frees - self.gone_later).max(0.0);
+        process.counted = (process.counted - self.gone_later).max(0.0);
         let told_apart = self
             .told_apart
             .get(&site)
@@ -72,9 +86,56 @@ impl SeenInWindows {
             .unwrap_or(ToldApart::ALL);
         let told_apart = self
             .exact_since_ns
-            .and_then(|since_ns| ledger.resumed(site, since_ns, now_ns, &mut seen))
+            .and_then(|since_ns| ledger.resumed(site, since_ns, self.now_ns, &mut seen))
             .unwrap_or(told_apart);
-        judge_windows(&seen.windows, seen.watched_s, told_apart, &process)
+        let judgement = judge_windows(&seen.windows, seen.watched_s, told_apart, &process);
+        (judgement, are_enough(&seen.windows, seen.watched_s))
+    }
+}
+
+/// A look, as the ledger is told of it: of a process that has ended, what it ended with, at its end and once.
+pub(super) struct Observed {
+    now_ns: u64,
+    /// Incarnations that have ended, and when; `None` of what the ledger knows already.
+    ended: HashMap<u32, Option<u64>>,
+}
+
+impl Observed {
+    fn new<'a>(moment: &Moment, processes: impl Iterator<Item = &'a Traced>) -> Self {
+        Self {
+            now_ns: moment.ns(),
+            ended: processes
+                .filter(|traced| traced.ended.is_some())
+                .map(|traced| {
+                    let end_ns = moment.of(traced.ended).ns();
+                    (traced.incarnation, (!traced.is_closed).then_some(end_ns))
+                })
+                .collect(),
+        }
+    }
+
+    /// Notes a site's totals.
+    pub(super) fn note(
+        &self,
+        ledger: &mut Ledger,
+        site: SiteId,
+        incarnation: u32,
+        totals: &SiteTotals,
+        weight: u64,
+    ) {
+        match self.ended.get(&incarnation) {
+            None => ledger.observe(self.now_ns, site, totals, weight),
+            Some(Some(end_ns)) => ledger.observe_end(*end_ns, site, totals, weight),
+            Some(None) => {}
+        }
+    }
+
+    fn note_process(&self, ledger: &mut Ledger, incarnation: u32, level: ProcessLevel) {
+        match self.ended.get(&incarnation) {
+            None => ledger.observe_process(self.now_ns, incarnation, level),
+            Some(Some(end_ns)) => ledger.observe_process_end(*end_ns, incarnation, level),
+            Some(None) => {}
+        }
     }
 }
 
@@ -86,12 +147,13 @@ impl Session {
         &mut self,
         ran: &HashSet<u32>,
         all: bool,
+        moment: &Moment,
     ) -> Result<SiteLevels, KernelError> {
-        let now_ns = monotonic_ns();
+        self.note_stacks();
+        let now = Observed::new(moment, self.processes.values());
         let weight = 1 << self.probe.thin_shift();
         let wanted = if all { Wanted::All } else { Wanted::Of(ran) };
         let sites = self.joined_sites(&wanted)?;
-        let stacks = self.stack_sites();
         let mapped = self.mapped_sites(u64::MAX);
         let memory = |traced: &Traced| traced.anonymous_bytes.saturating_add(traced.swapped_bytes);
         let sampled: HashMap<u32, u64> = self
@@ -101,11 +163,13 @@ impl Session {
             .collect();
         let mut levels: BTreeMap<u32, ProcessLevel> = BTreeMap::new();
         for (site, (incarnation, totals)) in &sites {
-            self.ledger.observe(now_ns, *site, totals, weight);
-            if stacks.contains(site) {
-                // Address space, for the most part.
-                continue;
-            }
+            let touched = self.stack_use.touched(*site);
+            let totals = &touched.map_or(*totals, |touched| SiteTotals {
+                alloc_bytes: touched,
+                free_bytes: 0,
+                ..*totals
+            });
+            now.note(&mut self.ledger, *site, *incarnation, totals, weight);
             let level = levels.entry(*incarnation).or_default();
             let balance = totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64 as f64;
             // Of what windows saw, totals do not say what is in use.
@@ -115,7 +179,7 @@ impl Session {
             }
             level.alloc_bytes += totals.alloc_bytes as f64;
         }
-        self.note_page_levels(now_ns, &sites);
+        self.note_page_levels(&now, &sites);
         for traced in self.processes.values_mut() {
             if ran.contains(&traced.incarnation) {
                 let threads = list_threads(&self.proc_root, traced.pid).unwrap_or_default();
@@ -140,8 +204,8 @@ impl Session {
             } else {
                 traced.unknown_frees as f64
             };
-            self.ledger
-                .observe_process(now_ns, traced.incarnation, level);
+            now.note_process(&mut self.ledger, traced.incarnation, level);
+            traced.is_closed = traced.ended.is_some();
         }
         Ok(sites)
     }
@@ -158,14 +222,16 @@ impl Session {
 
     /// Looks at the ages of all live blocks.
     pub(super) fn note_ages(&mut self) -> Result<(), KernelError> {
-        let begun = Instant::now();
+        let begun = thread_cpu_time();
+        self.look_at_stacks();
         let hidden = self.mapped_for_others();
         let stacks = &self.stacks;
+        let joined = |site| stacks.get(&site).map_or(site, |stack| stack.canonical);
         let mut ages = self.ledger.survey_ages(
             monotonic_ns(),
             1 << self.probe.thin_shift(),
             self.probe.site_slots(),
-            |site| stacks.get(&site).map_or(site, |stack| stack.canonical),
+            joined,
         );
         self.probe.visit_blocks(|live| {
             // A time of birth of 0: a watched block of an earlier window.
@@ -173,31 +239,35 @@ impl Session {
                 ages.note(&live.block);
             }
         })?;
-        self.growth.note_ages(&mut ages, &hidden);
+        let used = |site| self.stack_use.share(joined(site));
+        self.growth.note_ages(&mut ages, &hidden, used);
         self.pages.note_ages(&mut ages);
         ages.finish();
         self.surveyed_since(begun);
         Ok(())
     }
 
-    /// The ages of the live blocks have been looked at; that began at this time.
-    pub(super) fn surveyed_since(&mut self, begun: Instant) {
-        let cost = begun.elapsed();
+    /// The ages of the live blocks have been looked at; that began when our thread had taken so much processor time.
+    pub(super) fn surveyed_since(&mut self, begun: Duration) {
+        let cost = thread_cpu_time().saturating_sub(begun);
         let part = if self.is_of_machine() {
             SURVEY_PART_OF_MACHINE
         } else {
             SURVEY_PART
         };
-        self.next_survey = begun + SURVEY_EVERY.max(cost.saturating_mul(part));
+        self.next_survey = Instant::now() + SURVEY_EVERY.max(cost.saturating_mul(part));
     }
 
     /// What the windows of a process saw, where not every call was seen.
-    fn seen_in_windows(&self, pid: u32, now_ns: u64) -> Option<SeenInWindows> {
-        let windows = &self.processes.get(&pid)?.windows;
+    fn seen_in_windows(&self, pid: u32, moment: &Moment) -> Option<SeenInWindows> {
+        let traced = self.processes.get(&pid)?;
+        let windows = &traced.windows;
         (windows.cohorts.windows() > 0).then(|| {
-            let covered_until_ns = windows.opened_ns().unwrap_or(now_ns);
-            let cohorts = windows.weighed(now_ns, covered_until_ns).cohorts;
+            let moment = moment.of(traced.ended);
+            let covered_until_ns = windows.opened_ns().unwrap_or(moment.ns());
+            let cohorts = windows.weighed(&moment, covered_until_ns).cohorts;
             SeenInWindows {
+                now_ns: moment.ns(),
                 told_apart: cohorts.told_apart(),
                 alike: cohorts.alike(),
                 gone_later: cohorts.gone_later(),
@@ -207,10 +277,46 @@ impl Session {
         })
     }
 
+    /// Why no leak of a process could have been named. `enough`: there were windows enough, if there were any.
+    fn unjudged(&self, process: &Process, enough: bool) -> Option<String> {
+        let traced = self.processes.get(&process.pid)?;
+        if process.verdict == Verdict::Leaking {
+            return None;
+        }
+        let probed = !process.probes.is_empty() || self.options.mappings_only;
+        if !probed && process.alloc_objects == 0 {
+            let why = process.empty_reason.as_deref();
+            return Some(why.unwrap_or("nothing could be attached to it").to_owned());
+        }
+        let is_complete = !self.is_sampled(process.pid)
+            && !self.options.mappings_only
+            && traced.windows.is_armed();
+        if process.exited && is_complete && process.inuse_objects == 0 {
+            // It freed all that it had allocated.
+            return None;
+        }
+        let watched = self.ledger.watched_s(process.incarnation);
+        if watched < LEAK_AFTER_S || !enough {
+            return Some(format!(
+                "{} of tracing are too few to name a leak{}",
+                duration(watched),
+                if watched < LEAK_AFTER_S {
+                    format!(", which takes {LEAK_AFTER_S} s")
+                } else {
+                    " by, for calls were seen in few windows".to_owned()
+                }
+            ));
+        }
+        (process.verdict == Verdict::InsufficientData && process.inuse_objects > 0)
+            .then(|| process.verdict_reason.clone())
+    }
+
     /// Judges the sites and processes of a report that still has all of its sites.
-    pub(super) fn judge(&self, parts: &mut ReportParts) {
+    pub(super) fn judge(&self, parts: &mut ReportParts, moment: &Moment) {
         let mut judged: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
-        let now_ns = monotonic_ns();
+        let mut pages: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
+        // Processes of which windows have seen enough.
+        let mut enough: HashSet<u32> = HashSet::new();
         let mut in_windows: BTreeMap<u32, Option<SeenInWindows>> = BTreeMap::new();
         for site in &mut parts.sites {
             let Ok(id) = SiteId::try_from(site.id) else {
@@ -222,35 +328,49 @@ impl Session {
                 // Where calls were seen in windows, totals know nothing of what was freed in between.
                 let seen = in_windows
                     .entry(site.pid)
-                    .or_insert_with(|| self.seen_in_windows(site.pid, now_ns));
+                    .or_insert_with(|| self.seen_in_windows(site.pid, moment));
                 let judgement = match (site.kind, seen) {
                     (SiteKind::Heap, Some(seen)) => {
-                        seen.judge(&self.ledger, id, site.incarnation, now_ns)
+                        let (judgement, is_enough) = seen.judge(&self.ledger, id, site.incarnation);
+                        if is_enough {
+                            enough.insert(site.pid);
+                        }
+                        judgement
                     }
                     (SiteKind::Heap, None) => self.ledger.judge(id, site.incarnation),
                     _ => self.ledger.judge_mapping(id),
                 };
                 site.verdict = judgement.verdict;
                 site.verdict_reason = judgement.reason;
+                if site.verdict == Verdict::Leaking && site.inuse_bytes == 0 {
+                    site.verdict = Verdict::InsufficientData;
+                    "nothing of it is in use".clone_into(&mut site.verdict_reason);
+                }
                 if site.sample.is_none() {
                     site.growth_bytes_per_s = judgement.growth_bytes_per_s;
                 }
             }
-            // Mappings hold the same memory.
-            if site.kind == SiteKind::Pages {
-                continue;
-            }
-            judged
-                .entry(site.incarnation)
-                .or_default()
-                .push(SiteOfProcess {
-                    verdict: site.verdict,
-                    growth_bytes_per_s: site.growth_bytes_per_s,
-                    inuse_bytes: site.inuse_bytes,
-                });
+            let of_process = SiteOfProcess {
+                verdict: site.verdict,
+                growth_bytes_per_s: site.growth_bytes_per_s,
+                inuse_bytes: site.inuse_bytes,
+            };
+            let of = if site.kind == SiteKind::Pages {
+                &mut pages
+            } else {
+                &mut judged
+            };
+            of.entry(site.incarnation).or_default().push(of_process);
         }
         for process in &mut parts.processes {
-            let sites = judged.remove(&process.incarnation).unwrap_or_default();
+            let mut sites = judged.remove(&process.incarnation).unwrap_or_default();
+            // Mappings and blocks hold the same memory as pages, which count where nothing else tells of a leak.
+            let leaks =
+                |sites: &[SiteOfProcess]| sites.iter().any(|site| site.verdict == Verdict::Leaking);
+            let pages = pages.remove(&process.incarnation).unwrap_or_default();
+            if leaks(&pages) && !leaks(&sites) {
+                sites = pages;
+            }
             let room = room(self.proc_root(), &process.cgroup);
             let is_complete = !self.is_sampled(process.pid);
             let judgement = if self.options.mappings_only {
@@ -267,6 +387,12 @@ impl Session {
             {
                 process.verdict_reason = format!("nothing that survives passes {filters}");
             }
+            let seen = in_windows
+                .entry(process.pid)
+                .or_insert_with(|| self.seen_in_windows(process.pid, moment));
+            let enough = enough.contains(&process.pid)
+                || seen.as_ref().is_none_or(SeenInWindows::are_enough);
+            process.unjudged = self.unjudged(process, enough);
             if let Some(reason) = process
                 .empty_reason
                 .as_ref()

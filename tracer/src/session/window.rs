@@ -28,6 +28,7 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 use leakscope_common::HIT_SLOTS;
 
+use super::moment::Moment;
 use crate::{
     budget::{Choice, Close, Controller, Limits, Mode, Usage},
     kernel::{Link, ModeSamples, Modes, ThreadClocks, monotonic_ns, process_cpu_time},
@@ -365,8 +366,8 @@ impl Windows {
     }
 
     /// The share of the time in which calls were seen.
-    pub(super) fn duty(&self) -> f64 {
-        self.controller.duty(self.began.elapsed())
+    pub(super) fn duty(&self, moment: &Moment) -> f64 {
+        self.controller.duty(moment.since(self.began))
     }
 
     /// Samples of its modes in the window that is open: what they cost is not in [`Windows::sampling`] yet.
@@ -392,7 +393,7 @@ impl Windows {
     /// The cohorts with the best that is known of how much the windows missed. Where traps took most of the time in the windows, that
     /// is little; but what outlives the windows must make the process grow, and how much it grows is measured: the two are
     /// weighed by how far each may be off.
-    pub(super) fn weighed(&self, now_ns: u64, covered_until_ns: u64) -> Weighed {
+    pub(super) fn weighed(&self, moment: &Moment, covered_until_ns: u64) -> Weighed {
         let mut cohorts = self.cohorts.clone();
         let mut weighed = Weighed {
             estimated_growth: None,
@@ -404,8 +405,8 @@ impl Windows {
             cohorts.set_time_of_an_allocation(time, uncertainty);
         }
         let growth = self.anonymous.growth();
-        let elapsed = self.began.elapsed().as_secs_f64();
-        let sites = cohorts.estimates(now_ns, covered_until_ns, 0.0);
+        let elapsed = moment.since(self.began).as_secs_f64();
+        let sites = cohorts.estimates(moment.ns(), covered_until_ns, 0.0);
         let (mut footprint, mut largest, mut blocks) = (0.0, 0.0_f64, 0.0);
         for estimate in sites.values() {
             if estimate.growth_bytes_per_s > 0.0 && estimate.inuse_objects > 0 {

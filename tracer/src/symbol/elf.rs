@@ -149,6 +149,7 @@ mod tests {
         let file = File::open(&path).unwrap();
         Module {
             number: 1,
+            code: 1,
             elf: Some(ElfFile::parse(&file).unwrap()),
             path,
             root: PathBuf::from("/"),

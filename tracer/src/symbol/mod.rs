@@ -10,7 +10,7 @@ pub use debug::DebugFiles;
 pub use elf::{ElfSymbols, Named, Symbols};
 pub use perf_map::PerfMap;
 pub(crate) use space::nanoseconds;
-pub use space::{AddressSpace, Module, Modules, Range};
+pub use space::{AddressSpace, Module, Modules, Place, Range};
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -177,6 +177,7 @@ mod tests {
     fn a_library_in_a_second_process_has_that_ones_addresses() {
         let module = Arc::new(Module {
             number: 1,
+            code: 1,
             path: PathBuf::from("/lib/library.so"),
             root: PathBuf::from("/"),
             file: File::open("/dev/null").unwrap(),

@@ -21,6 +21,8 @@ use crate::target::{
 pub struct Module {
     /// Tells modules apart for as long as the tracer runs.
     pub number: u64,
+    /// The number of the first module with the same build-id, this one's where there is none: the same code.
+    pub code: u64,
     /// The path as the process sees it.
     pub path: PathBuf,
     /// The root of the process that mapped it first, for debug files inside a container.
@@ -83,6 +85,8 @@ pub struct Range {
 #[derive(Debug, Default)]
 pub struct Modules {
     known: HashMap<(u64, u64, u64, i64), Arc<Module>>,
+    /// [`Module::code`] by build-id.
+    codes: HashMap<String, u64>,
     next: u64,
 }
 
@@ -106,8 +110,13 @@ impl Modules {
             .and_then(|elf| elf.build_id.as_deref())
             .map(hex);
         self.next += 1;
+        let number = self.next;
+        let code = build_id.as_ref().map_or(number, |build_id| {
+            *self.codes.entry(build_id.clone()).or_insert(number)
+        });
         let module = Arc::new(Module {
-            number: self.next,
+            number,
+            code,
             path: map.path.clone(),
             root: proc_root.join(pid.to_string()).join("root"),
             file,
@@ -135,8 +144,16 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Stands for generated code in [`AddressSpace::identity`]; no address of code.
-const GENERATED: u64 = 0;
+/// Where a frame is, as far as it tells one stack from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// In a file, wherever that is mapped: [`Module::code`], and the offset in it.
+    Code(u64, u64),
+    /// In generated code without names.
+    Generated,
+    /// At an address of which nothing else is known.
+    Address(u64),
+}
 
 /// What a process has had mapped. Later mappings replace earlier ones where they overlap; what was unmapped stays
 /// known, for stacks that were taken before.
@@ -164,39 +181,52 @@ impl AddressSpace {
         let mut new_code = false;
         self.has_perf_map |= PerfMap::exists(proc_root, pid);
         for map in read_maps_with_coming_code(proc_root, pid)? {
-            // Data is never a frame.
-            if !map.executable {
-                continue;
-            }
-            let same = self.find(map.start).is_some_and(|range| {
-                range.start == map.start
-                    && range.end == map.end
-                    && range.offset == map.offset
-                    && match &range.module {
-                        Some(module) => module.path == map.path && module.identity.1 == map.inode,
-                        None => !map.is_file(),
-                    }
-            });
-            if same {
-                continue;
-            }
-            let module = map
-                .is_file()
-                .then(|| modules.open(proc_root, pid, &map))
-                .flatten();
-            let label = (module.is_none() && !map.path.as_os_str().is_empty())
-                .then(|| map.path.to_string_lossy().into_owned());
-            new_code = true;
-            self.insert(Range {
-                start: map.start,
-                end: map.end,
-                offset: map.offset,
-                executable: map.executable,
-                module,
-                label,
-            });
+            new_code |= self.note_mapped(proc_root, pid, &map, modules);
         }
         Ok(new_code)
+    }
+
+    /// Takes note of what the process maps, or did. Returns whether it is executable, and new.
+    pub fn note_mapped(
+        &mut self,
+        proc_root: &Path,
+        pid: u32,
+        map: &MemoryMap,
+        modules: &mut Modules,
+    ) -> bool {
+        // Data is never a frame.
+        if !map.executable {
+            return false;
+        }
+        let same = self.find(map.start).is_some_and(|range| {
+            range.start == map.start
+                && range.end == map.end
+                && range.offset == map.offset
+                && match &range.module {
+                    Some(module) => module.path == map.path && module.identity.1 == map.inode,
+                    None => !map.is_file(),
+                }
+        });
+        if same {
+            return false;
+        }
+        let module = map
+            .is_file()
+            .then(|| modules.open(proc_root, pid, map))
+            .flatten()
+            // By then another may lie there.
+            .filter(|module| module.identity.1 == map.inode);
+        let label = (module.is_none() && !map.path.as_os_str().is_empty())
+            .then(|| map.path.to_string_lossy().into_owned());
+        self.insert(Range {
+            start: map.start,
+            end: map.end,
+            offset: map.offset,
+            executable: map.executable,
+            module,
+            label,
+        });
+        true
     }
 
     /// Whether the process names the code that it generates in a perf map; such code keeps frame pointers, or profilers could
@@ -206,23 +236,25 @@ impl AddressSpace {
         self.has_perf_map
     }
 
-    /// What tells one stack from another: its addresses, but of a row of them in generated code that has no names only that it is there. A
-    /// compiler at run time moves a function whenever it compiles it better, and inlines more; its callers see one place all the time.
+    /// What tells one stack from another: where in which file its frames are, for a module that is mapped again lies elsewhere; of code
+    /// without a file its addresses, but of a row of them in generated code that has no names only that it is there. A compiler at run time
+    /// moves a function whenever it compiles it better, and inlines more; its callers see one place all the time.
     #[must_use]
-    pub fn identity(&self, frames: &[u64]) -> Vec<u64> {
-        if self.has_perf_map {
-            return frames.to_vec();
-        }
-        let mut identity: Vec<u64> = frames
+    pub fn identity(&self, frames: &[u64]) -> Vec<Place> {
+        let mut identity: Vec<Place> = frames
             .iter()
-            .map(|address| {
-                let is_nameless = self
-                    .find(*address)
-                    .is_some_and(|range| range.module.is_none() && range.label.is_none());
-                if is_nameless { GENERATED } else { *address }
+            .map(|address| match self.find(*address) {
+                Some(Range {
+                    module: Some(module),
+                    start,
+                    offset,
+                    ..
+                }) => Place::Code(module.code, (address - start).saturating_add(*offset)),
+                Some(Range { label: None, .. }) if !self.has_perf_map => Place::Generated,
+                _ => Place::Address(*address),
             })
             .collect();
-        identity.dedup_by(|one, two| *one == GENERATED && *two == GENERATED);
+        identity.dedup_by(|one, two| *one == Place::Generated && *two == Place::Generated);
         identity
     }
 
@@ -287,7 +319,10 @@ impl AddressSpace {
 
 #[cfg(test)]
 mod tests {
-    use super::{AddressSpace, Range};
+    #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
+
+    use super::{AddressSpace, Module, Place, Range};
+    use std::{fs::File, path::PathBuf, sync::Arc};
 
     fn range(start: u64, end: u64, offset: u64) -> Range {
         Range {
@@ -348,12 +383,53 @@ mod tests {
         assert_ne!(identity(&[0x1010, 0x7100]), identity(&[0x1011, 0x7100]));
         assert_ne!(identity(&[0x1010, 0x7100]), identity(&[0x1010]));
         // What is not known to be mapped may be anything.
-        assert_eq!(identity(&[0x1010, 0xa000]), [0x1010, 0xa000]);
+        assert_eq!(
+            identity(&[0x1010, 0xa000]),
+            [Place::Address(0x1010), Place::Address(0xa000)]
+        );
         let named = AddressSpace {
             has_perf_map: true,
             ..space.clone()
         };
-        assert_eq!(named.identity(&[0x7100, 0x7200]), [0x7100, 0x7200]);
+        assert_eq!(
+            named.identity(&[0x7100, 0x7200]),
+            [Place::Address(0x7100), Place::Address(0x7200)]
+        );
+    }
+
+    #[test]
+    fn a_module_that_is_mapped_again_elsewhere_has_the_same_places() {
+        let module = |number, code| {
+            Some(Arc::new(Module {
+                number,
+                code,
+                path: PathBuf::from("/lib/plugin.so"),
+                root: PathBuf::from("/"),
+                file: File::open("/dev/null").unwrap(),
+                elf: None,
+                build_id: None,
+                identity: (0, number, 0, 0),
+            }))
+        };
+        let mut space = AddressSpace::default();
+        for (start, number, code) in [
+            (0x1000, 1, 1),
+            (0x7000, 1, 1),
+            (0x9000, 2, 1),
+            (0xb000, 3, 3),
+        ] {
+            space.insert(Range {
+                module: module(number, code),
+                label: None,
+                ..range(start, start + 0x1000, 0x400)
+            });
+        }
+        let identity = |address| space.identity(&[address]);
+        assert_eq!(identity(0x1129), [Place::Code(1, 0x529)]);
+        assert_eq!(identity(0x1129), identity(0x7129));
+        // A copy of the file.
+        assert_eq!(identity(0x1129), identity(0x9129));
+        assert_ne!(identity(0x1129), identity(0xb129));
     }
 
     #[test]

@@ -68,8 +68,8 @@ impl Selector {
         }
     }
 
-    /// The processes whose name matches one of the patterns (any name where there are none), and that are in one of the groups
-    /// or below it (in any where there are none).
+    /// The processes whose name matches one of the patterns, and those in one of the groups or below it; every process where
+    /// neither is given.
     ///
     /// # Errors
     /// A pattern is not well formed, or there are too many.
@@ -99,6 +99,10 @@ impl Selector {
                 }
             }
         }
+        if !comms.is_empty() && !cgroups.is_empty() {
+            // The probe compares what must all hold. Of a union it hands over every process that starts, too.
+            selection.flags &= !(SELECT_COMM | SELECT_CGROUP);
+        }
         selector.comms = comms.to_vec();
         selector.cgroups = cgroups;
         Ok(selector)
@@ -120,12 +124,12 @@ impl Selector {
         if process.is_kernel_thread || process.is_zombie {
             return false;
         }
-        self.wants_name(&process.comm).unwrap_or(true)
-            && (self.cgroups.is_empty()
-                || self
-                    .cgroups
-                    .iter()
-                    .any(|group| group.holds(&process.cgroups)))
+        self.is_all()
+            || self.wants_name(&process.comm).unwrap_or(false)
+            || self
+                .cgroups
+                .iter()
+                .any(|group| group.holds(&process.cgroups))
     }
 
     /// Whether every process is wanted.
@@ -156,7 +160,12 @@ impl fmt::Display for Selector {
                 .iter()
                 .map(|group| group.path.as_str())
                 .collect();
-            write!(formatter, " in the control group {}", paths.join(" or "))?;
+            let or = if self.comms.is_empty() { "" } else { " or" };
+            write!(
+                formatter,
+                "{or} in the control group {}",
+                paths.join(" or ")
+            )?;
         }
         Ok(())
     }

@@ -123,6 +123,24 @@ pub(crate) fn sample_modes(thread: u32, every: Duration) -> io::Result<OwnedFd> 
     perf_event_open(&attr, thread as i32, -1)
 }
 
+/// Begins to write a record of each file that is mapped for execution on a processor (`PERF_RECORD_MMAP2`); the descriptor is to be
+/// mapped, and nothing is written before it is.
+pub(crate) fn watch_mapped_code(processor: u32) -> io::Result<OwnedFd> {
+    /// `PERF_COUNT_SW_DUMMY`, which counts nothing.
+    const DUMMY: u64 = 9;
+    /// The bits `mmap` and `mmap2`.
+    const MMAP: u64 = 1 << 8;
+    const MMAP2: u64 = 1 << 23;
+    let attr = PerfEventAttr {
+        kind: PERF_TYPE_SOFTWARE,
+        size: size_of::<PerfEventAttr>() as u32,
+        config: DUMMY,
+        flags: MMAP | MMAP2,
+        ..PerfEventAttr::default()
+    };
+    perf_event_open(&attr, -1, processor as i32)
+}
+
 /// A perf event that is read for its count.
 #[derive(Debug)]
 pub(crate) struct Counter(File);

@@ -41,7 +41,7 @@ impl Mappings {
             if piece.born_ns > times.settled_ns {
                 self.pieces.insert(start, piece);
             } else {
-                self.see(start, &piece, areas);
+                self.see(start, &piece, areas, times);
             }
         }
         for area in areas {
@@ -67,7 +67,7 @@ impl Mappings {
     }
 
     /// Keeps of a piece what is still there, as what it is now.
-    fn see(&mut self, start: u64, piece: &Piece, areas: &[Area]) {
+    fn see(&mut self, start: u64, piece: &Piece, areas: &[Area], times: LookTimes) {
         let first = areas.partition_point(|area| area.end <= start);
         let there = areas.iter().skip(first);
         for area in there.take_while(|area| area.start < piece.end) {
@@ -82,12 +82,12 @@ impl Mappings {
                 part.kind = area.kind;
             }
             if piece.site != OLD {
-                let made = self.made.entry(piece.site).or_default();
-                made.kind = part.kind;
-                if part.accessible && !part.counted {
-                    part.counted = true;
-                    made.bytes = made.bytes.saturating_add(part.end - from);
-                }
+                self.made.entry(piece.site).or_default().kind = part.kind;
+            }
+            if part.accessible && !part.counted {
+                self.next_mapping += 1;
+                let first = (self.next_mapping, true);
+                part.becomes_memory(from, &mut self.made, first, times.at_ns);
             }
             self.pieces.insert(from, part);
         }
@@ -125,7 +125,7 @@ impl Mappings {
             .collect();
         for (start, piece) in asked {
             self.pieces.remove(&start);
-            self.see(start, &piece, areas);
+            self.see(start, &piece, areas, times);
         }
     }
 

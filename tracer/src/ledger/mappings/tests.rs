@@ -147,6 +147,7 @@ fn address_space_that_may_not_be_accessed_is_no_memory() {
         address: 0x10_0000 + PAGE,
         length: 99 * PAGE,
         accessible: true,
+        site: 2,
     };
     let survey = after(&[reserve]);
     let one = survey.get(&1).unwrap();
@@ -157,6 +158,65 @@ fn address_space_that_may_not_be_accessed_is_no_memory() {
     assert_eq!((one.inuse_bytes, one.alloc_bytes), (99 * PAGE, 99 * PAGE));
     assert_eq!((one.inuse_objects, one.reserved_bytes), (1, PAGE));
     assert_eq!(one.kind, MappingKind::ThreadStack);
+}
+
+#[test]
+fn what_is_made_accessible_step_by_step_grows_by_whoever_does_it() {
+    let mut mappings = Mappings::default();
+    let reserve = Step::Map {
+        address: 0x10_0000,
+        length: 100 * PAGE,
+        kind: MappingKind::Anonymous,
+        accessible: false,
+        site: 1,
+    };
+    mappings.apply(THREAD, 1, &reserve);
+    mappings.note_old(&Area {
+        accessible: false,
+        ..area(0x90_0000, 100, MappingKind::Anonymous)
+    });
+    for number in 0..10 {
+        for address in [0x10_0000, 0x90_0000] {
+            mappings.apply(
+                THREAD,
+                10 + number,
+                &Step::Protect {
+                    address: address + number * PAGE,
+                    length: PAGE,
+                    accessible: true,
+                    site: 2,
+                },
+            );
+        }
+    }
+    let survey = mappings.survey(|site| site, ALL);
+    let (one, two) = (survey.get(&1).unwrap(), survey.get(&2).unwrap());
+    assert_eq!((one.alloc_objects, one.reserved_bytes), (0, 90 * PAGE));
+    assert_eq!((two.inuse_objects, two.inuse_bytes), (20, 20 * PAGE));
+    assert_eq!(two.oldest_born_ns, Some(10));
+}
+
+/// `mmap` with `MAP_FIXED` and without access, in the place of memory.
+#[test]
+fn what_was_decommitted_is_no_mapping_that_stays() {
+    let piece = |accessible, site| Step::Map {
+        address: 0x10_0000,
+        length: PAGE,
+        kind: MappingKind::Anonymous,
+        accessible,
+        site,
+    };
+    let mut mappings = Mappings::default();
+    mappings.apply(THREAD, 1, &piece(true, 1));
+    mappings.apply(THREAD, 2, &piece(false, 2));
+    let survey = mappings.survey(|site| site, ALL);
+    let (one, two) = (survey.get(&1).unwrap(), survey.get(&2).unwrap());
+    assert_eq!((one.alloc_objects, one.inuse_objects), (1, 0));
+    assert_eq!((two.alloc_objects, two.inuse_objects), (0, 0));
+    assert_eq!(two.reserved_bytes, PAGE);
+    let mut seen = 0;
+    mappings.visit(|_, _, _| seen += 1);
+    assert_eq!(seen, 0);
 }
 
 #[test]
@@ -332,10 +392,10 @@ fn a_look_says_what_may_be_accessed_and_what_a_descriptor_was_of() {
     );
 }
 
-/// One entry for each page: who mapped it, which mapping, whether it is accessible.
+/// One entry for each page: who made it memory, which mapping, whether it is accessible, and whether it ever was.
 #[derive(Default)]
 struct Model {
-    pages: BTreeMap<u64, (u32, u64, bool)>,
+    pages: BTreeMap<u64, (u32, u64, bool, bool)>,
     mappings: u64,
 }
 
@@ -343,7 +403,8 @@ impl Model {
     fn map(&mut self, first: u64, count: u64, site: u32, accessible: bool) {
         self.mappings += 1;
         for page in first..first + count {
-            self.pages.insert(page, (site, self.mappings, accessible));
+            self.pages
+                .insert(page, (site, self.mappings, accessible, accessible));
         }
     }
 
@@ -353,10 +414,14 @@ impl Model {
         }
     }
 
-    fn protect(&mut self, first: u64, count: u64, accessible: bool) {
+    fn protect(&mut self, first: u64, count: u64, accessible: bool, site: u32) {
+        self.mappings += 1;
         for page in first..first + count {
             if let Some(entry) = self.pages.get_mut(&page) {
                 entry.2 = accessible;
+                if accessible && !entry.3 {
+                    *entry = (site, self.mappings, true, true);
+                }
             }
         }
     }
@@ -376,7 +441,7 @@ impl Model {
             }
         }
         if new_count > count
-            && let Some((_, _, accessible)) = last
+            && let Some((_, _, accessible, _)) = last
         {
             self.map(to + count, new_count - count, site, accessible);
         }
@@ -384,7 +449,10 @@ impl Model {
 
     fn inuse(&self, site: u32) -> (u64, u64, u64) {
         let mine = || self.pages.values().filter(|entry| entry.0 == site);
-        let mut mappings: Vec<u64> = mine().map(|entry| entry.1).collect();
+        let mut mappings: Vec<u64> = mine()
+            .filter(|entry| entry.2)
+            .map(|entry| entry.1)
+            .collect();
         mappings.sort_unstable();
         mappings.dedup();
         (
@@ -448,8 +516,8 @@ proptest! {
                     }
                 }
                 _ => {
-                    mappings.apply(THREAD, 1, &Step::Protect { address, length, accessible: flag });
-                    model.protect(page, count, flag);
+                    mappings.apply(THREAD, 1, &Step::Protect { address, length, accessible: flag, site });
+                    model.protect(page, count, flag, site);
                 }
             }
         }

@@ -21,7 +21,12 @@ pub(super) fn note(traced: &Traced) -> Option<String> {
             .end
             .told()
             .map_or("it ended while it was traced".to_owned(), how_it_ended);
-        notes.push(format!("{how}; what is shown was never freed"));
+        let left = if traced.windows.is_armed() {
+            "the blocks below were live at exit"
+        } else {
+            "its calls were not seen then: what it freed in its last moments is still counted as in use"
+        };
+        notes.push(format!("{how}; {left}"));
     }
     notes.extend(traced.notes.iter().cloned());
     (!notes.is_empty()).then(|| notes.join("; "))

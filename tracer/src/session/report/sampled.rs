@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{MappedSites, Session, SiteLevels, Traced, identity, unseen};
+use super::{MappedSites, Moment, Session, SiteLevels, Traced, identity, unseen};
 use crate::{
     budget::{Choice, Mode, Spent},
     kernel::LinkMode,
@@ -27,19 +27,18 @@ pub(super) fn add(
     survey: &Survey,
     totals: &SiteLevels,
     mapped: &MappedSites,
+    moment: &Moment,
     sites: &mut Vec<Site>,
 ) {
     if !session.is_sampled(traced.pid) {
         return;
     }
     let windows = &traced.windows;
-    let since_end = traced
-        .ended
-        .map_or(0, |ended| ended.elapsed().as_nanos() as u64);
-    let now_ns = crate::kernel::monotonic_ns().saturating_sub(since_end);
+    let moment = moment.of(traced.ended);
+    let now_ns = moment.ns();
     let covered_until_ns = windows.opened_ns().unwrap_or(now_ns);
     let min_age = session.options.min_age;
-    let weighed = windows.weighed(now_ns, covered_until_ns);
+    let weighed = windows.weighed(&moment, covered_until_ns);
     let estimates = weighed
         .cohorts
         .estimates(now_ns, covered_until_ns, min_age.as_secs_f64());

@@ -1,11 +1,7 @@
 //! What a session knows of blocks, site by site: sites with the same stack joined, live blocks counted, mappings and threads' stacks
 //! among them. Names nothing.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs::File,
-    time::Instant,
-};
+use std::collections::{HashMap, HashSet};
 
 use leakscope_common::UNKNOWN_SITE;
 
@@ -15,9 +11,9 @@ use crate::{
     session::{
         Session, SiteLevels, Stack, Wanted,
         growth::{self, MappedSites},
+        moment::Moment,
         process::Traced,
     },
-    target::process::pagemap::bytes_in_memory,
 };
 
 impl Session {
@@ -70,50 +66,24 @@ impl Session {
             .collect()
     }
 
-    /// The sites at which threads' stacks are mapped.
-    pub(in crate::session) fn stack_sites(&self) -> HashSet<SiteId> {
-        self.processes
-            .values()
-            .flat_map(|traced| self.growth.thread_stacks(traced.incarnation))
-            .map(|(site, _)| self.joined(site))
-            .collect()
-    }
-
-    /// How many bytes of the threads' stacks of each site are in memory. Of processes that have ended, nothing.
-    pub(super) fn touched_stacks(&self) -> HashMap<SiteId, u64> {
-        let mut touched: HashMap<SiteId, u64> = HashMap::new();
-        for traced in self.processes.values() {
-            if traced.ended.is_some() {
-                continue;
-            }
-            let mut stacks = self.growth.thread_stacks(traced.incarnation).peekable();
-            if stacks.peek().is_none() {
-                continue;
-            }
-            let path = self.proc_root.join(traced.pid.to_string()).join("pagemap");
-            // A process that cannot be read has ended.
-            let Ok(pagemap) = File::open(path) else {
-                continue;
-            };
-            for (site, range) in stacks {
-                *touched.entry(self.joined(site)).or_default() += bytes_in_memory(&pagemap, &range);
-            }
-        }
-        touched
-    }
-
     /// The live blocks of the incarnations that are followed, by site. Blocks without a known stack are told apart by
     /// incarnation.
-    pub(super) fn survey(&mut self) -> Result<(Survey, HashMap<u32, Survey>), KernelError> {
-        let begun = Instant::now();
-        let filter = BlockFilter {
-            min_age_ns: self.min_age_ns(),
-            now_ns: crate::kernel::monotonic_ns(),
-        };
-        let followed: HashSet<u32> = self
+    pub(super) fn survey(
+        &mut self,
+        moment: &Moment,
+    ) -> Result<(Survey, HashMap<u32, Survey>), KernelError> {
+        let begun = crate::kernel::thread_cpu_time();
+        // Blocks of a process that has ended are as old as they were then.
+        let filters: HashMap<u32, BlockFilter> = self
             .processes
             .values()
-            .map(|traced| traced.incarnation)
+            .map(|traced| {
+                let filter = BlockFilter {
+                    min_age_ns: self.min_age_ns(),
+                    now_ns: moment.of(traced.ended).ns(),
+                };
+                (traced.incarnation, filter)
+            })
             .collect();
         let hidden = self.mapped_for_others();
         let shift = self.probe.thin_shift();
@@ -128,10 +98,10 @@ impl Session {
         };
         let mut ages =
             self.ledger
-                .survey_ages(filter.now_ns, 1 << shift, self.probe.site_slots(), joined);
+                .survey_ages(moment.ns(), 1 << shift, self.probe.site_slots(), joined);
         // By slot first: there are many more blocks than sites, and a slot's number is an index.
         let mut slots = vec![SiteSurvey::default(); self.probe.site_slots()];
-        let mut last = (0, false);
+        let mut last: (u32, Option<&BlockFilter>) = (0, None);
         self.probe.visit_blocks(|live| {
             let block = live.block;
             // A time of birth of 0: a watched block of an earlier window.
@@ -140,21 +110,22 @@ impl Session {
             }
             ages.note(&block);
             if last.0 != block.incarnation {
-                last = (block.incarnation, followed.contains(&block.incarnation));
+                last = (block.incarnation, filters.get(&block.incarnation));
             }
-            if !last.1 {
+            let Some(filter) = last.1 else {
                 return;
-            }
+            };
             if block.site == UNKNOWN_SITE {
                 unknown
                     .entry(block.incarnation)
                     .or_insert_with(|| Survey::new(shift))
-                    .add(UNKNOWN_SITE, &block, &filter);
+                    .add(UNKNOWN_SITE, &block, filter);
             } else if let Some(slot) = slots.get_mut(block.site as usize) {
-                slot.note(&block, &filter);
+                slot.note(&block, filter);
             }
         })?;
-        self.growth.note_ages(&mut ages, &hidden);
+        let used = |site| self.stack_use.share(joined(site));
+        self.growth.note_ages(&mut ages, &hidden, used);
         self.pages.note_ages(&mut ages);
         ages.finish();
         for (slot, survey) in (0..).zip(&slots) {

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::Windows;
 use crate::{
-    kernel::monotonic_ns,
     ledger::{Held, bound},
+    session::moment::Moment,
 };
 
 /// For the series of what is in use over time, it is estimated so often: a good deal dearer than to look at the blocks.
@@ -29,10 +29,10 @@ impl Windows {
         {
             return;
         }
-        let now_ns = monotonic_ns();
-        let covered_until_ns = self.opened_ns().unwrap_or(now_ns);
-        let cohorts = self.weighed(now_ns, covered_until_ns).cohorts;
-        let estimates = cohorts.estimates(now_ns, covered_until_ns, 0.0);
+        let now = Moment::now();
+        let covered_until_ns = self.opened_ns().unwrap_or(now.ns());
+        let cohorts = self.weighed(&now, covered_until_ns).cohorts;
+        let estimates = cohorts.estimates(now.ns(), covered_until_ns, 0.0);
         let mut held: Vec<Held> = estimates.values().map(Held::from).collect();
         bound(&mut held, memory);
         let sum = |part: fn(&Held) -> u64| held.iter().map(part).fold(0, u64::saturating_add);
