@@ -338,7 +338,10 @@ proptest! {
         ]
         .map(|(name, sum)| (name.to_owned(), i64::try_from(sum).unwrap()))
         .into();
-        prop_assert_eq!(profile.totals(), expected);
+        let mut totals = profile.totals();
+        // Pages have sums of their own.
+        totals.retain(|name, _| !name.starts_with("pages_"));
+        prop_assert_eq!(totals, expected);
 
         let folded = text(&report, "folded");
         let sum: u64 = folded

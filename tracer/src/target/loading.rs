@@ -50,12 +50,22 @@ fn is_beginning(map: &MemoryMap) -> bool {
         && !(map.writable || map.executable || map.shared)
 }
 
-/// Where a file's code will be that is mapped from its beginning, in its whole length.
+/// Where a file's code will be that is mapped from its beginning, in the whole length that its segments have in memory. One that is mapped to be
+/// read has another length: the file's.
 fn coming_code(map: &MemoryMap, elf: &ElfFile) -> Vec<MemoryMap> {
     let down = |address: u64| address & !(PAGE - 1);
+    let up = |address: u64| down(address.saturating_add(PAGE - 1));
+    let ends = elf.segments.iter();
+    let highest = ends
+        .map(|segment| up(segment.vaddr.saturating_add(segment.memory_size)))
+        .max();
     let Some(lowest) = elf.segments.iter().map(|segment| down(segment.vaddr)).min() else {
         return Vec::new();
     };
+    let length = map.end.saturating_sub(map.start);
+    if highest.and_then(|highest| highest.checked_sub(lowest)) != Some(length) {
+        return Vec::new();
+    }
     elf.segments
         .iter()
         .filter(|segment| segment.executable)
@@ -64,7 +74,7 @@ fn coming_code(map: &MemoryMap, elf: &ElfFile) -> Vec<MemoryMap> {
             let end = segment.vaddr.checked_add(segment.file_size)?;
             Some(MemoryMap {
                 start: at(down(segment.vaddr))?,
-                end: at(down(end.checked_add(PAGE - 1)?))?,
+                end: at(up(end))?,
                 offset: down(segment.file_offset),
                 readable: false,
                 executable: true,
@@ -86,15 +96,18 @@ mod tests {
     };
     use std::{fs::File, path::Path};
 
-    /// Our own C library, as it is mapped, and where it begins and ends.
+    /// Our own C library, as it is mapped, and as its loader mapped it first: with what lies behind its file.
     fn own_library() -> (Vec<MemoryMap>, MemoryMap) {
         let maps = read_maps(Path::new("/proc"), std::process::id()).expect("our own");
-        let of_library: Vec<MemoryMap> = maps
-            .into_iter()
-            .filter(|map| map.path.to_string_lossy().contains("libc.so"))
-            .collect();
+        let is_library = |map: &&MemoryMap| map.path.to_string_lossy().contains("libc.so");
+        let of_library: Vec<MemoryMap> = maps.iter().filter(is_library).cloned().collect();
         let first = of_library.first().cloned().expect("a C library");
-        let end = of_library.last().expect("a C library").end;
+        let mut end = of_library.last().expect("a C library").end;
+        for map in maps.iter().filter(|map| map.path.as_os_str().is_empty()) {
+            if map.start == end {
+                end = map.end;
+            }
+        }
         (of_library, MemoryMap { end, ..first })
     }
 
@@ -113,11 +126,14 @@ mod tests {
             .collect();
         assert_eq!(code, there);
         assert!(is_beginning(&whole));
-        // A part of a file that is mapped to be read is no library that is being loaded.
-        let part = MemoryMap {
-            end: whole.start + 4096,
-            ..whole
-        };
-        assert_eq!(coming_code(&part, &elf), []);
+        // A file that is mapped to be read is no library that is being loaded.
+        let size = std::fs::metadata(&whole.path).expect("its size").len();
+        for length in [4096, size.next_multiple_of(4096)] {
+            let part = MemoryMap {
+                end: whole.start + length,
+                ..whole.clone()
+            };
+            assert_eq!(coming_code(&part, &elf), []);
+        }
     }
 }
