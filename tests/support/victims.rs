@@ -192,6 +192,10 @@ const PROGRAMS: &[Program] = &[
         compiler: "c++",
         ..c("containers-omit", "containers.cpp", TABLES)
     },
+    Program {
+        compiler: "c++",
+        ..c("sessions", "sessions.cpp", LOAD)
+    },
     c("clone-omit", "clone.c", TABLES),
     c(
         "libplugin-omit.so",

@@ -3,14 +3,17 @@
 //! The rooms, in the order in which data flows through them: [`kernel`] loads and attaches the probe and reads its
 //! maps; [`ledger`] keeps the surviving blocks per site; [`budget`] says how much may be traced; [`symbol`] names addresses; [`report`] is the immutable result and its
 //! views. [`target`] knows processes and the files they map, [`unwind`] turns call frame information into tables,
-//! [`session`] is a running trace that ties these together; [`daemon`] answers HTTP with its reports; [`cli`] turns arguments into a plan and runs it.
+//! [`heap`] says what a live heap holds, from what [`reader`]
+//! reads of the process; [`session`] is a running trace that ties these together; [`daemon`] answers HTTP with its reports; [`cli`] turns arguments into a plan and runs it.
 
 pub mod budget;
 pub mod cli;
 pub mod daemon;
 mod duration;
+pub mod heap;
 pub mod kernel;
 pub mod ledger;
+pub mod reader;
 pub mod report;
 pub mod session;
 pub mod symbol;

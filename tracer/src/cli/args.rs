@@ -37,6 +37,8 @@ pub(super) enum Command {
     Dump(DumpArguments),
     /// Show what changed between two saved reports or profiles.
     Diff(DiffArguments),
+    /// Show what a live heap holds, without a probe: by type, what is unreachable, who holds it.
+    Heap(HeapArguments),
     /// Check what this machine, this user and a process allow; exit with 1 if tracing cannot work.
     Doctor(DoctorArguments),
     /// Attach programs that do nothing where `trace` would attach its own: the least that a uprobe tracer costs.
@@ -347,6 +349,64 @@ pub(super) struct DiffArguments {
     /// Write the result to a file instead of stdout.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  leakscope heap -p 1234                     what the heap is full of, and who holds it
+  leakscope heap -p 1234 --unreachable       what nothing points to any more
+  leakscope heap -p 1234 --format json -o before.json
+  leakscope heap -p 1234 --base before.json  what has grown since then
+  leakscope heap -p 1234 --format dot | dot -Tsvg -o heap.svg
+
+Memory that was allocated before leakscope was started is seen too. The process is neither stopped nor changed.
+Heaps of glibc (2.30 to 2.41) and pools of CPython (3.8 to 3.14 with the GIL) can be read.
+Exit status: 0 done, 1 could not do it, 2 usage.")]
+pub(super) struct HeapArguments {
+    /// The process to look at.
+    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
+    pub(super) pid: u32,
+    /// Show only blocks that no pointer in the process leads to, directly or through other blocks.
+    #[arg(long)]
+    pub(super) unreachable: bool,
+    /// Follow who holds the largest groups at most N steps up; 0 leaves it out.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(super) holders: usize,
+    /// What blocks are put together by.
+    #[arg(long, value_enum, default_value = "type")]
+    pub(super) by: HeapBy,
+    /// Show what has grown since a report that was saved with --format json.
+    #[arg(long, value_name = "FILE")]
+    pub(super) base: Option<PathBuf>,
+    /// Show at most N groups and a total for the rest; JSON has all.
+    #[arg(long, value_name = "N", default_value = "20", value_parser = top, allow_negative_numbers = true)]
+    pub(super) top: usize,
+    /// How the result is written.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) format: HeapFormat,
+    /// Write the result to a file instead of stdout.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+}
+
+/// What blocks of a heap are put together by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum HeapBy {
+    /// Their type; their size where none is known.
+    Type,
+    /// Their size.
+    Size,
+}
+
+/// Output formats of a heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum HeapFormat {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+    /// A graph of who holds what, for graphviz.
+    Dot,
 }
 
 /// Kinds of link.

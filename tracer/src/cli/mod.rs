@@ -8,6 +8,7 @@ mod doctor;
 mod dump;
 mod floor;
 mod guard;
+mod heap;
 mod output;
 mod places;
 mod plan;
@@ -32,6 +33,7 @@ pub fn run() -> ExitCode {
         Command::Daemon(raw) => plan::DaemonPlan::new(*raw).and_then(daemon::run),
         Command::Dump(raw) => dump::run(&raw),
         Command::Diff(raw) => diff::run(&raw),
+        Command::Heap(raw) => heap::run(&raw),
         Command::Doctor(raw) => doctor::run(&raw),
         Command::Floor(raw) => floor::run(&raw),
         Command::Guard => guard::run(),

@@ -8,6 +8,7 @@ mod check;
 mod difference;
 mod filter;
 mod folded;
+pub mod heap;
 mod html;
 mod json;
 pub mod metrics;

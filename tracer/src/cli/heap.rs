@@ -1,0 +1,125 @@
+//! `leakscope heap`: what a live heap holds, without a probe.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    path::Path,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::Context as _;
+
+use super::{
+    args::{FormatChoice, HeapArguments, HeapBy, HeapFormat},
+    output::Output,
+};
+use crate::{
+    heap::{self, Look, LookOptions, Lost},
+    reader::{AddressSpaceImage, Names, ProcessMemory, read_address_space},
+    report::{
+        Timestamp,
+        heap::{About, GroupBy, HeapReport, HeapStyle, write_dot, write_text},
+    },
+    target::process::read_process,
+};
+
+/// Where the kernel shows its processes.
+const PROC: &str = "/proc";
+/// Between the two looks: a block that is only held by a register in one is held by memory in the other.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+/// The largest report that is read, bytes.
+const LARGEST: u64 = 1 << 30;
+/// Of so many groups the holders are told.
+const GROUPS_WITH_HOLDERS: usize = 20;
+/// Pointers between blocks that are kept, at least and for each 64 bytes of the heap: with what else is kept it stays below four tenths
+/// of a heap of small blocks.
+const LEAST_EDGES: u64 = 1 << 20;
+const BYTES_FOR_EDGE: u64 = 16;
+
+/// Looks at the heap twice and writes what it found.
+pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
+    // Before anything is read, so that a mistake is found first.
+    let mut output = Output::open(raw.output.as_deref(), FormatChoice::Text)?;
+    let base = raw.base.as_deref().map(read_base).transpose()?;
+    let begun = Instant::now();
+    let process = read_process(Path::new(PROC), raw.pid)?;
+    let (_, first) = look_once(raw, None)?;
+    thread::sleep(BETWEEN_LOOKS);
+    let ((look, image), _) = look_once(raw, Some(&first))?;
+    let about = About {
+        pid: raw.pid,
+        comm: process.comm,
+        captured_at: Timestamp::from(SystemTime::now()),
+        took_s: begun.elapsed().as_secs_f64(),
+        anonymous_bytes: image.anonymous_bytes,
+        heap_anonymous_bytes: look.present_bytes,
+        unread_mappings: image.unread_mappings as u64,
+    };
+    let by = match raw.by {
+        HeapBy::Type => GroupBy::Type,
+        HeapBy::Size => GroupBy::Size,
+    };
+    let mut report = HeapReport::new(&look, &about, by);
+    if let Some(base) = base {
+        report.compare(&base);
+    }
+    let mut bytes = Vec::new();
+    match raw.format {
+        HeapFormat::Text => write_text(
+            &report,
+            HeapStyle {
+                top: raw.top,
+                unreachable_only: raw.unreachable,
+            },
+            &mut bytes,
+        ),
+        HeapFormat::Json => serde_json::to_writer(&mut bytes, &report)
+            .map_err(io::Error::from)
+            .and_then(|()| bytes.write_all(b"\n")),
+        HeapFormat::Dot => write_dot(&report, &mut bytes),
+    }?;
+    output.write_bytes(&bytes)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+type Seen = ((Look, AddressSpaceImage), Lost);
+
+fn look_once(raw: &HeapArguments, before: Option<&Lost>) -> anyhow::Result<Seen> {
+    let proc_root = Path::new(PROC);
+    let memory = ProcessMemory::open(proc_root, raw.pid)?;
+    let image = read_address_space(proc_root, raw.pid)?;
+    let options = LookOptions {
+        is_python: image.is_python,
+        levels: raw.holders,
+        groups_with_holders: GROUPS_WITH_HOLDERS,
+        most_edges: usize::try_from((image.anonymous_bytes / BYTES_FOR_EDGE).max(LEAST_EDGES))
+            .unwrap_or(usize::MAX),
+    };
+    let mut names = Names::new(&image, proc_root, raw.pid);
+    let found = heap::look(&memory, &image.regions, options, before, &mut names);
+    drop(names);
+    let Some((look, lost)) = found else {
+        // It may have ended meanwhile.
+        read_process(proc_root, raw.pid)?;
+        anyhow::bail!(
+            "process {}: no heap that is known: neither glibc's (2.30 to 2.41) nor CPython's; `leakscope doctor -p {}` says which \
+             allocators it uses, and `leakscope trace -p {}` sees what they hand out",
+            raw.pid,
+            raw.pid,
+            raw.pid
+        );
+    };
+    Ok(((look, image), lost))
+}
+
+/// A saved report to compare with.
+fn read_base(path: &Path) -> anyhow::Result<HeapReport> {
+    let place = || format!("cannot use {}", path.display());
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(LARGEST).read_to_end(&mut bytes))
+        .with_context(place)?;
+    HeapReport::from_json(&bytes).with_context(place)
+}

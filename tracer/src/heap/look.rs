@@ -1,0 +1,264 @@
+//! One look at a heap: walk, types, graph, and two looks together: what is lost, and who holds the rest.
+
+use super::{
+    blocks::{BlockId, Blocks},
+    census::{Group, GroupId, GroupKind},
+    cpython, glibc,
+    graph::{Graph, Reach, heads},
+    holders::{RootName, holders},
+    memory::{Memory, Region},
+    modules::Modules,
+    types::Types,
+};
+
+/// `sizeof(PyGC_Head)` of CPython's `Include/internal/pycore_gc.h`: two links, before the object.
+const GC_HEAD: u64 = 16;
+
+/// What is wanted of a look.
+#[derive(Clone, Copy, Debug)]
+pub struct LookOptions {
+    /// Whether the process runs CPython.
+    pub is_python: bool,
+    /// How many steps up holders are followed; 0: not at all.
+    pub levels: usize,
+    /// Of so many groups, the largest ones.
+    pub groups_with_holders: usize,
+    /// At most so many pointers between blocks are kept; four bytes each.
+    pub most_edges: usize,
+}
+
+/// What a look has found.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// Groups with a block at least, the most bytes first.
+    pub groups: Vec<Group>,
+    /// Blocks in use.
+    pub blocks: u64,
+    /// Bytes of them that the program may use.
+    pub bytes: u64,
+    /// Bytes free inside the heap: free chunks, free blocks in pools.
+    pub free_bytes: u64,
+    /// In how many pieces.
+    pub free_pieces: u64,
+    /// Bytes at the ends of the heaps.
+    pub top_bytes: u64,
+    /// Bytes of the runs of addresses that blocks lie in.
+    pub heap_bytes: u64,
+    /// Of these, bytes that are in memory or swapped out.
+    pub present_bytes: u64,
+    /// Arenas of glibc.
+    pub arenas: usize,
+    /// Pools of CPython were found.
+    pub has_pools: bool,
+    /// glibc's heap was found.
+    pub has_glibc: bool,
+    /// Bytes that could not be walked, for they changed meanwhile.
+    pub torn_bytes: u64,
+    /// Pools that changed meanwhile.
+    pub torn_pools: u64,
+    /// Pointers between blocks for which there was no room: unreachable is then not known.
+    pub dropped_edges: u64,
+    /// Threads' caches were not recognised: their free blocks count as in use.
+    pub caches_unknown: bool,
+}
+
+/// Blocks that one look found unreachable, by address, for the second look to confirm.
+#[derive(Clone, Debug, Default)]
+pub struct Lost(Vec<u64>);
+
+/// Looks at a heap. With what an earlier look found unreachable, what is unreachable in both is lost.
+///
+/// Gives `None` where no allocator is known whose heap could be walked.
+pub fn look(
+    memory: &dyn Memory,
+    regions: &[Region],
+    options: LookOptions,
+    before: Option<&Lost>,
+    names: &mut dyn RootName,
+) -> Option<(Look, Lost)> {
+    let glibc = glibc::walk(memory, regions);
+    let mut result = Look::default();
+    let mut segments = Vec::new();
+    let mut books = Vec::new();
+    if let Some(heap) = glibc {
+        result.has_glibc = true;
+        result.arenas = heap.arenas;
+        result.free_bytes = heap.free_bytes;
+        result.free_pieces = heap.free_pieces;
+        result.top_bytes = heap.top_bytes;
+        result.torn_bytes = heap.torn_bytes;
+        result.caches_unknown = !heap.knows_caches;
+        segments = heap.segments;
+        books = heap.books;
+    }
+    if options.is_python {
+        let pools = cpython::find(memory, regions, &segments);
+        result.has_pools = !pools.segments.is_empty();
+        result.free_bytes += pools.free_bytes;
+        result.free_pieces += pools.free_pieces;
+        result.torn_pools = pools.torn;
+        segments.extend(pools.segments);
+    }
+    if segments.is_empty() {
+        return None;
+    }
+    let blocks = Blocks::new(segments);
+    result.heap_bytes = blocks
+        .segments()
+        .iter()
+        .map(|segment| segment.range().end - segment.range().start)
+        .fold(0, u64::saturating_add);
+    result.present_bytes = present_bytes(regions, &blocks);
+    let mut types = Types::new(memory, regions, options.is_python);
+    let mut group_of: Vec<GroupId> = Vec::with_capacity(blocks.count() as usize);
+    let graph = Graph::build(memory, &blocks, options.most_edges, |length, bytes| {
+        result.blocks += 1;
+        result.bytes = result.bytes.saturating_add(length);
+        let (group, object_at) = types.count(length, bytes);
+        group_of.push(group);
+        // The collector of CPython links all objects that it knows: that holds none of them.
+        object_at.saturating_sub(GC_HEAD)..object_at
+    });
+    result.dropped_edges = graph.dropped;
+    let mut groups = types.into_census().into_groups();
+    // Where in the blocks of each group the object begins.
+    let object_at: Vec<u64> = groups.iter().map(|group| group.object_at).collect();
+    let reach_from = |first: &[(BlockId, u64)]| {
+        Reach::from_roots(
+            memory,
+            regions,
+            &blocks,
+            &graph,
+            first,
+            |at, block, distance| {
+                let object_at = group_of
+                    .get(block as usize)
+                    .and_then(|group| object_at.get(usize::from(*group)).copied())
+                    .unwrap_or(0);
+                // References to objects lead to the object, links of the collector before it.
+                distance >= object_at && !books.iter().any(|books| books.contains(&at))
+            },
+        )
+    };
+    let mut reach = reach_from(&[]);
+    let lost = if graph.dropped == 0 {
+        unreachable(&blocks, &reach)
+    } else {
+        Vec::new()
+    };
+    let addresses = lost.iter().map(|(_, address)| *address).collect();
+    if let Some(before) = before {
+        let confirmed: Vec<BlockId> = lost
+            .iter()
+            .filter(|(_, address)| before.0.binary_search(address).is_ok())
+            .map(|(block, _)| *block)
+            .collect();
+        count_lost(&mut groups, &group_of, &graph, &blocks, &confirmed);
+        if options.levels > 0 {
+            let asked = largest(&groups, options.groups_with_holders);
+            let modules = Modules::of(memory, &blocks, &groups, &group_of, &reach);
+            if !modules.is_empty() {
+                // A module is where people look for a name, not the tables of the interpreter.
+                reach = reach_from(modules.blocks());
+            }
+            let names = &mut modules.names(names);
+            let mut found = holders(
+                &groups,
+                &group_of,
+                &reach,
+                &asked,
+                &|block| modules.has(block),
+                options.levels,
+                names,
+            );
+            for id in asked {
+                if let Some(group) = groups.get_mut(usize::from(id)) {
+                    group.holders = found.remove(&id).unwrap_or_default();
+                }
+            }
+        }
+    }
+    groups.retain(|group| group.objects > 0);
+    groups.sort_by(|one, other| {
+        (other.bytes, &one.name, one.block_bytes).cmp(&(one.bytes, &other.name, other.block_bytes))
+    });
+    result.groups = groups;
+    Some((result, Lost(addresses)))
+}
+
+/// Bytes of the heaps that are in memory or swapped out.
+fn present_bytes(regions: &[Region], blocks: &Blocks) -> u64 {
+    let mut sum = 0_u64;
+    for present in regions.iter().flat_map(|region| &region.present) {
+        let segments = blocks.segments();
+        let first = segments.partition_point(|segment| segment.range().end <= present.start);
+        for segment in segments.get(first..).unwrap_or_default() {
+            let (start, end) = (segment.range().start, segment.range().end);
+            if start >= present.end {
+                break;
+            }
+            sum = sum.saturating_add(end.min(present.end) - start.max(present.start));
+        }
+    }
+    sum
+}
+
+/// Blocks that no root reaches, with their addresses, in order.
+fn unreachable(blocks: &Blocks, reach: &Reach) -> Vec<(BlockId, u64)> {
+    blocks
+        .iter()
+        .filter(|(block, ..)| !reach.has(*block))
+        .map(|(block, address, _)| (block, address))
+        .collect()
+}
+
+fn count_lost(
+    groups: &mut [Group],
+    group_of: &[GroupId],
+    graph: &Graph,
+    blocks: &Blocks,
+    lost: &[BlockId],
+) {
+    let mut at = 0;
+    let heads = {
+        let has_type = |block: BlockId| {
+            group_of
+                .get(block as usize)
+                .and_then(|group| groups.get(usize::from(*group)))
+                .is_some_and(|group| matches!(group.kind, GroupKind::Cpp | GroupKind::Python))
+        };
+        let mut heads = heads(graph, lost, has_type);
+        heads.sort_unstable();
+        heads
+    };
+    for (block, _, length) in blocks.iter() {
+        if lost.get(at) != Some(&block) {
+            continue;
+        }
+        at += 1;
+        let Some(group) = group_of
+            .get(block as usize)
+            .and_then(|group| groups.get_mut(usize::from(*group)))
+        else {
+            continue;
+        };
+        group.unreachable_objects += 1;
+        group.unreachable_bytes = group.unreachable_bytes.saturating_add(length);
+        if heads.binary_search(&block).is_ok() {
+            group.lost_heads += 1;
+            group.lost_head_bytes = group.lost_head_bytes.saturating_add(length);
+        }
+    }
+}
+
+/// The groups with the most bytes.
+fn largest(groups: &[Group], count: usize) -> Vec<GroupId> {
+    let mut all: Vec<(u64, GroupId)> = groups
+        .iter()
+        .enumerate()
+        .filter_map(|(id, group)| Some((group.bytes, GroupId::try_from(id).ok()?)))
+        .filter(|(bytes, _)| *bytes > 0)
+        .collect();
+    all.sort_unstable_by(|one, other| other.cmp(one));
+    all.into_iter().take(count).map(|(_, id)| id).collect()
+}

@@ -1,0 +1,28 @@
+//! What a live heap holds, read from outside: which blocks are in use, what they are, which of them nothing points to, and who
+//! holds the others.
+//!
+//! Pure: it works on a list of [`Region`]s and on bytes that a [`Memory`] hands it, so that it is tested on heaps that are made up. A
+//! target writes its own heap, and goes on writing while it is read: no size, link or count in it is believed, and every walk is
+//! bounded by the memory that there is. Must not know processes, probes or views.
+
+mod bits;
+mod blocks;
+mod census;
+mod cpython;
+mod glibc;
+mod graph;
+mod holders;
+mod look;
+mod memory;
+mod modules;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use blocks::{BlockId, Blocks, Segment};
+pub use census::{Group, GroupKind};
+pub use holders::{Holder, RootName};
+pub use look::{Look, LookOptions, Lost, look};
+pub use memory::{Memory, Region, RegionKind};

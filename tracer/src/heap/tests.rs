@@ -1,0 +1,160 @@
+//! Looks at heaps that are made up, and at such that were damaged.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use proptest::prelude::*;
+
+use super::{
+    Look, LookOptions, Lost, RootName, look,
+    testing::{ARENA, DATA, HEAP, MadeUp, STACK},
+};
+
+struct Addresses;
+
+impl RootName for Addresses {
+    fn name(&mut self, address: u64) -> String {
+        if address >= STACK { "stack" } else { "data" }.to_owned()
+    }
+}
+
+const OPTIONS: LookOptions = LookOptions {
+    is_python: true,
+    levels: 5,
+    groups_with_holders: 20,
+    most_edges: 1 << 20,
+};
+
+/// Two looks, as the command makes them.
+fn looked(heap: &MadeUp) -> Option<Look> {
+    let regions = heap.regions();
+    let (_, first) = look(&heap.image, &regions, OPTIONS, None, &mut Addresses)?;
+    let (look, _) = look(&heap.image, &regions, OPTIONS, Some(&first), &mut Addresses)?;
+    Some(look)
+}
+
+/// Blocks, unreachable ones, and of these the heads, of one size.
+fn counts(look: &Look, bytes: u64) -> (u64, u64, u64) {
+    look.groups
+        .iter()
+        .filter(|group| group.block_bytes == bytes)
+        .fold((0, 0, 0), |sum, group| {
+            (
+                sum.0 + group.objects,
+                sum.1 + group.unreachable_objects,
+                sum.2 + group.lost_heads,
+            )
+        })
+}
+
+#[test]
+fn what_is_free_in_any_way_is_not_in_use() {
+    let mut heap = MadeUp::new();
+    let held = heap.used(0x40);
+    heap.free(0x60);
+    let separator = heap.used(0x80);
+    let cached: Vec<u64> = (0..3).map(|_| heap.used(0x30)).collect();
+    let fast: Vec<u64> = (0..2).map(|_| heap.used(0x50)).collect();
+    heap.used(0x30);
+    heap.cache(0x30, &cached);
+    heap.fastbin(0x50, &fast);
+    heap.image.put(STACK, held);
+    heap.image.put(STACK + 8, separator);
+    let look = looked(&heap).unwrap();
+    assert_eq!(counts(&look, 0x38), (1, 0, 0));
+    assert_eq!(counts(&look, 0x58), (0, 0, 0));
+    assert_eq!(counts(&look, 0x28), (1, 1, 1));
+    assert_eq!(counts(&look, 0x48), (0, 0, 0));
+    assert_eq!(look.free_bytes, 0x60 + 3 * 0x30 + 2 * 0x50);
+    assert_eq!(look.free_pieces, 6);
+    assert!(!look.caches_unknown);
+}
+
+#[test]
+fn lost_blocks_are_told_from_held_ones_and_heads_from_what_hangs_on_them() {
+    let mut heap = MadeUp::new();
+    let (head, child) = (heap.used(0x40), heap.used(0x60));
+    let (one, other) = (heap.used(0x80), heap.used(0x80));
+    let (held, below) = (heap.used(0xa0), heap.used(0xc0));
+    heap.image.put(head + 8, child);
+    // A ring that nothing leads to.
+    heap.image.put(one, other);
+    heap.image.put(other + 16, one + 8);
+    // An inner pointer holds as well.
+    heap.image.put(DATA + 0x1000, held + 24);
+    heap.image.put(held, below);
+    let look = looked(&heap).unwrap();
+    assert_eq!(counts(&look, 0x38), (1, 1, 1));
+    assert_eq!(counts(&look, 0x58), (1, 1, 0));
+    assert_eq!(counts(&look, 0x78), (2, 2, 1));
+    assert_eq!(counts(&look, 0x98), (1, 0, 0));
+    assert_eq!(counts(&look, 0xb8), (1, 0, 0));
+    let group = look.groups.iter().find(|group| group.block_bytes == 0xb8);
+    let holders = &group.unwrap().holders;
+    assert_eq!(holders.len(), 1);
+    assert_eq!(holders[0].path, ["block of 152 B", "data"]);
+}
+
+#[test]
+fn a_block_that_one_look_alone_finds_unreachable_is_not_lost() {
+    let mut heap = MadeUp::new();
+    heap.used(0x40);
+    let regions = heap.regions();
+    let none = Lost::default();
+    let (look, _) = look(&heap.image, &regions, OPTIONS, Some(&none), &mut Addresses).unwrap();
+    assert_eq!(counts(&look, 0x38), (1, 0, 0));
+}
+
+#[test]
+fn a_header_that_makes_no_sense_costs_what_stands_there_and_not_the_rest() {
+    let mut heap = MadeUp::new();
+    let blocks: Vec<u64> = (0..200).map(|_| heap.used(0x40)).collect();
+    heap.image.put(blocks[20] - 8, 0x7777_7777_7777);
+    let look = looked(&heap).unwrap();
+    assert!(look.torn_bytes > 0);
+    assert!(counts(&look, 0x38).0 >= 198, "{:?}", counts(&look, 0x38));
+}
+
+#[test]
+fn memory_without_a_main_arena_is_no_heap() {
+    let mut heap = MadeUp::new();
+    heap.used(0x40);
+    heap.image.put(ARENA + 96, 0x1234);
+    assert!(looked(&heap).is_none());
+}
+
+proptest! {
+    /// A target writes what it pleases: nothing may end, hang or count more than there is room for.
+    #[test]
+    fn damaged_heaps_are_bounded(
+        damage in proptest::collection::vec((0_u64..0x20000, any::<u64>(), any::<bool>(), any::<u8>()), 0..60),
+        pool in any::<bool>(),
+    ) {
+        let mut heap = MadeUp::new();
+        for size in 0..60 {
+            let block = heap.used(0x20 + size % 7 * 0x10);
+            heap.image.put(STACK + size * 8, block);
+        }
+        if pool {
+            heap.free(0x200);
+        }
+        for (at, word, is_heap, kind) in damage {
+            let place = if is_heap { HEAP } else { DATA } + at / 8 * 8;
+            // Words that nearly fit do more harm than any others.
+            let word = match kind % 4 {
+                0 => word,
+                1 => HEAP + word % 0x20000,
+                2 => (word % 0x400) | 1,
+                _ => place.wrapping_sub(16),
+            };
+            heap.image.put(place, word);
+        }
+        if let Some(look) = looked(&heap) {
+            prop_assert!(look.bytes <= 3 * 0x20000, "{}", look.bytes);
+            prop_assert!(look.blocks <= 3 * 0x20000 / 16);
+            for group in &look.groups {
+                prop_assert!(group.unreachable_objects <= group.objects);
+                prop_assert!(group.lost_heads <= group.unreachable_objects);
+            }
+        }
+    }
+}

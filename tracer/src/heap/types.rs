@@ -1,0 +1,312 @@
+//! What a block is, by its first words: a C++ object by the type description behind its vtable, a CPython object by its type
+//! pointer, text, zeroes. Everything is read from the target's own memory, so stripped programs have types too.
+
+use std::{collections::HashMap, fmt};
+
+use super::{
+    census::{Census, GroupId, GroupKind},
+    memory::{Memory, Region, RegionKind, WORD, region_of},
+};
+
+/// The longest mangled or plain name that is read, bytes.
+const LONGEST_NAME: usize = 1024;
+/// The longest name that is shown, bytes: a mangled one can stand for far more text than it has itself.
+const LONGEST_SHOWN: usize = 400;
+/// A complete object's vtable may stand so far into the object that a block begins with it, bytes.
+const FARTHEST_TO_TOP: i64 = 1 << 20;
+
+/// `PyTypeObject` of CPython's `Include/cpython/object.h`, 3.8 to 3.14, 64-bit: `ob_type`, `tp_name`, `tp_flags`.
+const OB_TYPE: usize = 8;
+const TP_NAME: usize = 24;
+const TP_FLAGS: usize = 168;
+const TYPE_BYTES: usize = TP_FLAGS + 8;
+/// `Py_TPFLAGS_READY`.
+const READY: u64 = 1 << 12;
+/// Where in a block an object can begin: at once, behind `PyGC_Head`, behind that and the two words of a managed dictionary (3.11 on).
+const OBJECT_AT: [usize; 3] = [0, 16, 32];
+/// A metaclass of a metaclass of a metaclass is rare.
+const MOST_METACLASSES: usize = 4;
+
+/// A block of which so many bytes of a hundred can be printed is text.
+const PRINTABLE_PERCENT: usize = 95;
+/// Fewer bytes tell nothing.
+const LEAST_TEXT: usize = 8;
+
+/// Says what blocks are, and remembers the types that it has met.
+pub(super) struct Types<'look> {
+    memory: &'look dyn Memory,
+    regions: &'look [Region],
+    is_python: bool,
+    /// By vtable: the number of the class, if it is one.
+    classes: HashMap<u64, Option<u32>>,
+    /// By address of a type object: the number of the type, if it is one.
+    types: HashMap<u64, Option<u32>>,
+    names: Vec<String>,
+    numbers: HashMap<String, u32>,
+    census: Census,
+}
+
+impl<'look> Types<'look> {
+    /// Nothing is known yet. `is_python`: the process runs CPython.
+    pub(super) fn new(
+        memory: &'look dyn Memory,
+        regions: &'look [Region],
+        is_python: bool,
+    ) -> Self {
+        Self {
+            memory,
+            regions,
+            is_python,
+            classes: HashMap::new(),
+            types: HashMap::new(),
+            names: Vec::new(),
+            numbers: HashMap::new(),
+            census: Census::default(),
+        }
+    }
+
+    /// Counts a block of `length` bytes that begins with these; gives its group, and where in it the object begins.
+    pub(super) fn count(&mut self, length: u64, bytes: &[u8]) -> (GroupId, u64) {
+        let (kind, number, object_at) = self.kind(bytes);
+        let names = &self.names;
+        let group = self.census.add((kind, number, object_at), length, || {
+            names.get(number as usize).cloned().unwrap_or_default()
+        });
+        (group, object_at)
+    }
+
+    /// What was counted.
+    pub(super) fn into_census(self) -> Census {
+        self.census
+    }
+
+    fn kind(&mut self, bytes: &[u8]) -> (GroupKind, u32, u64) {
+        const NONE: u32 = u32::MAX;
+        let word = |at: usize| {
+            let part = bytes.get(at..at + WORD as usize)?;
+            Some(u64::from_le_bytes(part.try_into().ok()?))
+        };
+        if self.is_python {
+            for at in OBJECT_AT {
+                if let Some(number) =
+                    word(at + OB_TYPE).and_then(|address| self.python_type(address))
+                {
+                    return (GroupKind::Python, number, at as u64);
+                }
+            }
+        }
+        if let Some(number) = word(0).and_then(|vtable| self.class(vtable)) {
+            return (GroupKind::Cpp, number, 0);
+        }
+        if bytes.iter().all(|byte| *byte == 0) {
+            return (GroupKind::Zero, NONE, 0);
+        }
+        if is_text(bytes) {
+            return (GroupKind::Text, NONE, 0);
+        }
+        (GroupKind::Size, NONE, 0)
+    }
+
+    fn number(&mut self, name: String) -> Option<u32> {
+        if let Some(number) = self.numbers.get(&name) {
+            return Some(*number);
+        }
+        let number = u32::try_from(self.names.len()).ok()?;
+        self.names.push(name.clone());
+        self.numbers.insert(name, number);
+        Some(number)
+    }
+
+    /// The class that a vtable is of.
+    fn class(&mut self, vtable: u64) -> Option<u32> {
+        if !self.is_described(vtable) {
+            return None;
+        }
+        if let Some(known) = self.classes.get(&vtable) {
+            return *known;
+        }
+        let number = self.class_name(vtable).and_then(|name| self.number(name));
+        self.classes.insert(vtable, number);
+        number
+    }
+
+    /// Before a vtable's functions stand the offset to the top and the type's description (Itanium C++ ABI, 2.5.2); its second word is
+    /// the mangled name (2.9.3).
+    fn class_name(&self, vtable: u64) -> Option<String> {
+        let to_top = self
+            .memory
+            .word(vtable.checked_sub(2 * WORD)?)?
+            .cast_signed();
+        let description = self.memory.word(vtable.checked_sub(WORD)?)?;
+        let is_offset =
+            (-FARTHEST_TO_TOP..=0).contains(&to_top) && to_top % WORD.cast_signed() == 0;
+        if !is_offset || !self.is_described(description) {
+            return None;
+        }
+        let kind = self.memory.word(description)?;
+        let name = self.memory.word(description.checked_add(WORD)?)?;
+        if !self.is_described(kind) || !self.is_described(name) {
+            return None;
+        }
+        let name = self.memory.string(name, LONGEST_NAME)?;
+        demangled(&name)
+    }
+
+    /// Whether types can be described at an address: in what a file maps.
+    fn is_described(&self, address: u64) -> bool {
+        region_of(self.regions, address)
+            .is_some_and(|region| matches!(region.kind, RegionKind::Data | RegionKind::Constant))
+    }
+
+    /// The type that stands at an address, if a type object does.
+    fn python_type(&mut self, address: u64) -> Option<u32> {
+        if !address.is_multiple_of(WORD) || address < 1 << 16 {
+            return None;
+        }
+        if let Some(known) = self.types.get(&address) {
+            return *known;
+        }
+        region_of(self.regions, address)?;
+        let number = self
+            .type_object(address)
+            .filter(|(meta, _)| self.is_metaclass(*meta))
+            .and_then(|(_, name)| self.number(name));
+        self.types.insert(address, number);
+        number
+    }
+
+    /// The metaclass and name of what may be a type object.
+    fn type_object(&self, address: u64) -> Option<(u64, String)> {
+        let mut bytes = [0; TYPE_BYTES];
+        if self.memory.read(address, &mut bytes) != bytes.len() {
+            return None;
+        }
+        let word = |at: usize| {
+            let part = bytes.get(at..at + WORD as usize)?;
+            Some(u64::from_le_bytes(part.try_into().ok()?))
+        };
+        if word(TP_FLAGS)? & READY == 0 {
+            return None;
+        }
+        let name = self.memory.string(word(TP_NAME)?, LONGEST_NAME)?;
+        let name = String::from_utf8(name).ok()?;
+        let is_name = !name.is_empty() && !name.chars().any(char::is_control);
+        is_name.then(|| (word(OB_TYPE).unwrap_or(0), shortened(name)))
+    }
+
+    /// Whether the type of types of types is `type`, which is of itself.
+    fn is_metaclass(&self, address: u64) -> bool {
+        let mut meta = address;
+        for _ in 0..MOST_METACLASSES {
+            let Some((next, name)) = self.type_object(meta) else {
+                return false;
+            };
+            if next == meta {
+                return name == "type";
+            }
+            meta = next;
+        }
+        false
+    }
+}
+
+fn shortened(mut name: String) -> String {
+    if name.len() > LONGEST_SHOWN {
+        let mut end = LONGEST_SHOWN;
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        name.truncate(end);
+        name.push('…');
+    }
+    name
+}
+
+/// The name of a type's description, as a person writes it.
+fn demangled(name: &[u8]) -> Option<String> {
+    // A leading star: the name is compared by address.
+    let name = name.strip_prefix(b"*").unwrap_or(name);
+    let is_mangled = name
+        .iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'.'));
+    let begins = name
+        .first()
+        .is_some_and(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+    if !is_mangled || !begins {
+        return None;
+    }
+    let text = str::from_utf8(name).ok()?;
+    let symbol = cpp_demangle::Symbol::new(format!("_ZTS{text}")).ok()?;
+    let mut shown = Bounded::default();
+    // What is too long ends where there is no more room.
+    let _full = symbol.structured_demangle(&mut shown, &cpp_demangle::DemangleOptions::default());
+    let shown = shown
+        .0
+        .strip_prefix("typeinfo name for ")
+        .map(str::to_owned)?;
+    (!shown.is_empty()).then_some(shown)
+}
+
+/// Takes text until there is enough.
+#[derive(Default)]
+struct Bounded(String);
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.0.len() + text.len() > LONGEST_SHOWN {
+            self.0.write_char('…')?;
+            return Err(fmt::Error);
+        }
+        self.0.push_str(text);
+        Ok(())
+    }
+}
+
+/// Whether bytes up to the first zero, or all of them, are text.
+fn is_text(bytes: &[u8]) -> bool {
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
+    let Some(text) = bytes.get(..end).filter(|text| text.len() >= LEAST_TEXT) else {
+        return false;
+    };
+    let printable = text
+        .iter()
+        .filter(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace() || **byte >= 0x80)
+        .count();
+    printable * 100 >= text.len() * PRINTABLE_PERCENT && text.iter().any(u8::is_ascii_alphanumeric)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{demangled, is_text};
+
+    #[test]
+    fn names_of_classes_are_demangled() {
+        let shown = |name: &str| demangled(name.as_bytes());
+        assert_eq!(shown("7Session").as_deref(), Some("Session"));
+        assert_eq!(shown("*N3app5CacheE").as_deref(), Some("app::Cache"));
+        assert_eq!(shown("not mangled"), None);
+        assert_eq!(shown(""), None);
+    }
+
+    #[test]
+    fn a_name_that_unfolds_without_end_is_cut() {
+        // Each level doubles what is shown: S_ stands for all that came before.
+        let mut name = String::from("St4pairI1aS0_E");
+        for _ in 0..40 {
+            name = format!("St4pairI{name}S0_E");
+        }
+        if let Some(shown) = demangled(name.as_bytes()) {
+            assert!(shown.len() < 500, "{}", shown.len());
+        }
+    }
+
+    #[test]
+    fn text_is_told_from_numbers() {
+        assert!(is_text(b"GET /index.html HTTP/1.1\0\x01\x02"));
+        assert!(!is_text(b"short\0"));
+        assert!(!is_text(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]));
+    }
+}

@@ -1,0 +1,325 @@
+//! The regions of a live process: what is data, stack, heap or constant, and which pages of it were ever written to.
+
+use std::{
+    collections::HashSet, fs, fs::File, ops::Range, os::unix::fs::MetadataExt as _, path::Path,
+};
+
+use leakscope_common::PAGE_BYTES;
+
+use super::{ReadError, names::data_vaddr, stacks};
+use crate::{
+    heap::{Region, RegionKind},
+    symbol::Module,
+    target::process::{
+        Device, MemoryMap,
+        pagemap::{FILE_OR_SHARED, PRESENT, SWAPPED, read_entries},
+        read_maps,
+    },
+};
+
+/// So many pages are asked for at once: those of 128 MiB.
+const PAGES_AT_ONCE: u64 = 1 << 15;
+
+/// Below the stack pointer a function may use so many bytes (the red zone of the System V ABI for x86-64, 3.2.2).
+const RED_ZONE: u64 = 128;
+
+/// The address space of a process at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct AddressSpaceImage {
+    /// Its regions, by address.
+    pub regions: Vec<Region>,
+    /// For each region the mapping of the file that it belongs to, `.bss` to the data before it.
+    pub(super) files: Vec<Option<MemoryMap>>,
+    /// Whether it runs CPython.
+    pub is_python: bool,
+    /// Bytes of anonymous memory that is in memory or swapped out.
+    pub anonymous_bytes: u64,
+    /// Mappings of files on file systems that may not answer: they are not read.
+    pub unread_mappings: usize,
+}
+
+/// Reads which regions a process has.
+///
+/// # Errors
+/// The process is gone, or we may not read it.
+pub fn read_address_space(proc_root: &Path, pid: u32) -> Result<AddressSpaceImage, ReadError> {
+    let maps = read_maps(proc_root, pid)?;
+    let folder = proc_root.join(pid.to_string());
+    let path = folder.join("pagemap");
+    let pagemap = File::open(&path).map_err(|source| ReadError::Memory { pid, path, source })?;
+    let threads = stacks::threads(proc_root, pid);
+    let answering = answering_devices(&folder);
+    let mut image = AddressSpaceImage::default();
+    for (map, file) in with_files(proc_root, pid, maps, &answering) {
+        let name = map.path.to_string_lossy().into_owned();
+        image.is_python |= map.executable && is_python(&map.path);
+        let pages = Pages::of(&pagemap, &map);
+        let Some((kind, present)) = kind_of(&map, file.is_some(), pages) else {
+            continue;
+        };
+        if kind != RegionKind::Shared {
+            image.anonymous_bytes += bytes(&present);
+        }
+        if map.is_file() && kind != RegionKind::Shared && !answering.contains(&map.device) {
+            image.unread_mappings += 1;
+            continue;
+        }
+        let is_plain = kind == RegionKind::Anonymous;
+        let thread = threads.iter().find(|thread| {
+            thread
+                .stack_pointer
+                .is_some_and(|pointer| (map.start..map.end).contains(&pointer))
+        });
+        let region = match thread {
+            Some(thread) if is_plain || kind == RegionKind::Stack => Region {
+                range: map.start..map.end,
+                // What lies below the stack pointer is left from calls that have returned.
+                present: from(
+                    present,
+                    thread.stack_pointer.unwrap_or(0).saturating_sub(RED_ZONE),
+                ),
+                kind: RegionKind::Stack,
+                name: format!("stack of thread {} ({})", thread.id, thread.name),
+            },
+            _ => Region {
+                range: map.start..map.end,
+                present,
+                kind,
+                name: file
+                    .as_ref()
+                    .map_or(name, |file| file.path.to_string_lossy().into_owned()),
+            },
+        };
+        // The data segment that `brk` moves may be split by permissions.
+        if let Some(last) = image.regions.last_mut()
+            && last.kind == RegionKind::Brk
+            && region.kind == RegionKind::Brk
+            && last.range.end == region.range.start
+        {
+            last.range.end = region.range.end;
+            last.present.extend(region.present);
+            continue;
+        }
+        image.regions.push(region);
+        image.files.push(file);
+    }
+    Ok(image)
+}
+
+/// Each mapping with the mapping of the file that it belongs to: behind the data of a file stands its `.bss`, which has no file, and
+/// which the kernel makes one mapping with others that happen to follow.
+fn with_files(
+    proc_root: &Path,
+    pid: u32,
+    maps: Vec<MemoryMap>,
+    answering: &HashSet<Device>,
+) -> Vec<(MemoryMap, Option<MemoryMap>)> {
+    let mut all: Vec<(MemoryMap, Option<MemoryMap>)> = Vec::with_capacity(maps.len());
+    for map in maps {
+        if map.is_file() {
+            all.push((map.clone(), Some(map)));
+            continue;
+        }
+        let data = all.last().and_then(|(last, file)| {
+            let follows = last.is_file()
+                && last.writable
+                && !last.shared
+                && last.end == map.start
+                && map.path.as_os_str().is_empty();
+            file.clone()
+                .filter(|file| follows && answering.contains(&file.device))
+        });
+        let end = data
+            .as_ref()
+            .and_then(|data| end_of_data(proc_root, pid, data))
+            .unwrap_or(map.start)
+            .clamp(map.start, map.end);
+        if end > map.start {
+            let bss = MemoryMap { end, ..map.clone() };
+            all.push((bss, data));
+        }
+        if end < map.end {
+            all.push((MemoryMap { start: end, ..map }, None));
+        }
+    }
+    all
+}
+
+/// Where the memory of a file's data ends: its program headers say so.
+fn end_of_data(proc_root: &Path, pid: u32, data: &MemoryMap) -> Option<u64> {
+    let elf = Module::open(proc_root, pid, data, 0)?.elf?;
+    let start = data_vaddr(&elf, data.offset)?;
+    let end = elf
+        .segments
+        .iter()
+        .filter_map(|segment| {
+            let end = segment.vaddr.checked_add(segment.memory_size)?;
+            (segment.vaddr <= start.saturating_add(PAGE_BYTES) && end > start).then_some(end)
+        })
+        .max()?;
+    let length = end
+        .checked_sub(start)?
+        .checked_next_multiple_of(PAGE_BYTES)?;
+    data.start.checked_add(length)
+}
+
+/// Which pages of a mapping there are.
+#[derive(Default)]
+struct Pages {
+    /// Anonymous ones.
+    anonymous: Vec<Range<u64>>,
+    /// Those of a file, or shared.
+    others: Vec<Range<u64>>,
+}
+
+impl Pages {
+    fn of(pagemap: &File, map: &MemoryMap) -> Self {
+        let mut pages = Self::default();
+        let last = map.end / PAGE_BYTES;
+        let mut page = map.start / PAGE_BYTES;
+        while page < last {
+            let entries = read_entries(pagemap, page, (last - page).min(PAGES_AT_ONCE));
+            if entries.is_empty() {
+                // The process is gone, or these are addresses of the kernel.
+                break;
+            }
+            for entry in entries {
+                if entry & (PRESENT | SWAPPED) != 0 {
+                    let kind = if entry & FILE_OR_SHARED != 0 {
+                        &mut pages.others
+                    } else {
+                        &mut pages.anonymous
+                    };
+                    add(kind, page * PAGE_BYTES);
+                }
+                page += 1;
+            }
+        }
+        pages
+    }
+}
+
+/// Adds a page to ranges.
+fn add(ranges: &mut Vec<Range<u64>>, start: u64) {
+    let end = start.saturating_add(PAGE_BYTES);
+    match ranges.last_mut() {
+        Some(last) if last.end == start => last.end = end,
+        _ => ranges.push(start..end),
+    }
+}
+
+fn bytes(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+/// What of some ranges lies at an address or above it.
+fn from(ranges: Vec<Range<u64>>, address: u64) -> Vec<Range<u64>> {
+    let address = address - address % 8;
+    ranges
+        .into_iter()
+        .filter(|range| range.end > address)
+        .map(|range| range.start.max(address)..range.end)
+        .collect()
+}
+
+/// What a mapping is, and which pages of it can hold what the process has written; `None` for what cannot be read.
+fn kind_of(
+    map: &MemoryMap,
+    is_of_file: bool,
+    pages: Pages,
+) -> Option<(RegionKind, Vec<Range<u64>>)> {
+    let name = map.path.as_os_str().as_encoded_bytes();
+    if !map.readable
+        || matches!(
+            name,
+            b"[vvar]" | b"[vsyscall]" | b"[vvar_vclock]" | b"[vdso]"
+        )
+    {
+        return None;
+    }
+    if map.shared {
+        // A file's pages are the file system's to give; memory that has no file, or one in memory only, is ours to read.
+        const IN_MEMORY: [&[u8]; 5] = [
+            b"/memfd:",
+            b"/SYSV",
+            b"/dev/shm/",
+            b"/dev/zero",
+            b"[anon_shmem",
+        ];
+        let is_in_memory = name.is_empty() || IN_MEMORY.iter().any(|start| name.starts_with(start));
+        return is_in_memory.then_some((RegionKind::Shared, pages.others));
+    }
+    if name.starts_with(b"/dev/") && !name.starts_with(b"/dev/zero") {
+        return None;
+    }
+    let kind = match name {
+        b"[heap]" => RegionKind::Brk,
+        b"[stack]" => RegionKind::Stack,
+        _ if is_of_file && pages.anonymous.is_empty() => RegionKind::Constant,
+        _ if is_of_file => RegionKind::Data,
+        _ => RegionKind::Anonymous,
+    };
+    Some((kind, pages.anonymous))
+}
+
+fn is_python(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| {
+        let name = name.as_encoded_bytes();
+        name.starts_with(b"libpython") || name.starts_with(b"python")
+    })
+}
+
+/// Devices of the process's mounts whose file systems are served by the kernel: a page of another one may never come, and who reads
+/// it sleeps until it does.
+fn answering_devices(folder: &Path) -> HashSet<Device> {
+    let mut devices: HashSet<Device> = HashSet::new();
+    let mut refused = Vec::new();
+    let text = fs::read(folder.join("mountinfo")).unwrap_or_default();
+    for line in String::from_utf8_lossy(&text).lines() {
+        // `id parent major:minor root place options… - type source options` (proc_pid_mountinfo(5)).
+        let Some((head, tail)) = line.split_once(" - ") else {
+            continue;
+        };
+        let device = head
+            .split(' ')
+            .nth(2)
+            .and_then(|device| device.split_once(':'))
+            .and_then(|(major, minor)| {
+                Some(Device {
+                    major: major.parse().ok()?,
+                    minor: minor.parse().ok()?,
+                })
+            });
+        let Some(device) = device else { continue };
+        if tail.starts_with("fuse") {
+            refused.push(device);
+        } else {
+            devices.insert(device);
+        }
+    }
+    // File systems of which parts have devices of their own (btrfs) name another one here.
+    for place in ["/", "/usr", "/bin", "/lib", "/opt", "/var", "/home"] {
+        if let Ok(metadata) = fs::metadata(place) {
+            devices.insert(Device::from_stat(metadata.dev()));
+        }
+    }
+    for device in refused {
+        devices.remove(&device);
+    }
+    devices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{add, from};
+
+    #[test]
+    fn pages_that_follow_each_other_are_one_range() {
+        let mut ranges = Vec::new();
+        for page in [1, 2, 3, 7, 8] {
+            add(&mut ranges, page * 4096);
+        }
+        assert_eq!(ranges, [4096..16_384, 28_672..36_864]);
+        assert_eq!(from(ranges, 30_003), [30_000..36_864]);
+    }
+}
