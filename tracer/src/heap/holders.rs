@@ -167,7 +167,7 @@ fn named(
             .map(|step| match step {
                 Step::Group(group) => groups
                     .get(usize::from(*group))
-                    .map_or_else(String::new, step_name),
+                    .map_or_else(String::new, Group::label),
                 Step::Others => OTHER_ROOTS.to_owned(),
                 Step::Root(address) => {
                     if roots.len() >= MOST_ROOTS_NAMED && !roots.contains_key(address) {
@@ -197,10 +197,3 @@ fn named(
 /// So many roots are named for a group: each is a look-up in a symbol table.
 const MOST_ROOTS_NAMED: usize = 256;
 const OTHER_ROOTS: &str = "other roots";
-
-fn step_name(group: &Group) -> String {
-    match group.kind {
-        GroupKind::Cpp | GroupKind::Python => group.name.clone(),
-        _ => format!("block of {} B", group.block_bytes),
-    }
-}

@@ -91,7 +91,7 @@ fn lost_blocks_are_told_from_held_ones_and_heads_from_what_hangs_on_them() {
     let group = look.groups.iter().find(|group| group.block_bytes == 0xb8);
     let holders = &group.unwrap().holders;
     assert_eq!(holders.len(), 1);
-    assert_eq!(holders[0].path, ["block of 152 B", "data"]);
+    assert_eq!(holders[0].path, ["size 152", "data"]);
 }
 
 #[test]

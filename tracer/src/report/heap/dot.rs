@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::HeapReport;
-use crate::units::{bytes, count};
+use crate::units::{blocks, bytes, count};
 
 /// Writes the holders of the largest groups.
 ///
@@ -23,10 +23,10 @@ pub fn write_dot(report: &HeapReport, out: &mut dyn Write) -> io::Result<()> {
         nodes.insert(
             group.name.clone(),
             format!(
-                "{}\n{} in {} blocks",
+                "{}\n{} in {}",
                 group.name,
                 bytes(group.bytes),
-                count(group.objects)
+                blocks(group.objects)
             ),
         );
         for holder in &group.holders {
