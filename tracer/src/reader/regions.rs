@@ -320,6 +320,7 @@ mod tests {
             add(&mut ranges, page * 4096);
         }
         assert_eq!(ranges, [4096..16_384, 28_672..36_864]);
-        assert_eq!(from(ranges, 30_003), [30_000..36_864]);
+        let rest: Vec<_> = std::iter::once(30_000..36_864).collect();
+        assert_eq!(from(ranges, 30_003), rest);
     }
 }
