@@ -39,6 +39,7 @@ pub(super) fn member_offset(structure: &str, member: &str) -> io::Result<Option<
     offset_in(open()?, structure, member).map_err(cannot_read)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn cannot_read(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot read {PATH}: {error}"))
 }
@@ -273,7 +274,7 @@ mod tests {
         let members = 24 + 12 + 4 + 12;
         for (at, word) in [(0, 1_u32), (8, 0), (12, 5), (20, 64)] {
             let place = members + at;
-            bytes[place..place + 4].copy_from_slice(&word.to_le_bytes());
+            bytes.splice(place..place + 4, word.to_le_bytes());
         }
         let offset = |member: &str| {
             let bytes = BufReader::with_capacity(7, Cursor::new(bytes.clone()));

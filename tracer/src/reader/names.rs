@@ -1,13 +1,13 @@
 //! What a person calls the places outside heaps: variables by their symbols, stacks by their threads.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::path::Path;
 
 use leakscope_common::PAGE_BYTES;
 
 use super::regions::AddressSpaceImage;
 use crate::{
     heap::{RegionKind, RootName},
-    symbol::{ElfSymbols, Module, Symbols as _},
+    symbol::{ElfSymbols, Modules, Symbols as _},
     target::{elf::ElfFile, process::MemoryMap},
     units::bytes,
 };
@@ -18,8 +18,7 @@ pub struct Names<'image> {
     proc_root: &'image Path,
     pid: u32,
     symbols: ElfSymbols,
-    /// By inode.
-    modules: HashMap<u64, Option<Arc<Module>>>,
+    modules: Modules,
 }
 
 impl<'image> Names<'image> {
@@ -31,17 +30,8 @@ impl<'image> Names<'image> {
             proc_root,
             pid,
             symbols: ElfSymbols::default(),
-            modules: HashMap::new(),
+            modules: Modules::default(),
         }
-    }
-
-    fn module(&mut self, map: &MemoryMap) -> Option<Arc<Module>> {
-        let number = self.modules.len() as u64 + 1;
-        let (proc_root, pid) = (self.proc_root, self.pid);
-        self.modules
-            .entry(map.inode)
-            .or_insert_with(|| Module::open(proc_root, pid, map, number).map(Arc::new))
-            .clone()
     }
 
     /// `global NAME+0x10 in FILE`, or where in the file's data it is.
@@ -50,12 +40,15 @@ impl<'image> Names<'image> {
             .path
             .file_name()
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let named = self.module(map).and_then(|module| {
-            let start = data_vaddr(module.elf.as_ref()?, map.offset)?;
-            let place = start.checked_add(address.checked_sub(map.start)?)?;
-            let named = self.symbols.name(&module, place).pop()?;
-            Some((named.function, place.saturating_sub(named.start?)))
-        });
+        let named = self
+            .modules
+            .open(self.proc_root, self.pid, map)
+            .and_then(|module| {
+                let start = data_vaddr(module.elf.as_ref()?, map.offset)?;
+                let place = start.checked_add(address.checked_sub(map.start)?)?;
+                let named = self.symbols.name(&module, place).pop()?;
+                Some((named.function, place.saturating_sub(named.start?)))
+            });
         match named {
             Some((name, 0)) => format!("global {name} in {file}"),
             Some((name, offset)) => format!("global {name}+{offset:#x} in {file}"),

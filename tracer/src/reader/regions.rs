@@ -9,7 +9,7 @@ use leakscope_common::PAGE_BYTES;
 use super::{ReadError, names::data_vaddr, stacks};
 use crate::{
     heap::{Region, RegionKind},
-    symbol::Module,
+    symbol::Modules,
     target::process::{
         Device, MemoryMap,
         pagemap::{FILE_OR_SHARED, PRESENT, SWAPPED, read_entries},
@@ -114,6 +114,7 @@ fn with_files(
     maps: Vec<MemoryMap>,
     answering: &HashSet<Device>,
 ) -> Vec<(MemoryMap, Option<MemoryMap>)> {
+    let mut modules = Modules::default();
     let mut all: Vec<(MemoryMap, Option<MemoryMap>)> = Vec::with_capacity(maps.len());
     for map in maps {
         if map.is_file() {
@@ -131,7 +132,7 @@ fn with_files(
         });
         let end = data
             .as_ref()
-            .and_then(|data| end_of_data(proc_root, pid, data))
+            .and_then(|data| end_of_data(proc_root, pid, data, &mut modules))
             .unwrap_or(map.start)
             .clamp(map.start, map.end);
         if end > map.start {
@@ -146,9 +147,10 @@ fn with_files(
 }
 
 /// Where the memory of a file's data ends: its program headers say so.
-fn end_of_data(proc_root: &Path, pid: u32, data: &MemoryMap) -> Option<u64> {
-    let elf = Module::open(proc_root, pid, data, 0)?.elf?;
-    let start = data_vaddr(&elf, data.offset)?;
+fn end_of_data(proc_root: &Path, pid: u32, data: &MemoryMap, modules: &mut Modules) -> Option<u64> {
+    let module = modules.open(proc_root, pid, data)?;
+    let elf = module.elf.as_ref()?;
+    let start = data_vaddr(elf, data.offset)?;
     let end = elf
         .segments
         .iter()

@@ -38,31 +38,6 @@ pub struct Module {
 }
 
 impl Module {
-    /// Opens the file behind a mapping, which gets this number. `None` where it cannot be opened.
-    #[must_use]
-    pub fn open(proc_root: &Path, pid: u32, map: &MemoryMap, number: u64) -> Option<Self> {
-        let file = open_mapped(proc_root, pid, map).ok()?;
-        let metadata = file.metadata().ok()?;
-        let elf = ElfFile::parse(&file).ok();
-        Some(Self {
-            number,
-            path: map.path.clone(),
-            root: proc_root.join(pid.to_string()).join("root"),
-            build_id: elf
-                .as_ref()
-                .and_then(|elf| elf.build_id.as_deref())
-                .map(hex),
-            elf,
-            identity: (
-                metadata.dev(),
-                metadata.ino(),
-                metadata.len(),
-                nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
-            ),
-            file,
-        })
-    }
-
     /// A path that opens this very file for as long as it is held open.
     #[must_use]
     pub fn open_path(&self) -> PathBuf {
@@ -117,7 +92,12 @@ pub struct Modules {
 
 impl Modules {
     /// Opens the file behind a mapping, or finds it among those that are open.
-    fn open(&mut self, proc_root: &Path, pid: u32, map: &MemoryMap) -> Option<Arc<Module>> {
+    pub(crate) fn open(
+        &mut self,
+        proc_root: &Path,
+        pid: u32,
+        map: &MemoryMap,
+    ) -> Option<Arc<Module>> {
         let file = open_mapped(proc_root, pid, map).ok()?;
         let metadata = file.metadata().ok()?;
         let identity = (
