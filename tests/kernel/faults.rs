@@ -409,13 +409,14 @@ fn a_panic_at_one_process_ended_the_daemon() {
     let _alone = require_kernel!();
     let program = require_victim!("endless");
     let (mut bad, mut good) = (Target::start(&program), Target::start(&program));
-    let fault = format!("window:{}", bad.pid());
+    let fault = format!("report:{}", bad.pid());
     let both = format!("{},{}", bad.pid(), good.pid());
     let daemon = Daemon::start_with(&[("LEAKSCOPE_INJECT_FAULT", &fault)], &["-p", &both]).unwrap();
     let start = Instant::now();
     let (mut before, mut is_said) = (None, false);
     loop {
-        let answer = daemon.curl(&[], "/api/v1/report?seconds=1").unwrap();
+        sleep(Duration::from_millis(200));
+        let answer = daemon.curl(&[], "/api/v1/report").unwrap();
         let report: serde_json::Value = serde_json::from_str(&answer).unwrap();
         let all = report["processes"].as_array().unwrap().clone();
         let of = |pid: u32| all.iter().find(|process| process["pid"] == pid);
@@ -426,7 +427,10 @@ fn a_panic_at_one_process_ended_the_daemon() {
             break;
         }
         before = seen;
-        assert!(start.elapsed() < Duration::from_secs(60), "{report}");
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "{is_said} {seen:?}"
+        );
     }
     drop(daemon);
     bad.assert_unharmed("the daemon's fault");

@@ -164,6 +164,8 @@ pub struct SiteHistory {
     pub since_s: f64,
     /// The last look, seconds since the trace began.
     pub now_s: f64,
+    /// The last look that found a block freed; none so far when it is before `since_s`.
+    pub freed_s: f64,
 }
 
 impl SiteHistory {
@@ -183,6 +185,7 @@ impl SiteHistory {
             born_s: since_s,
             since_s,
             now_s: since_s,
+            freed_s: f64::NEG_INFINITY,
         }
     }
 
@@ -197,6 +200,9 @@ impl SiteHistory {
             let before = ((at_s - self.now_s).max(0.0) * 5e8) as u64;
             self.survival
                 .note_births(at_ns.saturating_sub(before), births);
+        }
+        if totals.free_objects > self.totals.free_objects {
+            self.freed_s = at_s;
         }
         self.totals = *totals;
         self.weight = weight;

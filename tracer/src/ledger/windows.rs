@@ -320,7 +320,7 @@ pub fn judge_windows(
     }
 }
 
-/// `9 windows`, `4 windows and 31 s of every call`.
+/// `9 windows`, `4 windows and 31 s of full tracing`.
 fn of_time(windows: &[WindowOfSite]) -> String {
     let (exact, sampled): (Vec<&WindowOfSite>, Vec<&WindowOfSite>) =
         windows.iter().partition(|window| window.is_exact);
@@ -330,7 +330,7 @@ fn of_time(windows: &[WindowOfSite]) -> String {
         return sampled;
     }
     let time: f64 = exact.iter().map(|window| window.effective_s).sum();
-    format!("{sampled} and {} of every call", duration(time))
+    format!("{sampled} and {} of full tracing", duration(time))
 }
 
 /// `none`, `1,234`.
