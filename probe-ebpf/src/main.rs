@@ -126,3 +126,15 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The processor of which the programs know the registers: user space refuses an object that was made for another.
+#[cfg(bpf_target_arch = "x86_64")]
+#[unsafe(link_section = "architecture")]
+#[unsafe(no_mangle)]
+pub static ARCHITECTURE: [u8; 6] = *b"x86_64";
+
+/// See above.
+#[cfg(bpf_target_arch = "aarch64")]
+#[unsafe(link_section = "architecture")]
+#[unsafe(no_mangle)]
+pub static ARCHITECTURE: [u8; 7] = *b"aarch64";

@@ -3,9 +3,13 @@
 //! Every link is held by a descriptor of ours: when it is closed, by us or by our death, the kernel takes the probe away.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, OsStr},
+    fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::FileExt as _},
+    },
     path::Path,
 };
 
@@ -250,6 +254,7 @@ impl HeapPrograms {
             ),
             source,
         };
+        read_pages(path, probes);
         let (both, entry_only): (Vec<Attachment>, Vec<Attachment>) =
             probes.iter().partition(|probe| probe.wants_return);
         let mut link = Link {
@@ -316,6 +321,17 @@ impl HeapPrograms {
             }
         }
         Ok(link)
+    }
+}
+
+/// Reads a byte of each probe's page, so that it is in the page cache: where it is not, attaching reads it while the file's mappings
+/// are locked, of which ext4 warns (`ext4_check_map_extents_env`), and a machine with `panic_on_warn` ends. What cannot be read the
+/// kernel refuses itself, with its reason.
+fn read_pages(path: &CStr, probes: &[Attachment]) {
+    if let Ok(file) = File::open(OsStr::from_bytes(path.to_bytes())) {
+        for probe in probes {
+            let _ = file.read_at(&mut [0], probe.offset);
+        }
     }
 }
 

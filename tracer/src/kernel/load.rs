@@ -11,7 +11,7 @@ use aya_obj::{Features, Object, btf::BtfFeatures, generated::bpf_prog_type};
 
 use super::{
     error::KernelError,
-    object::OBJECT,
+    object::{OBJECT, is_for_this_machine},
     sys::{self, ProgramLoad},
 };
 
@@ -67,6 +67,7 @@ impl LoadedObject {
     /// The object cannot be read, or a map was refused.
     pub(crate) fn new(capacities: &HashMap<&str, u32>) -> Result<Self, KernelError> {
         let unreadable = |reason: String| KernelError::Object { reason };
+        is_for_this_machine(OBJECT).map_err(unreadable)?;
         let mut object = Object::parse(OBJECT).map_err(|error| unreadable(error.to_string()))?;
         let btf = object
             .fixup_and_sanitize_btf(&floor_btf_features())
