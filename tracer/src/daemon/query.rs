@@ -267,15 +267,17 @@ mod tests {
         let query =
             read("pid=7,3,7&comm=ng%2A&cgroup=/a%20b&top=5&seconds=10&gc=1&debug=0").unwrap();
         assert_eq!(query.filter.pids, [3, 7]);
-        let named = |comm: &str| {
+        let wants = |pid, comm: &str, cgroup: &str| {
             query.filter.wants(&Process {
-                pid: 7,
+                pid,
                 comm: comm.to_owned(),
-                cgroup: "/a b/c".to_owned(),
+                cgroup: cgroup.to_owned(),
                 ..Process::default()
             })
         };
-        assert!(named("nginx") && !named("redis"));
+        // Together they are the union.
+        assert!(wants(9, "nginx", "/z") && wants(7, "redis", "/z") && wants(9, "redis", "/a b/c"));
+        assert!(!wants(9, "redis", "/z"));
         assert_eq!(query.top("json"), 5);
         assert_eq!(query.base, Some(Base::After(Duration::from_secs(10))));
         assert_eq!(read("").unwrap().top("pprof"), usize::MAX);
