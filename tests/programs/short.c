@@ -22,5 +22,5 @@ int main(int argc, char **argv)
     victim_print("short says hello\n");
     for (int i = 1; i < argc; i++)
         victim_print("argument %s\n", argv[i]);
-    return 7;
+    return 0;
 }
