@@ -319,8 +319,9 @@ impl Mappings {
         self.next_mapping += 1;
         let made = self.made.entry(site).or_default();
         made.kind = kind;
+        // A thread's stack is opened as soon as it is mapped.
+        made.objects += u64::from(accessible || kind == MappingKind::ThreadStack);
         if accessible {
-            made.objects += 1;
             made.bytes = made.bytes.saturating_add(length);
         }
         self.insert(
@@ -462,9 +463,12 @@ impl Mappings {
             if !piece.accessible {
                 // Address space, of which there is enough.
                 survey.reserved_bytes = survey.reserved_bytes.saturating_add(bytes);
-                continue;
+                if piece.kind != MappingKind::ThreadStack {
+                    continue;
+                }
+            } else {
+                survey.inuse_bytes = survey.inuse_bytes.saturating_add(bytes);
             }
-            survey.inuse_bytes = survey.inuse_bytes.saturating_add(bytes);
             if seen.insert(piece.mapping) {
                 survey.inuse_objects += 1;
             }

@@ -73,7 +73,9 @@ impl Ledger {
         }
     }
 
-    fn seconds(&self, at_ns: u64) -> f64 {
+    /// Seconds from its beginning, by which times in its series are.
+    #[must_use]
+    pub fn seconds(&self, at_ns: u64) -> f64 {
         at_ns.saturating_sub(self.started_ns) as f64 / 1e9
     }
 

@@ -58,7 +58,12 @@ pub(super) fn make(
         })
         .collect();
     let filtered = !session.options.min_age.is_zero();
-    let born_until_ns = moment.ns().saturating_sub(session.min_age_ns());
+    let born_until_ns = if filtered {
+        moment.ns().saturating_sub(session.min_age_ns())
+    } else {
+        // What a look just found is as old as that look.
+        u64::MAX
+    };
     let mapped = session.mapped_sites(born_until_ns);
     let mut sites = Vec::new();
     for traced in session.processes.values() {

@@ -362,6 +362,8 @@ impl Session {
             };
             of.entry(site.incarnation).or_default().push(of_process);
         }
+        // The ledger begins before all that runs is traced, the trace then.
+        let before_s = self.ledger.seconds(moment.ns()) - moment.since(self.started).as_secs_f64();
         for process in &mut parts.processes {
             let mut sites = judged.remove(&process.incarnation).unwrap_or_default();
             // Mappings and blocks hold the same memory as pages, which count where nothing else tells of a leak.
@@ -405,7 +407,7 @@ impl Session {
                 .memory(process.incarnation, MEMORY_POINTS)
                 .into_iter()
                 .map(|point| MemoryPoint {
-                    at_s: point.at_s,
+                    at_s: (point.at_s - before_s).max(0.0),
                     inuse_bytes: point.value.inuse_bytes.max(0.0) as u64,
                     rss_bytes: point.value.resident_bytes as u64,
                     anonymous_bytes: point.value.anonymous_bytes as u64,

@@ -20,7 +20,8 @@ impl Piece {
         if self.site != OLD {
             let made = made.entry(self.site).or_default();
             made.kind = self.kind;
-            made.objects += u64::from(is_first);
+            // A stack counted when it was mapped.
+            made.objects += u64::from(is_first && self.kind != MappingKind::ThreadStack);
             made.bytes = made.bytes.saturating_add(self.end.saturating_sub(start));
         }
         // A thread's stack is mapped as one, guard and all.

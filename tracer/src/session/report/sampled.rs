@@ -192,7 +192,13 @@ fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
             return unseen::NOTHING_ATTACHED.to_owned();
         }
         let spent = spent.get(&traced.pid).copied().unwrap_or_default();
-        traced.windows.controller.reason(spent).to_string()
+        let reason = traced.windows.controller.reason(spent).to_string();
+        let is_exact = traced.windows.controller.mode() == Mode::Exact;
+        if is_exact && traced.ended.is_some() && !traced.windows.is_armed() {
+            format!("{reason}; but not in the last moments before it ended")
+        } else {
+            reason
+        }
     };
     let named = |traced: &Traced| {
         let (comm, pid) = (&traced.comm, traced.pid);
