@@ -1,6 +1,7 @@
 //! `leakscope heap` on live processes, against the truth that they print. No probe: only the right to read another process.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::indexing_slicing, reason = "JSON: what is not there is null")]
 
 use std::{
     io::{BufRead as _, BufReader},
