@@ -156,9 +156,13 @@ fn objects_of_cpython_have_types_holders_and_cycles_that_nobody_collects() {
         "every instance"
     );
     assert_eq!(sum(&report, "Metric", "unreachable_objects"), 0);
+    // Words that the interpreter left behind lead to a few of them.
     let nodes = victim.truth("nodes");
     let found = sum(&report, "Node", "unreachable_objects");
-    assert!(nearly_all(found, nodes), "{found} of {nodes}");
+    assert!(
+        found <= nodes && found * 200 >= nodes * 199,
+        "{found} of {nodes}"
+    );
     let way = first_way(&report, "Metric").join(" <- ");
     assert!(way.contains("list <- Analyzer"), "{way}");
     assert!(way.ends_with("module __main__"), "{way}");
