@@ -440,14 +440,15 @@ impl Traced {
             })
     }
 
-    /// Whether calls of the allocator were seen. One that is linked in and not used (CPython 3.13's mimalloc) maps nothing, and its
-    /// neighbours in the file do so for themselves.
+    /// Whether calls go through the allocator, for all that is known: where calls of others were seen and none of its own, it is linked
+    /// in and not used (CPython 3.13's mimalloc), maps nothing, and its neighbours in the file do so for themselves.
     fn goes_through(&self, allocator: &AllocatorCode) -> bool {
-        allocator.slots.iter().any(|slot| {
+        let was_called = |slot: &u8| {
             self.hits
                 .get(usize::from(*slot))
                 .is_some_and(|hits| *hits > 0)
-        })
+        };
+        allocator.slots.iter().any(was_called) || self.hits.iter().all(|hits| *hits == 0)
     }
 
     /// Whether its program is one of Go.
