@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
 
@@ -30,7 +31,8 @@ fn json_has_every_field_of_the_contract() {
     let command = short.to_str().unwrap();
     let finished = run(&["trace", "--format", "json", "-o", output, "--", command]).unwrap();
     assert_eq!(finished.code(), 0, "{finished:?}");
-    let report: Value = serde_json::from_reader(file.reopen().unwrap()).expect("one JSON object");
+    let report: Value =
+        serde_json::from_slice(&fs::read(output).unwrap()).expect("one JSON object");
     assert_keys(
         &report,
         &[
@@ -174,7 +176,7 @@ fn top_limits_the_sites() {
     ];
     let finished = run(&arguments).unwrap();
     assert_eq!(finished.code(), 0, "{finished:?}");
-    let report: Report = serde_json::from_reader(file.reopen().unwrap()).unwrap();
+    let report: Report = serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap();
     assert_eq!(report.sites.len(), 3);
     assert!(
         report.sites[0].contains("leak_realloc_move"),

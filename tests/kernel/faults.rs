@@ -193,9 +193,9 @@ fn a_probe_is_refused_when_others_are_attached() {
     let _alone = require_kernel!();
     require_strace!();
     let mut target = Target::start(&require_victim!("endless"));
-    // Each probe is an event of its own with these links. Eight tracepoints come first, then our own process's probes, for the cost
-    // of a hit: a trace does without that. With glibc's fifteen, the target's are from the 24th to the 38th.
-    for number in [10, 27, 34] {
+    // Each probe is an event of its own with these links. Our own process's probes come first, for the cost of a hit: a trace does
+    // without that. glibc has fifteen.
+    for number in [10, 20, 27] {
         let how = format!("error=EACCES:when={number}+");
         let arguments = target.traced(&["--links", "perf", "--tier", "exact"]);
         let command = tampered("perf_event_open", &how, &arguments).unwrap();
@@ -322,7 +322,14 @@ fn a_command_that_dies_at_any_moment() {
             died += 1;
         }
         let finished = tracer.end().expect("it ends with its command");
-        assert_orderly(&finished, &after);
+        // A command's own end is that of the trace: 128 and the signal.
+        if finished.code() != 128 + 9 {
+            assert_orderly(&finished, &after);
+        }
+        assert!(
+            !finished.stderr.contains("panicked"),
+            "{after}: {finished:?}"
+        );
     }
     assert!(died > 0, "no command was found to kill");
 }
@@ -498,22 +505,19 @@ fn without_any_tracefs() {
     let _alone = require_kernel!();
     require_strace!();
     let mut target = Target::start(&require_victim!("endless"));
-    // Neither mounted nor to be opened, as where CAP_SYS_ADMIN is missing. With programs at functions of the kernel it is not needed.
-    let without = |tier: &str| {
+    // Neither mounted nor to be opened, as where CAP_SYS_ADMIN is missing: nothing of a trace needs it.
+    for tier in ["exact", "auto"] {
         let arguments = target.traced(&["--links", "perf", "--tier", tier]);
         let inner = tampered("fsopen", "error=EPERM", &arguments).unwrap();
         let mut command = std::process::Command::new("sh");
         command.args(["-c", &hiding(&TRACEFS), "sh"]);
         command.arg(inner.get_program()).args(inner.get_args());
-        run_command(command).expect("it runs")
-    };
-    let words = ["tracefs", "mount -t tracefs tracefs /sys/kernel/tracing"];
-    assert_refused(&without("exact"), &words, "no tracefs");
-    // Who did not ask for all mappings gets what there is, and is told.
-    let finished = without("auto");
-    assert_eq!(finished.code(), 0, "{finished:?}");
-    for word in words.iter().chain(&["mmap tracking off"]) {
-        assert!(finished.stdout.contains(word), "{word}: {finished:?}");
+        let finished = run_command(command).expect("it runs");
+        assert_eq!(finished.code(), 0, "{tier}: {finished:?}");
+        assert!(
+            finished.stdout.contains("leak_endless"),
+            "{tier}: {finished:?}"
+        );
     }
     target.assert_unharmed("no tracefs");
     target.quit();
@@ -603,7 +607,10 @@ fn a_process_that_cannot_be_followed_leaves_the_others_alone() {
     second.0.kill().unwrap();
     let pids = format!("{},{}", first.pid(), second.pid());
     let finished = run(&["trace", "-p", &pids, "--for", "50ms"]).expect("it runs");
-    assert_refused(&finished, &[&second.pid().to_string()], "a dead target");
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    let dead = second.pid().to_string();
+    assert!(finished.stderr.contains(&dead), "{finished:?}");
+    assert!(finished.stdout.contains("leak_endless"), "{finished:?}");
     first.assert_unharmed("a dead neighbour");
     first.quit();
 }

@@ -14,7 +14,7 @@ use leakscope_tests::{
 };
 
 /// Victims that do not speak the protocol, or not by themselves.
-const SILENT: [&str; 12] = [
+const SILENT: [&str; 15] = [
     "behaviours",
     "family",
     "short",
@@ -27,6 +27,9 @@ const SILENT: [&str; 12] = [
     "exec",
     "load",
     "busy",
+    "fill_up",
+    "renamed",
+    "sessions",
 ];
 
 fn truth_of(name: &str) -> Vec<Truth> {

@@ -38,6 +38,7 @@ fuzz_target!(|bytes: &[u8]| {
         .collect();
     let module = Module {
         number: 1,
+        code: 1,
         path: PathBuf::from("/nowhere/file"),
         root: PathBuf::from("/nowhere"),
         file,
