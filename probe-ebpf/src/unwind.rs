@@ -13,9 +13,9 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_loop;
 use leakscope_common::{
     BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS,
-    MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, Mapping, REMEMBERED_ROWS, SLICE_SLOTS,
-    STACK_COMPLETE, STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings,
-    Slice, StackRecord, ThreadRecord, UnwindRow, WalkState, remembered_slot,
+    MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, REMEMBERED_ROWS, SLICE_SLOTS, STACK_COMPLETE,
+    STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, Slice, StackRecord,
+    ThreadRecord, UnwindRow, WalkState, remembered_slot,
 };
 
 use crate::maps::{MAPPINGS, SLICES, UNWIND_PAGES, UNWIND_ROWS, lose};
