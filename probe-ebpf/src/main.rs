@@ -27,21 +27,36 @@ mod window;
 use aya_ebpf::{
     bindings::pt_regs,
     macros::{fentry, fexit, raw_tracepoint, tracepoint, uprobe, uretprobe},
+    maps::ProgramArray,
     programs::{
         FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext,
         TracePointContext,
     },
 };
 
+/// Keeps the kernel from giving a program a private stack: see [`maps::JUMPS_OF_ENTER`]. No thread that calls a function has its
+/// stack at 0, and the table is empty: the jump is never made.
+#[inline(always)]
+fn no_private_stack(jumps: &ProgramArray, regs: *mut pt_regs) {
+    // SAFETY: the kernel hands over the registers.
+    if unsafe { (*regs).rsp } == 0 {
+        let context = ProbeContext { regs };
+        // SAFETY: the table is empty, so that this comes back.
+        let _ = unsafe { jumps.tail_call(&context, 0) };
+    }
+}
+
 /// Entry of an allocating function.
 #[uprobe]
 pub fn allocate_enter(ctx: ProbeContext) -> u32 {
+    no_private_stack(&maps::JUMPS_OF_ENTER, ctx.regs);
     heap::enter(ctx.regs, false)
 }
 
 /// Return of an allocating function.
 #[uretprobe]
 pub fn allocate_return(ctx: RetProbeContext) -> u32 {
+    no_private_stack(&maps::JUMPS_OF_RETURN, ctx.regs);
     heap::leave(ctx.regs)
 }
 
@@ -50,6 +65,7 @@ pub fn allocate_return(ctx: RetProbeContext) -> u32 {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "uprobe")]
 pub extern "C" fn allocate_session(regs: *mut pt_regs) -> u32 {
+    no_private_stack(&maps::JUMPS_OF_SESSION, regs);
     if heap::is_return(regs) {
         heap::leave(regs)
     } else {
@@ -60,6 +76,7 @@ pub extern "C" fn allocate_session(regs: *mut pt_regs) -> u32 {
 /// Entry of a freeing function.
 #[uprobe]
 pub fn release(ctx: ProbeContext) -> u32 {
+    no_private_stack(&maps::JUMPS_OF_RELEASE, ctx.regs);
     heap::release(ctx.regs)
 }
 

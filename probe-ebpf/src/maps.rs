@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, RingBuf},
+    maps::{Array, HashMap, ProgramArray, RingBuf},
 };
 use leakscope_common::{
     Bucket, HitCounts, Loss, Mapping, ProcessRecord, SEATS, SLICE_SLOTS, Selection, Settings,
@@ -15,6 +15,22 @@ use leakscope_common::{
 const MMAPABLE: u32 = 1 << 10;
 /// `BPF_F_NO_PREALLOC`: entries are allocated when they are inserted.
 const NO_PREALLOC: u32 = 1;
+
+/// Tables of programs that stay empty, one for each uprobe program (a table is for one kind of program and of link). That a program
+/// could jump to another one keeps the kernel from giving it a private stack (Linux 6.13, `bpf_enable_priv_stack` of
+/// kernel/bpf/verifier.c): that is one for each CPU, nothing keeps a uprobe program from being preempted, and whoever runs it next
+/// on that CPU overwrites what it has there.
+#[map]
+pub(crate) static JUMPS_OF_ENTER: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// As [`JUMPS_OF_ENTER`].
+#[map]
+pub(crate) static JUMPS_OF_RETURN: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// As [`JUMPS_OF_ENTER`].
+#[map]
+pub(crate) static JUMPS_OF_SESSION: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// As [`JUMPS_OF_ENTER`].
+#[map]
+pub(crate) static JUMPS_OF_RELEASE: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// One entry: what user space tells the probe.
 #[map]
