@@ -49,6 +49,9 @@ pub(crate) const BINARY: &str = "LEAKSCOPE_BIN";
 /// With these words begins a line that a skipped test writes to stderr.
 pub(crate) const SKIPPED: &str = "SKIPPED:";
 
+/// With these words begins the name of what is run once in any case.
+const UNITS: &str = "unit tests";
+
 /// So many of the slowest tests are named.
 const SLOWEST: usize = 10;
 
@@ -89,6 +92,17 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
         let jobs = alone.iter().map(|test| runner.job(test, &suite)).collect();
         pool::run(jobs, 1, |done| results.heed(done));
     }
+    let again: Vec<Job> = shared
+        .iter()
+        .chain(&alone)
+        .map(|test| runner.job(test, &suite))
+        .filter(|job| results.failed.contains(&job.name))
+        .collect();
+    if !again.is_empty() {
+        println!("\n=== what failed, once more, alone on the machine");
+        results.try_again();
+        pool::run(again, 1, |done| results.heed(done));
+    }
     results.conclude()
 }
 
@@ -104,7 +118,7 @@ fn units(suite: &Suite, words: &[String]) -> Vec<Job> {
                 .current_dir(&unit.package)
                 .env("CARGO_MANIFEST_DIR", &unit.package);
             Job {
-                name: format!("unit tests of {}", unit.name),
+                name: format!("{UNITS} of {}", unit.name),
                 command,
             }
         })
@@ -149,6 +163,8 @@ struct Results {
     passed: usize,
     failed: Vec<String>,
     skipped: Vec<String>,
+    /// What failed and is run a second time. A test of the whole program goes by real time on a machine that others use.
+    again: Vec<String>,
     times: Vec<(Duration, String)>,
 }
 
@@ -183,7 +199,13 @@ impl Results {
         self.times.push((done.time, done.name));
     }
 
-    /// Says loudly what was skipped and what failed.
+    /// Forgets what failed: it is about to be run again.
+    fn try_again(&mut self) {
+        let whole = |name: &String| !name.starts_with(UNITS);
+        self.again = self.failed.extract_if(.., |name| whole(name)).collect();
+    }
+
+    /// Says loudly what was skipped, what failed, and what passed only when it was tried again.
     fn conclude(mut self) -> Result<ExitCode> {
         self.times.sort();
         println!("\n=== the slowest");
@@ -202,6 +224,20 @@ impl Results {
                 println!(
                     "    (kernel tests need root: sudo -E env PATH=\"$PATH\" cargo xtask test)"
                 );
+            }
+        }
+        let unsteady: Vec<&String> = self
+            .again
+            .iter()
+            .filter(|name| !self.failed.contains(name))
+            .collect();
+        if !unsteady.is_empty() {
+            println!(
+                "\n=== {} FAILED ONCE and passed when tried again:",
+                unsteady.len()
+            );
+            for name in unsteady {
+                println!("    {name}");
             }
         }
         if !self.failed.is_empty() {

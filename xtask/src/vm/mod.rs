@@ -8,6 +8,7 @@ mod archive;
 mod boot;
 mod guest;
 mod kernel;
+mod results;
 mod tree;
 mod victims;
 
