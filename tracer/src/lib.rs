@@ -2,7 +2,7 @@
 //!
 //! The rooms, in the order in which data flows through them: [`kernel`] loads and attaches the probe and reads its
 //! maps; [`ledger`] keeps the surviving blocks per site; [`budget`] says how much may be traced; [`symbol`] names addresses; [`report`] is the immutable result and its
-//! views. [`target`] knows processes and the files they map, [`unwind`] turns call frame information into tables,
+//! views. [`target`] knows processes and the files they map, [`unwind`] (a crate of its own) turns call frame information into tables,
 //! [`heap`] says what a live heap holds, from what [`reader`]
 //! reads of the process; [`session`] is a running trace that ties these together; [`daemon`] answers HTTP with its reports; [`cli`] turns arguments into a plan and runs it.
 
@@ -19,4 +19,4 @@ pub mod session;
 pub mod symbol;
 pub mod target;
 mod units;
-pub mod unwind;
+pub use leakscope_unwind as unwind;
