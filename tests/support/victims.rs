@@ -196,6 +196,10 @@ const PROGRAMS: &[Program] = &[
         compiler: "c++",
         ..c("sessions", "sessions.cpp", LOAD)
     },
+    Program {
+        compiler: "c++",
+        ..c("fragments", "fragments.cpp", LOAD)
+    },
     c("clone-omit", "clone.c", TABLES),
     c(
         "libplugin-omit.so",

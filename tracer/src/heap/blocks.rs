@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::bits::Bits;
+use super::{bits::Bits, memory::Region};
 
 /// The number of a block in use, counted from low to high addresses.
 pub type BlockId = u32;
@@ -197,6 +197,25 @@ impl Blocks {
     #[must_use]
     pub fn segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// Bytes of the segments that are in memory or swapped out.
+    #[must_use]
+    pub fn present_bytes(&self, regions: &[Region]) -> u64 {
+        let mut sum = 0_u64;
+        for present in regions.iter().flat_map(|region| &region.present) {
+            let first = self
+                .segments
+                .partition_point(|segment| segment.range.end <= present.start);
+            for segment in self.segments.get(first..).unwrap_or_default() {
+                let (start, end) = (segment.range.start, segment.range.end);
+                if start >= present.end {
+                    break;
+                }
+                sum = sum.saturating_add(end.min(present.end) - start.max(present.start));
+            }
+        }
+        sum
     }
 
     /// The block in use that an address lies in, and how far in it, bytes.

@@ -1,5 +1,7 @@
 //! One look at a heap: walk, types, graph, and two looks together: what is lost, and who holds the rest.
 
+use std::ops::Range;
+
 use super::{
     blocks::{BlockId, Blocks},
     census::{Group, GroupId, GroupKind},
@@ -76,39 +78,7 @@ pub fn look(
     before: Option<&Lost>,
     names: &mut dyn RootName,
 ) -> Option<(Look, Lost)> {
-    let glibc = glibc::walk(memory, regions);
-    let mut result = Look::default();
-    let mut segments = Vec::new();
-    let mut books = Vec::new();
-    if let Some(heap) = glibc {
-        result.has_glibc = true;
-        result.arenas = heap.arenas;
-        result.free_bytes = heap.free_bytes;
-        result.free_pieces = heap.free_pieces;
-        result.top_bytes = heap.top_bytes;
-        result.torn_bytes = heap.torn_bytes;
-        result.caches_unknown = !heap.knows_caches;
-        segments = heap.segments;
-        books = heap.books;
-    }
-    if options.is_python {
-        let pools = cpython::find(memory, regions, &segments);
-        result.has_pools = !pools.segments.is_empty();
-        result.free_bytes += pools.free_bytes;
-        result.free_pieces += pools.free_pieces;
-        result.torn_pools = pools.torn;
-        segments.extend(pools.segments);
-    }
-    if segments.is_empty() {
-        return None;
-    }
-    let blocks = Blocks::new(segments);
-    result.heap_bytes = blocks
-        .segments()
-        .iter()
-        .map(|segment| segment.range().end - segment.range().start)
-        .fold(0, u64::saturating_add);
-    result.present_bytes = present_bytes(regions, &blocks);
+    let (mut result, blocks, books) = walk(memory, regions, options.is_python)?;
     let mut types = Types::new(memory, regions, options.is_python);
     let mut group_of: Vec<GroupId> = Vec::with_capacity(blocks.count() as usize);
     let graph = Graph::build(memory, &blocks, options.most_edges, |length, bytes| {
@@ -186,21 +156,46 @@ pub fn look(
     Some((result, Lost(addresses)))
 }
 
-/// Bytes of the heaps that are in memory or swapped out.
-fn present_bytes(regions: &[Region], blocks: &Blocks) -> u64 {
-    let mut sum = 0_u64;
-    for present in regions.iter().flat_map(|region| &region.present) {
-        let segments = blocks.segments();
-        let first = segments.partition_point(|segment| segment.range().end <= present.start);
-        for segment in segments.get(first..).unwrap_or_default() {
-            let (start, end) = (segment.range().start, segment.range().end);
-            if start >= present.end {
-                break;
-            }
-            sum = sum.saturating_add(end.min(present.end) - start.max(present.start));
-        }
+/// Walks the heaps of the allocators that are known. Gives what that tells, the blocks, and the allocators' own books.
+pub(super) fn walk(
+    memory: &dyn Memory,
+    regions: &[Region],
+    is_python: bool,
+) -> Option<(Look, Blocks, Vec<Range<u64>>)> {
+    let glibc = glibc::walk(memory, regions);
+    let mut result = Look::default();
+    let mut segments = Vec::new();
+    let mut books = Vec::new();
+    if let Some(heap) = glibc {
+        result.has_glibc = true;
+        result.arenas = heap.arenas;
+        result.free_bytes = heap.free_bytes;
+        result.free_pieces = heap.free_pieces;
+        result.top_bytes = heap.top_bytes;
+        result.torn_bytes = heap.torn_bytes;
+        result.caches_unknown = !heap.knows_caches;
+        segments = heap.segments;
+        books = heap.books;
     }
-    sum
+    if is_python {
+        let pools = cpython::find(memory, regions, &segments);
+        result.has_pools = !pools.segments.is_empty();
+        result.free_bytes += pools.free_bytes;
+        result.free_pieces += pools.free_pieces;
+        result.torn_pools = pools.torn;
+        segments.extend(pools.segments);
+    }
+    if segments.is_empty() {
+        return None;
+    }
+    let blocks = Blocks::new(segments);
+    result.heap_bytes = blocks
+        .segments()
+        .iter()
+        .map(|segment| segment.range().end - segment.range().start)
+        .fold(0, u64::saturating_add);
+    result.present_bytes = blocks.present_bytes(regions);
+    Some((result, blocks, books))
 }
 
 /// Blocks that no root reaches, with their addresses, in order.

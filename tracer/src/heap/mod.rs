@@ -15,6 +15,7 @@ mod holders;
 mod look;
 mod memory;
 mod modules;
+mod space;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -26,3 +27,4 @@ pub use census::{Group, GroupKind};
 pub use holders::{Holder, RootName};
 pub use look::{Look, LookOptions, Lost, look};
 pub use memory::{Memory, Region, RegionKind};
+pub use space::{Space, space};

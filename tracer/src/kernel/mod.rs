@@ -50,6 +50,7 @@ pub use probe::{Probe, ProbeOptions, has_ended, open_pidfd};
 pub(crate) use read::add_totals;
 pub use read::{LiveBlock, SiteCount};
 pub use watch::{
-    BlockReading, BlockToRead, process_cpu_time, raise_priority, read_blocks, thread_cpu_time,
+    BlockReading, BlockToRead, ordinary_priority, process_cpu_time, raise_priority, read_blocks,
+    thread_cpu_time,
 };
 pub use window::BlockToPut;

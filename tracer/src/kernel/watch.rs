@@ -223,6 +223,11 @@ pub fn raise_priority() {
     sys::set_nice(-15);
 }
 
+/// Lets the calling thread run as any other: threads inherit what [`raise_priority`] set.
+pub fn ordinary_priority() {
+    sys::set_nice(0);
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(

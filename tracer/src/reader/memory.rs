@@ -1,6 +1,6 @@
 //! Bytes of a live process, through `/proc/PID/mem` (`proc_pid_mem(5)`).
 
-use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
+use std::{cell::Cell, fs::File, os::unix::fs::FileExt as _, path::Path, time::Instant};
 
 use super::ReadError;
 use crate::heap::Memory;
@@ -42,5 +42,75 @@ impl Memory for ProcessMemory {
             }
         }
         done
+    }
+}
+
+/// Memory that is read until a moment, and so many bytes of it: whoever reads on finds nothing, as if it were not mapped.
+pub struct Bounded<'memory> {
+    memory: &'memory dyn Memory,
+    until: Instant,
+    left: Cell<u64>,
+    is_over: Cell<bool>,
+}
+
+impl<'memory> Bounded<'memory> {
+    /// Bounds the reading of some memory.
+    #[must_use]
+    pub fn new(memory: &'memory dyn Memory, until: Instant, most_bytes: u64) -> Self {
+        Self {
+            memory,
+            until,
+            left: Cell::new(most_bytes),
+            is_over: Cell::new(false),
+        }
+    }
+
+    /// Whether more was asked for than there was time or room for: what was made of it is worth nothing.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.is_over.get() || Instant::now() >= self.until
+    }
+}
+
+impl Memory for Bounded<'_> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
+        if self.left.get() == 0 || Instant::now() >= self.until {
+            self.is_over.set(true);
+        }
+        if self.is_over.get() {
+            return 0;
+        }
+        let read = self.memory.read(address, buffer);
+        self.left.set(self.left.get().saturating_sub(read as u64));
+        read
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Bounded;
+    use crate::heap::Memory;
+    use std::time::{Duration, Instant};
+
+    struct Endless;
+
+    impl Memory for Endless {
+        fn read(&self, _: u64, buffer: &mut [u8]) -> usize {
+            buffer.len()
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_bounded_by_bytes_and_by_time() {
+        let later = Instant::now() + Duration::from_secs(3600);
+        let few = Bounded::new(&Endless, later, 100);
+        assert_eq!(few.read(0, &mut [0; 64]), 64);
+        assert_eq!(few.read(0, &mut [0; 64]), 64);
+        assert!(!few.is_over());
+        assert_eq!(few.read(0, &mut [0; 64]), 0);
+        assert!(few.is_over());
+        let late = Bounded::new(&Endless, Instant::now(), 100);
+        assert_eq!(late.read(0, &mut [0; 64]), 0);
+        assert!(late.is_over());
     }
 }

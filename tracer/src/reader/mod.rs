@@ -6,7 +6,7 @@ mod names;
 mod regions;
 mod stacks;
 
-pub use memory::ProcessMemory;
+pub use memory::{Bounded, ProcessMemory};
 pub use names::Names;
 pub use regions::{AddressSpaceImage, read_address_space};
 

@@ -5,6 +5,7 @@
 //! nor how they will be shown.
 
 mod closed;
+mod heap;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::time::Timestamp;
 pub use crate::ledger::{MappingKind, Verdict};
 pub use closed::{ReadError, Report};
+pub use heap::HeapUse;
 
 /// The version of the JSON contract that this program writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -145,6 +147,12 @@ pub struct Process {
     /// Its memory over time, the oldest first.
     #[serde(default)]
     pub memory_series: Vec<MemoryPoint>,
+    /// How full its heap is; `None` where that was not looked at.
+    #[serde(default)]
+    pub heap: Option<HeapUse>,
+    /// Why its heap was not looked at, for people; `None` where it was, or has nothing that could be.
+    #[serde(default)]
+    pub heap_note: Option<String>,
 }
 
 /// How a process ended: by itself or by a signal.

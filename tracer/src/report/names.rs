@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use super::model::{Frame, Process, ReportParts, Site};
+use super::model::{Frame, HeapUse, Process, ReportParts, Site};
+use crate::units;
 
 /// Whether a character is kept: no control characters, none that reorder the line (Unicode's bidirectional
 /// formatting characters, U+202A-U+202E and U+2066-U+2069), none that XML 1.0 excludes.
@@ -135,6 +136,18 @@ impl ReportParts {
         }
         Some(said.join("; "))
     }
+}
+
+/// How full a heap is, in words.
+pub(super) fn heap_use(heap: &HeapUse) -> String {
+    format!(
+        "free inside the heap: {} in {} piece{}, beside {} in use in {}",
+        units::bytes(heap.free_bytes),
+        units::count(heap.free_pieces),
+        units::plural(heap.free_pieces),
+        units::bytes(heap.bytes),
+        units::blocks(heap.blocks)
+    )
 }
 
 /// `comm (pid 1)`.

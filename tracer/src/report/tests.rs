@@ -19,8 +19,8 @@ use super::arbitrary::any_report;
 use super::fixtures::{empty_report, exact_report, growth_report, hostile_report, sampled_report};
 use super::pprof::proto::{Location, Profile};
 use super::{
-    Difference, FORMAT_NAMES, Format, Process, ReadError, Report, ReportParts, Site, SiteKind,
-    Style, Text, Verdict, pprof,
+    Difference, FORMAT_NAMES, Format, HeapUse, Process, ReadError, Report, ReportParts, Site,
+    SiteKind, Style, Text, Verdict, pprof,
 };
 
 fn bytes(report: &Report, name: &str) -> Vec<u8> {
@@ -517,4 +517,29 @@ fn place(profile: &Profile, location: &Location) -> String {
         location.mapping_id,
         functions.join(" < ")
     )
+}
+
+#[test]
+fn holes_in_a_heap_are_told_where_they_explain_its_memory() {
+    let told = |free_bytes: u64| {
+        let mut parts = exact_report().into_parts();
+        for process in &mut parts.processes {
+            process.anonymous_bytes = 100 << 20;
+            process.heap = Some(HeapUse {
+                bytes: 20 << 20,
+                blocks: 1000,
+                free_bytes,
+                free_pieces: 12_345,
+                ..HeapUse::default()
+            });
+        }
+        let mut text = Vec::new();
+        Text::default()
+            .write(&Report::new(parts), &mut text)
+            .unwrap();
+        String::from_utf8(text).unwrap()
+    };
+    let line = "free inside the heap: 70.0 MiB in 12,345 pieces, beside 20.0 MiB in use";
+    assert!(told(70 << 20).contains(line), "{}", told(70 << 20));
+    assert!(!told(5 << 20).contains("free inside"));
 }

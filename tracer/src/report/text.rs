@@ -227,6 +227,11 @@ impl Text {
             let resident = format!("{} resident{anonymous}{trend}", bytes(process.rss_bytes));
             line("memory", &resident)?;
         }
+        if let Some(heap) = process.notable_heap() {
+            line("heap", &names::heap_use(heap))?;
+        } else if let Some(note) = &process.heap_note {
+            line("heap", &clean(note))?;
+        }
         if process.inuse_objects > 0 || process.inuse_bytes > 0 {
             let surviving = format!(
                 "{} in {}, of {} in {} allocated",

@@ -9,6 +9,7 @@ mod events;
 mod fault;
 mod follow;
 mod growth;
+mod heaps;
 mod inspect;
 mod links;
 mod looks;
@@ -55,6 +56,7 @@ use crate::{
 use calibration::Costs;
 use fault::{Faults, place};
 use growth::Growth;
+use heaps::Heaps;
 use links::Links;
 use moment::Moment;
 use pages::PageFaults;
@@ -205,6 +207,7 @@ pub struct Session {
     pages: PageFaults,
     /// How much of the stacks of threads is in memory.
     stack_use: StackUse,
+    heaps: Heaps,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
     canonical: HashMap<(u32, Vec<Place>), SiteId>,
@@ -271,6 +274,7 @@ impl Session {
             growth: Growth::default(),
             pages: PageFaults::default(),
             stack_use: StackUse::default(),
+            heaps: Heaps::default(),
             selecting: Selecting::default(),
             stacks: HashMap::new(),
             canonical: HashMap::new(),
@@ -513,12 +517,13 @@ impl Session {
         self.options.suppressions = suppressions;
     }
 
-    /// The last report, after which nothing more is to be traced. What sees mappings is taken away meanwhile.
+    /// The last report, after which nothing more is to be traced. What sees mappings is taken away meanwhile, and heaps are looked at.
     ///
     /// # Errors
     /// As for [`Session::report`].
     pub fn last_report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.probe.end_mappings();
+        self.look_at_heaps()?;
         self.report(top)
     }
 

@@ -164,7 +164,11 @@ pub(super) fn make(
             .fold(0_u64, |sum, hits| sum.saturating_add(*hits));
         hits_total = hits_total.saturating_add(calls);
         spent.insert(pid, spent_on(session, traced, calls));
-        processes.push(process(traced, &hits));
+        let mut told = process(traced, &hits);
+        if traced.ended.is_none() {
+            session.heaps.describe(traced.incarnation, &mut told);
+        }
+        processes.push(told);
     }
     session.faults.work_on(None);
     for traced in &session.faults.not_shown {

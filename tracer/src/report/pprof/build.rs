@@ -9,7 +9,8 @@ use crate::report::allocator::DROP_FRAMES;
 use crate::report::difference::{Change, Difference};
 use crate::report::model::{Frame, FrameKind, Omitted, Report, Site, SiteKind};
 use crate::report::names::{
-    TOUCHED_PAGES, UNKNOWN_STACK, base_name, clean, function, incomplete, omitted, unnamed,
+    TOUCHED_PAGES, UNKNOWN_STACK, base_name, clean, function, heap_use, incomplete, omitted,
+    process_name, unnamed,
 };
 
 /// The sample types of pages.
@@ -144,6 +145,10 @@ impl<'a> Builder<'a> {
                 .filter(|&(_, &count)| count > 0)
                 .map(|(cause, count)| format!("lost: {cause} {count}")),
         );
+        comments.extend(report.processes.iter().filter_map(|process| {
+            let heap = process.notable_heap()?;
+            Some(format!("{}: {}", process_name(process), heap_use(heap)))
+        }));
         let comment = comments
             .iter()
             .map(|text| self.string(&clean(text)))

@@ -1,0 +1,97 @@
+//! What a trace says of the heap that it finds: how full it is, what the blocks of a site are, who holds them.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::indexing_slicing, reason = "JSON: what is not there is null")]
+
+use std::{
+    collections::HashMap,
+    io::{BufRead as _, BufReader, Write as _},
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use leakscope_tests::{Tracer, require_kernel, require_victim};
+use serde_json::Value;
+
+/// A program that waits for a line, does something, prints its truth and waits.
+struct Waiting {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Waiting {
+    fn start(program: &Path) -> Self {
+        let mut child = Command::new(program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("started");
+        let mut stdout = BufReader::new(child.stdout.take().expect("its output"));
+        stdout.read_line(&mut String::new()).expect("ready");
+        Self {
+            stdin: child.stdin.take().expect("its input"),
+            child,
+            stdout,
+        }
+    }
+
+    /// Lets it do what it does; gives the truth.
+    fn go(&mut self) -> HashMap<String, u64> {
+        self.stdin.write_all(b"go\n").expect("written");
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("its truth");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words
+            .chunks_exact(2)
+            .map(|pair| (pair[0].to_owned(), pair[1].parse().expect("a number")))
+            .collect()
+    }
+
+    /// Traces it while it does that and for some time after it, with the truth.
+    fn traced(&mut self, tier: &str, after: Duration) -> (HashMap<String, u64>, Value) {
+        let pid = self.child.id();
+        let mut tracer = Tracer::start(&["--tier", tier, "-p", &pid.to_string()]).expect("started");
+        tracer.wait_until_following().expect("following");
+        if tier == "exact" {
+            tracer.wait_until_attached(pid).expect("attached");
+        }
+        let truth = self.go();
+        sleep(after);
+        tracer.signal("INT").expect("asked to stop");
+        let finished = tracer.end().expect("ends");
+        assert_eq!(finished.code(), 0, "{finished:?}");
+        let text = std::fs::read(tracer.report_path()).expect("a report");
+        (truth, serde_json::from_slice(&text).expect("JSON"))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // It waits for nothing else.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn holes_in_the_heap_explain_the_memory_that_no_block_has() {
+    let _alone = require_kernel!();
+    let program = require_victim!("fragments");
+    for tier in ["exact", "growth"] {
+        let mut victim = Waiting::start(&program);
+        let (truth, report) = victim.traced(tier, Duration::ZERO);
+        let heap = &report["processes"][0]["heap"];
+        let (free, pieces) = (heap["free_bytes"].as_u64(), heap["free_pieces"].as_u64());
+        let (free, pieces) = (free.expect("looked"), pieces.expect("looked"));
+        assert!(
+            free.abs_diff(truth["free"]) * 50 <= free,
+            "{heap} {truth:?}"
+        );
+        assert!(pieces.abs_diff(truth["pieces"]) <= 50, "{heap} {truth:?}");
+        let anonymous = report["processes"][0]["anonymous_bytes"].as_u64();
+        assert!(free <= anonymous.expect("known"), "{heap}");
+    }
+}
