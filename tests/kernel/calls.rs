@@ -108,7 +108,7 @@ fn a_library_loaded_when_nobody_tells_of_it_is_known_before_its_first_call() {
             found.add(site);
         }
     }
-    assert_eq!((found.bytes, found.objects), (3900, 13));
+    assert_eq!((found.bytes, found.objects), (3900, 13), "{report:?}");
 }
 
 #[test]
