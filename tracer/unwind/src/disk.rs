@@ -36,6 +36,7 @@ const VERSION: u32 = fingerprint(&[
     include_bytes!("disk.rs"),
     include_bytes!("elf.rs"),
     include_bytes!("entry.rs"),
+    include_bytes!("expression.rs"),
     include_bytes!("frame_info.rs"),
     include_bytes!("go.rs"),
     include_bytes!("rules.rs"),

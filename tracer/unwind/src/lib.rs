@@ -36,6 +36,7 @@ mod calls;
 mod disk;
 mod elf;
 mod entry;
+mod expression;
 mod frame_info;
 mod go;
 mod rules;
