@@ -2,6 +2,8 @@
 //! process_vm_readv(2), and the only one of the tracer with unsafe code. It knows nothing of symbols, sites' meaning or
 //! reports: it hands out numbers and addresses as the probe recorded them.
 
+#![allow(unsafe_code, reason = "the room that speaks to the kernel")]
+
 mod attach;
 mod btf;
 mod clock;
