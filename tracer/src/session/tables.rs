@@ -4,13 +4,13 @@
 //! changed, and the old room is used again only after every walk that may still read it has ended.
 
 mod file;
+mod room;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     num::NonZeroUsize,
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use leakscope_common::{
@@ -24,76 +24,10 @@ use crate::{
     target::elf::{Segment, SymbolKind, is_go},
     unwind::{BuildOptions, Cache, Key, Table, UnwindError, Wanted},
 };
+use room::Room;
 
 /// The kernel's name for its page of a process that has uprobes (`xol_add_vma`, kernel/events/uprobes.c).
 const UPROBES: &str = "[uprobes]";
-
-/// How long room that was given up is left alone. A walk takes microseconds; a preempted one some milliseconds.
-const GRACE: Duration = Duration::from_secs(1);
-
-/// Hands out ranges of an array, first fit.
-#[derive(Debug)]
-struct Room {
-    /// Free ranges by start.
-    free: BTreeMap<usize, usize>,
-    /// Given up, free from this time on.
-    retired: Vec<(Instant, usize, usize)>,
-}
-
-impl Room {
-    fn new(len: usize) -> Self {
-        Self {
-            free: BTreeMap::from([(0, len)]),
-            retired: Vec::new(),
-        }
-    }
-
-    /// Takes a range.
-    fn take(&mut self, len: usize) -> Option<usize> {
-        self.collect();
-        let (start, room) = self
-            .free
-            .iter()
-            .find(|(_, room)| **room >= len)
-            .map(|(start, room)| (*start, *room))?;
-        self.free.remove(&start);
-        if room > len {
-            self.free.insert(start + len, room - len);
-        }
-        Some(start)
-    }
-
-    /// Gives a range up.
-    fn retire(&mut self, start: usize, len: usize) {
-        if len > 0 {
-            self.retired.push((Instant::now() + GRACE, start, len));
-        }
-    }
-
-    /// Frees what was retired long enough ago, and joins neighbours.
-    fn collect(&mut self) {
-        let now = Instant::now();
-        let (over, waiting): (Vec<_>, Vec<_>) = self
-            .retired
-            .drain(..)
-            .partition(|(free_at, ..)| *free_at <= now);
-        self.retired = waiting;
-        for (_, mut start, mut len) in over {
-            if let Some((before, room)) = self.free.range(..start).next_back()
-                && before + room == start
-            {
-                let (before, room) = (*before, *room);
-                self.free.remove(&before);
-                start = before;
-                len += room;
-            }
-            if let Some(room) = self.free.remove(&(start + len)) {
-                len += room;
-            }
-            self.free.insert(start, len);
-        }
-    }
-}
 
 /// A file's table in the shared arrays.
 #[derive(Debug)]
@@ -497,6 +431,3 @@ enum TableError {
     #[error(transparent)]
     Unwind(#[from] UnwindError),
 }
-
-#[cfg(test)]
-mod tests;
