@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use super::{Beginning, Usage};
 
 /// A process that uses less than this share of a core is treated as if it used that: a hundredth of it is 50 us a second.
-const LEAST_CORES: f64 = 0.005;
+pub(super) const LEAST_CORES: f64 = 0.005;
 
 /// So much can be saved up, in budgets of one second.
 const SAVINGS: f64 = 4.0;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Choice, Close, Controller, Mode, Spent};
+use super::{Choice, Close, Controller, Mode, Spent, account::LEAST_CORES};
 use crate::units::plural;
 
 /// See [`Controller::reason`].
@@ -45,7 +45,16 @@ impl Reason<'_> {
             100.0 * fraction,
             100.0 * of_first,
             100.0 * (fraction - of_first)
-        )
+        )?;
+        // What is more than the budget and was spent later was spent on a process that has little to measure it by.
+        if self.controller.account.is_at_rest() {
+            write!(
+                formatter,
+                " (it uses hardly any: windows are measured by {} % of one CPU)",
+                100.0 * LEAST_CORES
+            )?;
+        }
+        Ok(())
     }
 }
 

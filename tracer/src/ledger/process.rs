@@ -2,8 +2,9 @@
 
 use super::{
     flow::{rate_of, too_short},
-    history::ProcessHistory,
-    series::thin_out,
+    history::{ProcessHistory, ProcessLevel},
+    series::{Point, thin_out},
+    steady::SURE,
     trend,
     verdict::{Judgement, TREND_POINTS, Turnover, Verdict},
     windows::ProcessBesides,
@@ -60,6 +61,8 @@ struct Late {
     slope: f64,
     /// Bytes.
     grown: f64,
+    /// How sure it is that it rises, standard deviations.
+    rise: f64,
     /// It is neither chance nor noise.
     steady: bool,
 }
@@ -273,21 +276,49 @@ impl ProcessHistory {
         let line = trend::line(&late)?;
         let values: Vec<f64> = late.iter().map(|(_, value)| *value).collect();
         let grown = line.slope * (last.at_s - middle);
+        let rise = trend::rise(&values);
         Some(Late {
             slope: line.slope,
             grown,
-            steady: trend::rise(&values) > 2.576 && grown >= RESIDENT_NOISE.max(4.0 * line.scatter),
+            rise,
+            steady: rise > SURE && grown >= RESIDENT_NOISE.max(4.0 * line.scatter),
         })
     }
 
     /// See [`super::Ledger::besides_windows`].
     pub(super) fn besides_windows(&self, watched_s: f64) -> ProcessBesides {
         let turnover = self.turnover(watched_s);
+        let (slope, rise) = self
+            .late_anonymous()
+            .map_or((0.0, 0.0), |late| (late.slope, late.rise));
+        let points = self.points();
+        let part = |from: f64, length: f64| {
+            let (first, last) = points.first().zip(points.last())?;
+            let from_s = first.at_s + from * (last.at_s - first.at_s);
+            let until_s = from_s + length * (last.at_s - first.at_s);
+            let looks: Vec<Point<ProcessLevel>> = points
+                .iter()
+                .filter(|point| (from_s..=until_s).contains(&point.at_s))
+                .copied()
+                .collect();
+            let looks: Vec<(f64, f64)> = thin_out(&looks, TREND_POINTS)
+                .iter()
+                .map(|point| (point.at_s, point.value.anonymous_bytes))
+                .collect();
+            trend::line(&looks).map(|line| line.slope)
+        };
+        let part = |from, length| part(from, length).unwrap_or_default();
         ProcessBesides {
             frees: turnover.frees,
+            // Twice a number has twice its deviation.
+            frees_error: 2.0 * turnover.counted.sqrt(),
             counted: turnover.counted,
             counted_over_s: turnover.over_s,
-            memory_bytes_per_s: self.late_anonymous().map_or(0.0, |late| late.slope),
+            memory_bytes_per_s: slope,
+            memory_before_bytes_per_s: [part(0.0, 0.25), part(0.25, 0.25)],
+            memory_last_bytes_per_s: part(0.875, 0.125),
+            memory_rise: rise,
+            others_bytes_per_s: 0.0,
         }
     }
 

@@ -2,6 +2,10 @@
 //! less: what was born in each window, and what of that is alive. Of what happened between windows nothing is known, so that there
 //! is no level, and what a site of few blocks does may not be seen at all.
 
+mod besides;
+
+pub use besides::ProcessBesides;
+
 use super::{
     flow::{self, LEAK_AFTER_S, too_short},
     steady,
@@ -65,6 +69,14 @@ const STEPS: usize = 6;
 /// At least so many blocks stay.
 const BLOCKS: f64 = 8.0;
 
+/// Where the process's memory shows the leak by itself, windows only have to say whose it is: so many of each are enough.
+const FEW_BLOCKS: f64 = 3.0;
+const FEW_STEPS: usize = 3;
+const FEW_WINDOWS: usize = 3;
+
+/// A flow whose blocks stay has a stretch of time without any, at its end, that is less likely than this, only if it has stopped.
+const UNLIKELY: f64 = 0.05;
+
 /// Old blocks that may have died. Checks from outside err to the other side: they see a block alive that was replaced by one that looks
 /// the same.
 const MAY_DIE: f64 = 0.05;
@@ -79,39 +91,8 @@ const STAYS: f64 = 0.002;
 /// Blocks that cannot be told apart may go unseen so fast at most that their lives are at least three quarters as long as they were watched.
 const MAY_GO_UNSEEN: f64 = 4.0 / 3.0;
 
-/// The process's memory bears a leak out that grows by at least this share of what the leak takes.
-const BORNE_OUT: f64 = 0.5;
-
 /// Where contents do not tell blocks apart, memory must have grown by so much in the second half of the time, bytes.
 const GROWN: f64 = 1_048_576.0;
-
-/// Where blocks from before the trace are freed, it must have grown by so much, bytes: where it does not grow at all, not a page comes.
-const GROWN_BESIDE_FREES: f64 = 65_536.0;
-
-/// What takes the place of blocks from before the trace comes with a like number of their frees: at least this share.
-const REPLACES: f64 = 0.4;
-
-/// What is known of a process beside its windows.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ProcessBesides {
-    /// Blocks from before the trace that windows saw freed, in as long a time as the site is watched; without as many as were born between windows,
-    /// by those that outlived theirs and went later.
-    pub frees: f64,
-    /// How many of these were counted, in the second half of the time.
-    pub counted: f64,
-    /// How long that was, seconds.
-    pub counted_over_s: f64,
-    /// How fast its anonymous memory has grown in the second half of the time, bytes per second.
-    pub memory_bytes_per_s: f64,
-}
-
-impl ProcessBesides {
-    /// Whether its memory has grown, by at least so many bytes, as a leak of this rate would have it.
-    fn bears_out(&self, bytes_per_s: f64, watched_s: f64, least: f64) -> bool {
-        self.memory_bytes_per_s >= BORNE_OUT * bytes_per_s
-            && self.memory_bytes_per_s * watched_s / 2.0 >= least
-    }
-}
 
 /// Whether so many windows, the oldest first, are enough to name a leak by, at so many seconds since the first one was opened.
 #[must_use]
@@ -142,16 +123,26 @@ pub fn judge_windows(
         growth_bytes_per_s: 0.0,
     };
     let seen = format!("{} sampled in {}", blocks(born as u64), of_time(windows));
-    if born < BLOCKS {
+    // The young ones may still die.
+    let old: Vec<WindowOfSite> = old_ones(windows, now_s).copied().collect();
+    let old_born: f64 = old.iter().map(|window| window.born).sum();
+    let stay: f64 = old.iter().map(|window| window.alive).sum();
+    let bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
+    let effective: f64 = old.iter().map(|window| window.effective_s).sum();
+    let rate = bytes / effective.max(1e-9);
+    // What decides by itself where there are few blocks.
+    let shown = stay >= 0.5 * old_born && process.shows(rate, now_s);
+    let (least_blocks, least_steps, least_windows) = if shown {
+        (FEW_BLOCKS, FEW_STEPS, FEW_WINDOWS)
+    } else {
+        (BLOCKS, STEPS, WINDOWS)
+    };
+    if born < least_blocks {
         return with(
             Verdict::InsufficientData,
             format!("{seen}: not enough samples"),
         );
     }
-    // The young ones may still die.
-    let old: Vec<WindowOfSite> = old_ones(windows, now_s).copied().collect();
-    let old_born: f64 = old.iter().map(|window| window.born).sum();
-    let stay: f64 = old.iter().map(|window| window.alive).sum();
     if old_born >= BLOCKS && stay < 0.01 * old_born && stay < BLOCKS {
         return with(
             Verdict::Churn,
@@ -164,7 +155,7 @@ pub fn judge_windows(
             ),
         );
     }
-    if !are_enough(windows, now_s) {
+    if now_s < LEAK_AFTER_S || old.len() < least_windows {
         return with(
             Verdict::WarmingUp,
             if now_s < LEAK_AFTER_S {
@@ -188,7 +179,9 @@ pub fn judge_windows(
             died += (before - window.alive).max(0.0);
         }
     }
-    if died > MAY_DIE * of + 1.0 {
+    let is_few = stay < BLOCKS || old.len() < WINDOWS;
+    // Of few, that one went is no chance.
+    if died > MAY_DIE * of + if is_few { 0.5 } else { 1.0 } {
         let share = format!(
             "{} of {} old ones were freed",
             count(died as u64),
@@ -235,18 +228,15 @@ pub fn judge_windows(
         );
     }
     let steps = old.iter().filter(|window| window.alive > 0.0).count();
-    if steps < STEPS || stay < BLOCKS {
+    if steps < least_steps || stay < least_blocks {
         return with(
             Verdict::InsufficientData,
             format!("{} of {seen} stay: not enough samples", count(stay as u64)),
         );
     }
-    let bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
-    let effective: f64 = old.iter().map(|window| window.effective_s).sum();
-    let rate = bytes / effective.max(1e-9);
     let told = told_apart.share >= 0.5
         || stay >= 0.5 * old_born
-            && (told_apart.is_sure(now_s) || process.bears_out(rate, now_s, GROWN));
+            && (shown || told_apart.is_sure(now_s) || process.bears_out(rate, now_s, GROWN));
     if stay < STAYS * old_born || !told {
         return with(
             Verdict::InsufficientData,
@@ -256,7 +246,13 @@ pub fn judge_windows(
             ),
         );
     }
-    if first <= 0.0 || steady::even(&rates, 1.0).is_err() {
+    let is_uneven = if is_few || steps < STEPS {
+        // Too few for thirds; that memory grows to the end says that something does.
+        stopped_by_chance(windows) < UNLIKELY
+    } else {
+        first <= 0.0 || steady::even(&rates, 1.0).is_err()
+    };
+    if is_uneven {
         let verdict = Verdict::WarmingUp;
         let trend = if last < first.max(second) {
             "fewer of the latest stay than of those before"
@@ -276,7 +272,7 @@ pub fn judge_windows(
             ),
         );
     }
-    if process.frees > REPLACES * stay && !process.bears_out(rate, now_s, GROWN_BESIDE_FREES) {
+    if process.may_replace(stay, rate, now_s) {
         return with(
             Verdict::WarmingUp,
             format!(
@@ -309,10 +305,15 @@ pub fn judge_windows(
             }
         )
     };
+    let memory = if is_few || steps < STEPS {
+        ", and the process's memory grows as fast"
+    } else {
+        ""
+    };
     Judgement {
         verdict: Verdict::Leaking,
         reason: format!(
-            "{evidence}; about {} for {}, no sign of levelling off",
+            "{evidence}; about {} for {}{memory}, no sign of levelling off",
             flow::rate_of(rate),
             duration(now_s)
         ),
@@ -362,6 +363,20 @@ fn of_blocks(number: u64) -> &'static str {
     if number == 1 { "block" } else { "blocks" }
 }
 
+/// How likely it is that the time behind the last window of which blocks stay holds none by chance, where they come evenly.
+fn stopped_by_chance(windows: &[WindowOfSite]) -> f64 {
+    let last = windows.iter().rposition(|window| window.alive > 0.0);
+    let until = last.map_or(0, |place| place.saturating_add(1));
+    let time =
+        |windows: &[WindowOfSite]| -> f64 { windows.iter().map(|window| window.effective_s).sum() };
+    let (with, all) = (
+        time(windows.get(..until).unwrap_or_default()),
+        time(windows),
+    );
+    let blocks: f64 = windows.iter().map(|window| window.alive).sum();
+    (with / all.max(1e-9)).powf(blocks)
+}
+
 /// What stays of each second, by windows of about the same length: a short one holds nothing for the most part, which is not to be taken for less.
 fn rates(windows: &[WindowOfSite]) -> Vec<f64> {
     let all: f64 = windows.iter().map(|window| window.effective_s).sum();
@@ -380,150 +395,4 @@ fn rates(windows: &[WindowOfSite]) -> Vec<f64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{ProcessBesides, ToldApart, WindowOfSite, judge_windows};
-    use crate::ledger::{
-        corpus::{CORPUS, Chance, Life, Truth},
-        verdict::{Judgement, Verdict},
-    };
-
-    /// Sees a behaviour in windows of 0.4 s, every two seconds or so.
-    fn watch(chance: &mut Chance, lives: &[Life], now_s: f64) -> Judgement {
-        let mut windows = Vec::new();
-        let mut lives = lives.to_vec();
-        lives.sort_by(|one, two| one.born.total_cmp(&two.born));
-        let place = |at: f64| lives.partition_point(|life| life.born < at);
-        let mut at = 0.0;
-        while at < now_s {
-            let closed = at + 0.4;
-            let mine = || lives.iter().take(place(closed)).skip(place(at));
-            let alive_at = |time: f64| mine().filter(|life| life.dies > time).count() as f64;
-            windows.push(WindowOfSite {
-                is_exact: false,
-                closed_s: closed,
-                effective_s: 0.4,
-                born: mine().count() as f64,
-                survived: alive_at(closed),
-                alive: alive_at(now_s),
-                alive_bytes: mine()
-                    .filter(|life| life.dies > now_s)
-                    .map(|life| life.size as f64)
-                    .sum(),
-                alive_before: Some(alive_at(f64::midpoint(closed, now_s))),
-            });
-            at = closed + 3.0 * chance.share();
-        }
-        judge_windows(&windows, now_s, ToldApart::ALL, &ProcessBesides::default())
-    }
-
-    #[test]
-    fn windows_tell_leaks_from_others() {
-        let (mut faults, mut named, mut leaks) = (Vec::new(), 0, 0);
-        for (number, (name, truth, behave)) in CORPUS.iter().enumerate() {
-            // Blocks of before the trace are not known here.
-            if name.starts_with("big-cache") {
-                continue;
-            }
-            for now_s in [20.0, 60.0, 120.0, 400.0] {
-                let mut chance = Chance(number as u64);
-                let lives = behave(&mut chance);
-                let judgement = watch(&mut chance, &lives, now_s);
-                let said = judgement.verdict;
-                let wrong = match truth {
-                    Truth::Leak | Truth::SlowLeak(_) => {
-                        said == Verdict::Plateau && *name != "leak-after-start-up"
-                    }
-                    Truth::Bounded => said == Verdict::Leaking,
-                    Truth::BoundedAfter(from) => said == Verdict::Leaking && now_s >= *from,
-                };
-                if wrong {
-                    faults.push(format!(
-                        "{name} after {now_s} s: {} ({})",
-                        said.name(),
-                        judgement.reason
-                    ));
-                }
-                if *truth == Truth::Leak && now_s >= 120.0 {
-                    leaks += 1;
-                    named += u32::from(said == Verdict::Leaking);
-                }
-            }
-        }
-        assert!(faults.is_empty(), "{}", faults.join("\n"));
-        // Slow ones are hardly seen in windows.
-        assert!(named * 2 > leaks, "{named} of {leaks}");
-    }
-
-    #[test]
-    fn nothing_is_no_verdict() {
-        let verdict = |windows: &[WindowOfSite]| {
-            judge_windows(windows, 60.0, ToldApart::ALL, &ProcessBesides::default()).verdict
-        };
-        assert_eq!(verdict(&[]), Verdict::InsufficientData);
-        assert_eq!(
-            verdict(&[WindowOfSite::default(); 30]),
-            Verdict::InsufficientData
-        );
-    }
-
-    /// A cache under full load whose blocks all look the same: at the end of the watch, those that took the places of others seem to be the ones that
-    /// were born in each window.
-    #[test]
-    fn blocks_that_look_the_same_are_no_leak_unless_memory_bears_it_out() {
-        let windows: Vec<WindowOfSite> = (0..25)
-            .map(|number| WindowOfSite {
-                is_exact: false,
-                closed_s: f64::from(number) * 2.5,
-                effective_s: 0.01,
-                born: 300.0,
-                survived: 290.0,
-                alive: 270.0,
-                alive_bytes: 27_000.0,
-                alive_before: Some(272.0),
-            })
-            .collect();
-        let verdict = |unseen_per_s, memory_bytes_per_s| {
-            let told_apart = ToldApart {
-                share: 0.1,
-                unseen_per_s,
-            };
-            let process = ProcessBesides {
-                memory_bytes_per_s,
-                ..ProcessBesides::default()
-            };
-            judge_windows(&windows, 64.5, told_apart, &process).verdict
-        };
-        assert_eq!(verdict(0.3, 0.0), Verdict::InsufficientData);
-        assert_eq!(verdict(f64::INFINITY, 100_000.0), Verdict::InsufficientData);
-        assert_eq!(verdict(0.3, 2_000_000.0), Verdict::Leaking);
-        assert_eq!(verdict(0.01, 0.0), Verdict::Leaking);
-    }
-
-    /// A cache that was full before the trace, turned over in five minutes: whatever is born stays for as long as anybody looks.
-    #[test]
-    fn what_takes_the_place_of_blocks_from_before_is_no_leak_unless_memory_grows() {
-        let windows: Vec<WindowOfSite> = (0..25)
-            .map(|number| WindowOfSite {
-                is_exact: false,
-                closed_s: f64::from(number) * 2.5,
-                effective_s: 0.2,
-                born: 20.0,
-                survived: 20.0,
-                alive: 20.0,
-                alive_bytes: 10_000.0,
-                alive_before: Some(20.0),
-            })
-            .collect();
-        let verdict = |frees, memory_bytes_per_s| {
-            let process = ProcessBesides {
-                frees,
-                memory_bytes_per_s,
-                ..ProcessBesides::default()
-            };
-            judge_windows(&windows, 64.5, ToldApart::ALL, &process).verdict
-        };
-        assert_eq!(verdict(450.0, 0.0), Verdict::WarmingUp);
-        assert_eq!(verdict(450.0, 45_000.0), Verdict::Leaking);
-        assert_eq!(verdict(20.0, 0.0), Verdict::Leaking);
-    }
-}
+mod tests;

@@ -73,11 +73,19 @@ impl SeenInWindows {
         are_enough(&seen.windows, seen.watched_s)
     }
 
-    /// Judges a site; whether a leak could be named.
-    fn judge(&self, ledger: &Ledger, site: SiteId, incarnation: u32) -> (Judgement, bool) {
+    /// Judges a site, beside others that take so many bytes a second; whether a leak could be named.
+    fn judge(
+        &self,
+        ledger: &Ledger,
+        site: SiteId,
+        incarnation: u32,
+        others_bytes_per_s: f64,
+    ) -> (Judgement, bool) {
         let mut seen = self.cohorts.windows_of(site, self.now_ns, &self.alike);
         let mut process = ledger.besides_windows(incarnation, seen.watched_s);
+        process.others_bytes_per_s = others_bytes_per_s;
         process.frees = (process.frees - self.gone_later).max(0.0);
+        process.frees_error = process.frees_error.hypot(self.gone_later.sqrt());
         process.counted = (process.counted - self.gone_later).max(0.0);
         let told_apart = self
             .told_apart
@@ -318,6 +326,10 @@ impl Session {
         // Processes of which windows have seen enough.
         let mut enough: HashSet<u32> = HashSet::new();
         let mut in_windows: BTreeMap<u32, Option<SeenInWindows>> = BTreeMap::new();
+        let mut grows: BTreeMap<u32, f64> = BTreeMap::new();
+        for site in parts.sites.iter().filter(|site| site.sample.is_some()) {
+            *grows.entry(site.pid).or_default() += site.growth_bytes_per_s;
+        }
         for site in &mut parts.sites {
             let Ok(id) = SiteId::try_from(site.id) else {
                 continue;
@@ -331,7 +343,11 @@ impl Session {
                     .or_insert_with(|| self.seen_in_windows(site.pid, moment));
                 let judgement = match (site.kind, seen) {
                     (SiteKind::Heap, Some(seen)) => {
-                        let (judgement, is_enough) = seen.judge(&self.ledger, id, site.incarnation);
+                        let (judgement, is_enough) = {
+                            let all = grows.get(&site.pid).copied().unwrap_or_default();
+                            let others = (all - site.growth_bytes_per_s).max(0.0);
+                            seen.judge(&self.ledger, id, site.incarnation, others)
+                        };
                         if is_enough {
                             enough.insert(site.pid);
                         }
