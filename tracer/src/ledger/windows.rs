@@ -283,6 +283,11 @@ pub fn judge_windows(
             ),
         );
     }
+    let rate = if shown {
+        process.rate_with(rate, stay)
+    } else {
+        rate
+    };
     // Thinned ones are scaled: they may be more than were born.
     let evidence = if stay >= 0.995 * old_born {
         format!(

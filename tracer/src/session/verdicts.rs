@@ -362,7 +362,8 @@ impl Session {
                     site.verdict = Verdict::InsufficientData;
                     "nothing of it is in use".clone_into(&mut site.verdict_reason);
                 }
-                if site.sample.is_none() {
+                // One rate for a leak: that of its evidence.
+                if site.sample.is_none() || site.verdict == Verdict::Leaking {
                     site.growth_bytes_per_s = judgement.growth_bytes_per_s;
                 }
             }

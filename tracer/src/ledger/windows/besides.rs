@@ -26,6 +26,12 @@ const KEEPS_AT_ONCE: f64 = 0.8;
 /// Memory that has stopped grows by less than this share of it at the very end.
 const KEEPS_LATELY: f64 = 0.3;
 
+/// How far the growth of memory may be off what allocations alone add, as a part of it: pages, headers of blocks, what else a process touches.
+const MEMORY_ERROR: f64 = 0.1;
+
+/// How far the other sites' rates may be off.
+const OTHERS_ERROR: f64 = 0.5;
+
 /// So many standard deviations of what was counted are chance.
 const CHANCE: f64 = 2.0;
 
@@ -68,6 +74,18 @@ impl ProcessBesides {
             && self.memory_bytes_per_s * watched_s / 2.0 >= GROWN_AT_LEAST
             && left >= BORNE_OUT * bytes_per_s
             && bytes_per_s >= EXPLAINS * left
+    }
+
+    /// The rate of a site of which so many blocks were seen to stay, bytes per second: what they say, and what the other sites leave of the process's growth,
+    /// each by how far it may be off.
+    pub(super) fn rate_with(&self, bytes_per_s: f64, blocks: f64) -> f64 {
+        let left = self.memory_bytes_per_s - self.others_bytes_per_s.max(0.0);
+        let by_blocks = bytes_per_s / blocks.max(1.0).sqrt();
+        let by_memory = (MEMORY_ERROR * self.memory_bytes_per_s)
+            .hypot(OTHERS_ERROR * self.others_bytes_per_s)
+            .max(f64::MIN_POSITIVE);
+        let weight = by_blocks.powi(2) / (by_blocks.powi(2) + by_memory.powi(2));
+        bytes_per_s + weight * (left - bytes_per_s)
     }
 
     /// Whether memory grows less and less. In its first quarter it may do anything: there programs start up, and probes are attached.

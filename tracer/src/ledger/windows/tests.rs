@@ -289,6 +289,29 @@ fn few_blocks_of_what_is_bounded_are_no_leak_though_memory_grows() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+#[test]
+fn the_rate_of_a_leak_was_that_of_three_blocks_while_memory_told_it() {
+    let besides = ProcessBesides {
+        memory_bytes_per_s: 1_500.0,
+        ..ProcessBesides::default()
+    };
+    for (seen, blocks, least, most) in [
+        (700.0, 3.0, 1_150.0, 1_500.0),
+        (1_600.0, 400.0, 1_550.0, 1_600.0),
+    ] {
+        let rate = besides.rate_with(seen, blocks);
+        assert!((least..=most).contains(&rate), "{rate}");
+    }
+    // Beside others of which as little is known it tells less.
+    let beside = ProcessBesides {
+        others_bytes_per_s: 40_000.0,
+        memory_bytes_per_s: 45_000.0,
+        ..besides
+    };
+    let rate = beside.rate_with(3_000.0, 9.0);
+    assert!((2_900.0..=3_100.0).contains(&rate), "{rate}");
+}
+
 /// 300 threads hold a block each for a moment: in each window as many from before it are freed as outlive it, but for chance, which alone is more than what
 /// leaks.
 #[test]
