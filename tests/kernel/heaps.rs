@@ -95,3 +95,53 @@ fn holes_in_the_heap_explain_the_memory_that_no_block_has() {
         assert!(free <= anonymous.expect("known"), "{heap}");
     }
 }
+
+/// The sites of a function, as far as they are of objects of a class.
+fn sites_of<'r>(report: &'r Value, function: &str, class: &str) -> Vec<&'r Value> {
+    let sites = report["sites"].as_array().expect("sites");
+    sites
+        .iter()
+        .filter(|site| {
+            let frames = site["frames"].as_array().expect("frames");
+            let calls = |frame: &Value| {
+                let name = frame["function"].as_str();
+                name.is_some_and(|name| name.contains(function))
+            };
+            frames.iter().any(calls) && site["types"][0]["name"] == class
+        })
+        .collect()
+}
+
+fn sum(sites: &[&Value], pointer: &str) -> u64 {
+    let number = |site: &&Value| site.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    sites.iter().map(number).sum()
+}
+
+#[test]
+fn blocks_that_nothing_points_to_leak_and_those_that_a_global_holds_do_not() {
+    let _alone = require_kernel!();
+    let mut victim = Waiting::start(&require_victim!("fragments"));
+    let (truth, report) = victim.traced("exact", Duration::from_secs(12));
+    let lost = sites_of(&report, "lose_session", "Session");
+    assert_eq!(sum(&lost, "/reachability/checked"), truth["lost"]);
+    // What stands on the stack of a function that has returned may lead to one.
+    let found = sum(&lost, "/reachability/unreachable");
+    assert!(found <= truth["lost"] && found * 1000 >= truth["lost"] * 999);
+    assert_eq!(sum(&lost, "/types/0/objects"), truth["lost"]);
+    assert!(
+        lost.iter().all(|site| site["verdict"] == "leaking"),
+        "{lost:?}"
+    );
+    assert_eq!(lost[0]["evidence"][0]["kind"], "unreachable");
+    assert_eq!(report["processes"][0]["verdict"], "leaking");
+    let held = sites_of(&report, "hold_metric", "Metric");
+    assert_eq!(sum(&held, "/reachability/checked"), truth["held"]);
+    assert_eq!(sum(&held, "/reachability/unreachable"), 0);
+    let path = held[0]["holders"][0]["path"].as_array().expect("a way");
+    let last = path.last().and_then(Value::as_str).expect("a root");
+    assert!(last.starts_with("global cache in fragments"), "{path:?}");
+    assert!(
+        held.iter().all(|site| site["verdict"] != "leaking"),
+        "{held:?}"
+    );
+}

@@ -26,8 +26,8 @@ struct Cache {
 Cache *cache;
 
 __attribute__((noinline)) static void lose_session() {
-    Session *volatile session = new Session;
-    (void)session;
+    Session *session = new Session;
+    asm volatile("" : : "r"(session) : "memory");
 }
 
 __attribute__((noinline)) static void hold_metric() {
@@ -67,6 +67,8 @@ int main() {
         freed += malloc_usable_size(all[i]) + 8;
         free(all[i]);
     }
+    // It would lead to whatever takes the freed blocks' places.
+    memset(all.data(), 0, all.size() * sizeof all[0]);
     for (int i = 0; i < number; i++) {
         lose_session();
         hold_metric();

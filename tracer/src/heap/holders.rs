@@ -1,7 +1,10 @@
 //! Who holds what: from the blocks of a group the shortest ways to roots, in the names of groups. Blocks of one group that hold each
 //! other (the nodes of a list) count as one step.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+};
 
 use super::{
     blocks::BlockId,
@@ -39,41 +42,36 @@ enum Step {
     Others,
 }
 
-/// For each group asked for, by whom its blocks are held, at most `levels` steps up. A module is named by its root, not as a step.
-pub(super) fn holders(
-    groups: &[Group],
-    group_of: &[GroupId],
+/// For each of some blocks with whose they are, by whom those of each owner are held, at most `levels` steps up. A module is named by
+/// its root, not as a step.
+pub(super) fn holders<Owner: Copy + Eq + Hash>(
+    (groups, group_of): (&[Group], &[GroupId]),
     reach: &Reach,
-    asked: &[GroupId],
+    jumps: &[BlockId],
+    asked: impl Iterator<Item = (BlockId, Owner)>,
     is_module: &dyn Fn(BlockId) -> bool,
     levels: usize,
     names: &mut dyn RootName,
-) -> HashMap<GroupId, Vec<Holder>> {
-    let jumps = jumps(group_of, reach);
-    let mut ways: HashMap<GroupId, BTreeMap<Vec<Step>, u64>> = asked
-        .iter()
-        .map(|group| (*group, BTreeMap::new()))
-        .collect();
-    for block in reach.order() {
-        let Some(group) = group_of.get(*block as usize) else {
+) -> HashMap<Owner, Vec<Holder>> {
+    let mut ways: HashMap<Owner, BTreeMap<Vec<Step>, u64>> = HashMap::new();
+    for (block, owner) in asked {
+        if !reach.has(block) {
             continue;
-        };
-        let Some(ways) = ways.get_mut(group) else {
-            continue;
-        };
-        let mut way = way(*block, groups, group_of, &jumps, reach, is_module, levels);
+        }
+        let ways = ways.entry(owner).or_default();
+        let mut way = way(block, groups, group_of, jumps, reach, is_module, levels);
         if ways.len() >= MOST_WAYS_KEPT && !ways.contains_key(&way) {
             way = vec![Step::Others];
         }
         *ways.entry(way).or_default() += 1;
     }
     ways.into_iter()
-        .map(|(group, ways)| (group, named(ways, groups, names)))
+        .map(|(owner, ways)| (owner, named(ways, groups, names)))
         .collect()
 }
 
 /// For each block the first one above it that is of another group, or itself where a root comes before that.
-fn jumps(group_of: &[GroupId], reach: &Reach) -> Vec<BlockId> {
+pub(super) fn jumps(group_of: &[GroupId], reach: &Reach) -> Vec<BlockId> {
     let mut jumps: Vec<BlockId> = (0..group_of.len() as u32).collect();
     // Parents come before those that they reach.
     for block in reach.order() {

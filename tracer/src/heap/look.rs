@@ -1,15 +1,16 @@
 //! One look at a heap: walk, types, graph, and two looks together: what is lost, and who holds the rest.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
 use super::{
     blocks::{BlockId, Blocks},
     census::{Group, GroupId, GroupKind},
     cpython, glibc,
     graph::{Graph, Reach, heads},
-    holders::{RootName, holders},
+    holders::{RootName, holders, jumps},
     memory::{Memory, Region},
     modules::Modules,
+    owners::{self, Owned, OwnerLook},
     types::Types,
 };
 
@@ -62,6 +63,21 @@ pub struct Look {
     pub dropped_edges: u64,
     /// Threads' caches were not recognised: their free blocks count as in use.
     pub caches_unknown: bool,
+    /// Where blocks were given whose owners are known: the blocks that no root reached in two looks, in order.
+    pub lost: Vec<LostBlock>,
+    /// What the blocks of each owner are.
+    pub owners: HashMap<u32, OwnerLook>,
+}
+
+/// A block that no root reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostBlock {
+    /// Its first address.
+    pub address: u64,
+    /// Bytes that the program may use.
+    pub bytes: u64,
+    /// Whether it hangs on no other lost block.
+    pub is_direct: bool,
 }
 
 /// Blocks that one look found unreachable, by address, for the second look to confirm.
@@ -78,7 +94,20 @@ pub fn look(
     before: Option<&Lost>,
     names: &mut dyn RootName,
 ) -> Option<(Look, Lost)> {
-    let (mut result, blocks, books) = walk(memory, regions, options.is_python)?;
+    look_with(memory, regions, options, before, &[], names)
+}
+
+/// The same, and tells of blocks that are known otherwise, by address, whose they are: what they are and who holds them. Those of
+/// allocators whose heaps cannot be walked are looked at too, and their other blocks are taken for roots.
+pub fn look_with(
+    memory: &dyn Memory,
+    regions: &[Region],
+    options: LookOptions,
+    before: Option<&Lost>,
+    owned: &[Owned],
+    names: &mut dyn RootName,
+) -> Option<(Look, Lost)> {
+    let (mut result, blocks, books) = walk(memory, regions, options.is_python, owned)?;
     let mut types = Types::new(memory, regions, options.is_python);
     let mut group_of: Vec<GroupId> = Vec::with_capacity(blocks.count() as usize);
     let graph = Graph::build(memory, &blocks, options.most_edges, |length, bytes| {
@@ -123,24 +152,44 @@ pub fn look(
             .filter(|(_, address)| before.0.binary_search(address).is_ok())
             .map(|(block, _)| *block)
             .collect();
-        count_lost(&mut groups, &group_of, &graph, &blocks, &confirmed);
+        let mut visit = |block: LostBlock| {
+            if !owned.is_empty() {
+                result.lost.push(block);
+            }
+        };
+        count_lost(
+            &mut groups,
+            &group_of,
+            &graph,
+            &blocks,
+            &confirmed,
+            &mut visit,
+        );
+        result.owners = owners::types(owned, &blocks, &groups, &group_of);
         if options.levels > 0 {
-            let asked = largest(&groups, options.groups_with_holders);
             let modules = Modules::of(memory, &blocks, &groups, &group_of, &reach);
             if !modules.is_empty() {
                 // A module is where people look for a name, not the tables of the interpreter.
                 reach = reach_from(modules.blocks());
             }
+            // The largest part of what is kept of a heap of small blocks.
+            drop(graph);
+            let jumps = jumps(&group_of, &reach);
+            let asked = largest(&groups, options.groups_with_holders);
+            let of_groups = reach.order().iter().filter_map(|block| {
+                let group = *group_of.get(*block as usize)?;
+                asked.contains(&group).then_some((*block, group))
+            });
             let names = &mut modules.names(names);
-            let mut found = holders(
-                &groups,
-                &group_of,
-                &reach,
-                &asked,
-                &|block| modules.has(block),
-                options.levels,
-                names,
-            );
+            let is_module = |block| modules.has(block);
+            let known = (groups.as_slice(), group_of.as_slice());
+            let levels = options.levels;
+            let mut found = holders(known, &reach, &jumps, of_groups, &is_module, levels, names);
+            let of_owners = owners::blocks_of(owned, &blocks);
+            let mut held = holders(known, &reach, &jumps, of_owners, &is_module, levels, names);
+            for (owner, of_owner) in &mut result.owners {
+                of_owner.holders = held.remove(owner).unwrap_or_default();
+            }
             for id in asked {
                 if let Some(group) = groups.get_mut(usize::from(id)) {
                     group.holders = found.remove(&id).unwrap_or_default();
@@ -161,6 +210,7 @@ pub(super) fn walk(
     memory: &dyn Memory,
     regions: &[Region],
     is_python: bool,
+    owned: &[Owned],
 ) -> Option<(Look, Blocks, Vec<Range<u64>>)> {
     let glibc = glibc::walk(memory, regions);
     let mut result = Look::default();
@@ -185,6 +235,7 @@ pub(super) fn walk(
         result.torn_pools = pools.torn;
         segments.extend(pools.segments);
     }
+    segments.extend(owners::segments(owned, &segments));
     if segments.is_empty() {
         return None;
     }
@@ -213,6 +264,7 @@ fn count_lost(
     graph: &Graph,
     blocks: &Blocks,
     lost: &[BlockId],
+    visit: &mut dyn FnMut(LostBlock),
 ) {
     let mut at = 0;
     let heads = {
@@ -226,11 +278,17 @@ fn count_lost(
         heads.sort_unstable();
         heads
     };
-    for (block, _, length) in blocks.iter() {
+    for (block, address, length) in blocks.iter() {
         if lost.get(at) != Some(&block) {
             continue;
         }
         at += 1;
+        let is_direct = heads.binary_search(&block).is_ok();
+        visit(LostBlock {
+            address,
+            bytes: length,
+            is_direct,
+        });
         let Some(group) = group_of
             .get(block as usize)
             .and_then(|group| groups.get_mut(usize::from(*group)))
@@ -239,7 +297,7 @@ fn count_lost(
         };
         group.unreachable_objects += 1;
         group.unreachable_bytes = group.unreachable_bytes.saturating_add(length);
-        if heads.binary_search(&block).is_ok() {
+        if is_direct {
             group.lost_heads += 1;
             group.lost_head_bytes = group.lost_head_bytes.saturating_add(length);
         }

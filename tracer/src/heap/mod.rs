@@ -15,6 +15,7 @@ mod holders;
 mod look;
 mod memory;
 mod modules;
+mod owners;
 mod space;
 #[cfg(test)]
 mod testing;
@@ -25,6 +26,7 @@ mod types;
 pub use blocks::{BlockId, Blocks, Segment};
 pub use census::{Group, GroupKind};
 pub use holders::{Holder, RootName};
-pub use look::{Look, LookOptions, Lost, look};
+pub use look::{Look, LookOptions, Lost, LostBlock, look, look_with};
 pub use memory::{Memory, Region, RegionKind};
+pub use owners::{Owned, OwnerLook, TypeCount};
 pub use space::{Space, space};

@@ -24,7 +24,7 @@ pub struct Space {
 /// Walks the heap. `None` where no allocator is known whose heap could be walked.
 #[must_use]
 pub fn space(memory: &dyn Memory, regions: &[Region], is_python: bool) -> Option<Space> {
-    let (found, blocks, _) = walk(memory, regions, is_python)?;
+    let (found, blocks, _) = walk(memory, regions, is_python, &[])?;
     let mut space = Space {
         // A page that was given back (`malloc_trim`) is free, and no memory.
         free_bytes: found.free_bytes.min(found.present_bytes),

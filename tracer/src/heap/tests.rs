@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 
 use super::{
-    Look, LookOptions, Lost, RootName, look,
+    Look, LookOptions, Lost, Owned, RootName, look, look_with,
     testing::{ARENA, DATA, HEAP, MadeUp, STACK},
 };
 
@@ -158,4 +158,45 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn blocks_that_somebody_owns_have_types_and_holders_also_where_no_walk_knows_them() {
+    let mut heap = MadeUp::new();
+    let (held, lost) = (heap.used(0x40), heap.used(0x40));
+    // An allocator of its own, in the stack's region: one block is held by the walked one, one by nobody.
+    let (foreign, gone) = (STACK + 0x1000, STACK + 0x2000);
+    heap.image.put(STACK, held);
+    heap.image.put(held, foreign);
+    let owned = [(held, 7), (lost, 7), (foreign, 8), (gone, 8)].map(|(address, owner)| Owned {
+        address,
+        bytes: 0x38,
+        owner,
+    });
+    let regions = heap.regions();
+    let at = |before: Option<&Lost>| {
+        look_with(
+            &heap.image,
+            &regions,
+            OPTIONS,
+            before,
+            &owned,
+            &mut Addresses,
+        )
+        .unwrap()
+    };
+    let (_, first) = at(None);
+    let (look, _) = at(Some(&first));
+    let unreachable: Vec<u64> = look
+        .lost
+        .iter()
+        .map(|block| block.address)
+        .filter(|address| owned.iter().any(|block| block.address == *address))
+        .collect();
+    assert_eq!(unreachable, [lost, gone]);
+    let of = |owner: u32| look.owners.get(&owner).unwrap();
+    assert_eq!((of(7).checked, of(8).checked), (2, 2));
+    assert_eq!(of(7).types.first().unwrap().objects, 1);
+    let path = &of(8).holders.first().unwrap().path;
+    assert_eq!(path.as_slice(), ["size 56", "stack"]);
 }

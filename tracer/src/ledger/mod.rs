@@ -14,6 +14,7 @@ mod steady;
 mod survey;
 mod survival;
 pub mod trend;
+mod unreachable;
 mod verdict;
 mod windows;
 
@@ -37,6 +38,7 @@ pub use process::{Limit, Room, SiteOfProcess};
 pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
+pub use unreachable::Unreachable;
 pub use verdict::{Judgement, Turnover, Verdict};
 pub use windows::{ProcessBesides, ToldApart, WindowOfSite, are_enough, judge_windows};
 

@@ -9,7 +9,7 @@ use super::{
     verdict::{Judgement, TREND_POINTS, Turnover, Verdict},
     windows::ProcessBesides,
 };
-use crate::units::{about, bytes, duration};
+use crate::units::{about, bytes, duration, rate};
 
 /// What bounds a process's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,14 +142,15 @@ impl ProcessHistory {
             .collect();
         if !leaks.is_empty() {
             let together: f64 = leaks.iter().map(|site| site.growth_bytes_per_s).sum();
-            let mut reason = format!(
-                "{}, {}",
-                match leaks.len() {
-                    1 => "one site leaks".to_owned(),
-                    several => format!("{several} sites leak"),
-                },
-                rate_of(together)
-            );
+            let mut reason = match leaks.len() {
+                1 => "one site leaks".to_owned(),
+                several => format!("{several} sites leak"),
+            };
+            // What was lost once and is not lost any more has no rate.
+            if let Some(rate) = rate(together) {
+                reason.push_str(", ");
+                reason.push_str(&rate);
+            }
             if let Some(forecast) = room.and_then(|room| forecast(room, together)) {
                 reason.push_str(&forecast);
             }

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 use super::difference::{ChangeKind, Difference};
 use super::model::{Process, Report, Site, SiteKind};
-use super::names::{clean, heap_use, process_name, why_empty};
+use super::names::{clean, heap_use, looked_at, process_name, why_empty};
 use super::text::stack_lines;
 use super::{Format, Svg};
 use crate::units;
@@ -241,6 +241,9 @@ fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         }
         if !site.verdict_reason.is_empty() {
             writeln!(out, "<p class=\"dim\">{}</p>", text(&site.verdict_reason))?;
+        }
+        for line in looked_at(site) {
+            writeln!(out, "<p class=\"dim\">{}</p>", text(&line))?;
         }
         stack(site, out)?;
         writeln!(out, "</td></tr>")?;

@@ -6,6 +6,7 @@
 
 mod closed;
 mod heap;
+mod lost;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -16,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::time::Timestamp;
 pub use crate::ledger::{MappingKind, Verdict};
 pub use closed::{ReadError, Report};
-pub use heap::HeapUse;
+pub use heap::{Evidence, HeapUse, SiteHolder, SiteType};
+pub use lost::Reachability;
 
 /// The version of the JSON contract that this program writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -261,6 +263,18 @@ pub struct Site {
     /// Address space that is mapped and may not be accessed, bytes; not among `inuse_bytes`.
     #[serde(default)]
     pub reserved_bytes: u64,
+    /// Which of the surviving blocks no pointer led to; `None` where that was not looked at.
+    #[serde(default)]
+    pub reachability: Option<Reachability>,
+    /// What the surviving blocks are, the most bytes first; empty where that was not looked at.
+    #[serde(default)]
+    pub types: Vec<SiteType>,
+    /// Who holds those that are held, by the shortest ways to roots, the most first.
+    #[serde(default)]
+    pub holders: Vec<SiteHolder>,
+    /// What speaks for the verdict, as it was counted.
+    #[serde(default)]
+    pub evidence: Vec<Evidence>,
     /// Whether the stack was walked to its true end.
     pub stack_complete: bool,
     /// Why not, for people.

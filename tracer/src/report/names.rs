@@ -150,6 +150,38 @@ pub(super) fn heap_use(heap: &HeapUse) -> String {
     )
 }
 
+/// What a look at the heap says of a site's blocks, a line each.
+pub(super) fn looked_at(site: &Site) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !site.types.is_empty() {
+        let types: Vec<String> = site
+            .types
+            .iter()
+            .map(|of| format!("{} {}", units::count(of.objects), clean(&of.name)))
+            .collect();
+        lines.push(format!("types: {}", types.join(", ")));
+    }
+    if let Some(found) = site.reachability.filter(|found| found.unreachable > 0) {
+        lines.push(format!(
+            "unreachable: {} of {} looked at; no pointer in the process leads to them",
+            units::count(found.unreachable),
+            units::blocks(found.checked)
+        ));
+    }
+    lines.extend(site.holders.iter().take(HOLDERS_SHOWN).map(|holder| {
+        let path: Vec<_> = holder.path.iter().map(|step| clean(step)).collect();
+        format!(
+            "held: {} <- {}",
+            units::count(holder.objects),
+            path.join(" <- ")
+        )
+    }));
+    lines
+}
+
+/// So many ways by which blocks of a site are held are shown to people.
+const HOLDERS_SHOWN: usize = 2;
+
 /// `comm (pid 1)`.
 pub(super) fn process_name(process: &Process) -> String {
     format!("{} (pid {})", clean(&process.comm), process.pid)

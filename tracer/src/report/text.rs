@@ -314,6 +314,9 @@ impl Text {
         let several = process.is_some_and(|process| process.allocators.len() > 1);
         let facts = facts(site, stack::via(own), several);
         writeln!(out, "    {}", self.dress(DIM, &facts))?;
+        for line in names::looked_at(site) {
+            writeln!(out, "    {line}")?;
+        }
         self.stack(site, own.is_empty(), callers, out)?;
         writeln!(out)
     }

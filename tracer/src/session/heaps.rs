@@ -1,78 +1,112 @@
 //! What the heaps of traced processes hold, looked at from outside: on a thread of its own, so that no event waits for it, for a
-//! limited time, the largest processes first. Knows no allocator and no view.
+//! limited time, the largest processes first. Before the last report, and now and then while tracing. Knows no allocator and no view.
+
+mod look;
 
 use std::{
     cmp::Reverse,
-    collections::HashMap,
-    path::{Path, PathBuf},
-    sync::mpsc::{Receiver, TryRecvError, channel},
-    thread,
+    collections::{BTreeMap, HashMap},
+    sync::mpsc::{Receiver, TryRecvError},
     time::{Duration, Instant},
 };
 
+use leakscope_common::UNKNOWN_SITE;
+
 use super::{Session, process::Traced};
 use crate::{
-    heap::{self, Space},
-    kernel::{KernelError, ordinary_priority},
-    reader::{Bounded, ProcessMemory, ReadError, read_address_space},
-    report::{HeapUse, Process},
-    units::duration,
+    heap::{Look, Owned, OwnerLook},
+    kernel::{KernelError, monotonic_ns},
+    ledger::SiteId,
+    report::{HeapUse, Process, Reachability, Site, SiteHolder, SiteKind, SiteType},
 };
+use look::{Found, Job, Outcome};
 
 /// A report waits so long for looks: a gibibyte is walked in about a second.
-const LOOK_WITHIN: Duration = Duration::from_secs(2);
-
-/// So many bytes of a process are read: more would take longer than there is time.
-const MOST_BYTES: u64 = 8 << 30;
+const LOOK_WITHIN: Duration = Duration::from_secs(5);
 
 /// The heaps of so many processes are looked at, those with the most anonymous memory.
 const MOST_PROCESSES: usize = 8;
 
-/// Processes with less anonymous memory than this, bytes, have little to explain.
+/// Processes with less anonymous memory than this, bytes, are not looked at while tracing.
 const LEAST_BYTES: u64 = 2 << 20;
 
-/// While looks run, what happens is dealt with so often.
+/// So many blocks of a process are given to a look; of more, some of them.
+const MOST_BLOCKS: usize = 1 << 21;
+
+/// While the last report waits for looks, what happens is dealt with so often.
 const STEP: Duration = Duration::from_millis(10);
 
-/// What came of a look.
-#[derive(Debug)]
-enum Looked {
-    /// The heap, and how long that took.
-    At(Space, Duration),
-    /// There is no heap of an allocator that is known.
-    Nothing,
-    /// Why not.
-    Not(String),
+/// While tracing, looks are this far apart at least, and the first comes so long after the beginning.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// A block of a site, as the trace knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Known {
+    address: u64,
+    born_ns: u64,
+    bytes: u64,
+    site: SiteId,
 }
 
 /// What is known of the heaps, by incarnation.
 #[derive(Debug, Default)]
-pub(super) struct Heaps(HashMap<u32, Looked>);
-
-impl Heaps {
-    /// Tells of a process's heap, as it was when the report began.
-    pub(super) fn describe(&self, incarnation: u32, process: &mut Process) {
-        match self.0.get(&incarnation) {
-            Some(Looked::At(space, took)) => {
-                process.heap = Some(HeapUse {
-                    took_s: took.as_secs_f64(),
-                    blocks: space.blocks,
-                    bytes: space.bytes,
-                    free_bytes: space.free_bytes,
-                    free_pieces: space.free_pieces,
-                    top_bytes: space.top_bytes,
-                });
-            }
-            Some(Looked::Not(why)) => process.heap_note = Some(why.clone()),
-            Some(Looked::Nothing) | None => {}
-        }
-    }
+pub(super) struct Heaps {
+    found: HashMap<u32, Looked>,
+    running: Option<Running>,
+    /// When the next looks may begin; `None` before the first.
+    next: Option<Instant>,
 }
 
-/// A process that is to be looked at.
-struct Wanted {
-    pid: u32,
-    incarnation: u32,
+/// Looks under way.
+#[derive(Debug)]
+struct Running {
+    results: Receiver<(u32, Outcome)>,
+    until: Instant,
+    /// What was known of the processes' blocks when they began.
+    known: HashMap<u32, Vec<Known>>,
+    /// Processor time that they took.
+    spent: Duration,
+}
+
+/// What came of a look at a process.
+#[derive(Debug, Default)]
+struct Looked {
+    heap: Option<HeapUse>,
+    note: Option<String>,
+    sites: HashMap<SiteId, SiteLook>,
+}
+
+/// What a look found of a site's blocks.
+#[derive(Debug, Default)]
+struct SiteLook {
+    reachability: Option<Reachability>,
+    types: Vec<SiteType>,
+    holders: Vec<SiteHolder>,
+}
+
+impl Heaps {
+    /// Tells of a process's heap, as it was at the last look.
+    pub(super) fn describe(&self, incarnation: u32, process: &mut Process) {
+        if let Some(looked) = self.found.get(&incarnation) {
+            process.heap = looked.heap;
+            process.heap_note.clone_from(&looked.note);
+        }
+    }
+
+    /// Tells of the blocks of a site that are in use.
+    pub(super) fn describe_site(&self, id: SiteId, site: &mut Site) {
+        let Some(look) = self
+            .found
+            .get(&site.incarnation)
+            .and_then(|looked| looked.sites.get(&id))
+            .filter(|_| site.kind == SiteKind::Heap && site.inuse_bytes > 0)
+        else {
+            return;
+        };
+        site.reachability = look.reachability;
+        site.types.clone_from(&look.types);
+        site.holders.clone_from(&look.holders);
+    }
 }
 
 impl Session {
@@ -87,6 +121,47 @@ impl Session {
                 traced.measure(&self.proc_root);
             }
         }
+        self.begin_looks()?;
+        while self.heaps.running.is_some() {
+            self.step(STEP)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what looks have found, and begins others where the budget has room for them: they take no more than that part of a
+    /// processor.
+    pub(super) fn step_heaps(&mut self) -> Result<(), KernelError> {
+        let now = Instant::now();
+        if let Some(mut running) = self.heaps.running.take() {
+            loop {
+                match running.results.try_recv() {
+                    Ok((incarnation, outcome)) => {
+                        running.spent = running.spent.saturating_add(outcome.spent);
+                        let known = running.known.remove(&incarnation).unwrap_or_default();
+                        let looked = self.take_in(incarnation, outcome, &known)?;
+                        self.heaps.found.insert(incarnation, looked);
+                    }
+                    Err(TryRecvError::Empty) if now < running.until => {
+                        self.heaps.running = Some(running);
+                        return Ok(());
+                    }
+                    Err(_) => break,
+                }
+            }
+            let pause = running.spent.div_f64(self.options.budget.max(1e-3));
+            self.heaps.next = now.checked_add(pause.max(EVERY));
+            return Ok(());
+        }
+        let next = *self.heaps.next.get_or_insert(self.started + EVERY);
+        if now >= next {
+            self.begin_looks()?;
+        }
+        Ok(())
+    }
+
+    fn begin_looks(&mut self) -> Result<(), KernelError> {
+        let now = Instant::now();
+        self.heaps.next = now.checked_add(EVERY);
         let mut wanted: Vec<&Traced> = self
             .processes
             .values()
@@ -94,71 +169,173 @@ impl Session {
             .collect();
         wanted.sort_by_key(|traced| Reverse(memory(traced)));
         wanted.truncate(MOST_PROCESSES);
-        let wanted: Vec<Wanted> = wanted
-            .into_iter()
-            .map(|traced| Wanted {
+        let mut known = HashMap::new();
+        let mut jobs = Vec::new();
+        for traced in wanted {
+            let mut blocks = self.known_blocks(traced)?;
+            let every = blocks.len().div_ceil(MOST_BLOCKS).max(1);
+            if every > 1 {
+                blocks = blocks.into_iter().step_by(every).collect();
+            }
+            let owned = blocks.iter().map(|block| Owned {
+                address: block.address,
+                bytes: block.bytes,
+                owner: block.site,
+            });
+            jobs.push(Job {
                 pid: traced.pid,
                 incarnation: traced.incarnation,
-            })
-            .collect();
-        if wanted.is_empty() {
+                owned: owned.collect(),
+            });
+            known.insert(traced.incarnation, blocks);
+        }
+        if jobs.is_empty() {
             return Ok(());
         }
-        let until = Instant::now() + LOOK_WITHIN;
-        for wanted in &wanted {
-            self.heaps
-                .0
-                .insert(wanted.incarnation, Looked::Not(too_long(wanted.pid)));
+        let until = now + LOOK_WITHIN;
+        self.heaps.found.retain(|incarnation, _| {
+            self.processes
+                .values()
+                .any(|traced| traced.incarnation == *incarnation)
+        });
+        for job in &jobs {
+            let looked = self.heaps.found.entry(job.incarnation).or_default();
+            looked.note = looked
+                .heap
+                .is_none()
+                .then(|| look::too_long(job.pid, LOOK_WITHIN));
         }
-        let results = begin(self.proc_root().to_owned(), wanted, until);
-        loop {
-            match results.try_recv() {
-                Ok((incarnation, looked)) => {
-                    self.heaps.0.insert(incarnation, looked);
+        self.heaps.running = Some(Running {
+            results: look::begin(self.proc_root().to_owned(), jobs, until),
+            until,
+            known,
+            spent: Duration::ZERO,
+        });
+        Ok(())
+    }
+
+    /// The blocks of a process of which it is known where they were allocated, by address: all that survive, or the samples of them.
+    fn known_blocks(&self, traced: &Traced) -> Result<Vec<Known>, KernelError> {
+        let mut blocks = Vec::new();
+        if self.is_sampled(traced.pid) {
+            blocks.extend(traced.windows.cohorts.watched().map(|block| Known {
+                address: block.address,
+                born_ns: block.born_ns,
+                bytes: block.size,
+                site: self.joined(block.site),
+            }));
+        } else {
+            let until_ns = monotonic_ns().saturating_sub(self.min_age_ns());
+            self.probe.visit_blocks_of(traced.incarnation, |live| {
+                // A time of birth of 0: a watched block of an earlier window.
+                let block = live.block;
+                if (1..=until_ns).contains(&block.born_ns) && block.site != UNKNOWN_SITE {
+                    blocks.push(Known {
+                        address: live.address,
+                        born_ns: block.born_ns,
+                        bytes: block.size,
+                        site: self.joined(block.site),
+                    });
                 }
-                Err(TryRecvError::Empty) if Instant::now() < until => self.step(STEP)?,
-                Err(_) => return Ok(()),
-            }
+            })?;
         }
+        blocks.sort_unstable();
+        Ok(blocks)
+    }
+
+    /// What a look says, of blocks that were there before it and are there still.
+    fn take_in(
+        &self,
+        incarnation: u32,
+        outcome: Outcome,
+        known: &[Known],
+    ) -> Result<Looked, KernelError> {
+        let mut looked = Looked {
+            note: outcome.note,
+            ..Looked::default()
+        };
+        let Some(Found { space, took, look }) = outcome.found else {
+            return Ok(looked);
+        };
+        looked.heap = space.map(|space| HeapUse {
+            took_s: took.as_secs_f64(),
+            blocks: space.blocks,
+            bytes: space.bytes,
+            free_bytes: space.free_bytes,
+            free_pieces: space.free_pieces,
+            top_bytes: space.top_bytes,
+        });
+        let traced = self
+            .processes
+            .values()
+            .find(|traced| traced.incarnation == incarnation);
+        if let (Some(look), Some(traced)) = (look, traced) {
+            let still = self.known_blocks(traced)?;
+            looked.sites = sites(&look, known, &still);
+        }
+        Ok(looked)
+    }
+}
+
+/// What a look found of each site. `known` are the blocks that it was given, `still` those that there were after it.
+fn sites(look: &Look, known: &[Known], still: &[Known]) -> HashMap<SiteId, SiteLook> {
+    let mut sites: HashMap<SiteId, SiteLook> = look
+        .owners
+        .iter()
+        .map(|(site, found)| (*site, described(found)))
+        .collect();
+    if !is_certain(look) {
+        return sites;
+    }
+    let lost: BTreeMap<u64, bool> = look
+        .lost
+        .iter()
+        .map(|block| (block.address, block.is_direct))
+        .collect();
+    for block in known {
+        // What was freed meanwhile was not lost.
+        if still.binary_search(block).is_err() {
+            continue;
+        }
+        let Some(site) = sites.get_mut(&block.site) else {
+            continue;
+        };
+        let found = Reachability::of_block(block.bytes, lost.get(&block.address).copied(), 1);
+        let sum = site.reachability.unwrap_or_default().and(found);
+        site.reachability = Some(sum);
+    }
+    sites
+}
+
+/// Whether all was read that could point to a block.
+fn is_certain(look: &Look) -> bool {
+    look.dropped_edges == 0 && look.torn_bytes == 0
+}
+
+fn described(found: &OwnerLook) -> SiteLook {
+    SiteLook {
+        reachability: None,
+        types: found
+            .types
+            .iter()
+            .map(|of| SiteType {
+                name: of.name.clone(),
+                objects: of.objects,
+                bytes: of.bytes,
+            })
+            .collect(),
+        holders: found
+            .holders
+            .iter()
+            .map(|holder| SiteHolder {
+                path: holder.path.clone(),
+                objects: holder.objects,
+            })
+            .collect(),
     }
 }
 
 /// Anonymous memory, bytes.
 fn memory(traced: &Traced) -> u64 {
     traced.anonymous_bytes.saturating_add(traced.swapped_bytes)
-}
-
-fn too_long(pid: u32) -> String {
-    format!(
-        "not looked at: that takes longer than {}; `leakscope heap -p {pid}` does it",
-        duration(LOOK_WITHIN.as_secs_f64())
-    )
-}
-
-/// Looks at processes one after the other. Nobody waits for the thread: what it reads may hang.
-fn begin(proc_root: PathBuf, wanted: Vec<Wanted>, until: Instant) -> Receiver<(u32, Looked)> {
-    let (send, results) = channel();
-    thread::spawn(move || {
-        ordinary_priority();
-        for wanted in wanted {
-            let looked = look(&proc_root, wanted.pid, until)
-                .unwrap_or_else(|error| Looked::Not(format!("not looked at: {error}")));
-            if send.send((wanted.incarnation, looked)).is_err() {
-                return;
-            }
-        }
-    });
-    results
-}
-
-fn look(proc_root: &Path, pid: u32, until: Instant) -> Result<Looked, ReadError> {
-    let begun = Instant::now();
-    let memory = ProcessMemory::open(proc_root, pid)?;
-    let image = read_address_space(proc_root, pid)?;
-    let memory = Bounded::new(&memory, until, MOST_BYTES);
-    let space = heap::space(&memory, &image.regions, image.is_python);
-    if memory.is_over() {
-        return Ok(Looked::Not(too_long(pid)));
-    }
-    Ok(space.map_or(Looked::Nothing, |space| Looked::At(space, begun.elapsed())))
 }

@@ -380,6 +380,7 @@ impl Session {
         self.consider_candidates()?;
         self.links.close_retired();
         self.step_windows()?;
+        self.step_heaps()?;
         if self.last_look.elapsed() >= self.look_every {
             self.sweep()?;
             self.look(false, &Moment::now())?;

@@ -131,6 +131,11 @@ pub(super) fn make(
             *now_ns,
         ));
     }
+    for site in &mut sites {
+        if let Ok(id) = SiteId::try_from(site.id) {
+            session.heaps.describe_site(id, site);
+        }
+    }
     let mut hits_total = 0_u64;
     let mut duty = 0.0;
     let mut spent = BTreeMap::new();

@@ -16,9 +16,9 @@ use crate::{
     kernel::{KernelError, monotonic_ns, thread_cpu_time},
     ledger::{
         Alike, Cohorts, Judgement, LEAK_AFTER_S, Ledger, Limit, ProcessLevel, Room, SiteId,
-        SiteOfProcess, ToldApart, Verdict, are_enough, judge_windows,
+        SiteOfProcess, ToldApart, Unreachable, Verdict, are_enough, judge_windows,
     },
-    report::{ALL_SUPPRESSED, MemoryPoint, Process, ReportParts, SiteKind},
+    report::{ALL_SUPPRESSED, Evidence, MemoryPoint, Process, ReportParts, Site, SiteKind},
     target::process::list_threads,
     units::duration,
 };
@@ -319,6 +319,26 @@ impl Session {
             .then(|| process.verdict_reason.clone())
     }
 
+    /// Judges a site by what looks at the heap found, too.
+    fn with_reachability(&self, site: &mut Site, by_flow: Judgement) -> Judgement {
+        let Some(found) = site.reachability.filter(|found| found.unreachable > 0) else {
+            return by_flow;
+        };
+        let found = Unreachable {
+            objects: found.unreachable,
+            checked: found.checked,
+            watched_s: self.ledger.watched_s(site.incarnation),
+        };
+        if found.is_leak() {
+            site.evidence.push(Evidence::Unreachable {
+                objects: found.objects,
+                of: found.checked,
+                watched_s: found.watched_s,
+            });
+        }
+        found.judge(by_flow)
+    }
+
     /// Judges the sites and processes of a report that still has all of its sites.
     pub(super) fn judge(&self, parts: &mut ReportParts, moment: &Moment) {
         let mut judged: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
@@ -356,6 +376,7 @@ impl Session {
                     (SiteKind::Heap, None) => self.ledger.judge(id, site.incarnation),
                     _ => self.ledger.judge_mapping(id),
                 };
+                let judgement = self.with_reachability(site, judgement);
                 site.verdict = judgement.verdict;
                 site.verdict_reason = judgement.reason;
                 if site.verdict == Verdict::Leaking && site.inuse_bytes == 0 {

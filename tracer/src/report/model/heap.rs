@@ -36,3 +36,38 @@ impl Process {
             .filter(|heap| heap.free_bytes >= least && heap.free_bytes >= memory / part)
     }
 }
+
+/// Blocks of a site that are of one type.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteType {
+    /// The class or type, or the size where only that is known.
+    pub name: String,
+    /// Blocks.
+    pub objects: u64,
+    /// Bytes that the program may use of them.
+    pub bytes: u64,
+}
+
+/// One way by which blocks of a site are held.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteHolder {
+    /// From the block that holds them to the root.
+    pub path: Vec<String>,
+    /// Blocks.
+    pub objects: u64,
+}
+
+/// Something that was counted and speaks for a verdict or against it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Evidence {
+    /// No pointer in the process led to some of the site's surviving blocks, in two looks.
+    Unreachable {
+        /// So many blocks.
+        objects: u64,
+        /// Of so many that were looked at.
+        of: u64,
+        /// The process had been traced for so long, seconds.
+        watched_s: f64,
+    },
+}

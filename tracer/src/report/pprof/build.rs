@@ -240,12 +240,16 @@ impl<'a> Builder<'a> {
             location_id.push(self.pseudo(TOUCHED_PAGES));
         }
         let process = report.process_of(site);
+        let unreachable = site.reachability.map_or(0, |found| found.unreachable);
+        let unreachable = (unreachable > 0).then(|| unreachable.to_string());
         let label = [
             ("pid", site.pid.to_string().as_str()),
             ("comm", process.map_or("", |process| &process.comm)),
             ("cgroup", process.map_or("", |process| &process.cgroup)),
             ("allocator", site.allocator.as_deref().unwrap_or_default()),
             ("verdict", site.verdict.name()),
+            ("type", site.types.first().map_or("", |of| &of.name)),
+            ("unreachable_objects", unreachable.as_deref().unwrap_or("")),
         ]
         .into_iter()
         .filter(|(_, value)| !value.is_empty())

@@ -35,7 +35,7 @@ impl Session {
     }
 
     /// Only blocks at least this old are reported, nanoseconds.
-    pub(super) fn min_age_ns(&self) -> u64 {
+    pub(in crate::session) fn min_age_ns(&self) -> u64 {
         u64::try_from(self.options.min_age.as_nanos()).unwrap_or(u64::MAX)
     }
 

@@ -1,0 +1,155 @@
+//! The thread that looks at heaps. It knows processes by their ids, and nothing of the trace.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    heap::{self, Look, LookOptions, Lost, Owned, Space},
+    kernel::{ordinary_priority, thread_cpu_time},
+    reader::{Bounded, Names, ProcessMemory, ReadError, read_address_space},
+    units::duration,
+};
+
+/// So many bytes of a process are read in each walk: more would take longer than there is time.
+const MOST_BYTES: u64 = 8 << 30;
+
+/// Between two looks: a block that is only held by a register in one is held by memory in the other.
+const BETWEEN: Duration = Duration::from_millis(300);
+
+/// In a heap of more blocks pointers are not followed: that takes longer than there is time, and much memory of ours.
+const MOST_BLOCKS: u64 = 8 << 20;
+
+/// Holders are followed so many steps up.
+const LEVELS: usize = 5;
+
+/// Pointers between blocks that are kept, at least, and one for so many bytes of anonymous memory: as `leakscope heap` has it.
+const LEAST_EDGES: u64 = 1 << 20;
+const BYTES_FOR_EDGE: u64 = 16;
+
+/// A process that is to be looked at.
+pub(super) struct Job {
+    pub(super) pid: u32,
+    pub(super) incarnation: u32,
+    /// Its blocks that are known, by address; the owner is the site.
+    pub(super) owned: Vec<Owned>,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) found: Option<Found>,
+    /// Why it was not looked at.
+    pub(super) note: Option<String>,
+    /// Processor time that it took.
+    pub(super) spent: Duration,
+}
+
+/// A heap.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// `None` where no allocator is known whose heap could be walked.
+    pub(super) space: Option<Space>,
+    pub(super) took: Duration,
+    /// What its blocks are, where that was to be known and there was time for it.
+    pub(super) look: Option<Look>,
+}
+
+/// What is said where there was not time enough.
+pub(super) fn too_long(pid: u32, time: Duration) -> String {
+    format!(
+        "not looked at: that takes longer than {}; `leakscope heap -p {pid}` does it",
+        duration(time.as_secs_f64())
+    )
+}
+
+/// Looks at processes one after the other. Nobody waits for the thread: what it reads may hang.
+pub(super) fn begin(
+    proc_root: PathBuf,
+    jobs: Vec<Job>,
+    until: Instant,
+) -> Receiver<(u32, Outcome)> {
+    let (send, results) = channel();
+    thread::spawn(move || {
+        ordinary_priority();
+        for job in jobs {
+            let begun = thread_cpu_time();
+            let outcome = look(&proc_root, &job, until).unwrap_or_else(|error| Outcome {
+                note: Some(format!("not looked at: {error}")),
+                ..Outcome::default()
+            });
+            let outcome = Outcome {
+                spent: thread_cpu_time().saturating_sub(begun),
+                ..outcome
+            };
+            if send.send((job.incarnation, outcome)).is_err() {
+                return;
+            }
+        }
+    });
+    results
+}
+
+fn look(proc_root: &Path, job: &Job, until: Instant) -> Result<Outcome, ReadError> {
+    let begun = Instant::now();
+    let memory = ProcessMemory::open(proc_root, job.pid)?;
+    let image = read_address_space(proc_root, job.pid)?;
+    let bounded = Bounded::new(&memory, until, MOST_BYTES);
+    let space = heap::space(&bounded, &image.regions, image.is_python);
+    if bounded.is_over() {
+        return Ok(Outcome {
+            note: Some(too_long(job.pid, begun.elapsed())),
+            ..Outcome::default()
+        });
+    }
+    let took = begun.elapsed();
+    let is_small = space.is_none_or(|space| space.blocks <= MOST_BLOCKS);
+    // What lies in memory that cannot be read may point anywhere.
+    let look = (!job.owned.is_empty() && is_small && image.unread_mappings == 0)
+        .then(|| look_twice(proc_root, job, &memory, until))
+        .flatten();
+    Ok(Outcome {
+        found: Some(Found { space, took, look }),
+        ..Outcome::default()
+    })
+}
+
+/// Looks at the blocks that are known. `None` where there was not time enough.
+fn look_twice(proc_root: &Path, job: &Job, memory: &ProcessMemory, until: Instant) -> Option<Look> {
+    let (_, first) = look_once(proc_root, job, memory, until, None)?;
+    thread::sleep(BETWEEN);
+    let (look, _) = look_once(proc_root, job, memory, until, Some(&first))?;
+    Some(look)
+}
+
+fn look_once(
+    proc_root: &Path,
+    job: &Job,
+    memory: &ProcessMemory,
+    until: Instant,
+    before: Option<&Lost>,
+) -> Option<(Look, Lost)> {
+    let image = read_address_space(proc_root, job.pid).ok()?;
+    let memory = Bounded::new(memory, until, MOST_BYTES);
+    let options = LookOptions {
+        is_python: image.is_python,
+        levels: LEVELS,
+        groups_with_holders: 0,
+        most_edges: usize::try_from((image.anonymous_bytes / BYTES_FOR_EDGE).max(LEAST_EDGES))
+            .unwrap_or(usize::MAX),
+    };
+    let mut names = Names::new(&image, proc_root, job.pid);
+    let found = heap::look_with(
+        &memory,
+        &image.regions,
+        options,
+        before,
+        &job.owned,
+        &mut names,
+    );
+    drop(names);
+    found.filter(|_| !memory.is_over())
+}
