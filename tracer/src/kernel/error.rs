@@ -29,7 +29,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// A program was refused.
-    #[error("the kernel refused the BPF program {name}: {source}{}{}", hint(.source), log_tail(.source, .log))]
+    #[error("the kernel refused the BPF program {name}: {source}{}{}", refusal(.source, .log), log_tail(.source, .log))]
     Program {
         /// The program.
         name: String,
@@ -108,12 +108,36 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// The end of a verifier's log, where the reason stands. Empty where the verifier was not the one that refused.
-fn log_tail(error: &io::Error, log: &str) -> String {
-    if matches!(
+/// Why a program was refused, and what to do about it. Whoever refuses a program before the verifier has looked at it leaves no log.
+fn refusal(error: &io::Error, log: &str) -> String {
+    match verifiers_reason(log) {
+        Some(reason) if is_of_program(error) => format!("; the kernel's verifier says: {reason}"),
+        _ => hint(error).to_owned(),
+    }
+}
+
+/// The verifier's reason: the last line of its log but for its counts (`print_verification_stats`, kernel/bpf/verifier.c). None where it had
+/// nothing against the program (`do_check_subprogs`), and what came behind it refused.
+pub(super) fn verifiers_reason(log: &str) -> Option<&str> {
+    const COUNTS: [&str; 3] = ["processed ", "verification time ", "stack depth "];
+    const CONTENT: &str = "is safe for any args that match its prototype";
+    let mut lines = log.lines().rev().map(str::trim);
+    lines
+        .find(|line| !line.is_empty() && !COUNTS.iter().any(|count| line.starts_with(count)))
+        .filter(|line| !line.ends_with(CONTENT))
+}
+
+/// Whether an error speaks of the program rather than of what was missing to look at it.
+fn is_of_program(error: &io::Error) -> bool {
+    !matches!(
         error.raw_os_error(),
         Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::EINTR)
-    ) {
+    )
+}
+
+/// The end of a verifier's log, where the reason stands. Empty where the verifier was not the one that refused.
+fn log_tail(error: &io::Error, log: &str) -> String {
+    if !is_of_program(error) {
         return String::new();
     }
     let lines: Vec<&str> = log.lines().collect();
@@ -124,5 +148,45 @@ fn log_tail(error: &io::Error, log: &str) -> String {
         String::new()
     } else {
         format!("; the end of the verifier's log:\n{}", tail.join("\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::KernelError;
+    use std::io;
+
+    fn said(code: i32, log: &str) -> String {
+        let error = KernelError::Program {
+            name: "release".to_owned(),
+            source: io::Error::from_raw_os_error(code),
+            log: log.to_owned(),
+        };
+        error.to_string()
+    }
+
+    #[test]
+    fn a_verifiers_refusal_was_called_one_of_lockdown() {
+        let log = "12: (79) r1 = *(u64 *)(r2 +0)\nR2 invalid mem access 'scalar'\nprocessed 13 insns (limit 1000000)\n";
+        for code in [libc::EACCES, libc::EPERM, libc::EINVAL] {
+            let said = said(code, log);
+            assert!(
+                said.contains("verifier says: R2 invalid mem access 'scalar';"),
+                "{said}"
+            );
+            assert!(
+                !said.contains("lockdown") && !said.contains("run as root"),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_refuses_without_a_log_is_no_verifier() {
+        assert!(!said(libc::EPERM, "").contains("verifier"));
+        assert!(said(libc::EPERM, "").contains("CAP_BPF"));
+        let content = "Func#3 ('freed') is safe for any args that match its prototype\n";
+        assert!(!said(libc::EINVAL, content).contains("verifier says"));
+        assert!(said(libc::ENOMEM, "processed 13 insns\n").contains("--max-blocks"));
     }
 }

@@ -8,7 +8,14 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya_obj::generated::bpf_prog_type;
 
-use super::{attach::Link, btf, error::KernelError, load::LoadedObject, probe::Probe, sys};
+use super::{
+    attach::Link,
+    btf,
+    error::{KernelError, verifiers_reason},
+    load::LoadedObject,
+    probe::Probe,
+    sys,
+};
 
 /// How mappings are seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,9 +214,11 @@ fn tie_to_functions(object: &LoadedObject, steps: bool) -> Result<(Programs, Lin
             let loaded = object
                 .tracing_program(program, attach_type, number)
                 .map_err(|error| match error {
-                    // The verifier's log is not for people.
-                    KernelError::Program { source, .. } => {
-                        format!("the kernel refuses programs for its functions: {source}")
+                    // The rest of the verifier's log is not for people.
+                    KernelError::Program { source, log, .. } => {
+                        let reason = verifiers_reason(&log)
+                            .map_or_else(String::new, |reason| format!(" ({reason})"));
+                        format!("the kernel refuses programs for its functions: {source}{reason}")
                     }
                     error => error.to_string(),
                 })?;
