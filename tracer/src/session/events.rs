@@ -2,6 +2,8 @@
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf, time::Instant};
 
+use leakscope_common::STACK_UNKNOWN_MAPPING;
+
 use super::{Session, Stack, process::Traced};
 use crate::{
     kernel::{KernelError, ProbeEvent},
@@ -131,10 +133,19 @@ impl Session {
                 || AddressSpace::default().identity(&frames),
                 |traced| traced.space.identity(&frames),
             );
-        let canonical = *self
-            .canonical
-            .entry((incarnation, identity))
-            .or_insert(site);
+        let is_cut = flags & STACK_UNKNOWN_MAPPING != 0;
+        let (canonical, moved) = self
+            .joined_stacks
+            .note(site, (incarnation, identity), is_cut);
+        for (site, now) in moved {
+            if let Some(stack) = self.stacks.get_mut(&site) {
+                stack.canonical = now;
+            }
+            if site != now {
+                // What was seen of it is the other's.
+                self.ledger.forget(site);
+            }
+        }
         self.stacks.insert(
             site,
             Stack {
@@ -145,7 +156,7 @@ impl Session {
                 canonical,
             },
         );
-        self.progress.stacks = self.canonical.len();
+        self.progress.stacks = self.joined_stacks.len();
     }
 
     /// A followed process runs another program now.

@@ -11,6 +11,7 @@ mod follow;
 mod growth;
 mod heaps;
 mod inspect;
+mod joined;
 mod links;
 mod looks;
 mod moment;
@@ -48,7 +49,7 @@ use crate::{
     },
     ledger::{Ledger, SiteId},
     report::{Report, Suppressions},
-    symbol::{Modules, Place, Resolver},
+    symbol::{Modules, Resolver},
     target::discover::Files,
     units::{bytes, duration},
     unwind::BuildOptions,
@@ -57,6 +58,7 @@ use calibration::Costs;
 use fault::{Faults, place};
 use growth::Growth;
 use heaps::Heaps;
+use joined::JoinedStacks;
 use links::Links;
 use moment::Moment;
 use pages::PageFaults;
@@ -210,7 +212,7 @@ pub struct Session {
     heaps: Heaps,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
-    canonical: HashMap<(u32, Vec<Place>), SiteId>,
+    joined_stacks: JoinedStacks,
     started: Instant,
     /// Our own processor time by then.
     cpu_before: Duration,
@@ -277,7 +279,7 @@ impl Session {
             heaps: Heaps::default(),
             selecting: Selecting::default(),
             stacks: HashMap::new(),
-            canonical: HashMap::new(),
+            joined_stacks: JoinedStacks::default(),
             started: now,
             cpu_before: Duration::ZERO,
             last_look: now,

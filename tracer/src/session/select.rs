@@ -418,8 +418,7 @@ impl Session {
         }
         self.stacks
             .retain(|_, stack| !dropped.contains(&stack.incarnation));
-        self.canonical
-            .retain(|(incarnation, _), _| !dropped.contains(incarnation));
+        self.joined_stacks.drop_incarnations(&dropped);
         Ok(())
     }
 
