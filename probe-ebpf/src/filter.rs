@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{
 };
 use leakscope_common::{
     Loss, PROCESS_EXEC_PENDING, SEAT_CLAIMED, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM,
-    SELECTED_CGROUPS, SLICE_SLOTS, SLICE_WINDOWED, Selection, ThreadRecord, seat_of,
+    SELECTED_CGROUPS, SLICE_LENT, SLICE_SLOTS, SLICE_WINDOWED, Selection, ThreadRecord, seat_of,
 };
 
 use crate::{
@@ -86,10 +86,10 @@ fn first_sight(thread: u64) -> Option<*mut ThreadRecord> {
         return None;
     }
     let incarnation = process.incarnation;
+    let works_for_other = process.works_for != 0;
     let settings = settings()?;
-    let windowed = SLICES
-        .get(incarnation & (SLICE_SLOTS - 1))
-        .is_some_and(|slice| slice.incarnation == incarnation && slice.flags & SLICE_WINDOWED != 0);
+    let marks = marks_of(incarnation);
+    let windowed = marks & SLICE_WINDOWED != 0;
     let seat = take_seat(thread);
     let record = match seat {
         Some(seat) => seat,
@@ -109,12 +109,22 @@ fn first_sight(thread: u64) -> Option<*mut ThreadRecord> {
         } else {
             settings.live_mask
         };
+        (*record).for_children = (works_for_other && marks & SLICE_LENT != 0) as u32;
         if seat.is_some() {
             // Last: who sees the owner sees the record.
             atomic::swap(&raw mut (*record).owner, thread);
         }
     }
     Some(record)
+}
+
+/// The `SLICE_*` flags of an incarnation.
+#[inline(always)]
+pub(crate) fn marks_of(incarnation: u32) -> u32 {
+    SLICES
+        .get(incarnation & (SLICE_SLOTS - 1))
+        .filter(|slice| slice.incarnation == incarnation)
+        .map_or(0, |slice| slice.flags)
 }
 
 /// A thread's seat with a blank record, claimed; nothing if another has it.

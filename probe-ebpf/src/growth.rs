@@ -17,13 +17,13 @@ use aya_ebpf::{
     programs::{FExitContext, RawTracePointContext},
 };
 use leakscope_common::{
-    EventKind, Loss, MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, SLICE_NO_STEPS, SLICE_SLOTS,
-    Settings, TELL_PLACES, TELL_STEPS, ThreadRecord, UNKNOWN_SITE,
+    EventKind, Loss, MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep, SLICE_NO_STEPS, Settings,
+    TELL_PLACES, TELL_STEPS, ThreadRecord, UNKNOWN_SITE,
 };
 
 use crate::{
     filter, lifecycle,
-    maps::{EVENTS, SLICES, lose, settings},
+    maps::{EVENTS, lose, settings},
     stack,
     unwind::Registers,
 };
@@ -72,12 +72,7 @@ fn in_allocator(thread: *const ThreadRecord, stack_pointer: u64) -> bool {
 fn is_told_of(settings: &Settings, thread: *const ThreadRecord) -> bool {
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
     let incarnation = unsafe { (*thread).incarnation };
-    settings.mappings & TELL_STEPS != 0
-        && !SLICES
-            .get(incarnation & (SLICE_SLOTS - 1))
-            .is_some_and(|slice| {
-                slice.incarnation == incarnation && slice.flags & SLICE_NO_STEPS != 0
-            })
+    settings.mappings & TELL_STEPS != 0 && filter::marks_of(incarnation) & SLICE_NO_STEPS == 0
 }
 
 /// A record with what every step has.

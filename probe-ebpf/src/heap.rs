@@ -48,13 +48,17 @@ pub(crate) fn is_return(regs: *mut pt_regs) -> bool {
     unsafe { bpf_get_func_ip(regs.cast::<c_void>()) != (*regs).rip }
 }
 
-/// Reads and counts the cookie of the probe that was hit.
+/// Reads and counts the cookie of the probe that was hit; nothing if another probe at the same place sees the thread.
 #[inline(always)]
-fn arrive(regs: *mut pt_regs, thread: *mut ThreadRecord) -> ProbeCookie {
+fn arrive(regs: *mut pt_regs, thread: *mut ThreadRecord) -> Option<ProbeCookie> {
     // SAFETY: the helper takes the context as it was passed.
     let cookie = ProbeCookie::from_bits(unsafe { bpf_get_attach_cookie(regs.cast::<c_void>()) });
+    // SAFETY: `thread` points to the current thread's map value, which only it writes.
+    if u32::from(cookie.for_children) != unsafe { (*thread).for_children } {
+        return None;
+    }
     count(thread, cookie.hit_slot as usize);
-    cookie
+    Some(cookie)
 }
 
 /// Tells user space when the thread has seen so many calls that what they cost is to be looked at.
@@ -108,7 +112,9 @@ pub(crate) fn enter(regs: *mut pt_regs, session: bool) -> u32 {
     let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
         return NO_RETURN;
     };
-    let cookie = arrive(regs, thread);
+    let Some(cookie) = arrive(regs, thread) else {
+        return NO_RETURN;
+    };
     tell_of_hits(settings, thread);
     // SAFETY: the kernel passes its registers as the context.
     let (first, second, third, fourth, stack_pointer) = unsafe {
@@ -283,7 +289,9 @@ pub(crate) fn release(regs: *mut pt_regs) -> u32 {
     let (Some(settings), Some(thread)) = (settings(), filter::current_thread()) else {
         return GO_ON;
     };
-    let cookie = arrive(regs, thread);
+    let Some(cookie) = arrive(regs, thread) else {
+        return GO_ON;
+    };
     tell_of_hits(settings, thread);
     // SAFETY: the kernel passes its registers as the context.
     let (address, stack_pointer) =

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use leakscope_common::{
     Event, EventKind, HIT_SLOTS, HOLD_CHILDREN, HitCounts, Loss, PROCESS_EXEC_PENDING,
-    ProcessRecord, SEAT_CLAIMED, SELECT_LATER, ThreadRecord,
+    ProcessRecord, SEAT_CLAIMED, SELECT_LATER, SLICE_LENT, ThreadRecord,
 };
 
 use crate::{
@@ -115,15 +115,23 @@ pub(crate) fn exec(ctx: &RawTracePointContext) -> i32 {
         suggest(tgid, 0);
         return 0;
     };
-    // SAFETY: the pointer comes from the map lookup and was checked. An exec ends all other threads first.
+    // The thread that called exec took over the leader's id; its record may stand under the old one.
+    let old_thread = (thread & !0xffff_ffff) | (ctx.arg::<u32>(1) as u64);
+    // SAFETY: the pointer comes from the map lookup and was checked.
+    let works_for = unsafe { (*process).works_for };
+    if works_for != 0 {
+        forget(old_thread);
+        forget(thread);
+        begin_own(tgid, works_for);
+        return 0;
+    }
+    // SAFETY: as above. An exec ends all other threads first.
     unsafe {
         let ended = (*process).incarnation;
         if (*process).flags & PROCESS_EXEC_PENDING != 0 {
             (*process).flags &= !PROCESS_EXEC_PENDING;
         } else if let Some(next) = INCARNATIONS.get_ptr_mut(0) {
             let fresh = atomic::fetch_add(next, 1) as u32;
-            // The thread that called exec took over the leader's id; its record may stand under the old one.
-            let old_thread = (thread & !0xffff_ffff) | (ctx.arg::<u32>(1) as u64);
             forget(old_thread);
             forget(thread);
             (*process).incarnation = fresh;
@@ -138,7 +146,9 @@ pub(crate) fn exec(ctx: &RawTracePointContext) -> i32 {
 /// with what tracefs says before it attaches.
 const NEW_TASK_PID: usize = 8;
 const NEW_TASK_FLAGS: usize = 32;
-/// `CLONE_THREAD` (include/uapi/linux/sched.h).
+/// `CLONE_VM`, `CLONE_VFORK`, `CLONE_THREAD` (include/uapi/linux/sched.h).
+const CLONE_VM: u64 = 0x100;
+const CLONE_VFORK: u64 = 0x4000;
 const CLONE_THREAD: u64 = 0x1_0000;
 
 /// `task:task_newtask`: the current thread made a process or a thread, which has not run yet.
@@ -155,39 +165,124 @@ pub(crate) fn fork(ctx: &TracePointContext) -> u32 {
         return 0;
     }
     let parent = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: the entry is only read.
-    let hold = unsafe { HOLDS.get(&parent) }.copied();
-    if hold == Some(HOLD_CHILDREN) {
-        let Some(next) = INCARNATIONS.get_ptr_mut(0) else {
-            return 0;
-        };
-        // SAFETY: the pointer comes from the map lookup and was checked.
-        let incarnation = unsafe { atomic::fetch_add(next, 1) } as u32;
-        let record = ProcessRecord {
-            incarnation,
-            flags: 0,
-        };
-        // On the stack: a reference to the constant would make a data section.
-        let mut hold = 0;
-        // SAFETY: a write to a variable of ours.
-        unsafe { core::ptr::write_volatile(&raw mut hold, HOLD_CHILDREN) };
-        if PROCESSES.insert(&child, &record, 0).is_err() || HOLDS.insert(&child, &hold, 0).is_err()
-        {
-            lose(Loss::ProcessTableFull);
-            return 0;
+    let holds = holds_children(parent);
+    if flags & CLONE_VM != 0
+        && let Some(incarnation) = recorded(parent)
+    {
+        follow_child(child, incarnation, parent, holds);
+        if flags & CLONE_VFORK == 0 {
+            // It may live long. Of others it is not known before their end whether they do anything but call exec.
+            tell_unless_lent(parent, incarnation);
         }
-        tell(EventKind::Fork, child, incarnation, parent, false);
+    } else if holds {
+        if let Some(incarnation) = new_incarnation()
+            && follow_child(child, incarnation, 0, true)
+        {
+            tell(EventKind::Fork, child, incarnation, parent, false);
+        }
     } else {
         suggest(child, parent);
     }
     0
 }
 
+/// Whether a process is a command of ours whose children are traced.
+#[inline(always)]
+fn holds_children(tgid: u32) -> bool {
+    // SAFETY: the entry is only read.
+    unsafe { HOLDS.get(&tgid) }.copied() == Some(HOLD_CHILDREN)
+}
+
+/// The incarnation of a process whose calls are recorded.
+#[inline(always)]
+fn recorded(tgid: u32) -> Option<u32> {
+    // SAFETY: the entry is only read.
+    let process = unsafe { PROCESSES.get(&tgid) }?;
+    (process.flags & PROCESS_EXEC_PENDING == 0).then_some(process.incarnation)
+}
+
+/// A number for an incarnation.
+#[inline(always)]
+fn new_incarnation() -> Option<u32> {
+    let next = INCARNATIONS.get_ptr_mut(0)?;
+    // SAFETY: the pointer comes from the map lookup and was checked.
+    Some(unsafe { atomic::fetch_add(next, 1) } as u32)
+}
+
+/// Begins to record a child; with `held` it is held as its parent is. Gives whether there was room.
+#[inline(always)]
+fn follow_child(child: u32, incarnation: u32, works_for: u32, held: bool) -> bool {
+    let record = ProcessRecord {
+        incarnation,
+        flags: 0,
+        works_for,
+        reserved: 0,
+    };
+    // On the stack: a reference to the constant would make a data section.
+    let mut hold = 0;
+    // SAFETY: a write to a variable of ours.
+    unsafe { core::ptr::write_volatile(&raw mut hold, HOLD_CHILDREN) };
+    let is_full = PROCESSES.insert(&child, &record, 0).is_err()
+        || held && HOLDS.insert(&child, &hold, 0).is_err();
+    if is_full {
+        lose(Loss::ProcessTableFull);
+    }
+    !is_full
+}
+
+/// The current process worked in the memory of another one, and has its own from now on: it is a child of a command, or any process.
+#[inline(always)]
+fn begin_own(tgid: u32, parent: u32) {
+    if !holds_children(tgid) {
+        let _ = PROCESSES.remove(&tgid);
+        suggest(tgid, 0);
+        return;
+    }
+    if let Some(incarnation) = new_incarnation()
+        && follow_child(tgid, incarnation, 0, true)
+    {
+        tell(EventKind::Fork, tgid, incarnation, parent, false);
+        let held = hold(tgid);
+        tell(EventKind::Exec, tgid, incarnation, incarnation, held);
+    }
+}
+
+/// Tells of a child in a process's memory, unless there are probes for such children.
+#[inline(always)]
+fn tell_unless_lent(parent: u32, incarnation: u32) {
+    if filter::marks_of(incarnation) & SLICE_LENT == 0 {
+        tell(EventKind::UnseenChild, parent, incarnation, 0, false);
+    }
+}
+
 /// `sched_process_exit`: the current thread ends. That a process ended, user space learns from its pidfd.
 #[inline(always)]
 pub(crate) fn exit() -> i32 {
-    forget(bpf_get_current_pid_tgid());
+    let thread = bpf_get_current_pid_tgid();
+    let tgid = (thread >> 32) as u32;
+    if thread as u32 == tgid {
+        end_work_for_other(thread, tgid);
+    }
+    forget(thread);
     0
+}
+
+/// A process ends that may have worked in the memory of another one, which goes on.
+#[inline(always)]
+fn end_work_for_other(thread: u64, tgid: u32) {
+    // SAFETY: the entry is only read.
+    let Some(process) = (unsafe { PROCESSES.get(&tgid) }) else {
+        return;
+    };
+    let (works_for, incarnation) = (process.works_for, process.incarnation);
+    if works_for == 0 {
+        return;
+    }
+    let _ = PROCESSES.remove(&tgid);
+    let _ = HOLDS.remove(&tgid);
+    if filter::record_of(thread).is_none() {
+        tell_unless_lent(works_for, incarnation);
+    }
 }
 
 /// Drops a thread's record and keeps its hits.

@@ -135,6 +135,15 @@ fn children_that_free_what_they_inherited() {
 }
 
 #[test]
+fn children_of_vfork_that_work_in_their_parents_memory_were_not_seen() {
+    let _alone = require_kernel!();
+    let report = assert_truth(start(&require_victim!("vfork")), by_caller);
+    assert_eq!(report.processes.len(), 1);
+    let pid = report.processes.first().unwrap().pid;
+    assert_eq!(report.called_by(pid, "handed_over").objects, 0);
+}
+
+#[test]
 fn deep_stacks_with_frame_pointers() {
     let _alone = require_kernel!();
     let path = require_victim!("deep");

@@ -111,6 +111,7 @@ const PROGRAMS: &[Program] = &[
     c("short", "short.c", POINTERS),
     c("exec", "exec.c", POINTERS),
     c("fork", "fork.c", POINTERS),
+    c("vfork", "vfork.c", POINTERS),
     c("family", "family.c", POINTERS),
     c("basic", "basic.c", POINTERS),
     c("renamed", "renamed.c", POINTERS),

@@ -37,6 +37,6 @@ pub use site::{
 };
 pub use unwind::{
     BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE,
-    MAPPING_UPROBES, Mapping, SLICE_NO_STEPS, SLICE_SLOTS, SLICE_WINDOWED, Slice, UnwindPage,
-    UnwindRow,
+    MAPPING_UPROBES, Mapping, SLICE_LENT, SLICE_NO_STEPS, SLICE_SLOTS, SLICE_WINDOWED, Slice,
+    UnwindPage, UnwindRow,
 };

@@ -50,13 +50,18 @@ pub struct ProbeCookie {
     pub hit_slot: u8,
     /// Bytes by which the stack pointer lies below its value at the function's entry (0 for return probes).
     pub stack_moved: u16,
+    /// 1: the probe is there for children that work in their parent's memory alone ([`crate::SLICE_LENT`]).
+    pub for_children: u8,
 }
 
 impl ProbeCookie {
     /// The cookie as the kernel keeps it.
     #[must_use]
     pub const fn to_bits(self) -> u64 {
-        self.function as u64 | (self.hit_slot as u64) << 8 | (self.stack_moved as u64) << 16
+        self.function as u64
+            | (self.hit_slot as u64) << 8
+            | (self.stack_moved as u64) << 16
+            | (self.for_children as u64) << 32
     }
 
     /// The reverse of [`ProbeCookie::to_bits`].
@@ -67,6 +72,7 @@ impl ProbeCookie {
             function: bits as u8,
             hit_slot: (bits >> 8) as u8,
             stack_moved: (bits >> 16) as u16,
+            for_children: (bits >> 32) as u8,
         }
     }
 }
@@ -121,6 +127,11 @@ pub struct ProcessRecord {
     pub incarnation: u32,
     /// `PROCESS_*` flags.
     pub flags: u32,
+    /// The thread group id of the process in whose memory this one works until it calls exec or ends (`CLONE_VM`, vfork(2)), and whose
+    /// incarnation it has; 0: its memory is its own.
+    pub works_for: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// Calls seen: by a thread, and by threads that have ended, in the `HITS` map by incarnation.
@@ -256,6 +267,10 @@ pub struct ThreadRecord {
     pub incarnation: u32,
     /// Number of buckets of the live table in which its blocks may stand, less one.
     pub live_mask: u32,
+    /// The [`ProbeCookie::for_children`] of the probes that it is seen by: of two that stand at the same place, only one sees it.
+    pub for_children: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// The kernel's tick (jiffy) in which `now_ns` was read.
     pub now_jiffies: u64,
     /// CLOCK_MONOTONIC nanoseconds at some moment of that tick: to read the clock takes longer than to store a block.
@@ -297,6 +312,8 @@ pub enum EventKind {
     PageFault = 8,
     /// A traced process was trapped some hundred times more, `value` in all since it last said so: what that cost is to be looked at.
     ManyHits = 9,
+    /// A child of a followed process works in its parent's memory, and no probe has seen it: `tgid` is the parent.
+    UnseenChild = 10,
 }
 
 /// A process event in the ring buffer.
@@ -321,10 +338,10 @@ pub struct Event {
 
 layout! {
     Settings = 8 * 2 + 4 * 10;
-    ProcessRecord = 4 * 2;
+    ProcessRecord = 4 * 4;
     HitCounts = 8 * HIT_SLOTS + 8;
     Inflight = 8 * 4 + 4 * 4 + core::mem::size_of::<Block>();
-    ThreadRecord = 4 * 2
+    ThreadRecord = 4 * 4
         + 8 * 4
         + core::mem::size_of::<WalkState>()
         + core::mem::size_of::<Inflight>() + core::mem::size_of::<HitCounts>() + core::mem::size_of::<StackRecord>() + core::mem::size_of::<RememberedRows>();
@@ -348,6 +365,7 @@ mod tests {
             function: 9,
             hit_slot: 31,
             stack_moved: 0x1238,
+            for_children: 1,
         };
         assert_eq!(ProbeCookie::from_bits(cookie.to_bits()), cookie);
     }

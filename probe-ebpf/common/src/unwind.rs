@@ -141,6 +141,10 @@ pub const SLICE_NO_STEPS: u32 = 1;
 /// The incarnation is seen in windows: its blocks stand in the live table's first buckets alone (see [`crate::WINDOW_BUCKETS`]).
 pub const SLICE_WINDOWED: u32 = 2;
 
+/// Children that work in the incarnation's memory (vfork(2)) are seen by probes of their own: of a multi link with a process, Linux runs the
+/// programs for that process's threads alone (since 6.12, `uprobe_prog_run`, kernel/trace/bpf_trace.c).
+pub const SLICE_LENT: u32 = 4;
+
 impl Slice {
     /// The most mappings in a slice; the search among them reaches fewer.
     pub const MAX_COUNT: u32 = (1 << 16) - 1;

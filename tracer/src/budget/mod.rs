@@ -190,6 +190,9 @@ struct Plan {
     most_s: f64,
 }
 
+/// Seconds of processor time that a second of tracing may cost for that: a window whose probes go half a second late then costs 5 ms more.
+const SLOW_PROBES_RATE: f64 = 0.01;
+
 /// Keeps one process within the budget.
 #[derive(Clone, Debug)]
 pub struct Controller {
@@ -254,6 +257,13 @@ impl Controller {
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// Whether probes that go away slowly may be used: where every call is seen, or so few are trapped that half a second more in each window
+    /// costs next to nothing.
+    #[must_use]
+    pub fn allows_slow_probes(&self) -> bool {
+        self.mode == Mode::Exact || self.rate.is_some_and(|rate| rate <= SLOW_PROBES_RATE)
     }
 
     /// When the next window is to be opened, since the trace began.

@@ -58,6 +58,15 @@ pub struct Attachment {
     pub wants_return: bool,
 }
 
+impl Attachment {
+    /// The same probe for children that work in their parent's memory alone.
+    pub(super) fn for_children(&self) -> Self {
+        let mut probe = *self;
+        probe.cookie.for_children = 1;
+        probe
+    }
+}
+
 /// Attached probes; dropping it detaches them.
 #[derive(Debug, Default)]
 pub struct Link {
@@ -66,6 +75,12 @@ pub struct Link {
 }
 
 impl Link {
+    /// Takes over what another link holds.
+    pub fn take_over(&mut self, other: Self) {
+        self.links.extend(other.links);
+        self.events.extend(other.events);
+    }
+
     /// Ties a program to a tracepoint, whose number this is.
     ///
     /// # Errors

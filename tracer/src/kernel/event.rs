@@ -76,6 +76,13 @@ pub enum ProbeEvent {
         /// How many times.
         hits: u32,
     },
+    /// A child of a process works in that one's memory, and no probe has seen it.
+    UnseenChild {
+        /// Thread group id of the parent.
+        pid: u32,
+        /// The parent's incarnation.
+        incarnation: u32,
+    },
 }
 
 impl ProbeEvent {
@@ -89,7 +96,8 @@ impl ProbeEvent {
             | Self::UnknownMapping { pid, .. }
             | Self::Candidate { pid }
             | Self::Fork { pid, .. }
-            | Self::ManyHits { pid, .. } => Some(*pid),
+            | Self::ManyHits { pid, .. }
+            | Self::UnseenChild { pid, .. } => Some(*pid),
             Self::Mapping(record) => Some(record.tgid),
             Self::PageFault(record) => Some(record.tgid),
         }
@@ -196,6 +204,8 @@ pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
             incarnation,
             hits: word(offset_of!(Event, value))?,
         })
+    } else if kind == EventKind::UnseenChild as u32 {
+        Some(ProbeEvent::UnseenChild { pid, incarnation })
     } else {
         None
     }

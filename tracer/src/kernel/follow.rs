@@ -58,6 +58,8 @@ impl Probe {
     pub fn attach_lifecycle(&mut self) -> Result<(), KernelError> {
         self.attach_raw("process_exec", c"sched_process_exec")?;
         self.attach_raw("process_exit", c"sched_process_exit")?;
+        // Without it, children that work in their parent's memory (vfork(2)) are not seen; who cannot do without says so itself.
+        let _ = self.attach_forks();
         if self.wants_page_faults {
             match self.attach_page_faults() {
                 Ok(()) => self.set_page_shift(FIRST_PAGE_SHIFT),
@@ -202,7 +204,15 @@ impl Probe {
 
     fn record(&mut self, pid: u32, incarnation: u32, flags: u32) -> Result<(), KernelError> {
         self.processes
-            .insert(pid, Value(ProcessRecord { incarnation, flags }), ANY)
+            .insert(
+                pid,
+                Value(ProcessRecord {
+                    incarnation,
+                    flags,
+                    ..ProcessRecord::default()
+                }),
+                ANY,
+            )
             .map_err(|error| map_error("PROCESSES", &error))
     }
 

@@ -35,6 +35,8 @@ pub struct MapMemory {
 pub(crate) struct LoadedObject {
     object: Object,
     btf: OwnedFd,
+    /// The tables of programs to jump to.
+    tables: Vec<(String, aya_obj::Map)>,
     /// Maps by name; taken out one by one by their users.
     pub(crate) maps: HashMap<String, MapData>,
     /// What they take.
@@ -124,12 +126,49 @@ impl LoadedObject {
             .relocate_calls(&text)
             .map_err(|error| unreadable(error.to_string()))?;
         object.sanitize_functions(&floor_features());
+        let tables = definitions
+            .into_iter()
+            .filter(|(.., map)| map.map_type() == PROG_ARRAY)
+            .map(|(name, _, map)| (name, map))
+            .collect();
         Ok(Self {
             object,
             btf,
+            tables,
             maps,
             memory,
         })
+    }
+
+    /// Gives the programs that are loaded from now on tables of their own to jump to: one is for programs that are all loaded for the
+    /// same kind of link (`__bpf_prog_map_compatible`, kernel/bpf/core.c).
+    ///
+    /// # Errors
+    /// The kernel refused one.
+    pub(crate) fn renew_tables(&mut self) -> Result<(), KernelError> {
+        for (name, definition) in &self.tables {
+            let old = self.map_fd(name)?.as_raw_fd();
+            let fresh = MapData::create(definition.clone(), name, Some(self.btf.as_fd())).map_err(
+                |error| KernelError::Map {
+                    name: name.clone(),
+                    bytes: map_bytes(definition),
+                    source: io_error(&error),
+                },
+            )?;
+            let new = fresh.fd().as_fd().as_raw_fd();
+            for function in self.object.functions.values_mut() {
+                for instruction in &mut function.instructions {
+                    if instruction.code == LOAD_WORD
+                        && instruction.src_reg() == MAP_DESCRIPTOR
+                        && instruction.imm == old
+                    {
+                        instruction.imm = new;
+                    }
+                }
+            }
+            self.maps.insert(name.clone(), fresh);
+        }
+        Ok(())
     }
 
     /// Loads a program.
@@ -256,6 +295,12 @@ fn distinct_lines(records: &[u8], size: usize) -> Vec<u8> {
     kept
 }
 
+/// `BPF_LD | BPF_IMM | BPF_DW`, and `BPF_PSEUDO_MAP_FD`: its value is a map's descriptor (include/uapi/linux/bpf.h).
+const LOAD_WORD: u8 = 0x18;
+const MAP_DESCRIPTOR: u8 = 1;
+
+/// `BPF_MAP_TYPE_PROG_ARRAY`.
+const PROG_ARRAY: u32 = 3;
 /// `BPF_MAP_TYPE_HASH` (include/uapi/linux/bpf.h).
 const HASH: u32 = 1;
 /// `BPF_MAP_TYPE_RINGBUF`.

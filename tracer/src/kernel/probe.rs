@@ -102,6 +102,9 @@ pub(super) const SAMPLED_BUCKETS: usize = 4096;
 /// The loaded probe. Dropping it, or our death, takes everything back.
 pub struct Probe {
     pub(super) programs: HeapPrograms,
+    /// The same for children that work in their parent's memory, where they are wanted; and what they are loaded from.
+    programs_for_children: Option<HeapPrograms>,
+    object: LoadedObject,
     pub(super) lifecycle: Link,
     pub(super) mapping_programs: MappingPrograms,
     pub(super) mapping_links: Link,
@@ -248,6 +251,8 @@ impl Probe {
             slice_generation: 0,
             events,
             memory: std::mem::take(&mut object.memory),
+            programs_for_children: None,
+            object,
             lifecycle_programs,
             sees_forks: false,
             guardian: None,
@@ -325,6 +330,33 @@ impl Probe {
     ) -> Result<Link, KernelError> {
         self.programs
             .attach(&attach::kernel_path(file)?, name, pid, probes)
+    }
+
+    /// Attaches the same probes once more for children of the process that work in its memory (vfork(2)). A perf event's program runs for
+    /// whoever runs in that memory. `None` where those that are attached see such children too.
+    ///
+    /// # Errors
+    /// The kernel refused; nothing is left attached.
+    pub fn attach_for_children(
+        &mut self,
+        file: &Path,
+        name: &Path,
+        pid: u32,
+        probes: &[Attachment],
+    ) -> Result<Option<Link>, KernelError> {
+        if self.link_mode() == LinkMode::Perf {
+            return Ok(None);
+        }
+        let programs = match &mut self.programs_for_children {
+            Some(programs) => programs,
+            none => {
+                self.object.renew_tables()?;
+                none.insert(HeapPrograms::load(&self.object, LinkMode::Perf, false)?)
+            }
+        };
+        let probes: Vec<Attachment> = probes.iter().map(Attachment::for_children).collect();
+        let path = attach::kernel_path(file)?;
+        programs.attach(&path, name, Some(pid), &probes).map(Some)
     }
 
     /// Waits until probes can be taken away at once, which holds for some milliseconds; the link is to be closed after them.

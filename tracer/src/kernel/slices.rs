@@ -4,7 +4,7 @@
 use std::{mem::offset_of, sync::atomic::Ordering};
 
 use leakscope_common::{
-    Mapping, SLICE_NO_STEPS, SLICE_SLOTS, SLICE_WINDOWED, Slice, UnwindPage, UnwindRow,
+    Mapping, SLICE_LENT, SLICE_NO_STEPS, SLICE_SLOTS, SLICE_WINDOWED, Slice, UnwindPage, UnwindRow,
 };
 
 use super::probe::Probe;
@@ -67,6 +67,17 @@ impl Probe {
         };
         self.slices.write(index, Slice { flags, ..slice });
         windowed
+    }
+
+    /// From now on children that work in the incarnation's memory are seen by the probes of [`Probe::attach_for_children`].
+    pub fn lend(&mut self, incarnation: u32) {
+        let index = slice_index(incarnation);
+        if let Some(slice) = self.slices.read(index)
+            && slice.incarnation == incarnation
+        {
+            let flags = slice.flags | SLICE_LENT;
+            self.slices.write(index, Slice { flags, ..slice });
+        }
     }
 
     /// Whether the incarnation's blocks stand in the buckets of windows.

@@ -34,14 +34,27 @@ impl Session {
                     flags,
                     hit_slot,
                     frames,
-                } => self.note_stack(pid, incarnation, site, flags, hit_slot, frames),
+                } => {
+                    let pid = self.memory_of(pid, incarnation);
+                    self.note_stack(pid, incarnation, site, flags, hit_slot, frames);
+                }
                 ProbeEvent::Exec {
                     pid,
                     incarnation,
                     ended,
                     held,
                 } => self.note_exec(pid, incarnation, ended, held)?,
-                ProbeEvent::MappedCode { pid, held, .. } => self.note_mapping(pid, held)?,
+                ProbeEvent::MappedCode {
+                    pid,
+                    incarnation,
+                    held,
+                } => {
+                    let owner = self.memory_of(pid, incarnation);
+                    self.note_mapping(owner, held && owner == pid)?;
+                    if held && owner != pid {
+                        let _ = self.probe.resume(pid);
+                    }
+                }
                 ProbeEvent::Mapping(record) => self.growth.note(&record),
                 ProbeEvent::PageFault(record) => self.pages.note(record),
                 ProbeEvent::Candidate { pid } => self.note_candidate(pid),
@@ -49,9 +62,18 @@ impl Session {
                     pid,
                     incarnation,
                     hits,
-                } => self.note_hits(pid, incarnation, hits),
+                } => self.note_hits(self.memory_of(pid, incarnation), incarnation, hits),
+                ProbeEvent::UnseenChild { pid, incarnation } => {
+                    if let Some(traced) = self.processes.get_mut(&pid)
+                        && traced.incarnation == incarnation
+                        && traced.ended.is_none()
+                    {
+                        traced.lend(&mut self.probe);
+                    }
+                }
                 ProbeEvent::Fork { pid, incarnation } => self.note_fork(pid, incarnation),
-                ProbeEvent::UnknownMapping { pid, .. } => {
+                ProbeEvent::UnknownMapping { pid, incarnation } => {
+                    let pid = self.memory_of(pid, incarnation);
                     let due = self
                         .processes
                         .get_mut(&pid)
@@ -64,6 +86,17 @@ impl Session {
             self.faults.work_on(None);
         }
         Ok(())
+    }
+
+    /// The followed process in whose memory one works: itself, but for the children of vfork(2).
+    fn memory_of(&self, pid: u32, incarnation: u32) -> u32 {
+        if self.processes.contains_key(&pid) {
+            return pid;
+        }
+        let mut others = self.processes.values();
+        others
+            .find(|traced| traced.incarnation == incarnation)
+            .map_or(pid, |traced| traced.pid)
     }
 
     /// Takes note of the code that followed processes have mapped, also of what they unmapped again before anybody could look.

@@ -79,6 +79,19 @@ impl Planned {
         }
         attach_file(probe, &self.file, Some(pid), &self.attachments).map(Some)
     }
+
+    /// As [`Planned::attach`], for children that work in the process's memory.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(super) fn attach_for_children(
+        &self,
+        probe: &mut Probe,
+        pid: u32,
+    ) -> Result<Option<Link>, KernelError> {
+        let path = self.file.attach_path();
+        probe.attach_for_children(&path, &self.file.path, pid, &self.attachments)
+    }
 }
 
 /// A link for all processes.

@@ -145,8 +145,12 @@ pub(super) struct Traced {
     allocators: HashMap<FileId, Vec<AllocatorCode>>,
     /// Where the dynamic loader begins.
     loader_base: Option<u64>,
-    /// What is attached in windows.
+    /// What is attached, in windows or all the time.
     pub(super) planned: Vec<Planned>,
+    /// Children work in its memory (vfork(2)).
+    lends: bool,
+    /// The files of which the link sees those too.
+    lent: HashSet<FileId>,
     /// Its windows.
     pub(super) windows: Windows,
     pub(super) sites: Vec<ProbeSite>,
@@ -240,6 +244,8 @@ impl Traced {
             allocators: HashMap::new(),
             loader_base: None,
             planned: Vec::new(),
+            lends: false,
+            lent: HashSet::new(),
             windows: Windows::new(limits, pid),
             sites: Vec::new(),
             execs: 0,
@@ -271,6 +277,7 @@ impl Traced {
     pub(super) fn begin_program(&mut self, proc_root: &Path, incarnation: u32) {
         self.incarnation = incarnation;
         self.space = AddressSpace::default();
+        self.lends = false;
         self.code_look = None;
         self.has_new_code = false;
         self.rss_first = None;
@@ -387,19 +394,19 @@ impl Traced {
             }
             let first = self.sites.len();
             let slot = first_slot(found.kind, &self.sites);
+            let planned = Planned::new(found, slot);
             if self.windows.is_enforced() {
-                let planned = Planned::new(found, slot);
                 if self.windows.is_armed() {
                     let link = planned.attach(probe, self.pid)?;
                     self.links.extend(link.map(|link| (file, link)));
                 }
                 self.sites.extend(planned.sites().iter().cloned());
-                self.planned.push(planned);
             } else {
                 let (sites, link) = links.attach(probe, found, self.pid, slot)?;
                 self.links.extend(link.map(|link| (file, link)));
                 self.sites.extend(sites);
             }
+            self.planned.push(planned);
             let slots = self.sites.iter().skip(first).map(|site| site.hit_slot);
             self.allocators
                 .entry(file)
@@ -469,17 +476,56 @@ impl Traced {
     }
 
     /// Attaches to everything that is known of: a window begins.
-    pub(super) fn arm(&mut self, probe: &Probe) {
+    pub(super) fn arm(&mut self, probe: &mut Probe) {
         let mut problems = Vec::new();
         for planned in &self.planned {
             if self.links.contains_key(&planned.file()) {
                 continue;
             }
+            self.lent.remove(&planned.file());
             match planned.attach(probe, self.pid) {
                 Ok(link) => self.links.extend(link.map(|link| (planned.file(), link))),
                 // The process may be on its way out; else the next window may do better.
                 Err(error) => problems.push(error.to_string()),
             }
+        }
+        for problem in problems {
+            self.note(problem);
+        }
+        if self.lends {
+            self.lend(probe);
+        }
+    }
+
+    /// Children work in its memory: from now on they are attached to as well.
+    pub(super) fn lend(&mut self, probe: &mut Probe) {
+        self.lends = true;
+        if self.windows.controller.allows_slow_probes() {
+            self.attach_for_children(probe);
+        }
+    }
+
+    fn attach_for_children(&mut self, probe: &mut Probe) {
+        let mut problems = Vec::new();
+        for planned in &self.planned {
+            let file = planned.file();
+            // Where there is none, nothing is attached now, or the link is one for all processes, and sees children too.
+            let Some(link) = self.links.get_mut(&file) else {
+                continue;
+            };
+            if !self.lent.insert(file) {
+                continue;
+            }
+            match planned.attach_for_children(probe, self.pid) {
+                Ok(Some(more)) => link.take_over(more),
+                Ok(None) => return,
+                Err(error) => problems.push(format!(
+                    "children that work in its memory (vfork) are not seen: {error}"
+                )),
+            }
+        }
+        if problems.is_empty() && !self.lent.is_empty() {
+            probe.lend(self.incarnation);
         }
         for problem in problems {
             self.note(problem);

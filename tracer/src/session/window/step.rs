@@ -116,7 +116,7 @@ impl Session {
             windows.closed_usage = None;
             windows.closed_ticks = None;
             self.begin_with_program(traced, usage);
-            traced.arm(&self.probe);
+            traced.arm(&mut self.probe);
         }
     }
 
@@ -240,7 +240,7 @@ impl Session {
         let put = all.saturating_sub(refused.len());
         // A window begins when everything is attached; what is seen until then costs, and does not count.
         traced.windows.open = Some(Open::new(u64::MAX, usage));
-        traced.arm(&self.probe);
+        traced.arm(&mut self.probe);
         self.begin_window(traced, unseen, put);
         Ok(())
     }

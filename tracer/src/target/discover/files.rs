@@ -251,6 +251,7 @@ fn place_function(
         function: site.function as u8,
         hit_slot: 0,
         stack_moved: site.stack_moved,
+        for_children: 0,
     };
     Ok(KnownFunction {
         found: FoundFunction {
