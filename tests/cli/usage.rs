@@ -2,7 +2,9 @@
 
 #![allow(clippy::expect_used, reason = "tests")]
 
-use leakscope_tests::{Finished, run};
+use std::process::Command;
+
+use leakscope_tests::{Finished, run, run_command};
 
 /// A usage error: code 2, nothing on stdout, a message on stderr that names `subject`.
 fn misused(arguments: &[&str], subject: &str) -> Option<String> {
@@ -161,4 +163,23 @@ fn version_is_a_result() {
         "{finished:?}"
     );
     assert!(finished.stderr.is_empty(), "{finished:?}");
+}
+
+#[test]
+fn the_schema_of_reports_is_printed() {
+    let finished = run(&["schema"]).expect("leakscope runs");
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    let schema: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    assert!(schema.pointer("/properties/sites").is_some(), "{schema}");
+}
+
+#[test]
+fn completions_are_ones_that_the_shell_takes() {
+    let finished = run(&["completions", "bash"]).expect("leakscope runs");
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &format!("{}\ncomplete -p leakscope", finished.stdout)]);
+    let taken = run_command(shell).expect("bash runs");
+    assert_eq!(taken.code(), 0, "{taken:?}");
+    assert!(taken.stdout.contains("leakscope"), "{taken:?}");
 }

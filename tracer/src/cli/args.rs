@@ -3,7 +3,8 @@
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use super::values::{address, duration, percent, pid, size, top, whole};
 use crate::{kernel::LinkMode, session::DEFAULT_BUDGET};
@@ -27,6 +28,23 @@ pub(super) struct Arguments {
     pub(super) command: Command,
 }
 
+/// The command line without what is hidden from its help: what completions and manual pages are made from.
+pub(super) fn visible_command() -> clap::Command {
+    let whole = Arguments::command();
+    let mut visible = clap::Command::new("leakscope")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true);
+    if let Some(about) = whole.get_about() {
+        visible = visible.about(about.clone());
+    }
+    visible.subcommands(
+        whole
+            .get_subcommands()
+            .filter(|subcommand| !subcommand.is_hide_set())
+            .cloned(),
+    )
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Trace processes and show which call stacks hold the memory.
@@ -41,6 +59,13 @@ pub(super) enum Command {
     Heap(HeapArguments),
     /// Check what this machine, this user and a process allow; exit with 1 if tracing cannot work.
     Doctor(DoctorArguments),
+    /// Print a script that lets a shell complete subcommands and options.
+    Completions(CompletionsArguments),
+    /// Print the JSON Schema of reports.
+    Schema,
+    /// Write manual pages.
+    #[command(hide = true)]
+    Manual(ManualArguments),
     /// Attach programs that do nothing where `trace` would attach its own: the least that a uprobe tracer costs.
     #[command(hide = true)]
     Floor(FloorArguments),
@@ -438,6 +463,26 @@ pub(super) struct DoctorArguments {
     /// Check as if the kernel supported no better kind of link than this.
     #[arg(long, value_enum, value_name = "KIND")]
     pub(super) links: Option<LinkChoice>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  leakscope completions bash > /usr/share/bash-completion/completions/leakscope
+  leakscope completions fish > ~/.config/fish/completions/leakscope.fish
+
+Packages have those of bash, zsh and fish already.")]
+pub(super) struct CompletionsArguments {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(super) shell: Shell,
+}
+
+/// For `cargo xtask dist`.
+#[derive(Debug, Args)]
+pub(super) struct ManualArguments {
+    /// The folder to write them into.
+    #[arg(value_name = "DIR")]
+    pub(super) folder: PathBuf,
 }
 
 /// For `cargo xtask bench`.

@@ -2,6 +2,7 @@
 //! room that writes to stdout and stderr.
 
 mod args;
+mod completions;
 mod daemon;
 mod diff;
 mod doctor;
@@ -9,10 +10,12 @@ mod dump;
 mod floor;
 mod guard;
 mod heap;
+mod manual;
 mod output;
 mod places;
 mod plan;
 mod progress;
+mod schema;
 mod stop;
 mod trace;
 mod values;
@@ -35,6 +38,9 @@ pub fn run() -> ExitCode {
         Command::Diff(raw) => diff::run(&raw),
         Command::Heap(raw) => heap::run(&raw),
         Command::Doctor(raw) => doctor::run(&raw),
+        Command::Completions(raw) => completions::run(&raw),
+        Command::Schema => schema::run(),
+        Command::Manual(raw) => manual::run(&raw),
         Command::Floor(raw) => floor::run(&raw),
         Command::Guard => guard::run(),
     };

@@ -47,6 +47,9 @@ pub use svg::Svg;
 pub use text::{Style, Text};
 pub use time::{Timestamp, TimestampError};
 
+/// The JSON Schema (2020-12) of what [`Json`] writes.
+pub const JSON_SCHEMA: &str = include_str!("schema.json");
+
 /// A view of a report.
 pub trait Format: Send + Sync {
     /// The name on the command line.
