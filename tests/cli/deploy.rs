@@ -23,7 +23,11 @@ fn unit_command() -> Vec<String> {
     let line = unit
         .lines()
         .find_map(|line| line.strip_prefix("ExecStart=/usr/bin/leakscope "));
-    line.unwrap().split(' ').map(str::to_owned).collect()
+    // Without the options of the file that the packages install, which are none there.
+    let options = deploy("leakscope.default");
+    assert!(options.lines().any(|line| line == "LEAKSCOPE_OPTIONS=\"\""));
+    let words = line.unwrap().strip_suffix(" $LEAKSCOPE_OPTIONS").unwrap();
+    words.split(' ').map(str::to_owned).collect()
 }
 
 /// The words of the command in the manifest.

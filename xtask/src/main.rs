@@ -1,4 +1,5 @@
-//! The project's own chores: `cargo xtask bpf build|check`, `run`, `test [quick|vm]`, `bench`, `fuzz`, `lint`.
+//! The project's own chores: `cargo xtask bpf build|check`, `run`, `test [quick|vm]`, `bench`, `fuzz`, `dist`,
+//! `lint`.
 //!
 //! This crate owns how things are built, started and checked. It must not know what the tracer computes: it only runs
 //! the tracer's binary and the tests.
@@ -11,6 +12,7 @@
 
 mod bench;
 mod bpf;
+mod dist;
 mod fuzz;
 mod lint;
 mod run;
@@ -45,6 +47,8 @@ enum Chore {
     Bench(bench::Arguments),
     /// Feed the readers of untrusted input with damaged input, for a bounded time
     Fuzz(fuzz::Arguments),
+    /// What is shipped: a static binary, packages, an image, what they are made of
+    Dist(dist::Arguments),
     /// rustfmt, clippy with warnings denied, and the rules of the house
     Lint,
 }
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Chore::Test(arguments) => test::perform(&arguments),
         Chore::Bench(arguments) => bench::perform(&arguments),
         Chore::Fuzz(arguments) => fuzz::perform(&arguments),
+        Chore::Dist(arguments) => dist::perform(&arguments),
         Chore::Lint => lint::perform(),
     };
     match outcome {

@@ -15,7 +15,8 @@ use clap::Subcommand;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use toolchain::{Toolchain, parse_record};
+use toolchain::Toolchain;
+pub(crate) use toolchain::parse_record;
 
 /// What to do with the object.
 #[derive(Subcommand)]
@@ -76,7 +77,7 @@ pub(crate) fn perform(action: &Action) -> Result<ExitCode> {
 }
 
 /// The lowercase hexadecimal SHA-256 of the bytes.
-fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))

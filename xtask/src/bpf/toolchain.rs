@@ -185,7 +185,7 @@ impl Toolchain {
 }
 
 /// Reads the text of `<arch>.toolchain`.
-pub(super) fn parse_record(text: &str) -> BTreeMap<String, String> {
+pub(crate) fn parse_record(text: &str) -> BTreeMap<String, String> {
     text.lines()
         .filter_map(|line| line.split_once(": "))
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
