@@ -107,7 +107,7 @@ impl Segment {
     }
 
     /// The blocks in use: number, first address, bytes that the program may use.
-    fn used_blocks(&self) -> impl Iterator<Item = (BlockId, u64, u64)> + '_ {
+    pub(super) fn used_blocks(&self) -> impl Iterator<Item = (BlockId, u64, u64)> + '_ {
         let end = usize::try_from((self.range.end - self.range.start) / GRAIN).unwrap_or(0);
         let mut starts = self.starts.iter().peekable();
         let mut number = self.first;

@@ -1,6 +1,6 @@
 //! Blocks by what they are: one group for each type and size. Knows neither addresses nor who holds them.
 
-use std::collections::HashMap;
+use hashbrown::HashMap;
 
 use super::holders::Holder;
 

@@ -4,12 +4,15 @@
 //! Layouts: `struct malloc_state` and `struct malloc_chunk` of glibc's `malloc/malloc.c`, `struct heap_info` of `malloc/arena.c`,
 //! `struct tcache_perthread_struct` of `malloc/malloc.c`; none of the offsets used here has changed from 2.30 to 2.41.
 
+mod free;
+
 use std::ops::Range;
 
 use super::{
     blocks::Segment,
     memory::{Memory, PAGE, Region, RegionKind, WORD, Window, each_word, region_of},
 };
+use free::{release_cache, release_fastbins};
 
 /// The header of a chunk: `mchunk_prev_size` and `mchunk_size`.
 const HEADER: u64 = 16;
@@ -20,9 +23,7 @@ const PREV_INUSE: u64 = 1;
 const IS_MMAPPED: u64 = 2;
 const FLAGS: u64 = 7;
 
-/// `struct malloc_state`: offsets of `fastbinsY`, `top`, `bins`, `next`, `system_mem`, and its size.
-const FASTBINS: u64 = 16;
-const FASTBIN_COUNT: u64 = 10;
+/// `struct malloc_state`: offsets of `top`, `bins`, `next`, `system_mem`, and its size.
 const TOP: u64 = 96;
 const BINS: u64 = 112;
 /// `NBINS - 1`: bin 0 is not used.
@@ -45,10 +46,6 @@ const MOST_HEAPS: usize = 1 << 21;
 
 /// `sizeof(tcache_perthread_struct)` as a chunk: 64 counts of two bytes and 64 heads (from 2.30 on).
 const TCACHE_CHUNK: u64 = 0x290;
-const TCACHE_BINS: usize = 64;
-const TCACHE_COUNTS: usize = 2 * TCACHE_BINS;
-/// `MAX_TCACHE_COUNT`.
-const MOST_IN_TCACHE_BIN: u16 = u16::MAX;
 
 /// A walk that meets something that is no chunk looks so far for the next one, bytes.
 const SEARCH: u64 = 16 << 20;
@@ -105,18 +102,18 @@ pub(super) fn walk(memory: &dyn Memory, regions: &[Region]) -> Option<Heap> {
     heap.arenas = arenas.len();
     for arena in &arenas {
         heap.books.push(arena.state..arena.state + STATE_BYTES);
-        let before = heap.segments.len();
         for part in &arena.heaps {
             if let Some(segment) = walk_heap(memory, part, &mut heap, &mut caches) {
                 heap.segments.push(segment);
             }
         }
-        let segments = heap.segments.get_mut(before..).unwrap_or_default();
-        let (bytes, pieces) = release_fastbins(memory, arena.state, segments);
+    }
+    heap.segments.sort_by_key(|segment| segment.range().start);
+    for arena in &arenas {
+        let (bytes, pieces) = release_fastbins(memory, arena.state, &mut heap.segments);
         heap.free_bytes += bytes;
         heap.free_pieces += pieces;
     }
-    heap.segments.sort_by_key(|segment| segment.range().start);
     for cache in caches {
         if let Some((bytes, pieces)) = release_cache(memory, cache, &mut heap.segments) {
             heap.knows_caches = true;
@@ -124,12 +121,13 @@ pub(super) fn walk(memory: &dyn Memory, regions: &[Region]) -> Option<Heap> {
             heap.free_pieces += pieces;
         }
     }
+    let mut own = Vec::new();
     for region in regions {
         if region.kind == RegionKind::Anonymous {
-            let own = own_mappings(memory, region, &heap.segments);
-            heap.segments.extend(own);
+            own.extend(own_mappings(memory, region, &heap.segments));
         }
     }
+    heap.segments.extend(own);
     Some(heap)
 }
 
@@ -337,7 +335,8 @@ fn walk_heap(
                 // What stands before it is not known to be right either, but it was a chunk when it was read.
                 settle(before, true, heap);
                 before = None;
-                segment_gap(&mut settle, chunk);
+                // What follows belongs to no block.
+                settle(Some((chunk, 0)), false, &mut Heap::default());
                 let next = find_chunk(&mut window, chunk + HEADER, part.end);
                 heap.torn_bytes += next.unwrap_or(part.end) - chunk;
                 let Some(next) = next else { break };
@@ -346,11 +345,6 @@ fn walk_heap(
         }
     }
     Some(segment)
-}
-
-/// Marks where a walk lost its way: what follows belongs to no block.
-fn segment_gap(settle: &mut impl FnMut(Option<(u64, u64)>, bool, &mut Heap), chunk: u64) {
-    settle(Some((chunk, 0)), false, &mut Heap::default());
 }
 
 /// The next address from which [`BELIEVED`] chunks follow each other.
@@ -385,123 +379,18 @@ fn find_chunk(window: &mut Window<'_>, from: u64, end: u64) -> Option<u64> {
     None
 }
 
-/// The segment that an address lies in.
-fn segment_of(segments: &mut [Segment], address: u64) -> Option<&mut Segment> {
-    segments
-        .iter_mut()
-        .find(|segment| segment.range().contains(&address))
-}
-
-/// Follows a list of free blocks, each of `size` bytes with its header, and takes them for free. Links are written as they are, or,
-/// since 2.32, combined with the address where they stand (`PROTECT_PTR`).
-fn release_list(
-    memory: &dyn Memory,
-    head: u64,
-    size: u64,
-    most: u64,
-    link_to: impl Fn(u64) -> u64,
-    segments: &mut [Segment],
-) -> u64 {
-    let mut block = head;
-    let mut count = 0;
-    while count < most
-        && block != 0
-        && segment_of(segments, block).is_some_and(|segment| segment.release(block, size))
-    {
-        count += 1;
-        let Some(word) = memory.word(block) else {
-            break;
-        };
-        let plain = link_to(word);
-        let hidden = link_to(word ^ (block >> 12));
-        let is_block = |address: u64, segments: &mut [Segment]| {
-            address.is_multiple_of(HEADER) && segment_of(segments, address).is_some()
-        };
-        block = if word == 0 || is_block(plain, segments) {
-            plain
-        } else if is_block(hidden, segments) {
-            hidden
-        } else {
-            0
-        };
-    }
-    count
-}
-
-/// Takes the blocks in an arena's fastbins for free. Gives their bytes and number.
-fn release_fastbins(memory: &dyn Memory, state: u64, segments: &mut [Segment]) -> (u64, u64) {
-    let (mut bytes, mut pieces) = (0, 0);
-    for bin in 0..FASTBIN_COUNT {
-        let size = LEAST + bin * HEADER;
-        let Some(head) = memory.word(state + FASTBINS + bin * WORD) else {
-            continue;
-        };
-        if head == 0 {
-            continue;
-        }
-        // Fastbins link chunks, not blocks.
-        let to_block = |link: u64| {
-            if link == 0 {
-                0
-            } else {
-                link.wrapping_add(HEADER)
-            }
-        };
-        let count = release_list(memory, to_block(head), size, u64::MAX, to_block, segments);
-        bytes += count * size;
-        pieces += count;
-    }
-    (bytes, pieces)
-}
-
-/// Takes the blocks in a thread's cache for free, if this block is one: each count has a list, and each list leads to blocks of its
-/// size. Gives their bytes and number.
-fn release_cache(memory: &dyn Memory, block: u64, segments: &mut [Segment]) -> Option<(u64, u64)> {
-    let mut bytes = [0; TCACHE_COUNTS + TCACHE_BINS * WORD as usize];
-    if memory.read(block, &mut bytes) != bytes.len() {
-        return None;
-    }
-    let (counts, heads) = bytes.split_at_checked(TCACHE_COUNTS)?;
-    let bins: Vec<(u16, u64)> = counts
-        .chunks_exact(2)
-        .zip(heads.chunks_exact(WORD as usize))
-        .filter_map(|(count, head)| {
-            Some((
-                u16::from_le_bytes(count.try_into().ok()?),
-                u64::from_le_bytes(head.try_into().ok()?),
-            ))
-        })
-        .collect();
-    let fits = bins.iter().all(|(count, head)| {
-        (*count == 0) == (*head == 0) && *count < MOST_IN_TCACHE_BIN && head.is_multiple_of(HEADER)
-    });
-    if !fits {
-        return None;
-    }
-    let (mut bytes, mut pieces) = (0, 0);
-    for (size, (count, head)) in (0..)
-        .map(|bin: u64| LEAST + bin * HEADER)
-        .zip(bins)
-        .filter(|(_, (count, _))| *count > 0)
-    {
-        let released = release_list(memory, head, size, u64::from(count), |link| link, segments);
-        bytes += released * size;
-        pieces += released;
-    }
-    Some((bytes, pieces))
-}
-
 /// Blocks above the threshold have a mapping of their own, behind a header that says so; mappings that follow each other are one
-/// region.
+/// region. `known` are in order.
 fn own_mappings(memory: &dyn Memory, region: &Region, known: &[Segment]) -> Vec<Segment> {
     let mut found = Vec::new();
     for present in &region.present {
         let mut start = present.start;
         while let Some(size) = own_mapping(memory, start, region.range.end) {
             let range: Range<u64> = start..start + size;
-            let is_known = known.iter().any(|segment| {
-                segment.range().start < range.end && range.start < segment.range().end
-            });
+            let behind = known.partition_point(|segment| segment.range().end <= range.start);
+            let is_known = known
+                .get(behind)
+                .is_some_and(|segment| segment.range().start < range.end);
             if is_known {
                 break;
             }

@@ -36,34 +36,12 @@ impl Graph {
             ..Self::default()
         };
         let most_edges = most_edges.min(u32::MAX as usize);
-        let end = blocks
-            .segments()
-            .last()
-            .map_or(0, |segment| segment.range().end);
-        let mut window: Option<(u64, Window<'_>)> = None;
-        for (block, address, length) in blocks.iter() {
-            graph.offsets.push(graph.targets.len() as u32);
-            let segment_end = blocks
-                .segments()
-                .get(
-                    blocks
-                        .segments()
-                        .partition_point(|segment| segment.range().end <= address),
-                )
-                .map_or(end, |segment| segment.range().end);
-            if window.as_ref().is_none_or(|(end, _)| *end != segment_end) {
-                window = Some((segment_end, Window::new(memory, address, segment_end)));
+        for segment in blocks.segments() {
+            let mut window = Window::new(memory, segment.range().start, segment.range().end);
+            for block in segment.used_blocks() {
+                graph.offsets.push(graph.targets.len() as u32);
+                graph.read_block(&mut window, blocks, block, most_edges, &mut visit);
             }
-            let Some((_, window)) = &mut window else {
-                continue;
-            };
-            graph.read_block(
-                window,
-                blocks,
-                (block, address, length),
-                most_edges,
-                &mut visit,
-            );
         }
         graph.offsets.push(graph.targets.len() as u32);
         graph
@@ -155,26 +133,19 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// Goes out from every word of the process that lies in no heap, and before that from the blocks in `first`, which are known by
-    /// other means to be reached: what hangs on them counts as theirs. Of a word at an address that leads so far into a block
+    /// Goes out from every word of the process that lies in no heap. Of a word at an address that leads so far into a block
     /// `is_pointer` says whether the program put it there.
     pub(super) fn from_roots(
         memory: &dyn Memory,
         regions: &[Region],
         blocks: &Blocks,
         graph: &Graph,
-        first: &[(BlockId, u64)],
         is_pointer: impl Fn(u64, BlockId, u64) -> bool,
     ) -> Self {
         let mut reach = Self {
             parents: vec![NOBODY; blocks.count() as usize],
             ..Self::default()
         };
-        for (block, address) in first {
-            reach.root(*block, *address);
-        }
-        reach.spread(graph, 0);
-        let begun = reach.order.len();
         for region in regions {
             if region.kind == RegionKind::Constant {
                 continue;
@@ -190,6 +161,27 @@ impl Reach {
                     });
                 }
             }
+        }
+        reach.spread(graph, 0);
+        reach
+    }
+
+    /// The same roots once more, but with what hangs on the blocks in `first` as theirs. The process is not read again.
+    pub(super) fn again(self, graph: &Graph, first: &[(BlockId, u64)]) -> Self {
+        let mut parents = self.parents;
+        parents.fill(NOBODY);
+        let mut reach = Self {
+            parents,
+            ..Self::default()
+        };
+        for (block, address) in first {
+            reach.root(*block, *address);
+        }
+        reach.spread(graph, 0);
+        let begun = reach.order.len();
+        // All roots were found before anything else was reached.
+        for (block, address) in self.order.iter().zip(&self.roots) {
+            reach.root(*block, *address);
         }
         reach.spread(graph, begun);
         reach

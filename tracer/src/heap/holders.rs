@@ -54,16 +54,39 @@ pub(super) fn holders<Owner: Copy + Eq + Hash>(
     names: &mut dyn RootName,
 ) -> HashMap<Owner, Vec<Holder>> {
     let mut ways: HashMap<Owner, BTreeMap<Vec<Step>, u64>> = HashMap::new();
-    for (block, owner) in asked {
-        if !reach.has(block) {
-            continue;
-        }
+    let mut add = |block: BlockId, owner: Owner, count: u64| {
         let ways = ways.entry(owner).or_default();
         let mut way = way(block, groups, group_of, jumps, reach, is_module, levels);
         if ways.len() >= MOST_WAYS_KEPT && !ways.contains_key(&way) {
             way = vec![Step::Others];
         }
-        *ways.entry(way).or_default() += 1;
+        *ways.entry(way).or_default() += count;
+    };
+    // Blocks that follow each other and hang on the same one have one way.
+    let mut last: Option<(BlockId, Owner, u64)> = None;
+    let above = |block: BlockId| {
+        jumps
+            .get(block as usize)
+            .filter(|above| **above != block)
+            .map(|above| (*above, group_of.get(block as usize)))
+    };
+    for (block, owner) in asked.filter(|(block, _)| reach.has(*block)) {
+        match &mut last {
+            Some((like, of, count))
+                if *of == owner && above(block).is_some() && above(block) == above(*like) =>
+            {
+                *count += 1;
+            }
+            _ => {
+                if let Some((block, owner, count)) = last {
+                    add(block, owner, count);
+                }
+                last = Some((block, owner, 1));
+            }
+        }
+    }
+    if let Some((block, owner, count)) = last {
+        add(block, owner, count);
     }
     ways.into_iter()
         .map(|(owner, ways)| (owner, named(ways, groups, names)))

@@ -80,7 +80,7 @@ pub struct LostBlock {
     pub is_direct: bool,
 }
 
-/// Blocks that one look found unreachable, by address, for the second look to confirm.
+/// Blocks that a first look found unreachable, by address, for the second look to confirm; which has none for a third.
 #[derive(Clone, Debug, Default)]
 pub struct Lost(Vec<u64>);
 
@@ -122,35 +122,27 @@ pub fn look_with(
     let mut groups = types.into_census().into_groups();
     // Where in the blocks of each group the object begins.
     let object_at: Vec<u64> = groups.iter().map(|group| group.object_at).collect();
-    let reach_from = |first: &[(BlockId, u64)]| {
-        Reach::from_roots(
-            memory,
-            regions,
-            &blocks,
-            &graph,
-            first,
-            |at, block, distance| {
-                let object_at = group_of
-                    .get(block as usize)
-                    .and_then(|group| object_at.get(usize::from(*group)).copied())
-                    .unwrap_or(0);
-                // References to objects lead to the object, links of the collector before it.
-                distance >= object_at && !books.iter().any(|books| books.contains(&at))
-            },
-        )
-    };
-    let mut reach = reach_from(&[]);
-    let lost = if graph.dropped == 0 {
-        unreachable(&blocks, &reach)
-    } else {
-        Vec::new()
-    };
-    let addresses = lost.iter().map(|(_, address)| *address).collect();
-    if let Some(before) = before {
-        let confirmed: Vec<BlockId> = lost
+    let mut reach = Reach::from_roots(memory, regions, &blocks, &graph, |at, block, distance| {
+        let object_at = group_of
+            .get(block as usize)
+            .and_then(|group| object_at.get(usize::from(*group)).copied())
+            .unwrap_or(0);
+        // References to objects lead to the object, links of the collector before it.
+        distance >= object_at && !books.iter().any(|books| books.contains(&at))
+    });
+    let lost = || {
+        blocks
             .iter()
-            .filter(|(_, address)| before.0.binary_search(address).is_ok())
-            .map(|(block, _)| *block)
+            .filter(|(block, ..)| graph.dropped == 0 && !reach.has(*block))
+    };
+    let mut addresses = Vec::new();
+    if before.is_none() {
+        addresses.extend(lost().map(|(_, address, _)| address));
+    }
+    if let Some(before) = before {
+        let confirmed: Vec<BlockId> = lost()
+            .filter(|(_, address, _)| before.0.binary_search(address).is_ok())
+            .map(|(block, ..)| block)
             .collect();
         let mut visit = |block: LostBlock| {
             if !owned.is_empty() {
@@ -170,7 +162,7 @@ pub fn look_with(
             let modules = Modules::of(memory, &blocks, &groups, &group_of, &reach);
             if !modules.is_empty() {
                 // A module is where people look for a name, not the tables of the interpreter.
-                reach = reach_from(modules.blocks());
+                reach = reach.again(&graph, modules.blocks());
             }
             // The largest part of what is kept of a heap of small blocks.
             drop(graph);
@@ -247,15 +239,6 @@ pub(super) fn walk(
         .fold(0, u64::saturating_add);
     result.present_bytes = blocks.present_bytes(regions);
     Some((result, blocks, books))
-}
-
-/// Blocks that no root reaches, with their addresses, in order.
-fn unreachable(blocks: &Blocks, reach: &Reach) -> Vec<(BlockId, u64)> {
-    blocks
-        .iter()
-        .filter(|(block, ..)| !reach.has(*block))
-        .map(|(block, address, _)| (block, address))
-        .collect()
 }
 
 fn count_lost(

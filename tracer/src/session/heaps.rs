@@ -137,8 +137,9 @@ impl Session {
                 match running.results.try_recv() {
                     Ok((incarnation, outcome)) => {
                         running.spent = running.spent.saturating_add(outcome.spent);
-                        let known = running.known.remove(&incarnation).unwrap_or_default();
-                        let looked = self.take_in(incarnation, outcome, &known)?;
+                        let known = running.known.get(&incarnation);
+                        let known = known.map_or(&[][..], Vec::as_slice);
+                        let looked = self.take_in(incarnation, outcome, known)?;
                         self.heaps.found.insert(incarnation, looked);
                     }
                     Err(TryRecvError::Empty) if now < running.until => {
@@ -338,4 +339,68 @@ fn described(found: &OwnerLook) -> SiteLook {
 /// Anonymous memory, bytes.
 fn memory(traced: &Traced) -> u64 {
     traced.anonymous_bytes.saturating_add(traced.swapped_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Known, sites};
+    use crate::{
+        heap::{Look, LostBlock, OwnerLook},
+        report::Reachability,
+    };
+
+    fn known(address: u64, born_ns: u64) -> Known {
+        Known {
+            address,
+            born_ns,
+            bytes: 10,
+            site: 3,
+        }
+    }
+
+    fn look() -> Look {
+        Look {
+            owners: [(3, OwnerLook::default())].into(),
+            lost: [16, 32]
+                .map(|address| LostBlock {
+                    address,
+                    bytes: 24,
+                    is_direct: true,
+                })
+                .into(),
+            ..Look::default()
+        }
+    }
+
+    #[test]
+    fn what_was_freed_while_it_was_looked_at_was_not_lost() {
+        let before = [known(16, 1), known(32, 1), known(48, 1)];
+        // The second has given its place to another block.
+        let after = [known(16, 1), known(32, 9), known(48, 1)];
+        let found = sites(&look(), &before, &after);
+        let found = found.get(&3).and_then(|site| site.reachability);
+        let expected = Reachability {
+            checked: 2,
+            unreachable: 1,
+            unreachable_bytes: 10,
+            direct: 1,
+            direct_bytes: 10,
+        };
+        assert_eq!(found, Some(expected));
+    }
+
+    #[test]
+    fn where_a_part_of_the_heap_could_not_be_walked_nothing_is_said_to_be_lost() {
+        let torn = Look {
+            torn_bytes: 64,
+            ..look()
+        };
+        let all = [known(16, 1), known(32, 1)];
+        let found = sites(&torn, &all, &all);
+        assert!(
+            found
+                .get(&3)
+                .is_some_and(|site| site.reachability.is_none())
+        );
+    }
 }

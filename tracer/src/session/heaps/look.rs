@@ -75,17 +75,23 @@ pub(super) fn begin(
     let (send, results) = channel();
     thread::spawn(move || {
         ordinary_priority();
+        let mut begun = thread_cpu_time();
+        let mut tell = |incarnation: u32, outcome: Outcome| {
+            let spent = thread_cpu_time().saturating_sub(begun);
+            begun += spent;
+            // Nobody may wait for it any more.
+            send.send((incarnation, Outcome { spent, ..outcome }))
+                .is_ok()
+        };
         for job in jobs {
-            let begun = thread_cpu_time();
-            let outcome = look(&proc_root, &job, until).unwrap_or_else(|error| Outcome {
+            let outcome = look(&proc_root, &job, until, |outcome| {
+                tell(job.incarnation, outcome);
+            });
+            let outcome = outcome.unwrap_or_else(|error| Outcome {
                 note: Some(format!("not looked at: {error}")),
                 ..Outcome::default()
             });
-            let outcome = Outcome {
-                spent: thread_cpu_time().saturating_sub(begun),
-                ..outcome
-            };
-            if send.send((job.incarnation, outcome)).is_err() {
+            if !tell(job.incarnation, outcome) {
                 return;
             }
         }
@@ -93,7 +99,13 @@ pub(super) fn begin(
     results
 }
 
-fn look(proc_root: &Path, job: &Job, until: Instant) -> Result<Outcome, ReadError> {
+/// Looks at a process; how full its heap is, is told `first`.
+fn look(
+    proc_root: &Path,
+    job: &Job,
+    until: Instant,
+    first: impl FnOnce(Outcome),
+) -> Result<Outcome, ReadError> {
     let begun = Instant::now();
     let memory = ProcessMemory::open(proc_root, job.pid)?;
     let image = read_address_space(proc_root, job.pid)?;
@@ -106,15 +118,17 @@ fn look(proc_root: &Path, job: &Job, until: Instant) -> Result<Outcome, ReadErro
         });
     }
     let took = begun.elapsed();
+    let found = |look| Outcome {
+        found: Some(Found { space, took, look }),
+        ..Outcome::default()
+    };
+    first(found(None));
     let is_small = space.is_none_or(|space| space.blocks <= MOST_BLOCKS);
     // What lies in memory that cannot be read may point anywhere.
     let look = (!job.owned.is_empty() && is_small && image.unread_mappings == 0)
         .then(|| look_twice(proc_root, job, &memory, until))
         .flatten();
-    Ok(Outcome {
-        found: Some(Found { space, took, look }),
-        ..Outcome::default()
-    })
+    Ok(found(look))
 }
 
 /// Looks at the blocks that are known. `None` where there was not time enough.
