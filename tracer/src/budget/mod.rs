@@ -119,7 +119,7 @@ const WORK_PART: f64 = 0.25;
 
 /// Our work for a process that uses little is measured by so much of a processor all the same, or else its windows would be too rare to tell
 /// anything; many such processes share some processors.
-const LEAST_CORES_FOR_WORK: f64 = 1.0;
+const LEAST_CORES_FOR_WORK: f64 = 0.5;
 const SHARED_CORES_FOR_WORK: f64 = 2.0;
 
 /// Whether all calls are seen, or those in windows.
@@ -154,7 +154,7 @@ const FIRST: Duration = Duration::from_millis(50);
 const PERIOD_S: f64 = 2.0;
 
 /// How much of the budget of one second a window is planned to cost at most: well below the hard stop.
-const MOST_OF_A_SECOND: f64 = 4.0;
+const MOST_OF_A_SECOND: f64 = 2.5;
 /// The hard stop, in budgets of one second.
 const HARD_STOP: f64 = 5.0;
 /// The share of the budget below which all calls are seen again.

@@ -386,6 +386,9 @@ impl Session {
                 // One rate for a leak: that of its evidence.
                 if site.sample.is_none() || site.verdict == Verdict::Leaking {
                     site.growth_bytes_per_s = judgement.growth_bytes_per_s;
+                } else if rests_on_few(site) {
+                    // Its blocks are counted and stand for no others: neither do they tell of a rate.
+                    site.growth_bytes_per_s = 0.0;
                 }
             }
             let of_process = SiteOfProcess {
@@ -504,6 +507,16 @@ fn available(meminfo: &str) -> Option<u64> {
         .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+/// Estimates that rest on so few blocks are of these alone.
+const FEW: u64 = 2;
+
+/// Whether a site's figures are of the blocks that windows saw, and stand for no others.
+fn rests_on_few(site: &Site) -> bool {
+    site.sample
+        .as_ref()
+        .is_some_and(|sample| sample.objects <= FEW)
 }
 
 #[cfg(test)]
