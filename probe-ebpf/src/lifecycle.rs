@@ -142,6 +142,22 @@ pub(crate) fn exec(ctx: &RawTracePointContext) -> i32 {
     0
 }
 
+/// The current process is about to end. Of a command of ours user space looks at the memory before that.
+#[inline(always)]
+pub(crate) fn ends() -> u32 {
+    let thread = bpf_get_current_pid_tgid();
+    let tgid = (thread >> 32) as u32;
+    let Some(process) = PROCESSES.get_ptr(&tgid) else {
+        return 0;
+    };
+    if hold(tgid) {
+        // SAFETY: the pointer comes from the map lookup and was checked.
+        let incarnation = unsafe { (*process).incarnation };
+        tell(EventKind::Ending, tgid, incarnation, thread as u32, true);
+    }
+    0
+}
+
 /// Offsets of `pid` and `clone_flags` in a `task:task_newtask` record (include/trace/events/task.h); the tracer compares them
 /// with what tracefs says before it attaches.
 const NEW_TASK_PID: usize = 8;

@@ -80,6 +80,12 @@ pub fn release(ctx: ProbeContext) -> u32 {
     heap::release(ctx.regs)
 }
 
+/// Entry of the C library's `_exit`.
+#[uprobe]
+pub fn process_ends(_ctx: ProbeContext) -> u32 {
+    lifecycle::ends()
+}
+
 /// Does nothing: what remains of a probe's cost is the kernel's own (the benchmark's floor).
 #[uprobe]
 pub fn nothing(_ctx: ProbeContext) -> u32 {

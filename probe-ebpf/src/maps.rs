@@ -55,7 +55,8 @@ pub(crate) static PROCESSES: HashMap<u32, ProcessRecord> =
     HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// Commands that leakscope itself started, by thread group id: stopped (SIGSTOP) whenever they exec or map a file for
-/// execution, until user space has looked at it, so that neither an allocation nor a frame of a new library is missed. The value is
+/// execution, until user space has looked at it, so that neither an allocation nor a frame of a new library is missed; also where they
+/// end, if that is to be seen. The value is
 /// 0 or `HOLD_CHILDREN`. 16,384 entries: one is usual, a build or a test-suite has some thousands of children.
 #[map]
 pub(crate) static HOLDS: HashMap<u32, u32> = HashMap::with_max_entries(16_384, NO_PREALLOC);

@@ -109,6 +109,7 @@ const PROGRAMS: &[Program] = &[
     c("churn", "churn.c", POINTERS),
     c("many", "many.c", POINTERS),
     c("short", "short.c", POINTERS),
+    c("lost", "lost.c", LOAD),
     c("exec", "exec.c", POINTERS),
     c("fork", "fork.c", POINTERS),
     c("vfork", "vfork.c", POINTERS),

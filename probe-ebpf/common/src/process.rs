@@ -314,6 +314,8 @@ pub enum EventKind {
     ManyHits = 9,
     /// A child of a followed process works in its parent's memory, and no probe has seen it: `tgid` is the parent.
     UnseenChild = 10,
+    /// A command of ours is about to end: `value` is the thread that ends it.
+    Ending = 11,
 }
 
 /// A process event in the ring buffer.

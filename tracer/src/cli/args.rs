@@ -154,6 +154,7 @@ pub(super) struct TargetArguments {
 #[command(after_help = "Examples:
   leakscope trace -p 1234 --for 30s          trace a running process
   leakscope trace -- ./server --port 80      trace a command from its first allocation
+  leakscope trace --at-exit -- ./tests       what a command has lost when it ends
   leakscope trace --comm 'php-fpm*' --for 5m trace processes by name, also those that start later
   leakscope trace --cgroup /system.slice/redis.service
   leakscope trace --all --for 1m             trace the whole machine
@@ -196,6 +197,10 @@ pub(super) struct TraceArguments {
     /// be judged.
     #[arg(long)]
     pub(super) fail_on_leak: bool,
+    /// Hold COMMAND, and its children, where they end, and report which blocks no pointer leads to then. Every allocator call is
+    /// traced (--tier exact). On with --fail-on-leak, unless a tier is asked for.
+    #[arg(long, requires = "command")]
+    pub(super) at_exit: bool,
     #[command(flatten)]
     pub(super) tracing: TracingArguments,
 }

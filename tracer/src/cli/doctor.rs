@@ -87,6 +87,7 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
         links,
         mapping_steps: true,
         page_faults: true,
+        ends: true,
         ..ProbeOptions::default()
     };
     let probe = match Probe::load(&options) {

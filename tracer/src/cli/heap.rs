@@ -92,6 +92,7 @@ fn look_once(raw: &HeapArguments, before: Option<&Lost>) -> anyhow::Result<Seen>
     let image = read_address_space(proc_root, raw.pid)?;
     let options = LookOptions {
         is_python: image.is_python,
+        is_stopped: false,
         levels: raw.holders,
         groups_with_holders: GROUPS_WITH_HOLDERS,
         most_edges: usize::try_from((image.anonymous_bytes / BYTES_FOR_EDGE).max(LEAST_EDGES))

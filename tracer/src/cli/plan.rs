@@ -68,7 +68,28 @@ impl TracePlan {
                 usage("trace", "name what to trace: -p/--pid PID, --comm GLOB, --cgroup PATH, --all or -- COMMAND")
             }),
         };
-        let session = session(&raw.tracing, "trace")?;
+        let mut session = session(&raw.tracing, "trace")?;
+        let is_command = matches!(target, Target::Command(..));
+        match raw.tracing.tier {
+            TierChoice::Growth | TierChoice::Sampled if raw.at_exit => usage(
+                "trace",
+                "--at-exit needs --tier exact: who allocated a lost block is known where every call is seen",
+            ),
+            TierChoice::Auto | TierChoice::Exact => {
+                session.at_exit = is_command && (raw.at_exit || raw.fail_on_leak);
+            }
+            TierChoice::Growth | TierChoice::Sampled => {}
+        }
+        if session.at_exit {
+            session.tier = Choice::Exact;
+            session.probe.ends = true;
+            if session.window.is_some() {
+                usage(
+                    "trace",
+                    "--window has no meaning with --at-exit, which sees every call",
+                );
+            }
+        }
         Ok(Self {
             target,
             duration: raw.duration,
@@ -138,6 +159,7 @@ fn session(raw: &TracingArguments, subcommand: &str) -> anyhow::Result<SessionOp
         budget: raw.budget / 100.0,
         tier,
         mappings_only: raw.tier == TierChoice::Growth,
+        at_exit: false,
         window: raw.window,
         suppressions: raw
             .suppress

@@ -22,6 +22,8 @@ const GC_HEAD: u64 = 16;
 pub struct LookOptions {
     /// Whether the process runs CPython.
     pub is_python: bool,
+    /// Whether it is stopped, and its registers are among what is read: then one look is enough.
+    pub is_stopped: bool,
     /// How many steps up holders are followed; 0: not at all.
     pub levels: usize,
     /// Of so many groups, the largest ones.
@@ -63,7 +65,9 @@ pub struct Look {
     pub dropped_edges: u64,
     /// Threads' caches were not recognised: their free blocks count as in use.
     pub caches_unknown: bool,
-    /// Where blocks were given whose owners are known: the blocks that no root reached in two looks, in order.
+    /// The runs of addresses that were walked, in order.
+    pub ranges: Vec<Range<u64>>,
+    /// Of a process that is stopped, or where blocks were given whose owners are known: the blocks that are lost, in order.
     pub lost: Vec<LostBlock>,
     /// What the blocks of each owner are.
     pub owners: HashMap<u32, OwnerLook>,
@@ -139,13 +143,16 @@ pub fn look_with(
     if before.is_none() {
         addresses.extend(lost().map(|(_, address, _)| address));
     }
-    if let Some(before) = before {
+    let is_confirmed = |address: &u64| {
+        options.is_stopped || before.is_some_and(|before| before.0.binary_search(address).is_ok())
+    };
+    if before.is_some() || options.is_stopped {
         let confirmed: Vec<BlockId> = lost()
-            .filter(|(_, address, _)| before.0.binary_search(address).is_ok())
+            .filter(|(_, address, _)| is_confirmed(address))
             .map(|(block, ..)| block)
             .collect();
         let mut visit = |block: LostBlock| {
-            if !owned.is_empty() {
+            if options.is_stopped || !owned.is_empty() {
                 result.lost.push(block);
             }
         };
@@ -232,10 +239,15 @@ pub(super) fn walk(
         return None;
     }
     let blocks = Blocks::new(segments);
-    result.heap_bytes = blocks
+    let ranges = blocks
         .segments()
         .iter()
-        .map(|segment| segment.range().end - segment.range().start)
+        .map(|segment| segment.range().clone());
+    result.ranges = ranges.collect();
+    result.heap_bytes = result
+        .ranges
+        .iter()
+        .map(|range| range.end - range.start)
         .fold(0, u64::saturating_add);
     result.present_bytes = blocks.present_bytes(regions);
     Some((result, blocks, books))

@@ -19,6 +19,7 @@ impl RootName for Addresses {
 
 const OPTIONS: LookOptions = LookOptions {
     is_python: true,
+    is_stopped: false,
     levels: 5,
     groups_with_holders: 20,
     most_edges: 1 << 20,

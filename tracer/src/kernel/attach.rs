@@ -145,6 +145,8 @@ pub(crate) struct HeapPrograms {
     /// Return; none in a session.
     leave: Option<OwnedFd>,
     release: OwnedFd,
+    /// Entry of `_exit`, where that is to be seen.
+    ends: Option<OwnedFd>,
     /// A file of ours that nobody maps: see [`HeapPrograms::ready_to_detach`].
     unmapped: Option<OwnedFd>,
 }
@@ -155,7 +157,8 @@ const UNMAPPED_BYTES: u64 = 4096;
 const KPROBE: bpf_prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE;
 
 impl HeapPrograms {
-    /// Loads the programs of a mode; with `empty`, the program that does nothing in the place of each.
+    /// Loads the programs of a mode; with `empty`, the program that does nothing in the place of each; with `ends`, also the one
+    /// for the ends of processes.
     ///
     /// # Errors
     /// The kernel refused one.
@@ -163,6 +166,7 @@ impl HeapPrograms {
         object: &LoadedObject,
         mode: LinkMode,
         empty: bool,
+        ends: bool,
     ) -> Result<Self, KernelError> {
         // It returns 0, which in a session asks for the return trap: every trap of the real programs is taken.
         let program = |name, attach_type| {
@@ -187,11 +191,15 @@ impl HeapPrograms {
             ),
         };
         let release = program("release", entry_type)?;
+        let ends = ends
+            .then(|| program("process_ends", entry_type))
+            .transpose()?;
         Ok(Self {
             mode,
             enter,
             leave,
             release,
+            ends,
             // Without it links are closed all the same.
             unmapped: sys::memory_file(c"leakscope", UNMAPPED_BYTES).ok(),
         })
@@ -245,7 +253,50 @@ impl HeapPrograms {
         if let Some(leave) = &self.leave {
             programs.push(("allocate_return", leave.as_fd()));
         }
+        if let Some(ends) = &self.ends {
+            programs.push(("process_ends", ends.as_fd()));
+        }
         programs
+    }
+
+    /// Attaches to `_exit` at an offset of a file, for one process.
+    ///
+    /// # Errors
+    /// The kernel refused; the error names the file, which is called `name`.
+    pub(crate) fn attach_end(
+        &self,
+        path: &CStr,
+        name: &Path,
+        pid: u32,
+        offset: u64,
+    ) -> Result<Link, KernelError> {
+        let attach = || -> io::Result<Link> {
+            let mut link = Link::default();
+            let Some(program) = &self.ends else {
+                return Ok(link);
+            };
+            if self.mode == LinkMode::Perf {
+                let event = sys::open_uprobe(uprobe_pmu()?, path, offset, false, Some(pid))?;
+                link.links
+                    .push(sys::link_perf_event(program.as_fd(), event.as_fd(), 0)?);
+                link.events.push(event);
+            } else {
+                link.links.push(sys::link_uprobe_multi(
+                    program.as_fd(),
+                    sys::BPF_TRACE_UPROBE_MULTI,
+                    path,
+                    &[offset],
+                    &[],
+                    pid,
+                    0,
+                )?);
+            }
+            Ok(link)
+        };
+        attach().map_err(|source| KernelError::Attach {
+            what: format!("_exit in {}", name.display()),
+            source,
+        })
     }
 
     /// Attaches probes in a file: to one process, or to all that map it. The path may be a `/proc/PID/fd` or `map_files`

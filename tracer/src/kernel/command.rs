@@ -138,6 +138,15 @@ pub(crate) fn send_continue(pid: u32) -> io::Result<()> {
     }
 }
 
+/// Whether two processes have one memory (kcmp(2)): a child of vfork(2) and its parent. Where the kernel does not say, they have not.
+#[must_use]
+pub fn shares_memory(pid: u32, other: u32) -> bool {
+    /// `KCMP_VM` (include/uapi/linux/kcmp.h).
+    const KCMP_VM: libc::c_int = 1;
+    // SAFETY: for this comparison kcmp(2) takes no pointers.
+    unsafe { libc::syscall(libc::SYS_kcmp, pid, other, KCMP_VM, 0, 0) == 0 }
+}
+
 /// A descriptor that becomes readable when the process ends (pidfd_open(2), Linux 5.3).
 pub(crate) fn open_pidfd(pid: u32) -> io::Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd as _;

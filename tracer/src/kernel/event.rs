@@ -67,6 +67,17 @@ pub enum ProbeEvent {
         /// The child's process incarnation.
         incarnation: u32,
     },
+    /// A process is about to end.
+    Ending {
+        /// Thread group id.
+        pid: u32,
+        /// The process incarnation.
+        incarnation: u32,
+        /// The thread that ends it.
+        thread: u32,
+        /// Whether it was stopped and waits for [`Probe::resume`].
+        held: bool,
+    },
     /// A process was trapped so many times more.
     ManyHits {
         /// Thread group id.
@@ -96,6 +107,7 @@ impl ProbeEvent {
             | Self::UnknownMapping { pid, .. }
             | Self::Candidate { pid }
             | Self::Fork { pid, .. }
+            | Self::Ending { pid, .. }
             | Self::ManyHits { pid, .. }
             | Self::UnseenChild { pid, .. } => Some(*pid),
             Self::Mapping(record) => Some(record.tgid),
@@ -192,6 +204,13 @@ pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
             incarnation,
             held,
         })
+    } else if kind == EventKind::Ending as u32 {
+        Some(ProbeEvent::Ending {
+            pid,
+            incarnation,
+            thread: word(offset_of!(Event, value))?,
+            held,
+        })
     } else if kind == EventKind::UnknownMapping as u32 {
         Some(ProbeEvent::UnknownMapping { pid, incarnation })
     } else if kind == EventKind::Candidate as u32 {
@@ -282,6 +301,15 @@ mod tests {
                 pid: 7,
                 incarnation: 8,
                 hits: 256,
+            })
+        );
+        assert_eq!(
+            parse_event(&words(&[EventKind::Ending as u32, 7, 8, 9, 1, 0, 0, 0])),
+            Some(ProbeEvent::Ending {
+                pid: 7,
+                incarnation: 8,
+                thread: 9,
+                held: true,
             })
         );
         assert_eq!(parse_event(&words(&[99, 7, 8, 6, 1, 0, 0, 0])), None);

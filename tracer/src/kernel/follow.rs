@@ -333,6 +333,9 @@ impl Drop for Probe {
             }
             | ProbeEvent::MappedCode {
                 pid, held: true, ..
+            }
+            | ProbeEvent::Ending {
+                pid, held: true, ..
             } = event
             {
                 // A signal that is still on its way is taken back by this one. The process may be gone.

@@ -23,6 +23,7 @@ mod modes;
 mod object;
 mod probe;
 mod read;
+mod registers;
 mod shared;
 mod slices;
 mod sys;
@@ -34,7 +35,7 @@ mod window;
 pub use attach::{Attachment, Link, LinkMode, close_links};
 pub use clock::{ThreadClocks, keep_clocks_ready, next_tick_ns};
 pub use code_maps::{CodeMaps, MappedFile};
-pub use command::{HeldCommand, RunningCommand, monotonic_ns};
+pub use command::{HeldCommand, RunningCommand, monotonic_ns, shares_memory};
 pub use error::KernelError;
 pub use event::ProbeEvent;
 pub use exit::exit_code;
@@ -51,6 +52,7 @@ pub use object::{Provenance, provenance};
 pub use probe::{Probe, ProbeOptions, has_ended, open_pidfd};
 pub(crate) use read::add_totals;
 pub use read::{LiveBlock, SiteCount};
+pub use registers::read_registers;
 pub use watch::{
     BlockReading, BlockToRead, ordinary_priority, process_cpu_time, raise_priority, read_blocks,
     thread_cpu_time,

@@ -57,6 +57,8 @@ pub struct ProbeOptions {
     pub mapping_steps: bool,
     /// Tell of page faults ([`ProbeEvent::PageFault`]), where the kernel lets them be seen.
     pub page_faults: bool,
+    /// Hold commands of ours where they are about to end ([`ProbeEvent::Ending`]).
+    pub ends: bool,
     /// Attach programs that do nothing in the place of the real ones: what is left is the cost of the probes
     /// themselves, the floor of any tracer that uses them. Nothing is recorded.
     pub empty: bool,
@@ -76,6 +78,7 @@ impl Default for ProbeOptions {
             links: None,
             mapping_steps: false,
             page_faults: false,
+            ends: false,
             empty: false,
         }
     }
@@ -175,7 +178,7 @@ impl Probe {
         ]);
         let mut object = LoadedObject::new(&capacities)?;
         let mode = options.links.unwrap_or_else(attach::best_link_mode);
-        let programs = HeapPrograms::load(&object, mode, options.empty)?;
+        let programs = HeapPrograms::load(&object, mode, options.empty, options.ends)?;
         let raw = bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT;
         let tracepoint = bpf_prog_type::BPF_PROG_TYPE_TRACEPOINT;
         let mut lifecycle_programs = Vec::new();
@@ -351,12 +354,32 @@ impl Probe {
             Some(programs) => programs,
             none => {
                 self.object.renew_tables()?;
-                none.insert(HeapPrograms::load(&self.object, LinkMode::Perf, false)?)
+                none.insert(HeapPrograms::load(
+                    &self.object,
+                    LinkMode::Perf,
+                    false,
+                    false,
+                )?)
             }
         };
         let probes: Vec<Attachment> = probes.iter().map(Attachment::for_children).collect();
         let path = attach::kernel_path(file)?;
         programs.attach(&path, name, Some(pid), &probes).map(Some)
+    }
+
+    /// Attaches to the `_exit` at an offset of a file, for one process.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn attach_end(
+        &self,
+        file: &Path,
+        name: &Path,
+        pid: u32,
+        offset: u64,
+    ) -> Result<Link, KernelError> {
+        self.programs
+            .attach_end(&attach::kernel_path(file)?, name, pid, offset)
     }
 
     /// Waits until probes can be taken away at once, which holds for some milliseconds; the link is to be closed after them.

@@ -4,11 +4,13 @@
 mod memory;
 mod names;
 mod regions;
+mod registers;
 mod stacks;
 
 pub use memory::{Bounded, ProcessMemory};
 pub use names::Names;
 pub use regions::{AddressSpaceImage, read_address_space};
+pub use registers::WithRegisters;
 
 use std::{io, path::PathBuf};
 

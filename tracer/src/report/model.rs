@@ -18,7 +18,7 @@ use super::time::Timestamp;
 pub use crate::ledger::{MappingKind, Verdict};
 pub use closed::{ReadError, Report};
 pub use heap::{Evidence, HeapUse, SiteHolder, SiteType};
-pub use lost::Reachability;
+pub use lost::{LostAtExit, LostType, Reachability};
 
 /// The version of the JSON contract that this program writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -50,6 +50,9 @@ pub struct ReportParts {
     pub losses: BTreeMap<String, u64>,
     /// What tracing cost.
     pub overhead: Overhead,
+    /// Whether the heap of a process was looked at where it ended.
+    #[serde(default)]
+    pub lost_at_exit: bool,
 }
 
 /// How allocations were seen.
@@ -146,6 +149,9 @@ pub struct Process {
     /// Why no leak of it could have been named, for people; `None` where one would have been.
     #[serde(default)]
     pub unjudged: Option<String>,
+    /// What it had lost where it ended; `None` where that was not looked at.
+    #[serde(default)]
+    pub lost_at_exit: Option<LostAtExit>,
     /// Its memory over time, the oldest first.
     #[serde(default)]
     pub memory_series: Vec<MemoryPoint>,
@@ -283,6 +289,14 @@ pub struct Site {
     /// Leaf first; a function that was inlined stands before the one it was inlined into. Empty when the stack is unknown.
     /// Shared, for most frames occur in many stacks.
     pub frames: Vec<Arc<Frame>>,
+}
+
+impl Site {
+    /// Whether no pointer led to some of its blocks.
+    #[must_use]
+    pub fn has_lost(&self) -> bool {
+        self.reachability.is_some_and(|found| found.unreachable > 0)
+    }
 }
 
 /// What kind of memory a site holds.
@@ -423,6 +437,7 @@ impl Default for ReportParts {
             suppressed: Vec::new(),
             losses: BTreeMap::new(),
             overhead: Overhead::default(),
+            lost_at_exit: false,
         }
     }
 }
@@ -467,12 +482,17 @@ impl ReportParts {
         }
     }
 
-    /// Sorts, and keeps the `count` largest sites; the others' sum is added to `omitted`.
+    /// Sorts, and keeps the `count` largest sites, those that have lost blocks before others; the others' sum is added to `omitted`.
     pub fn keep_top(&mut self, count: usize) {
         self.sort();
+        if self.lost_at_exit {
+            // Stable: the largest stay first.
+            self.sites.sort_by_key(|site| !site.has_lost());
+        }
         for site in self.sites.drain(count.min(self.sites.len())..) {
             self.omitted.add(&site);
         }
+        self.sort();
     }
 
     /// Bytes and blocks over the sites and the omitted ones.
@@ -499,6 +519,7 @@ impl ReportParts {
             suppressed: self.suppressed.clone(),
             losses: self.losses.clone(),
             overhead: self.overhead,
+            lost_at_exit: self.lost_at_exit,
         }
     }
 

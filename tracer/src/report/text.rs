@@ -76,7 +76,14 @@ impl Format for Text {
         let several = report.processes.len() > 1;
         let mut rank = 0;
         let surviving = || report.sites.iter().filter(|site| survives(site));
-        for site in surviving().filter(|site| site.kind != SiteKind::Pages) {
+        let held = || surviving().filter(|site| site.kind != SiteKind::Pages);
+        // What is lost at exit comes first, however small it is.
+        let comes_first = |site: &&Site| report.lost_at_exit && site.has_lost();
+        let (lost, others) = (
+            held().filter(comes_first),
+            held().filter(|site| !comes_first(site)),
+        );
+        for site in lost.chain(others) {
             rank += 1;
             self.site(report, site, rank, several, total.inuse_bytes, out)?;
         }

@@ -109,7 +109,13 @@ impl Session {
             .space
             .refresh(&self.proc_root, pid, &mut self.modules)
             .is_ok();
-        let attached = ourselves.attach(&self.probe, &mut self.links, &self.files, &self.proc_root);
+        let attached = ourselves.attach(
+            &self.probe,
+            &mut self.links,
+            &self.files,
+            &self.proc_root,
+            false,
+        );
         if !readable || attached.is_err() || ourselves.sites.is_empty() {
             return Ok(Costs::default());
         }

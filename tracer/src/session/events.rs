@@ -72,6 +72,9 @@ impl Session {
                     }
                 }
                 ProbeEvent::Fork { pid, incarnation } => self.note_fork(pid, incarnation),
+                ProbeEvent::Ending {
+                    pid, thread, held, ..
+                } => self.note_ending(pid, thread, held),
                 ProbeEvent::UnknownMapping { pid, incarnation } => {
                     let pid = self.memory_of(pid, incarnation);
                     let due = self

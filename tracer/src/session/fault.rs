@@ -165,7 +165,7 @@ impl Session {
             "internal error while tracing {comm} (pid {pid}), which is traced no more; please report the backtrace above"
         ));
         let incarnation = traced.incarnation;
-        let links: Vec<_> = traced.links.drain().map(|(_, link)| link).collect();
+        let links = traced.take_links();
         self.tables.remove(&mut self.probe, incarnation);
         self.probe.forget(pid, incarnation);
         self.links.release(pid, links);

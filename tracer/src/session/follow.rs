@@ -89,7 +89,13 @@ impl Session {
         if self.options.mappings_only {
             return Ok(());
         }
-        traced.attach(&self.probe, &mut self.links, &self.files, &self.proc_root)
+        traced.attach(
+            &self.probe,
+            &mut self.links,
+            &self.files,
+            &self.proc_root,
+            self.options.at_exit,
+        )
     }
 
     pub(super) fn install_tables(&mut self, traced: &mut Traced) -> Result<(), KernelError> {

@@ -2,6 +2,7 @@
 //! together, kernel to ledger to symbol to `Report`; each subcommand that traces drives one of these. It knows neither
 //! arguments nor views.
 
+mod at_exit;
 mod calibration;
 mod code;
 mod ended;
@@ -113,6 +114,8 @@ pub struct SessionOptions {
     pub suppressions: Suppressions,
     /// No allocator is probed: only mappings are seen.
     pub mappings_only: bool,
+    /// The heaps of commands of ours are looked at where they end.
+    pub at_exit: bool,
 }
 
 impl SessionOptions {
@@ -151,6 +154,7 @@ impl Default for SessionOptions {
             window: None,
             suppressions: Suppressions::default(),
             mappings_only: false,
+            at_exit: false,
         }
     }
 }
@@ -316,7 +320,7 @@ impl Session {
     /// Takes the probes off a process, for the benchmark; nothing more is recorded of it.
     pub fn detach(&mut self, pid: u32) {
         if let Some(traced) = self.processes.get_mut(&pid) {
-            close_links(traced.links.drain().map(|(_, link)| link));
+            close_links(traced.take_links());
         }
     }
 
@@ -372,7 +376,7 @@ impl Session {
                 // The names of its mappings are kept; what the walk needed is not.
                 self.tables.remove(&mut self.probe, traced.incarnation);
                 self.probe.forget(pid, traced.incarnation);
-                let links: Vec<_> = traced.links.drain().map(|(_, link)| link).collect();
+                let links = traced.take_links();
                 self.links.release(pid, links);
                 self.note_unseen_mappings(pid);
                 self.note_end(pid);
@@ -537,7 +541,7 @@ impl Session {
         let own: Vec<_> = self
             .processes
             .values_mut()
-            .flat_map(|traced| traced.links.drain().map(|(_, link)| link))
+            .flat_map(Traced::take_links)
             .collect();
         self.links.close_all(own);
     }

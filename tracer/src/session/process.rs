@@ -13,6 +13,7 @@ use std::{
 use leakscope_common::HIT_SLOTS;
 
 use super::{
+    at_exit::EndLook,
     code::CodeLook,
     ended::End,
     links::{FileId, Links, Planned, file_id, first_slot},
@@ -162,6 +163,12 @@ pub(super) struct Traced {
     pub(super) end: End,
     /// The ledger knows what it ended with.
     pub(super) is_closed: bool,
+    /// What its heap held where it ended, or why that is not known; `None` where it has not come to that.
+    pub(super) end_look: Option<Result<EndLook, String>>,
+    /// Where its end is seen, by file.
+    ends: HashSet<FileId>,
+    /// What sees it.
+    pub(super) end_links: Vec<Link>,
     /// Why no allocator was found, where none was.
     pub(super) why_empty: Option<String>,
     /// Where allocators may be that could not be found, beside those that were.
@@ -253,6 +260,9 @@ impl Traced {
             failed: false,
             end: End::new(proc_root, &process.cgroups),
             is_closed: false,
+            end_look: None,
+            ends: HashSet::new(),
+            end_links: Vec::new(),
             why_empty: None,
             blind: None,
             notes: Vec::new(),
@@ -271,6 +281,17 @@ impl Traced {
         };
         traced.measure(proc_root);
         Ok(traced)
+    }
+
+    /// All links of its own.
+    pub(super) fn take_links(&mut self) -> Vec<Link> {
+        let links = self.links.drain().map(|(_, link)| link);
+        links.chain(self.end_links.drain(..)).collect()
+    }
+
+    /// Whether its end is seen, if it ends by itself.
+    pub(super) fn sees_end(&self) -> bool {
+        !self.ends.is_empty()
     }
 
     /// The process runs another program now; probes in files that it still maps stay attached.
@@ -371,6 +392,7 @@ impl Traced {
         links: &mut Links,
         files: &Files,
         proc_root: &Path,
+        at_exit: bool,
     ) -> Result<(), TraceError> {
         let discovery = discover(files, proc_root, self.pid)?;
         self.loader_base = interpreter_base(proc_root, self.pid).ok().flatten();
@@ -389,6 +411,14 @@ impl Traced {
         }
         for found in &discovery.allocators {
             let file = file_id(&found.file.device, found.file.inode);
+            if at_exit
+                && let Some(offset) = found.ends
+                && self.ends.insert(file)
+            {
+                let path = found.file.attach_path();
+                let link = probe.attach_end(&path, &found.file.path, self.pid, offset)?;
+                self.end_links.push(link);
+            }
             if !self.attached.insert(file) {
                 continue;
             }

@@ -2,6 +2,8 @@
 
 #[path = "report/ended.rs"]
 mod ended;
+#[path = "report/lost.rs"]
+mod lost;
 #[path = "report/probes.rs"]
 mod probes;
 #[path = "report/sampled.rs"]
@@ -134,6 +136,7 @@ pub(super) fn make(
     for site in &mut sites {
         if let Ok(id) = SiteId::try_from(site.id) {
             session.heaps.describe_site(id, site);
+            session.describe_end(id, site);
         }
     }
     let mut hits_total = 0_u64;
@@ -169,7 +172,7 @@ pub(super) fn make(
             .fold(0_u64, |sum, hits| sum.saturating_add(*hits));
         hits_total = hits_total.saturating_add(calls);
         spent.insert(pid, spent_on(session, traced, calls));
-        let mut told = process(traced, &hits);
+        let mut told = process(traced, &hits, session.options.at_exit);
         if traced.ended.is_none() {
             session.heaps.describe(traced.incarnation, &mut told);
         }
@@ -230,6 +233,7 @@ pub(super) fn make(
         };
     }
     session.judge(&mut parts, moment);
+    lost::judge(session, &mut parts);
     unseen::tell(session, &mut parts);
     parts.keep_top(top);
     name(session, &mut parts.sites);
@@ -414,7 +418,7 @@ fn not_shown(traced: &Traced) -> Process {
 }
 
 /// A process, without sums.
-fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
+fn process(traced: &Traced, hits: &[u64; HIT_SLOTS], at_exit: bool) -> Process {
     let mut allocators: Vec<String> = Vec::new();
     for site in &traced.sites {
         if !allocators.contains(&site.allocator) {
@@ -442,7 +446,7 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
         probes: probes::told(&traced.sites, hits),
         exited: traced.ended.is_some() && !traced.failed,
         ended: traced.ended.and_then(|_| traced.end.told()),
-        exit_note: ended::note(traced),
+        exit_note: ended::note(traced, at_exit),
         ..Process::default()
     }
 }

@@ -57,6 +57,7 @@ impl Report {
                 .iter_mut()
                 .map(|point| &mut point.at_s)
                 .chain([&mut process.rss_growth_bytes_per_s])
+                .chain(process.lost_at_exit.iter_mut().map(|lost| &mut lost.held_s))
         }))
         .chain(
             parts

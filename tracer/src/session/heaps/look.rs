@@ -149,6 +149,7 @@ fn look_once(
     let image = read_address_space(proc_root, job.pid).ok()?;
     let memory = Bounded::new(memory, until, MOST_BYTES);
     let options = LookOptions {
+        is_stopped: false,
         is_python: image.is_python,
         levels: LEVELS,
         groups_with_holders: 0,

@@ -1,10 +1,10 @@
 //! How a process ended, in words.
 
-use super::Traced;
+use super::{Traced, lost};
 use crate::report::{Ended, MemoryLimit};
 
 /// How the process, or its program, ended.
-pub(super) fn note(traced: &Traced) -> Option<String> {
+pub(super) fn note(traced: &Traced, at_exit: bool) -> Option<String> {
     let mut notes = Vec::new();
     if traced.execs > 0 {
         notes.push(format!(
@@ -27,6 +27,7 @@ pub(super) fn note(traced: &Traced) -> Option<String> {
             "its calls were not seen then: what it freed in its last moments is still counted as in use"
         };
         notes.push(format!("{how}; {left}"));
+        notes.extend(lost::note(traced, at_exit));
     }
     notes.extend(traced.notes.iter().cloned());
     (!notes.is_empty()).then(|| notes.join("; "))

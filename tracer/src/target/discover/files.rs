@@ -14,7 +14,7 @@ use leakscope_common::{Function, ProbeCookie};
 use super::FoundFunction;
 use super::code::code_of;
 use crate::target::allocator::{Allocator, AllocatorFunction, AllocatorKind, find_allocators};
-use crate::target::elf::{ElfError, ElfFile, MACHINE_X86_64, is_go};
+use crate::target::elf::{ElfError, ElfFile, MACHINE_X86_64, SymbolKind, is_go};
 use crate::target::site::select_with;
 
 /// Most files that are remembered. A machine with a thousand containers maps some tens of thousands; they are a few hundred bytes each.
@@ -52,6 +52,8 @@ pub(super) struct Facts {
     pub(super) blind: Option<String>,
     /// The same, if the file is the program itself.
     pub(super) blind_program: Option<String>,
+    /// Where `_exit` begins, through which the C library ends a process: an offset of the file.
+    pub(super) ends: Option<u64>,
     soname: Option<String>,
 }
 
@@ -148,6 +150,7 @@ fn read(key: FileKey, file: &File, path: &Path) -> Facts {
         program_notes: Vec::new(),
         blind: None,
         blind_program: None,
+        ends: None,
         soname: None,
     };
     let elf = match ElfFile::parse(file) {
@@ -185,6 +188,9 @@ fn read(key: FileKey, file: &File, path: &Path) -> Facts {
         }
         Err(error) => facts.blind = Some(format!("its symbols: {error}")),
     }
+    if !facts.allocators.is_empty() {
+        facts.ends = end_of_processes(&elf, file);
+    }
     if is_go(&elf) {
         let what = "is a Go program: its own heap is collected by its runtime and not seen here; only what C code in it allocates is";
         facts.program_notes.push(what.to_owned());
@@ -193,6 +199,15 @@ fn read(key: FileKey, file: &File, path: &Path) -> Facts {
         facts.blind_program = Some(what.to_owned());
     }
     facts
+}
+
+/// Where `_exit` is defined in a file.
+fn end_of_processes(elf: &ElfFile, file: &File) -> Option<u64> {
+    let symbols = elf.symbols(file, |name| name == b"_exit").ok()?;
+    let defined = symbols
+        .iter()
+        .find(|symbol| symbol.kind == SymbolKind::Function)?;
+    elf.file_offset_of(defined.vaddr)
 }
 
 /// Chooses the sites of an allocator's functions.

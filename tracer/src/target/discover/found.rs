@@ -125,6 +125,8 @@ pub struct FoundAllocator {
     pub covered: Vec<String>,
     /// Where its code lies in the file, offsets, sorted: its functions and what they jump to.
     pub code: Arc<[Range<u64>]>,
+    /// Where `_exit` begins, if the file is a C library or has one linked in: an offset of the file.
+    pub ends: Option<u64>,
 }
 
 impl FoundAllocator {

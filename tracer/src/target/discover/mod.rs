@@ -191,6 +191,7 @@ fn look_into(
             functions,
             covered: allocator.covered.clone(),
             code: Arc::clone(&allocator.code),
+            ends: facts.ends,
         });
     }
 }

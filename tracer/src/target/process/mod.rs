@@ -330,14 +330,22 @@ pub fn mode_ticks(proc_root: &Path, pid: u32) -> Result<(u64, u64), ProcessError
     })
 }
 
+/// The state of a thread: a letter of proc_pid_stat(5).
+///
+/// # Errors
+/// See [`ProcessError`].
+pub fn thread_state(proc_root: &Path, thread: u32) -> Result<char, ProcessError> {
+    let fields = stat_fields(proc_root, thread)?;
+    let state = fields.first().and_then(|state| state.chars().next());
+    state.ok_or(ProcessError::Gone { pid: thread })
+}
+
 /// Whether a process is stopped (state `T` of proc_pid_stat(5)).
 ///
 /// # Errors
 /// See [`ProcessError`].
 pub fn is_stopped(proc_root: &Path, pid: u32) -> Result<bool, ProcessError> {
-    Ok(stat_fields(proc_root, pid)?
-        .first()
-        .is_some_and(|state| state == "T"))
+    Ok(thread_state(proc_root, pid)? == 'T')
 }
 
 /// Where the program's interpreter, the dynamic loader, begins in memory: `AT_BASE` of its auxiliary vector (getauxval(3)); `None` where

@@ -1,0 +1,78 @@
+//! Registers of stopped threads as a piece of memory, so that what only a register leads to is held like everything else. It lies where
+//! no process has memory: in the kernel's half of the addresses.
+
+use leakscope_common::PAGE_BYTES;
+
+use super::ProcessMemory;
+use crate::heap::{Memory, Region, RegionKind};
+
+/// The first address of it.
+const BASE: u64 = 0xffff_f000_0000_0000;
+
+/// A process's memory, and behind it the registers of its threads.
+#[derive(Debug)]
+pub struct WithRegisters {
+    memory: ProcessMemory,
+    bytes: Vec<u8>,
+}
+
+impl WithRegisters {
+    /// The memory of a process whose threads have these words in registers.
+    #[must_use]
+    pub fn new(memory: ProcessMemory, words: &[u64]) -> Self {
+        Self {
+            memory,
+            bytes: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
+        }
+    }
+
+    /// The region of the registers: it comes behind all others.
+    #[must_use]
+    pub fn region(&self) -> Region {
+        let length = self.bytes.len() as u64;
+        Region {
+            range: BASE..BASE + length.next_multiple_of(PAGE_BYTES),
+            present: std::iter::once(BASE..BASE + length).collect(),
+            kind: RegionKind::Stack,
+            name: "registers".to_owned(),
+        }
+    }
+}
+
+impl Memory for WithRegisters {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
+        let Some(offset) = address.checked_sub(BASE) else {
+            return self.memory.read(address, buffer);
+        };
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let bytes = self.bytes.get(from..).unwrap_or_default();
+        let length = bytes.len().min(buffer.len());
+        if let (Some(to), Some(from)) = (buffer.get_mut(..length), bytes.get(..length)) {
+            to.copy_from_slice(from);
+        }
+        length
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
+
+    use std::path::Path;
+
+    use super::WithRegisters;
+    use crate::{heap::Memory as _, reader::ProcessMemory};
+
+    #[test]
+    fn registers_are_read_like_memory() {
+        let own = ProcessMemory::open(Path::new("/proc"), std::process::id()).unwrap();
+        let memory = WithRegisters::new(own, &[7, 8, 9]);
+        let region = memory.region();
+        assert_eq!(region.present_bytes(), 24);
+        assert_eq!(memory.word(region.range.start + 16), Some(9));
+        assert_eq!(memory.word(region.range.start + 24), None);
+        let known = Box::new(0x1234_5678_9abc_u64);
+        let address = std::ptr::from_ref(&*known) as u64;
+        assert_eq!(memory.word(address), Some(*known));
+    }
+}

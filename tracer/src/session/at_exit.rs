@@ -1,0 +1,233 @@
+//! Lost at exit: a command of ours is held where it is about to end, and its heap is looked at. What no pointer leads to then, nobody
+//! can free any more; the live table says which stacks allocated it. Names nothing.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use leakscope_common::UNKNOWN_SITE;
+
+use super::{Session, TraceError, process::Traced};
+use crate::{
+    heap::{self, LookOptions, LostBlock, RootName},
+    kernel::{LiveBlock, monotonic_ns, read_registers, shares_memory},
+    ledger::SiteId,
+    reader::{ProcessMemory, WithRegisters, read_address_space},
+    report::{LostAtExit, LostType, Reachability, Site, SiteKind},
+    target::process::{list_threads, read_process, thread_state},
+};
+
+/// How long to wait until all threads of a held process have stopped; the signal is pending already, so that this takes microseconds.
+const STOP_WITHIN: Duration = Duration::from_millis(500);
+
+/// Of so many types at most is said how many blocks of them are lost.
+const MOST_TYPES: usize = 20;
+
+/// Pointers between blocks that are kept, at least, and one for so many bytes of anonymous memory: as `leakscope heap` has it.
+const LEAST_EDGES: u64 = 1 << 20;
+const BYTES_FOR_EDGE: u64 = 16;
+
+/// What a look at the end of a process has found.
+#[derive(Debug)]
+pub(super) struct EndLook {
+    /// Blocks of each site, as the live table had them.
+    sites: HashMap<SiteId, Reachability>,
+    /// How many blocks that had.
+    blocks: u64,
+    /// The sums.
+    pub(super) lost: LostAtExit,
+}
+
+impl EndLook {
+    /// What is known of the blocks of a site, or of several with the same stack.
+    pub(super) fn site(&self, mut is_of_it: impl FnMut(SiteId) -> bool) -> Option<Reachability> {
+        self.sites
+            .iter()
+            .filter(|(site, _)| is_of_it(**site))
+            .map(|(_, part)| *part)
+            .reduce(Reachability::and)
+    }
+}
+
+/// No place is named.
+struct Unnamed;
+
+impl RootName for Unnamed {
+    fn name(&mut self, _address: u64) -> String {
+        String::new()
+    }
+}
+
+impl Session {
+    /// A followed process is about to end, and was stopped for us.
+    pub(super) fn note_ending(&mut self, pid: u32, thread: u32, held: bool) {
+        let shares = read_process(&self.proc_root, thread)
+            .is_ok_and(|process| shares_memory(pid, process.parent));
+        // A child that has its parent's memory until it calls exec: that memory does not end.
+        if !shares {
+            self.deal_with(pid, |session, traced| {
+                if traced.failed || traced.end_look.is_some() {
+                    return;
+                }
+                let begun = Instant::now();
+                let looked = session.look_at_end(traced, thread);
+                traced.end_look = Some(looked.map(|mut look| {
+                    look.lost.held_s = begun.elapsed().as_secs_f64();
+                    look
+                }));
+            });
+        }
+        if held {
+            // Whatever came of it. It may have been killed meanwhile.
+            let _ = self.probe.resume(pid);
+        }
+    }
+
+    /// Looks at the heap of a process that is stopped where it ends, or says why that cannot be.
+    fn look_at_end(&mut self, traced: &Traced, thread: u32) -> Result<EndLook, String> {
+        let threads = wait_until_stopped(&self.proc_root, thread);
+        let registers = read_registers(&threads);
+        let unread_registers = registers.iter().filter(|words| words.is_none()).count();
+        let words: Vec<u64> = registers.into_iter().flatten().flatten().collect();
+        // By the thread that ends it: the first one may have ended long ago, and has no memory then.
+        let memory =
+            ProcessMemory::open(&self.proc_root, thread).map_err(|error| error.to_string())?;
+        let image =
+            read_address_space(&self.proc_root, thread).map_err(|error| error.to_string())?;
+        let memory = WithRegisters::new(memory, &words);
+        let mut regions = image.regions;
+        regions.push(memory.region());
+        let options = LookOptions {
+            is_python: image.is_python,
+            is_stopped: true,
+            levels: 0,
+            groups_with_holders: 0,
+            most_edges: usize::try_from((image.anonymous_bytes / BYTES_FOR_EDGE).max(LEAST_EDGES))
+                .unwrap_or(usize::MAX),
+        };
+        let Some((look, _)) = heap::look(&memory, &regions, options, None, &mut Unnamed) else {
+            // Before its first allocation a process has no heap.
+            let found = self
+                .whose(traced.incarnation, &[], &[])
+                .map_err(|error| error.to_string())?;
+            return if found.blocks == 0 {
+                Ok(found)
+            } else {
+                Err("no heap that is known, neither glibc's nor CPython's".to_owned())
+            };
+        };
+        if look.dropped_edges > 0 {
+            return Err(
+                "there are more pointers between its blocks than there is room for".to_owned(),
+            );
+        }
+        let mut types: Vec<LostType> = look
+            .groups
+            .iter()
+            .filter(|group| group.unreachable_objects > 0)
+            .map(|group| LostType {
+                name: group.label(),
+                objects: group.unreachable_objects,
+                bytes: group.unreachable_bytes,
+            })
+            .collect();
+        types.sort_by_key(|lost| std::cmp::Reverse((lost.bytes, lost.objects)));
+        types.truncate(MOST_TYPES);
+        let mut found = self
+            .whose(traced.incarnation, &look.lost, &look.ranges)
+            .map_err(|error| error.to_string())?;
+        found.lost.types = types;
+        found.lost.threads = threads.len() as u64;
+        found.lost.unread_registers = unread_registers as u64;
+        Ok(found)
+    }
+
+    /// Which sites allocated the lost blocks. `walked`: where blocks were looked for.
+    fn whose(
+        &self,
+        incarnation: u32,
+        lost: &[LostBlock],
+        walked: &[Range<u64>],
+    ) -> Result<EndLook, TraceError> {
+        let weight = 1_u64 << self.probe.thin_shift();
+        let oldest_ns = monotonic_ns()
+            .saturating_sub(u64::try_from(self.options.min_age.as_nanos()).unwrap_or(u64::MAX));
+        let mut sites: HashMap<SiteId, Reachability> = HashMap::new();
+        let mut blocks = 0;
+        // What the program asked for, of blocks that are traced.
+        let mut asked: Vec<Option<u64>> = vec![None; lost.len()];
+        self.probe.visit_blocks(|LiveBlock { address, block }| {
+            // A time of birth of 0: a watched block of an earlier window.
+            if block.incarnation != incarnation || block.born_ns == 0 {
+                return;
+            }
+            blocks += 1;
+            let place = lost.binary_search_by_key(&address, |lost| lost.address);
+            if let Some(asked) = place.ok().and_then(|place| asked.get_mut(place)) {
+                *asked = Some(block.size);
+            }
+            let behind = walked.partition_point(|range| range.start <= address);
+            let is_walked = behind
+                .checked_sub(1)
+                .and_then(|place| walked.get(place))
+                .is_some_and(|range| range.contains(&address));
+            if !is_walked || block.born_ns > oldest_ns {
+                return;
+            }
+            let is_direct = place
+                .ok()
+                .and_then(|place| lost.get(place))
+                .map(|lost| lost.is_direct);
+            let site = sites.entry(block.site).or_default();
+            *site = site.and(Reachability::of_block(block.size, is_direct, weight));
+        })?;
+        let mut sums = LostAtExit::default();
+        for (lost, asked) in lost.iter().zip(asked) {
+            sums.add(asked.unwrap_or(lost.bytes), lost.is_direct, asked.is_some());
+        }
+        Ok(EndLook {
+            sites,
+            blocks,
+            lost: sums,
+        })
+    }
+
+    /// Tells which blocks of a site were lost where its process ended: that counts, whatever was seen before.
+    pub(super) fn describe_end(&self, id: SiteId, site: &mut Site) {
+        let traced = self
+            .processes
+            .get(&site.pid)
+            .filter(|traced| traced.incarnation == site.incarnation);
+        let Some(Ok(look)) = traced.and_then(|traced| traced.end_look.as_ref()) else {
+            return;
+        };
+        if site.kind != SiteKind::Heap {
+            return;
+        }
+        site.reachability = look.site(|other| {
+            if id == UNKNOWN_SITE || other == UNKNOWN_SITE {
+                other == id
+            } else {
+                self.joined(other) == id
+            }
+        });
+    }
+}
+
+/// Waits until all threads of a process have stopped; gives those that have memory.
+fn wait_until_stopped(proc_root: &Path, thread: u32) -> Vec<u32> {
+    let begun = Instant::now();
+    loop {
+        let mut threads = list_threads(proc_root, thread).unwrap_or_default();
+        threads.sort_unstable();
+        let state = |thread: &u32| thread_state(proc_root, *thread).unwrap_or('X');
+        threads.retain(|thread| !matches!(state(thread), 'Z' | 'X' | 'x'));
+        if threads.iter().all(|thread| state(thread) == 'T') || begun.elapsed() >= STOP_WITHIN {
+            return threads;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
