@@ -2,7 +2,7 @@
 //! in a root that has nothing else.
 
 use super::Release;
-use crate::shell::{self, ask, command, find_program, make_dir, root, target_dir};
+use crate::shell::{self, ask, cargo, command, find_program, make_dir, root, target_dir};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ const SCRIPT: &str = include_str!("attempt.sh");
 /// # Errors
 /// When something does not work.
 pub(super) fn once(folder: &Path, release: &Release) -> Result<()> {
+    crates(&["--no-verify"])?;
     archive(folder, release)?;
     let debian = target_dir().join("debian");
     if !shell::is_root() || !debian.join("etc/debian_version").exists() {
@@ -40,12 +41,42 @@ pub(super) fn everywhere(folder: &Path, release: &Release) -> Result<()> {
     if !shell::is_root() {
         bail!("to install packages in roots takes root: run `sudo -E cargo xtask dist --try`");
     }
+    crates(&[])?;
     archive(folder, release)?;
     alone(folder)?;
     image(folder, release)?;
     for suite in SUITES {
         packages(folder, release, &debian(folder, suite)?)?;
     }
+    Ok(())
+}
+
+/// The crates for `cargo install`: everything that they are built from is in them. Without `--no-verify` they are built.
+fn crates(arguments: &[&str]) -> Result<()> {
+    let mut package = cargo();
+    package.args(["package", "--quiet", "--allow-dirty"]);
+    for name in ["leakscope-common", "leakscope-unwind", "leakscope"] {
+        package.args(["--package", name]);
+    }
+    shell::run(package.args(arguments))?;
+    let listed = shell::capture(cargo().args([
+        "package",
+        "--quiet",
+        "--allow-dirty",
+        "--list",
+        "--package",
+        "leakscope",
+    ]))?;
+    for needed in [
+        "bpf/x86_64.o",
+        "bpf/x86_64.o.sha256",
+        "bpf/x86_64.toolchain",
+    ] {
+        if !listed.lines().any(|file| file == needed) {
+            bail!("the crate leakscope lacks {needed}");
+        }
+    }
+    println!("the crates: packaged");
     Ok(())
 }
 
