@@ -6,6 +6,8 @@ mod completions;
 mod daemon;
 mod diff;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod dump;
 mod floor;
 mod guard;

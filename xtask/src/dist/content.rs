@@ -88,7 +88,7 @@ pub(super) fn common(binary: &Path) -> Result<Vec<Entry>> {
     for text in ["README.md", "CHANGELOG.md"] {
         entries.push(documentation(text, of_root(text)?));
     }
-    for folder in ["deploy"] {
+    for folder in ["docs", "deploy"] {
         for (path, bytes) in files(&root().join("tracer").join(folder))? {
             entries.push(documentation(&format!("{folder}/{path}"), bytes));
         }

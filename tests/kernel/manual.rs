@@ -1,0 +1,130 @@
+//! What the manual tells people to type works: each block for a shell is run as it stands, beside a program in C++, one in Python and
+//! a daemon. Only the times are shorter. Blocks of what changes a machine (`console`) are not run; that leakscope takes their commands
+//! is a unit test.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use leakscope_tests::{Daemon, leakscope, require_kernel, require_victim, run_command};
+
+/// A program that is killed when dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        Self(
+            command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("a program of the tests starts"),
+        )
+    }
+
+    fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The blocks of a file that are run.
+fn blocks(text: &str) -> Vec<String> {
+    text.split("\n```sh\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("\n```").next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The same with two seconds in place of what people wait for.
+fn hurried(block: &str) -> String {
+    let mut words = Vec::new();
+    let mut is_time = false;
+    for word in block.split(' ') {
+        let (first, rest) = word.split_once('\n').unwrap_or((word, ""));
+        words.push(match (is_time, rest) {
+            (true, "") => "2s".to_owned(),
+            (true, rest) => format!("2s\n{rest}"),
+            (false, _) => word.to_owned(),
+        });
+        is_time = if rest.is_empty() {
+            first == "--for"
+        } else {
+            rest == "--for"
+        };
+    }
+    words.join(" ")
+}
+
+#[test]
+fn what_the_manual_tells_to_type_works() {
+    let _turn = require_kernel!();
+    let program = require_victim!("sessions");
+    let sessions = Running::start(Command::new(program));
+    let mut python = Command::new("/usr/bin/python3");
+    python.args([
+        "-c",
+        "import time\nkept = []\nwhile True:\n    kept.append(bytearray(2000)); time.sleep(0.01)",
+    ]);
+    let python = Running::start(python);
+    let daemon = Daemon::start(&["-p", &sessions.pid()]).unwrap();
+    let socket = daemon.socket();
+    let folder = tempfile::tempdir().unwrap();
+    let programs = folder.path().join("bin");
+    fs::create_dir(&programs).unwrap();
+    std::os::unix::fs::symlink(leakscope().unwrap(), programs.join("leakscope")).unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+
+    let mut ran = 0;
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tracer/docs");
+    for entry in fs::read_dir(manual).unwrap() {
+        let file = entry.unwrap().path();
+        for block in blocks(&fs::read_to_string(&file).unwrap()) {
+            let script = hurried(&block).replace(
+                "/run/leakscope/leakscope.sock",
+                socket.to_str().expect("a path of the test"),
+            );
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-e", "-c", &script])
+                .current_dir(folder.path())
+                .env("PATH", &path)
+                .env("PID", sessions.pid())
+                .env("PYTHON", python.pid());
+            let finished = run_command(shell).unwrap();
+            assert_eq!(
+                finished.code(),
+                0,
+                "{}: {script}\n{finished:?}",
+                file.display()
+            );
+            ran += 1;
+        }
+    }
+    assert!(ran > 15, "only {ran} blocks were found");
+    for written in ["leaks.svg", "leaks.html", "leaks.pb.gz", "heap.pb.gz"] {
+        let size = fs::metadata(folder.path().join(written)).unwrap().len();
+        assert!(size > 0, "{written}");
+    }
+    let metrics = fs::read_to_string(folder.path().join("metrics.txt")).unwrap();
+    for series in ["leakscope_process_leaking", "leakscope_overhead_ratio"] {
+        assert!(metrics.contains(series), "{series}: {metrics}");
+    }
+}
+
+#[test]
+fn only_times_are_shortened() {
+    assert_eq!(
+        hurried("leakscope trace --for 2m\nleakscope trace --for 1m -- ls"),
+        "leakscope trace --for 2s\nleakscope trace --for 2s -- ls"
+    );
+}
