@@ -41,14 +41,13 @@ pub(super) fn everywhere(folder: &Path, release: &Release) -> Result<()> {
     if !shell::is_root() {
         bail!("to install packages in roots takes root: run `sudo -E cargo xtask dist --try`");
     }
-    crates(&[])?;
     archive(folder, release)?;
     alone(folder)?;
     image(folder, release)?;
     for suite in SUITES {
         packages(folder, release, &debian(folder, suite)?)?;
     }
-    Ok(())
+    crates(&[])
 }
 
 /// The crates for `cargo install`: everything that they are built from is in them. Without `--no-verify` they are built.

@@ -2,7 +2,7 @@
 
 use super::Release;
 use crate::bpf::{parse_record, sha256};
-use crate::shell::{ask, cargo, command};
+use crate::shell::{ask, command};
 use anyhow::Result;
 use serde_json::json;
 
@@ -23,7 +23,7 @@ pub(super) fn document(release: &Release) -> Result<Vec<u8>> {
         "commit": git(&["rev-parse", "HEAD"]),
         // Whether the checkout was as the commit has it.
         "clean": git(&["status", "--porcelain"]).map(|changes| changes.is_empty()),
-        "rustc": ask(cargo().args(["--version"])).map(|said| said.trim().to_owned()),
+        "rustc": ask(command("rustc").arg("--version")).map(|said| said.trim().to_owned()),
         "cargo_lock_sha256": sha256(&of_root("Cargo.lock")?),
         "bpf_object": {
             "sha256": sha256(&object),
