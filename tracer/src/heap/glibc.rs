@@ -67,6 +67,8 @@ pub(super) struct Heap {
     pub(super) top_bytes: u64,
     /// Bytes that were passed over, for no chunk was found in them: memory that changed while it was read.
     pub(super) torn_bytes: u64,
+    /// Where they lie. There may be blocks among them, so that what they point to is held.
+    pub(super) torn: Vec<Range<u64>>,
     /// How many arenas there are.
     pub(super) arenas: usize,
     /// The allocator's own books outside the blocks: what they point to is free, or the block beside it.
@@ -338,7 +340,9 @@ fn walk_heap(
                 // What follows belongs to no block.
                 settle(Some((chunk, 0)), false, &mut Heap::default());
                 let next = find_chunk(&mut window, chunk + HEADER, part.end);
-                heap.torn_bytes += next.unwrap_or(part.end) - chunk;
+                let torn = chunk..next.unwrap_or(part.end);
+                heap.torn_bytes += torn.end - torn.start;
+                heap.torn.push(torn);
                 let Some(next) = next else { break };
                 chunk = next;
             }

@@ -138,6 +138,7 @@ impl Reach {
     pub(super) fn from_roots(
         memory: &dyn Memory,
         regions: &[Region],
+        torn: &[Range<u64>],
         blocks: &Blocks,
         graph: &Graph,
         is_pointer: impl Fn(u64, BlockId, u64) -> bool,
@@ -146,21 +147,19 @@ impl Reach {
             parents: vec![NOBODY; blocks.count() as usize],
             ..Self::default()
         };
-        for region in regions {
-            if region.kind == RegionKind::Constant {
-                continue;
-            }
-            for present in &region.present {
-                for range in outside(present.clone(), blocks) {
-                    each_word(memory, range, |address, word| {
-                        if let Some((block, distance)) = blocks.find(word)
-                            && is_pointer(address, block, distance)
-                        {
-                            reach.root(block, address);
-                        }
-                    });
+        let outside = regions
+            .iter()
+            .filter(|region| region.kind != RegionKind::Constant)
+            .flat_map(|region| &region.present)
+            .flat_map(|present| outside(present.clone(), blocks));
+        for range in outside.chain(torn.iter().cloned()) {
+            each_word(memory, range, |address, word| {
+                if let Some((block, distance)) = blocks.find(word)
+                    && is_pointer(address, block, distance)
+                {
+                    reach.root(block, address);
                 }
-            }
+            });
         }
         reach.spread(graph, 0);
         reach

@@ -111,7 +111,7 @@ pub fn look_with(
     owned: &[Owned],
     names: &mut dyn RootName,
 ) -> Option<(Look, Lost)> {
-    let (mut result, blocks, books) = walk(memory, regions, options.is_python, owned)?;
+    let (mut result, blocks, apart) = walk(memory, regions, options.is_python, owned)?;
     let mut types = Types::new(memory, regions, options.is_python);
     let mut group_of: Vec<GroupId> = Vec::with_capacity(blocks.count() as usize);
     let graph = Graph::build(memory, &blocks, options.most_edges, |length, bytes| {
@@ -126,14 +126,22 @@ pub fn look_with(
     let mut groups = types.into_census().into_groups();
     // Where in the blocks of each group the object begins.
     let object_at: Vec<u64> = groups.iter().map(|group| group.object_at).collect();
-    let mut reach = Reach::from_roots(memory, regions, &blocks, &graph, |at, block, distance| {
-        let object_at = group_of
-            .get(block as usize)
-            .and_then(|group| object_at.get(usize::from(*group)).copied())
-            .unwrap_or(0);
-        // References to objects lead to the object, links of the collector before it.
-        distance >= object_at && !books.iter().any(|books| books.contains(&at))
-    });
+    let Apart { books, torn } = &apart;
+    let mut reach = Reach::from_roots(
+        memory,
+        regions,
+        torn,
+        &blocks,
+        &graph,
+        |at, block, distance| {
+            let object_at = group_of
+                .get(block as usize)
+                .and_then(|group| object_at.get(usize::from(*group)).copied())
+                .unwrap_or(0);
+            // References to objects lead to the object, links of the collector before it.
+            distance >= object_at && !books.iter().any(|books| books.contains(&at))
+        },
+    );
     let lost = || {
         blocks
             .iter()
@@ -204,17 +212,26 @@ pub fn look_with(
     Some((result, Lost(addresses)))
 }
 
-/// Walks the heaps of the allocators that are known. Gives what that tells, the blocks, and the allocators' own books.
+/// What lies in the heaps, or beside them, and is no block.
+#[derive(Debug, Default)]
+pub(super) struct Apart {
+    /// The allocators' own books: what they point to is free, or the block beside it.
+    books: Vec<Range<u64>>,
+    /// What changed while it was walked, and may be blocks.
+    torn: Vec<Range<u64>>,
+}
+
+/// Walks the heaps of the allocators that are known. Gives what that tells, the blocks, and what is none.
 pub(super) fn walk(
     memory: &dyn Memory,
     regions: &[Region],
     is_python: bool,
     owned: &[Owned],
-) -> Option<(Look, Blocks, Vec<Range<u64>>)> {
+) -> Option<(Look, Blocks, Apart)> {
     let glibc = glibc::walk(memory, regions);
     let mut result = Look::default();
     let mut segments = Vec::new();
-    let mut books = Vec::new();
+    let mut apart = Apart::default();
     if let Some(heap) = glibc {
         result.has_glibc = true;
         result.arenas = heap.arenas;
@@ -224,7 +241,10 @@ pub(super) fn walk(
         result.torn_bytes = heap.torn_bytes;
         result.caches_unknown = !heap.knows_caches;
         segments = heap.segments;
-        books = heap.books;
+        apart = Apart {
+            books: heap.books,
+            torn: heap.torn,
+        };
     }
     if is_python {
         let pools = cpython::find(memory, regions, &segments);
@@ -250,7 +270,7 @@ pub(super) fn walk(
         .map(|range| range.end - range.start)
         .fold(0, u64::saturating_add);
     result.present_bytes = blocks.present_bytes(regions);
-    Some((result, blocks, books))
+    Some((result, blocks, apart))
 }
 
 fn count_lost(

@@ -117,6 +117,19 @@ fn a_header_that_makes_no_sense_costs_what_stands_there_and_not_the_rest() {
 }
 
 #[test]
+fn what_only_a_torn_piece_points_to_was_called_unreachable() {
+    let mut heap = MadeUp::new();
+    let blocks: Vec<u64> = (0..200).map(|_| heap.used(0x40)).collect();
+    let held = heap.used(0x60);
+    let damaged = *blocks.get(20).unwrap();
+    heap.image.put(damaged - 8, 0x7777_7777_7777);
+    heap.image.put(damaged, held);
+    let look = looked(&heap).unwrap();
+    assert!(look.torn_bytes > 0);
+    assert_eq!(counts(&look, 0x58), (1, 0, 0));
+}
+
+#[test]
 fn memory_without_a_main_arena_is_no_heap() {
     let mut heap = MadeUp::new();
     heap.used(0x40);
