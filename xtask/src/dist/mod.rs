@@ -1,8 +1,8 @@
 //! `dist`: what is shipped. A static binary, packages of Debian and RPM, a container image, an archive for everybody else, what
 //! they are made of, and checksums.
 //!
-//! Owns which artefacts there are and where they lie (`target/dist`). The same checkout gives the same bytes: every time is
-//! `SOURCE_DATE_EPOCH`, or that of the commit.
+//! Owns which artefacts there are and where they lie (`target/dist`). One binary is always packed to the same bytes: every time
+//! is `SOURCE_DATE_EPOCH`, or that of the commit. `--twice` says whether building it again gives the same one.
 
 mod attempt;
 mod build;
