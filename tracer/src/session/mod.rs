@@ -19,6 +19,7 @@ mod moment;
 mod pages;
 mod process;
 mod report;
+mod room;
 mod select;
 mod stacks;
 mod tables;

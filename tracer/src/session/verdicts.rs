@@ -3,20 +3,18 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs,
-    path::Path,
     time::{Duration, Instant},
 };
 
 use leakscope_common::{HIT_SLOTS, SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
 
-use super::{Session, SiteLevels, Wanted, moment::Moment, process::Traced};
+use super::{Session, SiteLevels, Wanted, moment::Moment, process::Traced, room::room};
 use crate::{
     budget::Mode,
     kernel::{KernelError, monotonic_ns, thread_cpu_time},
     ledger::{
-        Alike, Cohorts, Judgement, LEAK_AFTER_S, Ledger, Limit, ProcessLevel, Room, SiteId,
-        SiteOfProcess, ToldApart, Unreachable, Verdict, are_enough, judge_windows,
+        Alike, Cohorts, Judgement, LEAK_AFTER_S, Ledger, ProcessLevel, SiteId, SiteOfProcess,
+        ToldApart, Unreachable, Verdict, are_enough, judge_windows,
     },
     report::{ALL_SUPPRESSED, Evidence, MemoryPoint, Process, ReportParts, Site, SiteKind},
     target::process::list_threads,
@@ -37,16 +35,6 @@ const MEMORY_POINTS: usize = 120;
 
 // The slot of unknown frees is the last.
 const _: () = assert!(UNKNOWN_FREE_SLOT + 1 == HIT_SLOTS);
-
-/// Where cgroups are mounted: version 2, and version 1's memory controller.
-const CGROUPS: [(&str, &str, &str); 2] = [
-    ("/sys/fs/cgroup", "memory.max", "memory.current"),
-    (
-        "/sys/fs/cgroup/memory",
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-    ),
-];
 
 /// The windows of a process, for the verdicts of its sites.
 struct SeenInWindows {
@@ -462,53 +450,6 @@ impl Session {
     }
 }
 
-/// What a process of a cgroup may still take: what the nearest limit of the cgroup and those above it leaves, or what the machine
-/// has.
-fn room(proc_root: &Path, cgroup: &str) -> Option<Room> {
-    let machine = fs::read_to_string(proc_root.join("meminfo"))
-        .ok()
-        .and_then(|text| available(&text))
-        .map(|bytes| Room {
-            bytes,
-            limit: Limit::Machine,
-        });
-    let mut rooms: Vec<Room> = machine.into_iter().collect();
-    for (root, limit, usage) in CGROUPS {
-        let root = Path::new(root);
-        let folder = root.join(cgroup.trim_start_matches('/'));
-        for folder in folder
-            .ancestors()
-            .take_while(|folder| folder.starts_with(root))
-        {
-            let number = |name: &str| -> Option<u64> {
-                fs::read_to_string(folder.join(name))
-                    .ok()?
-                    .trim()
-                    .parse()
-                    .ok()
-            };
-            // `max`, which is no number, is no limit.
-            if let (Some(limit), Some(usage)) = (number(limit), number(usage)) {
-                rooms.push(Room {
-                    bytes: limit.saturating_sub(usage),
-                    limit: Limit::Cgroup,
-                });
-            }
-        }
-    }
-    // Version 1 writes a limit that is beyond any machine for none.
-    rooms.into_iter().min_by_key(|room| room.bytes)
-}
-
-/// `MemAvailable` of `/proc/meminfo` (`proc_meminfo(5)`), bytes.
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 /// Estimates that rest on so few blocks are of these alone.
 const FEW: u64 = 2;
 
@@ -521,13 +462,20 @@ fn rests_on_few(site: &Site) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::available;
+    use super::rests_on_few;
+    use crate::report::{Sample, Site};
 
     #[test]
-    fn the_machine_says_what_it_has() {
-        let text = "MemTotal:       16316412 kB\nMemFree:  1 kB\nMemAvailable:   12345678 kB\n";
-        assert_eq!(available(text), Some(12_345_678 * 1024));
-        assert_eq!(available("MemTotal: 1 kB"), None);
-        assert_eq!(available("MemAvailable: 99999999999999999999 kB"), None);
+    fn one_block_showed_a_rate_beyond_the_growth_of_its_process() {
+        let seen = |objects| Site {
+            sample: Some(Sample {
+                objects,
+                ..Sample::default()
+            }),
+            ..Site::default()
+        };
+        assert!(rests_on_few(&seen(1)));
+        assert!(!rests_on_few(&seen(3)));
+        assert!(!rests_on_few(&Site::default()));
     }
 }

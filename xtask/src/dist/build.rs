@@ -1,9 +1,11 @@
 //! The binary that is shipped: linked statically with glibc, so that it runs on any Linux; its debug information apart.
 
 use crate::shell::{self, cargo, command, root};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use object::{File, Object as _};
+use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What it is built for. Named even where it is the machine's own: else what runs while building would be linked statically too.
@@ -68,20 +70,80 @@ pub(super) fn split(whole: &Path, folder: &Path) -> Result<Binary> {
         &debug,
     )?;
     objcopy(&["--strip-all"], whole, &stripped)?;
-    let bytes = shell::read(&stripped)?;
-    let mut build_id = String::new();
-    let file = File::parse(bytes.as_slice())?;
-    for byte in file.build_id()?.context("the binary has no build id")? {
-        write!(build_id, "{byte:02x}")?;
-    }
+    let mut bytes = shell::read(&stripped)?;
+    let mut debug = shell::read(&debug)?;
+    let build_id = identify(&mut bytes, &mut debug)?;
+    // Not created anew: it stays executable.
+    fs::write(&stripped, &bytes)
+        .with_context(|| format!("cannot write {}", shell::relative(&stripped)))?;
     Ok(Binary {
         stripped,
-        debug: shell::read(&debug)?,
+        debug,
         build_id,
     })
+}
+
+/// Gives a stripped binary, and its debug information, a build id that is a hash of the stripped binary alone. The linker's is one of
+/// the debug information too, which has its strings in another order in each checkout.
+///
+/// # Errors
+/// When the binary has no build id.
+fn identify(stripped: &mut [u8], debug: &mut [u8]) -> Result<String> {
+    let old = File::parse(&*stripped)?
+        .build_id()?
+        .context("the binary has no build id")?
+        .to_vec();
+    place(stripped, &old)?.fill(0);
+    let hash = Sha256::digest(&*stripped);
+    let new = hash
+        .get(..old.len())
+        .context("a build id longer than a hash")?;
+    // Where it is zero now.
+    let zeros = vec![0; old.len()];
+    let note = [NOTE.as_slice(), &zeros].concat();
+    let written = [NOTE.as_slice(), new].concat();
+    place(stripped, &note)?.copy_from_slice(&written);
+    place(debug, &old)?.copy_from_slice(new);
+    let mut build_id = String::new();
+    for byte in new {
+        write!(build_id, "{byte:02x}")?;
+    }
+    Ok(build_id)
+}
+
+/// What stands before a build id in its note: type and owner (`NT_GNU_BUILD_ID`, elf.h).
+const NOTE: [u8; 8] = *b"\x03\0\0\0GNU\0";
+
+/// The one place where these bytes stand.
+fn place<'a>(file: &'a mut [u8], bytes: &[u8]) -> Result<&'a mut [u8]> {
+    let mut places = file
+        .windows(bytes.len())
+        .enumerate()
+        .filter(|(_, window)| *window == bytes)
+        .map(|(at, _)| at);
+    let (Some(at), None) = (places.next(), places.next()) else {
+        bail!("the build id does not stand in just one place");
+    };
+    drop(places);
+    file.get_mut(at..at + bytes.len())
+        .context("a place in the file")
 }
 
 fn objcopy(arguments: &[&str], from: &Path, to: &Path) -> Result<()> {
     shell::run(command("objcopy").args(arguments).arg(from).arg(to))
         .context("objcopy is of binutils")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::place;
+
+    #[test]
+    fn a_place_is_the_only_one() {
+        let mut file = *b"..abc..ab..";
+        assert!(place(&mut file, b"ab").is_err());
+        assert!(place(&mut file, b"abd").is_err());
+        place(&mut file, b"abc").unwrap_or_default().fill(b'x');
+        assert_eq!(&file, b"..xxx..ab..");
+    }
 }
