@@ -33,11 +33,6 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 const LARGEST: u64 = 1 << 30;
 /// Of so many groups the holders are told.
 const GROUPS_WITH_HOLDERS: usize = 20;
-/// Pointers between blocks that are kept, at least and for each 64 bytes of the heap: with what else is kept it stays below four tenths
-/// of a heap of small blocks.
-const LEAST_EDGES: u64 = 1 << 20;
-const BYTES_FOR_EDGE: u64 = 16;
-
 /// Looks at the heap twice and writes what it found.
 pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
     // Before anything is read, so that a mistake is found first.
@@ -95,8 +90,7 @@ fn look_once(raw: &HeapArguments, before: Option<&Lost>) -> anyhow::Result<Seen>
         is_stopped: false,
         levels: raw.holders,
         groups_with_holders: GROUPS_WITH_HOLDERS,
-        most_edges: usize::try_from((image.anonymous_bytes / BYTES_FOR_EDGE).max(LEAST_EDGES))
-            .unwrap_or(usize::MAX),
+        most_edges: LookOptions::edges_for(image.anonymous_bytes),
     };
     let mut names = Names::new(&image, proc_root, raw.pid);
     let found = heap::look(&memory, &image.regions, options, before, &mut names);

@@ -32,6 +32,19 @@ pub struct LookOptions {
     pub most_edges: usize,
 }
 
+/// Pointers between blocks that are kept, at least, and one for so many bytes of anonymous memory: with what else is kept it stays below
+/// four tenths of a heap of small blocks.
+const LEAST_EDGES: u64 = 1 << 20;
+const BYTES_FOR_EDGE: u64 = 16;
+
+impl LookOptions {
+    /// How many pointers between blocks are to be kept of a process with so many bytes of anonymous memory.
+    #[must_use]
+    pub fn edges_for(anonymous_bytes: u64) -> usize {
+        usize::try_from((anonymous_bytes / BYTES_FOR_EDGE).max(LEAST_EDGES)).unwrap_or(usize::MAX)
+    }
+}
+
 /// What a look has found.
 #[derive(Clone, Debug, Default)]
 pub struct Look {

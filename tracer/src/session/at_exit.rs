@@ -26,10 +26,6 @@ const STOP_WITHIN: Duration = Duration::from_millis(500);
 /// Of so many types at most is said how many blocks of them are lost.
 const MOST_TYPES: usize = 20;
 
-/// Pointers between blocks that are kept, at least, and one for so many bytes of anonymous memory: as `leakscope heap` has it.
-const LEAST_EDGES: u64 = 1 << 20;
-const BYTES_FOR_EDGE: u64 = 16;
-
 /// What a look at the end of a process has found.
 #[derive(Debug)]
 pub(super) struct EndLook {
@@ -105,8 +101,7 @@ impl Session {
             is_stopped: true,
             levels: 0,
             groups_with_holders: 0,
-            most_edges: usize::try_from((image.anonymous_bytes / BYTES_FOR_EDGE).max(LEAST_EDGES))
-                .unwrap_or(usize::MAX),
+            most_edges: LookOptions::edges_for(image.anonymous_bytes),
         };
         let Some((look, _)) = heap::look(&memory, &regions, options, None, &mut Unnamed) else {
             // Before its first allocation a process has no heap.

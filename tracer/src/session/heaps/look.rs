@@ -26,10 +26,6 @@ const MOST_BLOCKS: u64 = 8 << 20;
 /// Holders are followed so many steps up.
 const LEVELS: usize = 5;
 
-/// Pointers between blocks that are kept, at least, and one for so many bytes of anonymous memory: as `leakscope heap` has it.
-const LEAST_EDGES: u64 = 1 << 20;
-const BYTES_FOR_EDGE: u64 = 16;
-
 /// A process that is to be looked at.
 pub(super) struct Job {
     pub(super) pid: u32,
@@ -153,8 +149,7 @@ fn look_once(
         is_python: image.is_python,
         levels: LEVELS,
         groups_with_holders: 0,
-        most_edges: usize::try_from((image.anonymous_bytes / BYTES_FOR_EDGE).max(LEAST_EDGES))
-            .unwrap_or(usize::MAX),
+        most_edges: LookOptions::edges_for(image.anonymous_bytes),
     };
     let mut names = Names::new(&image, proc_root, job.pid);
     let found = heap::look_with(
