@@ -19,11 +19,11 @@ pub(super) struct Binary {
     pub(super) build_id: String,
 }
 
-/// Builds it into a target directory.
+/// Builds it from a checkout into a target directory.
 ///
 /// # Errors
 /// When cargo fails.
-pub(super) fn build(target_dir: &Path) -> Result<PathBuf> {
+pub(super) fn build(checkout: &Path, target_dir: &Path) -> Result<PathBuf> {
     let home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cargo")))
@@ -31,7 +31,7 @@ pub(super) fn build(target_dir: &Path) -> Result<PathBuf> {
     // Where it was built is nobody's business, and would make it another binary each time.
     let flags = [
         "-Ctarget-feature=+crt-static".to_owned(),
-        format!("--remap-path-prefix={}=leakscope", root().display()),
+        format!("--remap-path-prefix={}=leakscope", checkout.display()),
         format!("--remap-path-prefix={}=cargo", home.display()),
     ];
     let mut command = cargo();
@@ -45,6 +45,7 @@ pub(super) fn build(target_dir: &Path) -> Result<PathBuf> {
             "--target-dir",
         ])
         .arg(target_dir)
+        .current_dir(checkout)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env(
             "CFLAGS",
@@ -55,6 +56,26 @@ pub(super) fn build(target_dir: &Path) -> Result<PathBuf> {
         .find(|executable| executable.name == "leakscope")
         .map(|executable| executable.path)
         .context("cargo built no binary named leakscope")
+}
+
+/// Another checkout of the same commit, in a folder that is made anew.
+///
+/// # Errors
+/// When git fails, or there are changes that are in no commit.
+pub(super) fn check_out(folder: &Path) -> Result<PathBuf> {
+    if !shell::capture(command("git").args(["status", "--porcelain"]))?.is_empty() {
+        bail!("another checkout would lack what is in no commit: commit it first");
+    }
+    let checkout = folder.join("another checkout");
+    if checkout.exists() {
+        fs::remove_dir_all(&checkout)?;
+    }
+    shell::run(
+        command("git")
+            .args(["clone", "--quiet", "--shared", "."])
+            .arg(&checkout),
+    )?;
+    Ok(checkout)
 }
 
 /// Takes a binary and its debug information apart, into a folder.

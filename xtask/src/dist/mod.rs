@@ -15,7 +15,7 @@ mod sbom;
 mod tarball;
 
 use crate::bpf::sha256;
-use crate::shell::{self, ask, command, leakscope_under_test, make_dir, relative, target_dir};
+use crate::shell::{self, ask, command, leakscope_under_test, make_dir, relative, root, target_dir};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use content::{Entry, Kind, LICENCES};
@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     /// and try the packages in one root: what CI can bear
     #[arg(long)]
     check: bool,
-    /// Build and pack everything a second time, in another target directory, and compare
+    /// Build and pack everything a second time, from another checkout in another folder, and compare
     #[arg(long, conflicts_with = "check")]
     twice: bool,
     /// Also install, use and remove the packages in the roots of debootstrap below target/dist/roots, which are made if need be;
@@ -102,12 +102,13 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let release = Release::new(9)?;
-    let binary = build::build(&folder.join("build"))?;
+    let binary = build::build(root(), &folder.join("build"))?;
     let made = pack(&binary, &folder, &release)?;
     if arguments.twice {
-        let again = build::build(&folder.join("again"))?;
-        compare(&made, &pack(&again, &folder, &release)?)?;
-        println!("built and packed twice: the same bytes");
+        let checkout = build::check_out(&folder)?;
+        let again = build::build(&checkout, &folder.join("again"))?;
+        compare(&made, &pack(&again, &folder.join("twice"), &release)?)?;
+        println!("built from two checkouts and packed: the same bytes");
     }
     if arguments.attempt {
         attempt::everywhere(&folder, &release)?;
