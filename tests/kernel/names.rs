@@ -3,12 +3,15 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use leakscope_tests::{
-    ALL_SITES, Frame, Outcome, Report, Site, Tracer, Truth, Victim, by_any_frame, leave_out,
-    prebuilt, require_kernel, require_victim, run,
+    ALL_SITES, Frame, Outcome, Report, Site, Tracer, Truth, Victim, by_any_frame, leakscope,
+    leave_out, prebuilt, require_kernel, require_victim, run, run_command,
 };
 use tempfile::TempDir;
 
@@ -274,6 +277,100 @@ fn a_debug_file_by_build_id() {
     };
     assert_lines(&split.program);
     drop(installed);
+}
+
+/// A server of debug information on this machine, that has one file.
+fn debuginfod(build_id: &str, debug: &Path) -> String {
+    let path = format!("GET /buildid/{build_id}/debuginfo HTTP/1.1");
+    let file = fs::read(debug).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let asked = lines.next().unwrap().unwrap();
+            lines.find(|line| line.as_ref().unwrap().is_empty());
+            let (status, body) = if asked == path {
+                ("200 OK", file.as_slice())
+            } else {
+                ("404 Not Found", [].as_slice())
+            };
+            let length = body.len();
+            write!(
+                stream,
+                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            )
+            .unwrap();
+            stream.write_all(body).unwrap();
+        }
+    });
+    url
+}
+
+/// Traces a command with servers of debug information; its report, and what leakscope says.
+fn trace_with_servers(program: &Path, servers: &str, cache: &Path) -> (Report, String) {
+    let output = cache.join("report.json");
+    let mut command = Command::new(leakscope().unwrap());
+    command
+        .args(["trace", "--tier", "exact", "--top", ALL_SITES])
+        .args(["--format", "json", "-o"])
+        .args([&output, Path::new("--"), program, Path::new("now")])
+        .env("DEBUGINFOD_URLS", servers)
+        .env("DEBUGINFOD_TIMEOUT", "2")
+        .env("DEBUGINFOD_CACHE_PATH", cache)
+        .env_remove("http_proxy")
+        .env_remove("HTTP_PROXY")
+        .env_remove("all_proxy")
+        .env_remove("ALL_PROXY");
+    let finished = run_command(command).unwrap();
+    assert_eq!(finished.code(), 0, "{finished:?}");
+    let report = serde_json::from_str(&fs::read_to_string(&output).unwrap()).unwrap();
+    (report, finished.stderr)
+}
+
+fn has_lines(report: &Report) -> bool {
+    let mut frames = report.sites.iter().flat_map(|site| &site.frames);
+    frames.any(|frame| frame.is("leak_basic") && frame.line.is_some_and(|line| line > 0))
+}
+
+#[test]
+fn a_debug_file_that_only_a_server_has() {
+    let _alone = require_kernel!();
+    require_tools!();
+    let split = Split::of(&require_victim!("basic-omit"));
+    let id = split.build_id();
+    let server = debuginfod(&id, &split.debug);
+    fs::remove_file(&split.debug).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let (report, said) = trace_with_servers(&split.program, "", cache.path());
+    assert!(!has_lines(&report), "{said}");
+    let (report, said) = trace_with_servers(&split.program, &server, cache.path());
+    assert!(has_lines(&report), "{said}");
+    assert!(!said.contains("debuginfod"), "{said}");
+    // Other tools find it there, and it is not asked for again.
+    assert!(cache.path().join(&id).join("debuginfo").is_file());
+    let (report, said) = trace_with_servers(&split.program, "http://127.0.0.1:1", cache.path());
+    assert!(has_lines(&report), "{said}");
+}
+
+#[test]
+fn a_server_of_debug_information_that_says_nothing_costs_names_and_a_line() {
+    let _alone = require_kernel!();
+    require_tools!();
+    let split = Split::of(&require_victim!("basic-omit"));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    let cache = tempfile::tempdir().unwrap();
+    let (report, said) = trace_with_servers(&split.program, &server, cache.path());
+    assert!(!report.sites.is_empty());
+    assert!(!has_lines(&report));
+    let about: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("debuginfod"))
+        .collect();
+    assert_eq!(about.len(), 1, "{said}");
+    assert!(said.contains(&server), "{said}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use super::{
     args::{FormatChoice, HeapArguments, HeapBy, HeapFormat},
     output::Output,
+    places::debuginfod,
 };
 use crate::{
     heap::{self, Look, LookOptions, Lost},
@@ -22,6 +23,7 @@ use crate::{
         Timestamp,
         heap::{About, GroupBy, HeapReport, HeapStyle, write_dot, write_text},
     },
+    symbol::Debuginfod,
     target::process::read_process,
 };
 
@@ -40,9 +42,10 @@ pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
     let base = raw.base.as_deref().map(read_base).transpose()?;
     let begun = Instant::now();
     let process = read_process(Path::new(PROC), raw.pid)?;
-    let (_, first) = look_once(raw, None)?;
+    let servers = debuginfod();
+    let (_, first) = look_once(raw, None, servers.as_ref())?;
     thread::sleep(BETWEEN_LOOKS);
-    let ((look, image), _) = look_once(raw, Some(&first))?;
+    let ((look, image), _) = look_once(raw, Some(&first), servers.as_ref())?;
     let about = About {
         pid: raw.pid,
         comm: process.comm,
@@ -81,7 +84,11 @@ pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
 
 type Seen = ((Look, AddressSpaceImage), Lost);
 
-fn look_once(raw: &HeapArguments, before: Option<&Lost>) -> anyhow::Result<Seen> {
+fn look_once(
+    raw: &HeapArguments,
+    before: Option<&Lost>,
+    servers: Option<&Debuginfod>,
+) -> anyhow::Result<Seen> {
     let proc_root = Path::new(PROC);
     let memory = ProcessMemory::open(proc_root, raw.pid)?;
     let image = read_address_space(proc_root, raw.pid)?;
@@ -92,7 +99,7 @@ fn look_once(raw: &HeapArguments, before: Option<&Lost>) -> anyhow::Result<Seen>
         groups_with_holders: GROUPS_WITH_HOLDERS,
         most_edges: LookOptions::edges_for(image.anonymous_bytes),
     };
-    let mut names = Names::new(&image, proc_root, raw.pid);
+    let mut names = Names::new(&image, proc_root, raw.pid).with_servers(servers.cloned());
     let found = heap::look(&memory, &image.regions, options, before, &mut names);
     drop(names);
     let Some((look, lost)) = found else {

@@ -9,6 +9,9 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
+use super::output::complain;
+use crate::symbol::{Debuginfod, DebuginfodSettings};
+
 /// For no folder at all.
 const NONE: &str = "none";
 /// Root's (Filesystem Hierarchy Standard 3.0, 5.5).
@@ -43,6 +46,56 @@ pub(super) fn unwind_cache(asked: Option<&Path>) -> anyhow::Result<Option<PathBu
     }
 }
 
+/// Who has debug information that is not on this machine, if the environment names somebody.
+pub(super) fn debuginfod() -> Option<Debuginfod> {
+    let settings = DebuginfodSettings::read(|name| std::env::var_os(name))?;
+    let folder = debuginfod_caches(absolute).into_iter().find(|folder| {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)
+            .is_ok()
+            && owned(folder, OTHERS).is_ok()
+    });
+    let Some(folder) = folder else {
+        complain(
+            "leakscope: debuginfod: there is no folder of ours to keep debug information in; DEBUGINFOD_CACHE_PATH names one",
+        );
+        return None;
+    };
+    Some(Debuginfod::new(settings, folder, |line| {
+        complain(&format!("leakscope: {line}"));
+    }))
+}
+
+/// Where debug information may be kept, the best place first: as debuginfod-find(1) has it, so that other tools find it too, but for
+/// a service, whose place is what systemd gave it, and for who has no home to write to.
+fn debuginfod_caches(absolute: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
+    const FOLDER: &str = "debuginfod_client";
+    if let Some(named) = absolute("DEBUGINFOD_CACHE_PATH") {
+        return vec![named];
+    }
+    let home = absolute("HOME");
+    let old = home
+        .as_ref()
+        .map(|home| home.join(".debuginfod_client_cache"));
+    let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(home?.join(".cache")));
+    let places = [
+        absolute("CACHE_DIRECTORY").map(|place| place.join(FOLDER)),
+        old.filter(|place| place.is_dir()),
+        caches.map(|place| place.join(FOLDER)),
+        Some(Path::new(MACHINE).join(FOLDER)),
+    ];
+    places.into_iter().flatten().collect()
+}
+
+/// A path that a variable holds.
+fn absolute(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+}
+
 /// Root's is the machine's; that of others is their own (XDG Base Directory Specification 0.8).
 fn usual() -> Option<PathBuf> {
     if own_user()? == 0 {
@@ -50,11 +103,6 @@ fn usual() -> Option<PathBuf> {
         let machine = Path::new(MACHINE);
         return machine.parent()?.is_dir().then(|| machine.to_owned());
     }
-    let absolute = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
     let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
     Some(caches.join("leakscope"))
 }
@@ -66,11 +114,20 @@ fn usable(folder: &Path) -> anyhow::Result<()> {
         .mode(0o700)
         .create(folder)
         .context("it cannot be made")?;
+    owned(folder, GROUP | OTHERS)
+}
+
+/// Permission to write, for a file's group and for all others (`S_IWGRP`, `S_IWOTH`).
+const GROUP: u32 = 0o020;
+const OTHERS: u32 = 0o002;
+
+/// Checks that a folder is our own, and that none of these may write to it.
+fn owned(folder: &Path, who: u32) -> anyhow::Result<()> {
     let metadata = fs::metadata(folder)?;
     if own_user().is_none_or(|user| user != metadata.uid()) {
         bail!("it belongs to user {}", metadata.uid());
     }
-    if metadata.mode() & 0o022 != 0 {
+    if metadata.mode() & who != 0 {
         bail!(
             "others may write to it (mode {:03o})",
             metadata.mode() & 0o777
@@ -88,8 +145,39 @@ fn own_user() -> Option<u32> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use super::unwind_cache;
-    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+    use super::{debuginfod_caches, unwind_cache};
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt as _,
+        path::{Path, PathBuf},
+    };
+
+    #[test]
+    fn debug_information_is_kept_where_other_tools_look() {
+        let with = |variables: &[(&str, &str)]| {
+            debuginfod_caches(|name| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| PathBuf::from(value))
+            })
+        };
+        let first = |variables| with(variables).first().cloned().unwrap_or_default();
+        let home = [("HOME", "/h"), ("XDG_CACHE_HOME", "/x")];
+        assert_eq!(first(&home[1..]), Path::new("/x/debuginfod_client"));
+        assert_eq!(first(&home), Path::new("/x/debuginfod_client"));
+        assert_eq!(first(&home[..1]), Path::new("/h/.cache/debuginfod_client"));
+        assert_eq!(
+            first(&[home[0], ("CACHE_DIRECTORY", "/c")]),
+            Path::new("/c/debuginfod_client")
+        );
+        assert_eq!(
+            with(&[home[0], ("DEBUGINFOD_CACHE_PATH", "/d")]),
+            [Path::new("/d")]
+        );
+        assert_eq!(
+            with(&[]),
+            [Path::new("/var/cache/leakscope/debuginfod_client")]
+        );
+    }
 
     #[test]
     fn a_folder_that_others_can_write_to_is_refused() {

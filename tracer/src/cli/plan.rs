@@ -10,7 +10,7 @@ use std::{
 use super::args::{
     DaemonArguments, FormatChoice, TargetArguments, TierChoice, TraceArguments, TracingArguments,
 };
-use super::places::{default_socket, unwind_cache};
+use super::places::{debuginfod, default_socket, unwind_cache};
 use crate::{
     budget::Choice,
     daemon::DaemonOptions,
@@ -160,6 +160,7 @@ fn session(raw: &TracingArguments, subcommand: &str) -> anyhow::Result<SessionOp
         tier,
         mappings_only: raw.tier == TierChoice::Growth,
         at_exit: false,
+        debuginfod: debuginfod(),
         window: raw.window,
         suppressions: raw
             .suppress

@@ -7,7 +7,7 @@ use leakscope_common::PAGE_BYTES;
 use super::regions::AddressSpaceImage;
 use crate::{
     heap::{RegionKind, RootName},
-    symbol::{ElfSymbols, Modules, Symbols as _},
+    symbol::{Debuginfod, ElfSymbols, Modules, Symbols as _},
     target::{elf::ElfFile, process::MemoryMap},
     units::bytes,
 };
@@ -32,6 +32,14 @@ impl<'image> Names<'image> {
             symbols: ElfSymbols::default(),
             modules: Modules::default(),
         }
+    }
+
+    /// Servers are asked for symbols that are not on this machine, and waited for.
+    #[must_use]
+    pub fn with_servers(mut self, servers: Option<Debuginfod>) -> Self {
+        self.symbols = ElfSymbols::with_servers(servers);
+        self.symbols.be_patient();
+        self
     }
 
     /// `global NAME+0x10 in FILE`, or where in the file's data it is.

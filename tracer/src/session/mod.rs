@@ -51,7 +51,7 @@ use crate::{
     },
     ledger::{Ledger, SiteId},
     report::{Report, Suppressions},
-    symbol::{Modules, Resolver},
+    symbol::{Debuginfod, ElfSymbols, Modules, Resolver},
     target::discover::Files,
     units::{bytes, duration},
     unwind::BuildOptions,
@@ -117,6 +117,8 @@ pub struct SessionOptions {
     pub mappings_only: bool,
     /// The heaps of commands of ours are looked at where they end.
     pub at_exit: bool,
+    /// Who has debug information that is not on this machine.
+    pub debuginfod: Option<Debuginfod>,
 }
 
 impl SessionOptions {
@@ -156,6 +158,7 @@ impl Default for SessionOptions {
             suppressions: Suppressions::default(),
             mappings_only: false,
             at_exit: false,
+            debuginfod: None,
         }
     }
 }
@@ -265,6 +268,7 @@ impl Session {
         probe.attach_lifecycle()?;
         let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
         let now = Instant::now();
+        let servers = options.debuginfod.clone();
         let mut session = Self {
             options,
             probe,
@@ -273,7 +277,7 @@ impl Session {
             modules: Modules::default(),
             code_maps: CodeMaps::start(),
             files: Files::default(),
-            resolver: Resolver::default(),
+            resolver: Resolver::new(Box::new(ElfSymbols::with_servers(servers))),
             ledger: Ledger::new(crate::kernel::monotonic_ns()),
             next_survey: now,
             processes: BTreeMap::new(),
@@ -532,6 +536,7 @@ impl Session {
     pub fn last_report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.probe.end_mappings();
         self.look_at_heaps()?;
+        self.resolver.be_patient();
         self.report(top)
     }
 

@@ -1,14 +1,18 @@
 //! Where a module's debug information is: in itself, or in a separate file that is found by build-id or by debug link,
-//! on this machine or inside the root of the process's container.
+//! on this machine or inside the root of the process's container, or else, if that is wanted, on a server.
 
 use std::{
     collections::HashMap,
     fs::File,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use super::space::Module;
+use super::{
+    debuginfod::{Debuginfod, Found},
+    space::Module,
+};
 use crate::target::elf::ElfFile;
 
 /// Where distributions put separate debug files (gdb's `debug-file-directory`).
@@ -17,32 +21,138 @@ const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
 /// Separate debug files by module, held open.
 #[derive(Debug, Default)]
 pub struct DebugFiles {
-    found: HashMap<u64, Option<File>>,
+    found: HashMap<u64, Debug>,
+    network: Option<Network>,
 }
 
+/// Where a module's debug information is.
+#[derive(Debug)]
+enum Debug {
+    /// In the module, as far as there is any.
+    Inside,
+    /// In a file of its own.
+    Apart(File),
+    /// Servers are asked for the file of this build id.
+    Awaited(String),
+}
+
+/// Servers that are asked, and for how long they may be waited for.
+#[derive(Debug)]
+struct Network {
+    servers: Debuginfod,
+    patience: Duration,
+    /// Answers that are known of.
+    answers: u64,
+    looked: Instant,
+}
+
+/// Files that no server could be asked for are asked for again after so long, at the earliest.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
 impl DebugFiles {
+    /// Asks servers for what is not on this machine.
+    #[must_use]
+    pub fn with_servers(servers: Debuginfod) -> Self {
+        Self {
+            found: HashMap::new(),
+            network: Some(Network {
+                patience: Duration::ZERO,
+                answers: servers.answers(),
+                looked: Instant::now(),
+                servers,
+            }),
+        }
+    }
+
+    /// From now on files that servers may have are waited for, but no longer than was allowed, all in all.
+    pub fn be_patient(&mut self) {
+        let Some(network) = &mut self.network else {
+            return;
+        };
+        network.patience = network.servers.patience();
+        for debug in self.found.values() {
+            if let Debug::Awaited(build_id) = debug {
+                network.servers.wait(build_id, &mut network.patience);
+            }
+        }
+    }
+
+    /// Asks servers for a module's debug file, if it has none here.
+    pub fn prepare(&mut self, module: &Module) {
+        let network = self.network.as_ref();
+        self.found
+            .entry(module.number)
+            .or_insert_with(|| Debug::of(module, network));
+    }
+
+    /// The modules, by number, whose debug files have come since this was asked last.
+    pub fn arrived(&mut self) -> Vec<u64> {
+        let Some(network) = &mut self.network else {
+            return Vec::new();
+        };
+        let answers = network.servers.answers();
+        if answers == network.answers && network.looked.elapsed() < LOOK_AGAIN {
+            return Vec::new();
+        }
+        network.answers = answers;
+        network.looked = Instant::now();
+        let mut arrived = Vec::new();
+        for (module, debug) in &mut self.found {
+            if let Debug::Awaited(build_id) = debug
+                && let Found::Here(file) = network.servers.find(build_id)
+            {
+                *debug = Debug::Apart(file);
+                arrived.push(*module);
+            }
+        }
+        arrived
+    }
+
     /// The path to read a module's symbols from: its debug file where there is one, else the module itself.
     pub fn path_for(&mut self, module: &Module) -> PathBuf {
-        let debug = self
-            .found
-            .entry(module.number)
-            .or_insert_with(|| find(module));
-        match debug {
-            Some(file) => PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
-            None => module.open_path(),
+        self.prepare(module);
+        if let Some(network) = &mut self.network
+            && !network.patience.is_zero()
+            && let Some(debug) = self.found.get_mut(&module.number)
+            && let Debug::Awaited(build_id) = debug
+        {
+            network.servers.wait(build_id, &mut network.patience);
+            if let Found::Here(file) = network.servers.find(build_id) {
+                *debug = Debug::Apart(file);
+            }
+        }
+        match self.found.get(&module.number) {
+            Some(Debug::Apart(file)) => {
+                PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            }
+            _ => module.open_path(),
         }
     }
 }
 
-/// Looks for a separate debug file whose build-id is the module's.
-fn find(module: &Module) -> Option<File> {
-    let elf = module.elf.as_ref()?;
-    if elf.section(".debug_info").is_some() {
-        return None;
+impl Debug {
+    fn of(module: &Module, network: Option<&Network>) -> Self {
+        let Some(elf) = &module.elf else {
+            return Self::Inside;
+        };
+        if elf.section(".debug_info").is_some() {
+            return Self::Inside;
+        }
+        let local = candidates(module)
+            .into_iter()
+            .find_map(|path| open_matching(&path, elf));
+        if let Some(file) = local {
+            return Self::Apart(file);
+        }
+        let (Some(network), Some(build_id)) = (network, &module.build_id) else {
+            return Self::Inside;
+        };
+        match network.servers.find(build_id) {
+            Found::Here(file) => Self::Apart(file),
+            // What no server can be asked for now may be asked for later.
+            Found::Awaited | Found::Nowhere => Self::Awaited(build_id.clone()),
+        }
     }
-    candidates(module)
-        .into_iter()
-        .find_map(|path| open_matching(&path, elf))
 }
 
 /// Where a separate debug file may be, in the order in which gdb looks.

@@ -8,7 +8,7 @@ use std::{
 
 use blazesym::symbolize::{Input, Symbolized, Symbolizer, source};
 
-use super::{DebugFiles, space::Module};
+use super::{DebugFiles, Debuginfod, space::Module};
 
 /// A function at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,17 @@ pub trait Symbols {
     /// The functions at an ELF virtual address: inlined ones first, innermost first; the last is the one that was
     /// called. Empty when there is no name.
     fn name(&mut self, module: &Module, virtual_address: u64) -> Vec<Named>;
+
+    /// Addresses of this module are going to be named.
+    fn prepare(&mut self, _module: &Module) {}
+
+    /// The modules, by number, for which there are better names since this was asked last.
+    fn improved(&mut self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    /// From now on better names that are on their way are waited for, within bounds.
+    fn be_patient(&mut self) {}
 }
 
 /// ELF symbols and DWARF.
@@ -60,6 +71,15 @@ fn symbolizer() -> Symbolizer {
 }
 
 impl ElfSymbols {
+    /// Asks servers for debug information that is not on this machine.
+    #[must_use]
+    pub fn with_servers(servers: Option<Debuginfod>) -> Self {
+        Self {
+            debug: servers.map_or_else(DebugFiles::default, DebugFiles::with_servers),
+            ..Self::default()
+        }
+    }
+
     fn look_up(&self, path: std::path::PathBuf, virtual_address: u64) -> Vec<Named> {
         let source = source::Source::Elf(source::Elf::new(path));
         match self
@@ -74,6 +94,18 @@ impl ElfSymbols {
 }
 
 impl Symbols for ElfSymbols {
+    fn prepare(&mut self, module: &Module) {
+        self.debug.prepare(module);
+    }
+
+    fn improved(&mut self) -> Vec<u64> {
+        self.debug.arrived()
+    }
+
+    fn be_patient(&mut self) {
+        self.debug.be_patient();
+    }
+
     fn name(&mut self, module: &Module, virtual_address: u64) -> Vec<Named> {
         // Nothing is loaded elsewhere, and the library adds to addresses without a care.
         let is_loaded = module.elf.as_ref().is_some_and(|elf| {

@@ -2,11 +2,13 @@
 //! Knows nothing of sites, bytes or views.
 
 mod debug;
+mod debuginfod;
 mod elf;
 mod perf_map;
 mod space;
 
 pub use debug::DebugFiles;
+pub use debuginfod::{Debuginfod, DebuginfodSettings};
 pub use elf::{ElfSymbols, Named, Symbols};
 pub use perf_map::PerfMap;
 pub(crate) use space::nanoseconds;
@@ -39,14 +41,29 @@ impl Resolver {
         }
     }
 
+    /// From now on names that are on their way are waited for, within bounds.
+    pub fn be_patient(&mut self) {
+        self.symbols.be_patient();
+    }
+
     /// Names the frames of a stack, leaf first: the probed function's address, then return addresses. Functions that
     /// were inlined stand before the ones they were inlined into.
     pub fn stack(&mut self, space: &AddressSpace, addresses: &[u64]) -> Vec<Arc<Frame>> {
+        let improved = self.symbols.improved();
+        if !improved.is_empty() {
+            self.known
+                .retain(|(module, _), _| !improved.contains(module));
+        }
+        // All at once, so that one is not waited for after the other.
+        for (depth, address) in addresses.iter().enumerate() {
+            let range = space.find(called(*address, depth));
+            if let Some(module) = range.and_then(|range| range.module.as_ref()) {
+                self.symbols.prepare(module);
+            }
+        }
         let mut frames = Vec::with_capacity(addresses.len());
         for (depth, address) in addresses.iter().enumerate() {
-            // A return address may lie behind the end of the function that called, so the call itself is looked up.
-            let looked_up = address.wrapping_sub(u64::from(depth > 0));
-            self.frame(space, *address, looked_up, &mut frames);
+            self.frame(space, *address, called(*address, depth), &mut frames);
         }
         frames
     }
@@ -121,6 +138,11 @@ impl Resolver {
     }
 }
 
+/// What is looked up for an address of a stack: a return address may lie behind the end of the function that called, so the call itself.
+fn called(address: u64, depth: usize) -> u64 {
+    address.wrapping_sub(u64::from(depth > 0))
+}
+
 /// A frame of the same place in the file, at the address where this process has it.
 fn placed(frame: &Arc<Frame>, address: u64) -> Arc<Frame> {
     if frame.address == Some(address) {
@@ -159,6 +181,59 @@ mod tests {
         }
     }
 
+    /// Names that get better once.
+    #[derive(Default)]
+    struct Late {
+        asked: u32,
+        prepared: bool,
+    }
+
+    impl Symbols for Late {
+        fn name(&mut self, module: &Module, address: u64) -> Vec<Named> {
+            assert!(self.prepared);
+            if self.asked < 3 {
+                return Vec::new();
+            }
+            Everywhere.name(module, address)
+        }
+
+        fn prepare(&mut self, _: &Module) {
+            self.prepared = true;
+        }
+
+        fn improved(&mut self) -> Vec<u64> {
+            self.asked += 1;
+            if self.asked == 3 { vec![1] } else { Vec::new() }
+        }
+    }
+
+    #[test]
+    fn names_that_come_late_replace_those_that_were_remembered() {
+        let module = Arc::new(module());
+        let mut resolver = Resolver::new(Box::new(Late::default()));
+        let space = space(&module, 0x1000);
+        let mut name = || {
+            let frames = resolver.stack(&space, &[0x1040]);
+            frames.first().unwrap().function.clone()
+        };
+        assert_eq!(name(), None);
+        assert_eq!(name(), None);
+        assert_eq!(name().as_deref(), Some("everywhere"));
+    }
+
+    fn module() -> Module {
+        Module {
+            number: 1,
+            code: 1,
+            path: PathBuf::from("/lib/library.so"),
+            root: PathBuf::from("/"),
+            file: File::open("/dev/null").unwrap(),
+            elf: None,
+            build_id: None,
+            identity: (0, 0, 0, 0),
+        }
+    }
+
     /// A process that has the file mapped at an address.
     fn space(module: &Arc<Module>, start: u64) -> AddressSpace {
         let mut space = AddressSpace::default();
@@ -175,16 +250,7 @@ mod tests {
 
     #[test]
     fn a_library_in_a_second_process_has_that_ones_addresses() {
-        let module = Arc::new(Module {
-            number: 1,
-            code: 1,
-            path: PathBuf::from("/lib/library.so"),
-            root: PathBuf::from("/"),
-            file: File::open("/dev/null").unwrap(),
-            elf: None,
-            build_id: None,
-            identity: (0, 0, 0, 0),
-        });
+        let module = Arc::new(module());
         let mut resolver = Resolver::new(Box::new(Everywhere));
         for start in [0x1000_u64, 0x7000] {
             let frames = resolver.stack(&space(&module, start), &[start + 0x40]);

@@ -1,6 +1,6 @@
 //! The binary that is shipped: linked statically with glibc, so that it runs on any Linux; its debug information apart.
 
-use crate::shell::{self, cargo, command, root};
+use crate::shell::{self, cargo, command};
 use anyhow::{Context as _, Result, bail};
 use object::{File, Object as _};
 use sha2::{Digest as _, Sha256};

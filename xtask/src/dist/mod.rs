@@ -15,7 +15,9 @@ mod sbom;
 mod tarball;
 
 use crate::bpf::sha256;
-use crate::shell::{self, ask, command, leakscope_under_test, make_dir, relative, root, target_dir};
+use crate::shell::{
+    self, ask, command, leakscope_under_test, make_dir, relative, root, target_dir,
+};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use content::{Entry, Kind, LICENCES};
