@@ -1,4 +1,4 @@
-//! What the manual tells people to type works: each block for a shell is run as it stands, beside a program in C++, one in Python and
+//! What the manual tells people to type works: each block for a shell is run as it stands, beside programs in C++, Python and Go and
 //! a daemon. Only the times are shorter. Blocks of what changes a machine (`console`) are not run; that leakscope takes their commands
 //! is a unit test.
 
@@ -76,6 +76,7 @@ fn what_the_manual_tells_to_type_works() {
         "import time\nkept = []\nwhile True:\n    kept.append(bytearray(2000)); time.sleep(0.01)",
     ]);
     let python = Running::start(python);
+    let hoard = Running::start(Command::new(require_victim!("hoard")));
     let daemon = Daemon::start(&["-p", &sessions.pid()]).unwrap();
     let socket = daemon.socket();
     let folder = tempfile::tempdir().unwrap();
@@ -99,7 +100,8 @@ fn what_the_manual_tells_to_type_works() {
                 .current_dir(folder.path())
                 .env("PATH", &path)
                 .env("PID", sessions.pid())
-                .env("PYTHON", python.pid());
+                .env("PYTHON", python.pid())
+                .env("GO", hoard.pid());
             let finished = run_command(shell).unwrap();
             assert_eq!(
                 finished.code(),
@@ -115,6 +117,9 @@ fn what_the_manual_tells_to_type_works() {
         let size = fs::metadata(folder.path().join(written)).unwrap().len();
         assert!(size > 0, "{written}");
     }
+    // The chapter on Go says that this is where it is found.
+    let go = fs::read_to_string(folder.path().join("go.json")).unwrap();
+    assert!(go.contains("\"main.remember\""), "{go}");
     let metrics = fs::read_to_string(folder.path().join("metrics.txt")).unwrap();
     for series in ["leakscope_process_leaking", "leakscope_overhead_ratio"] {
         assert!(metrics.contains(series), "{series}: {metrics}");

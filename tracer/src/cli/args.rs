@@ -161,6 +161,7 @@ pub(super) struct TargetArguments {
   leakscope trace -p 1234 --format json -o report.json
 
 Without --for, tracing goes on until Ctrl-C, which prints the result; a second Ctrl-C quits at once.
+Where DEBUGINFOD_URLS names servers, they are asked for debug information that is not on this machine.
 Exit status: 0 done, 1 could not do it, 2 usage. With --fail-on-leak: 3 when something leaks, 4 when nothing could be
 judged. With -- COMMAND: the command's own status (128 + the number of the signal that ended it), unless --fail-on-leak
 finds a leak or leakscope itself fails.")]

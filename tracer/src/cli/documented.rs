@@ -59,7 +59,10 @@ fn every_command_of_the_manual_is_taken() {
             if !line.starts_with("leakscope ") {
                 continue;
             }
-            let line = line.replace("$PID", "1").replace("$PYTHON", "1");
+            let line = line
+                .replace("$PID", "1")
+                .replace("$PYTHON", "1")
+                .replace("$GO", "1");
             if let Err(error) = Arguments::try_parse_from(words(&line)) {
                 panic!("{}: {line}: {error}", path.display());
             }

@@ -32,6 +32,7 @@ use args::{Arguments, Command};
 #[must_use]
 pub fn run() -> ExitCode {
     say_panics();
+    crate::kernel::look_up_hosts_by_ourselves();
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Trace(raw) => plan::TracePlan::new(*raw).and_then(|plan| trace::run(&plan)),

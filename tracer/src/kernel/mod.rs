@@ -15,6 +15,7 @@ mod exit;
 mod features;
 mod follow;
 mod guardian;
+mod host_names;
 mod limits;
 mod load;
 mod mappings;
@@ -44,6 +45,7 @@ pub use features::{
     require_capabilities,
 };
 pub use guardian::Watched;
+pub use host_names::look_up_hosts_by_ourselves;
 pub use limits::require_address_space;
 pub use load::MapMemory;
 pub use mappings::MappingWay;

@@ -1,7 +1,7 @@
-//! Tries what was made as those would who get it: packages in roots of Debian (`attempt.sh`), the archive, the image, and the binary
-//! in a root that has nothing else.
+//! Tries what was made as those would who get it: packages in roots of Debian (`attempt.sh`), the archive, the image (`contained`), the
+//! service (`booted`), and the binary in a root that has nothing else.
 
-use super::Release;
+use super::{Release, booted, contained};
 use crate::shell::{self, ask, cargo, command, find_program, make_dir, root, target_dir};
 use anyhow::{Context as _, Result, bail};
 use std::fs;
@@ -45,8 +45,10 @@ pub(super) fn everywhere(folder: &Path, release: &Release) -> Result<()> {
     alone(folder)?;
     image(folder, release)?;
     for suite in SUITES {
-        packages(folder, release, &debian(folder, suite)?)?;
+        packages(folder, release, &debian(folder, suite, suite, "")?)?;
     }
+    let system = debian(folder, "booted", booted::SUITE, booted::PACKAGES)?;
+    booted::service(folder, release, &system)?;
     crates(&[])
 }
 
@@ -79,9 +81,9 @@ fn crates(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The root of a suite, made if it is not there.
-fn debian(folder: &Path, suite: &str) -> Result<PathBuf> {
-    let place = folder.join("roots").join(suite);
+/// The root of a suite with further packages, made if it is not there.
+fn debian(folder: &Path, name: &str, suite: &str, packages: &str) -> Result<PathBuf> {
+    let place = folder.join("roots").join(name);
     if place.join("etc/debian_version").exists() && !place.join("debootstrap").exists() {
         return Ok(place);
     }
@@ -91,7 +93,9 @@ fn debian(folder: &Path, suite: &str) -> Result<PathBuf> {
     make_dir(&place)?;
     let mut command = command("debootstrap");
     command
-        .args(["--variant=minbase", suite])
+        .arg("--variant=minbase")
+        .arg(format!("--include={packages}"))
+        .arg(suite)
         .arg(&place)
         .arg(MIRROR);
     shell::run(command.stdout(Stdio::null())).context("debootstrap (Debian: debootstrap)")?;
@@ -209,6 +213,14 @@ fn image(folder: &Path, release: &Release) -> Result<()> {
         release,
     )?;
     println!("the image: unpacked by skopeo and umoci, and leakscope runs in it");
+    if find_program("crun").is_some() {
+        contained::everything(&place)?;
+        println!(
+            "the image: doctor, trace, heap and the daemon run in it as the DaemonSet says, with the profile of seccomp"
+        );
+    } else {
+        println!("SKIPPED: the image was not run as a container: that takes crun");
+    }
     fs::remove_dir_all(place)?;
     Ok(())
 }

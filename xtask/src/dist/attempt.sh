@@ -49,6 +49,13 @@ grep -q '"alloc_bytes": *[1-9]' tmp/report.json || { echo "the trace saw no allo
 inside sh -c 'leakscope heap -p $$ --format json -o /tmp/heap.json; true'
 grep -q '"blocks": *[1-9]' tmp/heap.json || { echo "the heap has no blocks"; exit 1; }
 rm tmp/report.json tmp/heap.json
+# A name of a host, where nsswitch.conf names a module of the machine's own C library.
+mv etc/nsswitch.conf tmp/
+echo 'hosts: hesiod files dns' >etc/nsswitch.conf
+status=0
+inside leakscope dump --url http://nowhere.invalid:7117 || status=$?
+mv tmp/nsswitch.conf etc/
+[ $status = 1 ] || { echo "asking a host that there is none of ended with $status"; exit 1; }
 case $kind in
     deb)
         inside dpkg --remove leakscope

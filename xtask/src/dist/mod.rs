@@ -5,7 +5,9 @@
 //! is `SOURCE_DATE_EPOCH`, or that of the commit. `--twice` says whether building it again gives the same one.
 
 mod attempt;
+mod booted;
 mod build;
+mod contained;
 mod content;
 mod deb;
 mod oci;

@@ -16,7 +16,7 @@ use crate::bpf::verified::{Measured, Table};
 use crate::shell;
 use crate::test::share_machine;
 use anyhow::{Context as _, Result, bail};
-use boot::{Accelerator, Machine};
+use boot::{Accelerator, End, Machine, boot};
 use clap::{Args, ValueEnum};
 use guest::Guest;
 use kernel::Kernel;
@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use tree::Tree;
 
 /// What `test vm` is given.
 #[derive(Args)]
@@ -165,6 +166,45 @@ pub(crate) fn verified(binary: &Path, wishes: &[&String], timeout: u64) -> Resul
         bail!("{}", failures.join("\n  "));
     }
     Ok(measured)
+}
+
+/// Boots a whole system with its own init, on a line of Debian's kernels; `files` lie in it too: path, content, permissions. What it
+/// writes to its second serial line comes line by line.
+///
+/// # Errors
+/// When something is missing, or it is not switched off in time.
+pub(crate) fn boot_system(
+    root: &Path,
+    files: &[(&str, Vec<u8>, u32)],
+    line: &str,
+    timeout: Duration,
+    heed: &mut dyn FnMut(&str),
+) -> Result<()> {
+    let kernel = Kernel::find(line)?;
+    let mut tree = Tree::of_system(root)?;
+    for (path, content, permissions) in files {
+        tree.content(path, content.clone(), *permissions);
+    }
+    tree.link("/init", "/usr/lib/systemd/systemd");
+    let folder = shell::target_dir().join("vm");
+    let initramfs = folder.join("system.cpio");
+    tree.write(&initramfs)?;
+    let machine = Machine {
+        qemu: find_qemu()?,
+        console: folder.join("system.console.log"),
+        kernel: kernel.image,
+        accelerator: Accelerator::Tcg,
+    };
+    let end = boot(&machine, &initramfs, timeout, heed)?;
+    std::fs::remove_file(&initramfs)?;
+    if end == End::TimedOut {
+        bail!(
+            "it was still running after {} s; its log: {}",
+            timeout.as_secs(),
+            shell::relative(&machine.console)
+        );
+    }
+    Ok(())
 }
 
 fn find_qemu() -> Result<PathBuf> {

@@ -56,6 +56,37 @@ impl Tree {
         }
     }
 
+    /// The directory of a whole system, without what is no file, directory or link.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn of_system(root: &Path) -> Result<Self> {
+        let mut tree = Self {
+            nodes: BTreeMap::new(),
+        };
+        let mut left = vec![root.to_owned()];
+        while let Some(dir) = left.pop() {
+            let failed = || format!("cannot read the directory {}", dir.display());
+            for entry in fs::read_dir(&dir).with_context(failed)? {
+                let entry = entry.with_context(failed)?;
+                let (host, kind) = (entry.path(), entry.file_type()?);
+                let inside = host.strip_prefix(root)?.to_string_lossy().into_owned();
+                let node = if kind.is_dir() {
+                    left.push(host);
+                    Node::Directory
+                } else if kind.is_symlink() {
+                    Node::Link(fs::read_link(&host)?.to_string_lossy().into_owned())
+                } else if kind.is_file() {
+                    Node::Host(host)
+                } else {
+                    continue;
+                };
+                tree.nodes.insert(inside, node);
+            }
+        }
+        Ok(tree)
+    }
+
     /// Adds a file with this content.
     pub(super) fn content(&mut self, path: &str, content: impl Into<Vec<u8>>, permissions: u32) {
         self.insert(path, Node::Content(content.into(), permissions));
