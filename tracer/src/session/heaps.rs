@@ -46,6 +46,8 @@ struct Known {
     born_ns: u64,
     bytes: u64,
     site: SiteId,
+    /// No other site's block has taken its place, for certain.
+    is_own: bool,
 }
 
 /// What is known of the heaps, by incarnation.
@@ -219,11 +221,14 @@ impl Session {
     fn known_blocks(&self, traced: &Traced) -> Result<Vec<Known>, KernelError> {
         let mut blocks = Vec::new();
         if self.is_sampled(traced.pid) {
-            blocks.extend(traced.windows.cohorts.watched().map(|block| Known {
+            let cohorts = &traced.windows.cohorts;
+            let keepers = cohorts.keepers();
+            blocks.extend(cohorts.watched().map(|block| Known {
                 address: block.address,
                 born_ns: block.born_ns,
                 bytes: block.size,
                 site: self.joined(block.site),
+                is_own: keepers.contains(&block.site),
             }));
         } else {
             let until_ns = monotonic_ns().saturating_sub(self.min_age_ns());
@@ -236,6 +241,7 @@ impl Session {
                         born_ns: block.born_ns,
                         bytes: block.size,
                         site: self.joined(block.site),
+                        is_own: true,
                     });
                 }
             })?;
@@ -294,8 +300,8 @@ fn sites(look: &Look, known: &[Known], still: &[Known]) -> HashMap<SiteId, SiteL
         .map(|block| (block.address, block.is_direct))
         .collect();
     for block in known {
-        // What was freed meanwhile was not lost.
-        if still.binary_search(block).is_err() {
+        // What was freed meanwhile was not lost; and what is lost may be another site's.
+        if !block.is_own || still.binary_search(block).is_err() {
             continue;
         }
         let Some(site) = sites.get_mut(&block.site) else {
@@ -355,6 +361,7 @@ mod tests {
             born_ns,
             bytes: 10,
             site: 3,
+            is_own: true,
         }
     }
 
@@ -387,6 +394,20 @@ mod tests {
             direct_bytes: 10,
         };
         assert_eq!(found, Some(expected));
+    }
+
+    #[test]
+    fn blocks_that_may_be_of_another_site_by_now_do_not_make_theirs_leak() {
+        let all = [known(16, 1), known(32, 1)].map(|block| Known {
+            is_own: false,
+            ..block
+        });
+        let found = sites(&look(), &all, &all);
+        assert!(
+            found
+                .get(&3)
+                .is_some_and(|site| site.reachability.is_none())
+        );
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! hardly any can go between windows either. Then contents that change are the program's writing: a list that is linked, a count of references, a
 //! buffer that is filled.
 
+use hashbrown::{HashMap, HashSet};
+
 use super::{Cohorts, Watched, seconds};
 use crate::ledger::SiteId;
 
@@ -17,6 +19,9 @@ pub(super) struct Stays {
 /// The longest that nothing must have been seen for, as a multiple of the time watched: with a mean life as long as the watch, this many block-seconds
 /// pass without an event once in twenty times (e^-3).
 const LONG_ENOUGH: f64 = 3.0;
+
+/// Of the blocks that windows left of a site, this share is still there where hardly any went.
+const NEARLY_ALL: f64 = 0.8;
 
 impl Stays {
     /// Notes a block that was watched through a window of so many seconds.
@@ -40,6 +45,23 @@ impl Cohorts {
         self.watched
             .iter()
             .filter(|watched| !watched.is_changed || self.stay(watched.survivor.site))
+    }
+
+    /// The sites of which nearly all blocks that their windows left are there still. Of another site's blocks, the few that seem to be there
+    /// may be those of a third, which took their places before they were first read.
+    #[must_use]
+    pub fn keepers(&self) -> HashSet<SiteId> {
+        let mut counts: HashMap<SiteId, (f64, f64)> = HashMap::new();
+        for (id, site) in self.cohorts.iter().flat_map(|cohort| &cohort.sites) {
+            let (left, there) = counts.entry(*id).or_default();
+            *left += site.ages.iter().map(|class| class.objects).sum::<f64>();
+            *there += (site.alive_objects * self.weight()) as f64;
+        }
+        counts
+            .into_iter()
+            .filter(|(_, (left, there))| *there >= NEARLY_ALL * left)
+            .map(|(id, _)| id)
+            .collect()
     }
 
     /// Whether the blocks of a site stay, by the windows.
@@ -66,7 +88,7 @@ mod tests {
 
     /// A site whose every block is written to after its window. Twenty windows of half a second, two seconds apart, in which five blocks are born; in
     /// each a block of before is `freed`, or none. Gives the blocks that count as alive in the end.
-    fn written_to(freed: bool) -> u64 {
+    fn written_to(freed: bool) -> Cohorts {
         let mut cohorts = Cohorts::new(1);
         let reading = |contents| Reading {
             header: 0x51,
@@ -109,16 +131,22 @@ mod tests {
                 cohorts.check(closed_ns + look * SECOND / 2, &readings);
             }
         }
-        cohorts.counted().count() as u64
+        cohorts
     }
 
     #[test]
     fn blocks_that_are_written_to_stay_where_windows_see_none_go() {
-        assert_eq!(written_to(false), 100);
+        assert_eq!(written_to(false).counted().count(), 100);
     }
 
     #[test]
     fn blocks_whose_contents_changed_are_gone_where_windows_see_others_go() {
-        assert_eq!(written_to(true), 0);
+        assert_eq!(written_to(true).counted().count(), 0);
+    }
+
+    #[test]
+    fn a_site_whose_blocks_go_keeps_none_that_could_be_called_its_own() {
+        assert_eq!(written_to(false).keepers(), [3].into());
+        assert_eq!(written_to(true).keepers(), HashSet::new());
     }
 }
