@@ -1,8 +1,8 @@
 //! What can go wrong between us and the kernel: what was tried, on what, and what to do.
 
-use std::io;
+use std::{borrow::Cow, io};
 
-use super::features::require_capabilities;
+use super::features::{refused_by_paranoia, require_capabilities};
 
 /// An error of the kernel room.
 #[derive(Debug, thiserror::Error)]
@@ -91,10 +91,13 @@ impl KernelError {
 }
 
 /// What to do about a refusal for want of privileges, memory or descriptors.
-fn hint(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
+fn hint(error: &io::Error) -> Cow<'static, str> {
+    let hint = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) if require_capabilities().is_err() => {
             "; run as root, or with the capabilities CAP_BPF and CAP_PERFMON (see `leakscope doctor`)"
+        }
+        Some(libc::EACCES) if let Some(paranoia) = refused_by_paranoia() => {
+            return format!("; {paranoia}").into();
         }
         Some(libc::EPERM | libc::EACCES) => {
             "; CAP_BPF and CAP_PERFMON are there, so it is lockdown, a security module or a container's seccomp that refuses"
@@ -105,14 +108,15 @@ fn hint(error: &io::Error) -> &'static str {
         }
         Some(libc::EMFILE) => "; allow more open files (`ulimit -n`)",
         _ => "",
-    }
+    };
+    hint.into()
 }
 
 /// Why a program was refused, and what to do about it. Whoever refuses a program before the verifier has looked at it leaves no log.
 fn refusal(error: &io::Error, log: &str) -> String {
     match verifiers_reason(log) {
         Some(reason) if is_of_program(error) => format!("; the kernel's verifier says: {reason}"),
-        _ => hint(error).to_owned(),
+        _ => hint(error).into_owned(),
     }
 }
 

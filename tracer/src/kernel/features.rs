@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use super::{
     attach::{self, LinkMode},
+    clock::keep_clocks_ready,
     error::KernelError,
     follow::PAGE_FAULTS,
     tracefs::Tracefs,
@@ -138,6 +139,41 @@ pub fn require_capabilities() -> Result<(), KernelError> {
     }
 }
 
+/// What Debian's and Ubuntu's kernels add to the levels that there are: from here on perf_event_open(2) is for CAP_SYS_ADMIN alone.
+const FOR_ADMINISTRATORS: i64 = 3;
+
+/// Why these kernels refuse to count and to trace with CAP_PERFMON alone; `None` where that is not the reason.
+pub(super) fn refused_by_paranoia() -> Option<String> {
+    let level = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok()?;
+    paranoia(&level, effective_capabilities().ok()?)
+}
+
+fn paranoia(level: &str, effective: u64) -> Option<String> {
+    const SETTING: &str = "kernel.perf_event_paranoid";
+    let level: i64 = level.trim().parse().ok()?;
+    let is_administrator = effective >> SYS_ADMIN & 1 == 1;
+    (level >= FOR_ADMINISTRATORS && !is_administrator).then(|| {
+        format!(
+            "{SETTING} is {level}, and this kernel then lets nobody trace without CAP_SYS_ADMIN: add that capability, or run \
+             `sysctl {SETTING}=2`"
+        )
+    })
+}
+
+/// Whether perf_event_open(2) is allowed, by which programs are tied to tracepoints.
+fn check_perf_events() -> Check {
+    const NAME: &str = "perf events";
+    match keep_clocks_ready() {
+        Ok(_) => Check::new(NAME, Verdict::Good, "allowed".to_owned(), ""),
+        Err(error) => Check::new(
+            NAME,
+            Verdict::Missing,
+            error.to_string(),
+            "let leakscope call perf_event_open(2)",
+        ),
+    }
+}
+
 /// What this user lacks to read the files that processes of others map; nothing where nothing is missing.
 #[must_use]
 pub fn missing_to_read_files() -> Option<String> {
@@ -162,6 +198,7 @@ pub fn checks(links: Option<LinkMode>) -> Vec<Check> {
     vec![
         check_architecture(),
         check_capabilities(),
+        check_perf_events(),
         check_btf(),
         check_pid_namespace(),
         check_tracefs(),
@@ -342,4 +379,18 @@ fn check_links(links: Option<LinkMode>) -> Check {
         ),
     };
     Check::new(NAME, verdict, format!("{}: {detail}", mode.name()), "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SYS_ADMIN, paranoia};
+
+    #[test]
+    fn paranoia_is_the_reason_where_the_level_is_one_of_debians() {
+        assert!(paranoia("3\n", 1 << 38).is_some_and(|why| why.contains("CAP_SYS_ADMIN")));
+        assert!(paranoia("4", 0).is_some());
+        assert_eq!(paranoia("4", 1 << SYS_ADMIN), None);
+        assert_eq!(paranoia("2", 0), None);
+        assert_eq!(paranoia("", 0), None);
+    }
 }

@@ -41,8 +41,8 @@ pub(super) fn service(folder: &Path, release: &Release, root: &Path) -> Result<(
         ("/try.sh", SCRIPT.into(), 0o755),
         ("/etc/systemd/system/try.service", UNIT.into(), 0o644),
         (
-            "/etc/systemd/system/multi-user.target.wants/try.service",
-            UNIT.into(),
+            "/etc/systemd/system/multi-user.target.d/try.conf",
+            "[Unit]\nWants=try.service\n".into(),
             0o644,
         ),
     ];

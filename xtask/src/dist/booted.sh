@@ -1,7 +1,7 @@
 # The service as systemd runs it, confined by AppArmor, in a Debian that was booted for it; run there by /etc/systemd/system/try.service.
 # Its standard output is what is shown; "##leakscope passed" is its last line if all is well.
 set -eu
-trap 'status=$?; [ $status -eq 0 ] || { echo "FAILED ($status)"; journalctl --no-pager -n 40 -u "leakscope*" || true; }; systemctl poweroff --force' EXIT
+trap 'status=$?; [ $status -eq 0 ] || { echo "FAILED ($status)"; journalctl --no-pager -n 40 -u "leakscope*" || true; dmesg | grep -E "DENIED|type=1326" || true; }; systemctl poweroff --force' EXIT
 socket=/run/leakscope/leakscope.sock
 
 fail() {
@@ -21,6 +21,7 @@ echo 'LEAKSCOPE_OPTIONS="--listen 127.0.0.1:7117"' >/etc/default/leakscope
 perl -e 'while (1) { push @kept, "x" x 1000; select undef, undef, undef, 0.02 }' &
 victim=$!
 
+echo "perf_event_paranoid $(cat /proc/sys/kernel/perf_event_paranoid)"
 systemctl enable --now leakscope
 main=$(systemctl show -P MainPID leakscope)
 echo "$(cat /proc/$main/attr/current), $(grep -E 'NoNewPrivs|Seccomp:|CapBnd' /proc/$main/status | tr '\n\t' '  ')"

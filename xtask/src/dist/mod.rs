@@ -2,7 +2,7 @@
 //! they are made of, and checksums.
 //!
 //! Owns which artefacts there are and where they lie (`target/dist`). One binary is always packed to the same bytes: every time
-//! is `SOURCE_DATE_EPOCH`, or that of the commit. `--twice` says whether building it again gives the same one.
+//! is `SOURCE_DATE_EPOCH`, or that of the commit. `--twice` says whether building it elsewhere gives the same one.
 
 mod attempt;
 mod booted;
@@ -43,6 +43,9 @@ pub(crate) struct Arguments {
     /// as root
     #[arg(long = "try", conflicts_with = "check")]
     attempt: bool,
+    /// With --try: what an earlier run made, without making it again
+    #[arg(long, requires = "attempt", conflicts_with = "twice")]
+    made: bool,
 }
 
 /// What all artefacts have in common.
@@ -106,6 +109,10 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let release = Release::new(9)?;
+    if arguments.made {
+        attempt::everywhere(&folder, &release)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let binary = build::build(root(), &folder.join("build"))?;
     let made = pack(&binary, &folder, &release)?;
     if arguments.twice {

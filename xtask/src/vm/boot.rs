@@ -83,10 +83,11 @@ pub(super) fn boot(
         .arg("-initrd")
         .arg(initramfs)
         // A panic ends the machine (no reboot); an oops is one. Entropy from the processor, or early reads wait for it. A
-        // processor counts as locked up after twice watchdog_thresh seconds: a busy host may not run it for long.
+        // processor counts as locked up after twice watchdog_thresh seconds: a busy host may not run it for long; nor does it give the
+        // timer its ticks in time at the start, which the kernel would check.
         .args([
             "-append",
-            "console=ttyS0 loglevel=5 panic=-1 oops=panic random.trust_cpu=on watchdog_thresh=30",
+            "console=ttyS0 loglevel=5 panic=-1 oops=panic random.trust_cpu=on watchdog_thresh=30 no_timer_check",
         ])
         .arg("-serial")
         .arg(format!("file:{}", machine.console.display()))
