@@ -3,96 +3,12 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::indexing_slicing, reason = "JSON: what is not there is null")]
 
-use std::{
-    io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
-};
+mod waiting;
+
+use std::process::{Command, Stdio};
 
 use leakscope_tests::{python, require_victim, run};
-use serde_json::Value;
-
-/// A process that has printed its truth and waits. Killed when dropped.
-struct Waiting {
-    child: Child,
-    truth: Vec<(String, u64)>,
-}
-
-impl Waiting {
-    /// Starts it and reads one line of names and numbers.
-    fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("started");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("its output"))
-            .read_line(&mut line)
-            .expect("its truth");
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let truth = words
-            .chunks_exact(2)
-            .map(|pair| (pair[0].to_owned(), pair[1].parse().expect("a number")))
-            .collect();
-        Self { child, truth }
-    }
-
-    fn truth(&self, name: &str) -> u64 {
-        let found = self.truth.iter().find(|(known, _)| known == name);
-        found.expect("a truth of this name").1
-    }
-
-    fn pid(&self) -> String {
-        self.child.id().to_string()
-    }
-
-    /// The heap's report as JSON.
-    fn heap(&self, more: &[&str]) -> Value {
-        let pid = self.pid();
-        let mut arguments = vec!["heap", "-p", &pid, "--format", "json"];
-        arguments.extend(more);
-        let finished = run(&arguments).expect("leakscope runs");
-        assert_eq!(finished.code(), 0, "{finished:?}");
-        serde_json::from_str(&finished.stdout).expect("JSON")
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        // It waits for nothing else.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A sum over the groups of one name.
-fn sum(report: &Value, name: &str, field: &str) -> u64 {
-    report["groups"]
-        .as_array()
-        .expect("groups")
-        .iter()
-        .filter(|group| group["name"] == name)
-        .map(|group| group[field].as_u64().expect("a number"))
-        .sum()
-}
-
-/// The way by which most blocks of a name are held.
-fn first_way(report: &Value, name: &str) -> Vec<String> {
-    let groups = report["groups"].as_array().expect("groups");
-    groups
-        .iter()
-        .filter(|group| group["name"] == name)
-        .flat_map(|group| group["holders"].as_array().expect("holders"))
-        .max_by_key(|holder| holder["objects"].as_u64())
-        .map(|holder| {
-            let path = holder["path"].as_array().expect("a path");
-            path.iter()
-                .map(|step| step.as_str().expect("a name").to_owned())
-                .collect()
-        })
-        .unwrap_or_default()
-}
-
-/// `part` is at least 99.9 % of `whole`, and not more than it.
-fn nearly_all(part: u64, whole: u64) -> bool {
-    part <= whole && part * 1000 >= whole * 999
-}
+use waiting::{Waiting, first_way, nearly_all, sum};
 
 #[test]
 fn what_a_program_lost_before_anybody_attached_is_found_and_what_it_holds_is_not_called_lost() {
@@ -104,6 +20,12 @@ fn what_a_program_lost_before_anybody_attached_is_found_and_what_it_holds_is_not
     assert!(nearly_all(found, lost), "{found} of {lost}");
     let heads = sum(&report, "Session", "direct_objects");
     assert_eq!(heads, found, "nothing holds a session");
+    // A session's name is a string, whose text is a block of its own.
+    let texts = sum(&report, "text of 56 B", "unreachable_objects");
+    assert!(nearly_all(texts, lost), "{texts} of {lost}");
+    assert_eq!(sum(&report, "text of 56 B", "direct_objects"), 0);
+    // The nodes of the map.
+    assert_eq!(sum(&report, "size 56", "unreachable_objects"), 0);
     assert_eq!(sum(&report, "Metric", "objects"), held);
     assert_eq!(sum(&report, "Metric", "unreachable_objects"), 0);
     let way = first_way(&report, "Metric");
@@ -164,11 +86,98 @@ fn objects_of_cpython_have_types_holders_and_cycles_that_nobody_collects() {
         "{found} of {nodes}"
     );
     let way = first_way(&report, "Metric").join(" <- ");
-    assert!(way.contains("list <- Analyzer"), "{way}");
-    assert!(way.ends_with("module __main__"), "{way}");
+    assert!(way.contains("list <- Analyzer.metrics"), "{way}");
+    assert!(
+        way.ends_with("Analyzer.metrics <- module __main__.analyzer"),
+        "{way}"
+    );
     // Blocks above 512 bytes are no pool's, and are counted by the interpreter too.
     let (blocks, known) = (report["blocks"].as_u64().unwrap(), victim.truth("blocks"));
     assert!(blocks.abs_diff(known) * 200 <= known, "{blocks} of {known}");
+}
+
+#[test]
+fn records_chains_and_rings_of_a_program_in_c() {
+    let victim = Waiting::start(&mut Command::new(require_victim!("records")));
+    let report = victim.heap(&[]);
+    let of = |name: &str, field: &str| sum(&report, name, field);
+    let records = victim.truth("records");
+    assert_eq!(of("size 88", "objects"), records);
+    assert_eq!(of("size 88", "unreachable_objects"), 0);
+    // A thousand words of one table are one root.
+    let way = first_way(&report, "size 88");
+    assert_eq!(way, ["global table in records"]);
+    let (links, chains) = (victim.truth("links"), victim.truth("chains"));
+    assert!(nearly_all(of("size 120", "unreachable_objects"), links));
+    assert!(nearly_all(of("size 120", "direct_objects"), chains));
+    assert!(nearly_all(
+        of("text of 168 B", "unreachable_objects"),
+        links
+    ));
+    assert_eq!(of("text of 168 B", "direct_objects"), 0);
+    let rings = victim.truth("rings");
+    assert!(nearly_all(of("size 152", "unreachable_objects"), 2 * rings));
+    assert!(nearly_all(of("size 152", "direct_objects"), rings));
+    let (lost, held) = (victim.truth("lost_large"), victim.truth("held_large"));
+    assert_eq!(of("size 303088", "unreachable_objects"), lost);
+    assert_eq!(of("size 200688", "objects"), held);
+    assert_eq!(of("size 200688", "unreachable_objects"), 0);
+}
+
+#[test]
+fn boxed_traits_of_rust_are_named_also_where_types_share_their_functions() {
+    for program in ["shapes", "shapes-v0"] {
+        let victim = Waiting::start(&mut Command::new(require_victim!(program)));
+        let report = victim.heap(&[]);
+        let of = |name: &str, field: &str| sum(&report, name, field);
+        let (held, dots) = (victim.truth("held"), victim.truth("dots"));
+        for name in ["shapes::Circle", "shapes::Square"] {
+            assert_eq!(of(name, "objects"), held, "{name}");
+            assert_eq!(of(name, "unreachable_objects"), 0, "{name}");
+            let way = first_way(&report, name).pop().expect("a way");
+            assert!(way.starts_with("global shapes::SHAPES"), "{way}");
+        }
+        assert_eq!(of("shapes::Dot", "objects"), held + dots);
+        let lost = of("shapes::Dot", "unreachable_objects");
+        assert!(nearly_all(lost, dots), "{lost} of {dots}");
+        let groups = report["groups"].as_array().expect("groups");
+        let kind = |name: &str| groups.iter().find(|group| group["name"] == name);
+        assert_eq!(kind("shapes::Dot").expect("dots")["kind"], "rust");
+        let rings = of("size 104", "unreachable_objects");
+        assert!(nearly_all(rings, victim.truth("rings")), "{rings}");
+        let bytes = of("size 200", "unreachable_objects");
+        assert!(nearly_all(bytes, victim.truth("bytes")), "{bytes}");
+        let lists = of("size 168", "direct_objects");
+        assert_eq!(lists, victim.truth("lists"));
+    }
+}
+
+#[test]
+fn the_holders_are_drawn_as_a_page_and_for_graphviz() {
+    let victim = Waiting::start(&mut Command::new(require_victim!("sessions")));
+    let page = victim.written("html", &[]);
+    assert!(page.contains("<svg class=\"tree\""), "{page}");
+    assert!(page.contains("global cache in sessions"), "{page}");
+    for part in ["<script", "src=", "http:", "https:", "@import", "url("] {
+        assert!(!page.contains(part), "{part}");
+    }
+    let graph = victim.written("dot", &[]);
+    let Ok(mut dot) = Command::new("dot")
+        .arg("-Tsvg")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+    else {
+        leakscope_tests::skip("no graphviz");
+        return;
+    };
+    let mut input = dot.stdin.take().expect("its input");
+    std::io::Write::write_all(&mut input, graph.as_bytes()).expect("written");
+    drop(input);
+    let drawn = dot.wait_with_output().expect("drawn");
+    assert!(drawn.status.success(), "{graph}");
+    let drawn = String::from_utf8(drawn.stdout).expect("text");
+    assert!(drawn.contains("global cache in sessions"), "{drawn}");
 }
 
 #[test]

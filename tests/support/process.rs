@@ -214,6 +214,32 @@ pub struct Python {
     pub include: PathBuf,
 }
 
+/// Every interpreter that is installed of the versions whose heaps are known: the one on PATH, and those of pyenv.
+#[must_use]
+pub fn pythons() -> Vec<PathBuf> {
+    let root = env::var_os("PYENV_ROOT").map(PathBuf::from).or_else(|| {
+        let home = env::var_os("HOME")?;
+        Some(PathBuf::from(home).join(".pyenv"))
+    });
+    let versions = root.and_then(|root| fs::read_dir(root.join("versions")).ok());
+    let mut all: Vec<PathBuf> = python().map(|found| found.executable).into_iter().collect();
+    all.extend(
+        versions
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| fs::canonicalize(entry.path().join("bin/python3")).ok()),
+    );
+    all.retain(|python| {
+        let known = "import sys; sys.exit(not (3, 8) <= sys.version_info < (3, 14))";
+        let status = Command::new(python).args(["-c", known]).status();
+        status.is_ok_and(|status| status.success())
+    });
+    all.sort();
+    all.dedup();
+    all
+}
+
 /// Finds the interpreter.
 ///
 /// # Errors

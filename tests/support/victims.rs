@@ -198,6 +198,7 @@ const PROGRAMS: &[Program] = &[
         compiler: "c++",
         ..c("sessions", "sessions.cpp", LOAD)
     },
+    c("records", "records.c", POINTERS),
     Program {
         compiler: "c++",
         ..c("fragments", "fragments.cpp", LOAD)
@@ -226,6 +227,14 @@ const PROGRAMS: &[Program] = &[
         ..c("busy", "busy.c", TABLES)
     },
     rust("rust", &["-g", "-O"]),
+    Program {
+        source: "shapes.rs",
+        ..rust("shapes", &["-O"])
+    },
+    Program {
+        source: "shapes.rs",
+        ..rust("shapes-v0", &["-O", "-Csymbol-mangling-version=v0"])
+    },
     rust("rust-v0-no-debug", &["-O", "-Csymbol-mangling-version=v0"]),
     Program {
         name: "cgo",

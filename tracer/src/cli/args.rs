@@ -388,6 +388,7 @@ pub(super) struct DiffArguments {
   leakscope heap -p 1234 --unreachable       what nothing points to any more
   leakscope heap -p 1234 --format json -o before.json
   leakscope heap -p 1234 --base before.json  what has grown since then
+  leakscope heap -p 1234 --format html -o heap.html
   leakscope heap -p 1234 --format dot | dot -Tsvg -o heap.svg
 
 Memory that was allocated before leakscope was started is seen too. The process is neither stopped nor changed.
@@ -436,6 +437,8 @@ pub(super) enum HeapFormat {
     Text,
     /// One JSON object.
     Json,
+    /// A page with the holders drawn, for a browser.
+    Html,
     /// A graph of who holds what, for graphviz.
     Dot,
 }

@@ -21,7 +21,7 @@ use crate::{
     reader::{AddressSpaceImage, Names, ProcessMemory, read_address_space},
     report::{
         Timestamp,
-        heap::{About, GroupBy, HeapReport, HeapStyle, write_dot, write_text},
+        heap::{About, GroupBy, HeapReport, HeapStyle, write_dot, write_html, write_text},
     },
     symbol::Debuginfod,
     target::process::read_process,
@@ -64,15 +64,13 @@ pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
         report.compare(&base);
     }
     let mut bytes = Vec::new();
+    let style = HeapStyle {
+        top: raw.top,
+        unreachable_only: raw.unreachable,
+    };
     match raw.format {
-        HeapFormat::Text => write_text(
-            &report,
-            HeapStyle {
-                top: raw.top,
-                unreachable_only: raw.unreachable,
-            },
-            &mut bytes,
-        ),
+        HeapFormat::Text => write_text(&report, style, &mut bytes),
+        HeapFormat::Html => write_html(&report, style, &mut bytes),
         HeapFormat::Json => serde_json::to_writer(&mut bytes, &report)
             .map_err(io::Error::from)
             .and_then(|()| bytes.write_all(b"\n")),
@@ -97,6 +95,7 @@ fn look_once(
         is_stopped: false,
         levels: raw.holders,
         groups_with_holders: GROUPS_WITH_HOLDERS,
+        by_size: raw.by == HeapBy::Size,
         most_edges: LookOptions::edges_for(image.anonymous_bytes),
     };
     let mut names = Names::new(&image, proc_root, raw.pid).with_servers(servers.cloned());

@@ -9,6 +9,8 @@ use super::holders::Holder;
 pub enum GroupKind {
     /// A C++ class, by its vtable.
     Cpp,
+    /// A type of Rust, by the vtable of a trait object that points to it.
+    Rust,
     /// A type of CPython, by the object's type pointer.
     Python,
     /// Text: most bytes can be printed.
@@ -20,11 +22,18 @@ pub enum GroupKind {
 }
 
 impl GroupKind {
+    /// Whether blocks are of a type that has a name.
+    #[must_use]
+    pub fn has_name(self) -> bool {
+        matches!(self, Self::Cpp | Self::Rust | Self::Python)
+    }
+
     /// The name in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpp => "c++",
+            Self::Rust => "rust",
             Self::Python => "python",
             Self::Text => "text",
             Self::Zero => "zero",
@@ -83,15 +92,21 @@ impl Group {
         }
     }
 
+    /// Whether its objects hold no others.
+    pub(super) fn is_leaf(&self) -> bool {
+        const LEAVES: [&str; 5] = ["str", "bytes", "int", "float", "complex"];
+        self.kind == GroupKind::Python && LEAVES.contains(&self.name.as_str())
+    }
+
     /// What a person would call it: the type, or the size where nothing else is known.
     #[must_use]
     pub fn label(&self) -> String {
         match self.kind {
-            GroupKind::Cpp | GroupKind::Python => self.name.clone(),
+            kind if kind.has_name() => self.name.clone(),
             GroupKind::Text => format!("text of {} B", self.block_bytes),
             GroupKind::Zero => format!("zeroed {} B", self.block_bytes),
             GroupKind::Size if self.block_bytes == 0 => "others".to_owned(),
-            GroupKind::Size => format!("size {}", self.block_bytes),
+            _ => format!("size {}", self.block_bytes),
         }
     }
 }
@@ -136,6 +151,13 @@ impl Census {
             group.bytes = group.bytes.saturating_add(block_bytes);
         }
         id
+    }
+
+    /// Whether a group is of this type.
+    pub(super) fn is(&self, group: GroupId, kind: GroupKind, name: &str) -> bool {
+        self.groups
+            .get(usize::from(group))
+            .is_some_and(|group| group.kind == kind && group.name == name)
     }
 
     /// The groups, by number.

@@ -47,6 +47,9 @@ const MOST_HEAPS: usize = 1 << 21;
 /// `sizeof(tcache_perthread_struct)` as a chunk: 64 counts of two bytes and 64 heads (from 2.30 on).
 const TCACHE_CHUNK: u64 = 0x290;
 
+/// `DEFAULT_MMAP_THRESHOLD_MIN`: smaller blocks have a mapping of their own only where a program asks for it.
+const LEAST_OWN: u64 = 128 << 10;
+
 /// A walk that meets something that is no chunk looks so far for the next one, bytes.
 const SEARCH: u64 = 16 << 20;
 /// So many chunks in a row are believed to be chunks.
@@ -383,25 +386,41 @@ fn find_chunk(window: &mut Window<'_>, from: u64, end: u64) -> Option<u64> {
     None
 }
 
-/// Blocks above the threshold have a mapping of their own, behind a header that says so; mappings that follow each other are one
-/// region. `known` are in order.
+/// Blocks above the threshold have a mapping of their own, behind a header that says so. Mappings that follow each other are one
+/// region, and others (an arena of CPython's) may stand before them, so each page may be the first of one. `known` are in order.
 fn own_mappings(memory: &dyn Memory, region: &Region, known: &[Segment]) -> Vec<Segment> {
     let mut found = Vec::new();
+    // Where a mapping is known to begin, a header that fits is one; elsewhere it must be of a usual size as well.
+    let mut least = PAGE;
+    let mut start = 0;
     for present in &region.present {
-        let mut start = present.start;
-        while let Some(size) = own_mapping(memory, start, region.range.end) {
-            let range: Range<u64> = start..start + size;
-            let behind = known.partition_point(|segment| segment.range().end <= range.start);
-            let is_known = known
-                .get(behind)
-                .is_some_and(|segment| segment.range().start < range.end);
-            if is_known {
-                break;
+        if present.start > start {
+            start = present.start;
+            least = PAGE;
+        }
+        while start < present.end {
+            let behind = known.partition_point(|segment| segment.range().end <= start);
+            let next = known.get(behind).map(Segment::range);
+            if let Some(next) = next.filter(|next| next.start <= start) {
+                start = next.end.next_multiple_of(PAGE);
+                least = PAGE;
+                continue;
             }
+            let end = region
+                .range
+                .end
+                .min(next.map_or(u64::MAX, |next| next.start));
+            let Some(size) = own_mapping(memory, start, end).filter(|size| *size >= least) else {
+                start += PAGE;
+                least = LEAST_OWN;
+                continue;
+            };
+            let range: Range<u64> = start..start + size;
             let mut segment = Segment::new(range.clone(), 0);
             segment.begin(start + HEADER, true);
             found.push(segment);
             start = range.end;
+            least = PAGE;
         }
     }
     found
@@ -412,7 +431,13 @@ fn own_mapping(memory: &dyn Memory, start: u64, end: u64) -> Option<u64> {
     if start >= end {
         return None;
     }
-    let (previous, word) = (memory.word(start)?, memory.word(start + WORD)?);
+    let mut header = [0; HEADER as usize];
+    if memory.read(start, &mut header) != header.len() {
+        return None;
+    }
+    let (previous, word) = header.split_first_chunk::<8>()?;
+    let previous = u64::from_le_bytes(*previous);
+    let word = u64::from_le_bytes(*word.first_chunk()?);
     let size = word & !FLAGS;
     let fits = start.checked_add(size).is_some_and(|next| next <= end);
     (previous == 0 && word & FLAGS == IS_MMAPPED && size.is_multiple_of(PAGE) && size > 0 && fits)

@@ -161,12 +161,18 @@ impl Reach {
                 }
             });
         }
-        reach.spread(graph, 0);
+        reach.spread(graph, 0, |_| true);
         reach
     }
 
-    /// The same roots once more, but with what hangs on the blocks in `first` as theirs. The process is not read again.
-    pub(super) fn again(self, graph: &Graph, first: &[(BlockId, u64)]) -> Self {
+    /// The same roots once more, but with what hangs on the blocks in `first` as theirs; what hangs on a leaf, which can only have a
+    /// stale word, last. The process is not read again.
+    pub(super) fn again(
+        self,
+        graph: &Graph,
+        first: &[(BlockId, u64)],
+        is_leaf: impl Fn(BlockId) -> bool,
+    ) -> Self {
         let mut parents = self.parents;
         parents.fill(NOBODY);
         let mut reach = Self {
@@ -176,13 +182,24 @@ impl Reach {
         for (block, address) in first {
             reach.root(*block, *address);
         }
-        reach.spread(graph, 0);
+        reach.spread(graph, 0, |block| !is_leaf(block));
         let begun = reach.order.len();
         // All roots were found before anything else was reached.
         for (block, address) in self.order.iter().zip(&self.roots) {
             reach.root(*block, *address);
         }
-        reach.spread(graph, begun);
+        reach.spread(graph, begun, |block| !is_leaf(block));
+        let leaves: Vec<BlockId> = reach
+            .order
+            .iter()
+            .copied()
+            .filter(|block| is_leaf(*block))
+            .collect();
+        let begun = reach.order.len();
+        for block in leaves {
+            reach.expand(graph, block);
+        }
+        reach.spread(graph, begun, |_| true);
         reach
     }
 
@@ -203,17 +220,23 @@ impl Reach {
     }
 
     /// Breadth first, so that a block's parents are the shortest way to a root.
-    fn spread(&mut self, graph: &Graph, from: usize) {
+    fn spread(&mut self, graph: &Graph, from: usize, is_expanded: impl Fn(BlockId) -> bool) {
         let mut next = from;
         while let Some(block) = self.order.get(next).copied() {
             next += 1;
-            for target in graph.targets(block) {
-                if let Some(parent) = self.parents.get_mut(*target as usize)
-                    && *parent == NOBODY
-                {
-                    *parent = block;
-                    self.order.push(*target);
-                }
+            if is_expanded(block) {
+                self.expand(graph, block);
+            }
+        }
+    }
+
+    fn expand(&mut self, graph: &Graph, block: BlockId) {
+        for target in graph.targets(block) {
+            if let Some(parent) = self.parents.get_mut(*target as usize)
+                && *parent == NOBODY
+            {
+                *parent = block;
+                self.order.push(*target);
             }
         }
     }

@@ -10,6 +10,7 @@ use super::{
     blocks::BlockId,
     census::{Group, GroupId, GroupKind},
     graph::{Reach, Reached},
+    naming::{Naming, shares},
 };
 
 /// Some way by which blocks of a group are held.
@@ -25,6 +26,26 @@ pub struct Holder {
 pub trait RootName {
     /// What a person would call the word at an address: a variable, a thread's stack.
     fn name(&mut self, address: u64) -> String;
+
+    /// The same without where in it, for several words of one variable.
+    fn whole(&mut self, address: u64) -> String {
+        self.name(address)
+    }
+
+    /// Whether the process has code of Rust's, whose functions have names.
+    fn has_rust(&mut self) -> bool {
+        false
+    }
+
+    /// The names, without hashes, of Rust's functions that begin at an address; `None` where no code is.
+    fn functions(&mut self, _address: u64) -> Option<Vec<String>> {
+        None
+    }
+
+    /// Whether the file that maps an address has a function of this name.
+    fn has_function(&mut self, _address: u64, _name: &str) -> bool {
+        false
+    }
 }
 
 /// So many ways are told of a group.
@@ -42,28 +63,81 @@ enum Step {
     Others,
 }
 
-/// For each of some blocks with whose they are, by whom those of each owner are held, at most `levels` steps up. A module is named by
-/// its root, not as a step.
+/// Of the blocks with one way, so many are looked at for the names in it.
+const MOST_SAMPLES: usize = 64;
+/// Of an owner, so many ways are named as the program would; the others by types alone.
+const MOST_WAYS_NAMED: usize = 16;
+
+/// Blocks that are held in one way.
+#[derive(Debug, Default)]
+struct Way {
+    count: u64,
+    /// Some of them, each with the number of blocks for which it stands.
+    samples: Vec<(BlockId, u64)>,
+    /// How many there were to take samples of, less one for each so many.
+    seen: u64,
+    every: u32,
+}
+
+impl Way {
+    fn add(&mut self, block: BlockId, count: u64) {
+        if self.seen.is_multiple_of(1 << self.every) {
+            self.samples.push((block, count));
+        }
+        self.seen += 1;
+        if self.samples.len() > MOST_SAMPLES {
+            let mut is_kept = false;
+            self.samples.retain(|_| {
+                is_kept = !is_kept;
+                is_kept
+            });
+            self.every = (self.every + 1).min(63);
+        }
+    }
+}
+
+/// What holders are told from.
+pub(super) struct Held<'look> {
+    pub(super) groups: &'look [Group],
+    pub(super) group_of: &'look [GroupId],
+    pub(super) reach: &'look Reach,
+    pub(super) jumps: &'look [BlockId],
+    pub(super) is_module: &'look dyn Fn(BlockId) -> bool,
+    /// How many steps up are told.
+    pub(super) levels: usize,
+}
+
+/// For each of some blocks with whose they are, by whom those of each owner are held. A module is named by its root, not as a step.
 pub(super) fn holders<Owner: Copy + Eq + Hash>(
-    (groups, group_of): (&[Group], &[GroupId]),
-    reach: &Reach,
-    jumps: &[BlockId],
+    held: &Held<'_>,
     asked: impl Iterator<Item = (BlockId, Owner)>,
-    is_module: &dyn Fn(BlockId) -> bool,
-    levels: usize,
+    naming: &mut Option<Naming<'_>>,
     names: &mut dyn RootName,
 ) -> HashMap<Owner, Vec<Holder>> {
-    let mut ways: HashMap<Owner, BTreeMap<Vec<Step>, u64>> = HashMap::new();
-    let mut add = |block: BlockId, owner: Owner, count: u64| {
+    let Held {
+        group_of,
+        reach,
+        jumps,
+        ..
+    } = *held;
+    let mut ways: HashMap<Owner, BTreeMap<Vec<Step>, Way>> = HashMap::new();
+    let mut add = |(first, last): (BlockId, BlockId), owner: Owner, count: u64| {
         let ways = ways.entry(owner).or_default();
-        let mut way = way(block, groups, group_of, jumps, reach, is_module, levels);
+        let mut way = way(first, held);
         if ways.len() >= MOST_WAYS_KEPT && !ways.contains_key(&way) {
             way = vec![Step::Others];
         }
-        *ways.entry(way).or_default() += count;
+        let way = ways.entry(way).or_default();
+        way.count += count;
+        if naming.is_some() {
+            way.add(first, count - count / 2);
+            if count > 1 {
+                way.add(last, count / 2);
+            }
+        }
     };
     // Blocks that follow each other and hang on the same one have one way.
-    let mut last: Option<(BlockId, Owner, u64)> = None;
+    let mut last: Option<((BlockId, BlockId), Owner, u64)> = None;
     let above = |block: BlockId| {
         jumps
             .get(block as usize)
@@ -72,24 +146,25 @@ pub(super) fn holders<Owner: Copy + Eq + Hash>(
     };
     for (block, owner) in asked.filter(|(block, _)| reach.has(*block)) {
         match &mut last {
-            Some((like, of, count))
+            Some(((like, last), of, count))
                 if *of == owner && above(block).is_some() && above(block) == above(*like) =>
             {
+                *last = block;
                 *count += 1;
             }
             _ => {
-                if let Some((block, owner, count)) = last {
-                    add(block, owner, count);
+                if let Some((run, owner, count)) = last {
+                    add(run, owner, count);
                 }
-                last = Some((block, owner, 1));
+                last = Some(((block, block), owner, 1));
             }
         }
     }
-    if let Some((block, owner, count)) = last {
-        add(block, owner, count);
+    if let Some((run, owner, count)) = last {
+        add(run, owner, count);
     }
     ways.into_iter()
-        .map(|(owner, ways)| (owner, named(ways, groups, names)))
+        .map(|(owner, ways)| (owner, named(ways, held, naming, names)))
         .collect()
 }
 
@@ -115,15 +190,15 @@ pub(super) fn jumps(group_of: &[GroupId], reach: &Reach) -> Vec<BlockId> {
     jumps
 }
 
-fn way(
-    block: BlockId,
-    groups: &[Group],
-    group_of: &[GroupId],
-    jumps: &[BlockId],
-    reach: &Reach,
-    is_module: &dyn Fn(BlockId) -> bool,
-    levels: usize,
-) -> Vec<Step> {
+fn way(block: BlockId, held: &Held<'_>) -> Vec<Step> {
+    let Held {
+        groups,
+        group_of,
+        reach,
+        jumps,
+        is_module,
+        levels,
+    } = *held;
     let mut way = Vec::with_capacity(levels + 1);
     let mut at = block;
     // A step may be passed over without being told.
@@ -172,42 +247,50 @@ fn is_part_of_object(
 
 /// The ways that most blocks have; ways whose roots have one name are one.
 fn named(
-    ways: BTreeMap<Vec<Step>, u64>,
-    groups: &[Group],
+    ways: BTreeMap<Vec<Step>, Way>,
+    held: &Held<'_>,
+    naming: &mut Option<Naming<'_>>,
     names: &mut dyn RootName,
 ) -> Vec<Holder> {
-    let mut by_count: Vec<(Vec<Step>, u64)> = ways.into_iter().collect();
-    by_count.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let mut by_count: Vec<(Vec<Step>, Way)> = ways.into_iter().collect();
+    by_count.sort_by_key(|(_, way)| std::cmp::Reverse(way.count));
     // A root for each block (a table of pointers that is no heap) makes as many ways as blocks: they are named by the first ones.
     let mut merged: Vec<Holder> = Vec::new();
     let mut known: HashMap<Vec<String>, usize> = HashMap::new();
-    let mut roots: HashMap<u64, String> = HashMap::new();
-    for (way, count) in by_count {
-        let path: Vec<String> = way
-            .iter()
-            .map(|step| match step {
-                Step::Group(group) => groups
+    let mut roots = Roots::of(by_count.iter().filter_map(|(steps, _)| steps.last()), names);
+    let mut root = |address: u64| roots.name(address, names);
+    for (number, (steps, way)) in by_count.into_iter().enumerate() {
+        let mut paths = Vec::new();
+        if let Some(naming) = naming.as_mut().filter(|_| number < MOST_WAYS_NAMED) {
+            let read: Option<Vec<_>> = way
+                .samples
+                .iter()
+                .map(|(block, weight)| {
+                    let way = naming.way(*block, held.reach, held.jumps, held.levels, &mut root)?;
+                    Some((way, *weight))
+                })
+                .collect();
+            paths = shares(read.unwrap_or_default(), way.count);
+        }
+        if paths.is_empty() {
+            let path = steps.iter().map(|step| match step {
+                Step::Group(group) => held
+                    .groups
                     .get(usize::from(*group))
                     .map_or_else(String::new, Group::label),
                 Step::Others => OTHER_ROOTS.to_owned(),
-                Step::Root(address) => {
-                    if roots.len() >= MOST_ROOTS_NAMED && !roots.contains_key(address) {
-                        OTHER_ROOTS.to_owned()
-                    } else {
-                        roots
-                            .entry(*address)
-                            .or_insert_with(|| names.name(*address))
-                            .clone()
-                    }
-                }
-            })
-            .collect();
-        let place = *known.entry(path.clone()).or_insert_with(|| {
-            merged.push(Holder { path, objects: 0 });
-            merged.len() - 1
-        });
-        if let Some(holder) = merged.get_mut(place) {
-            holder.objects += count;
+                Step::Root(address) => root(*address),
+            });
+            paths.push((path.collect(), way.count));
+        }
+        for (path, count) in paths {
+            let place = *known.entry(path.clone()).or_insert_with(|| {
+                merged.push(Holder { path, objects: 0 });
+                merged.len() - 1
+            });
+            if let Some(holder) = merged.get_mut(place) {
+                holder.objects += count;
+            }
         }
     }
     merged.sort_by_key(|holder| std::cmp::Reverse(holder.objects));
@@ -215,6 +298,48 @@ fn named(
     merged
 }
 
-/// So many roots are named for a group: each is a look-up in a symbol table.
-const MOST_ROOTS_NAMED: usize = 256;
+/// So many roots are named for an owner: each is a look-up in a symbol table.
+const MOST_ROOTS_NAMED: usize = 4096;
 const OTHER_ROOTS: &str = "other roots";
+
+/// Names of the roots of an owner's ways: of several in one variable (a table) that of the variable.
+#[derive(Debug, Default)]
+struct Roots {
+    known: HashMap<u64, String>,
+}
+
+impl Roots {
+    fn of<'steps>(last: impl Iterator<Item = &'steps Step>, names: &mut dyn RootName) -> Self {
+        let mut places: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        let mut known = HashMap::new();
+        for step in last {
+            let Step::Root(address) = *step else { continue };
+            if known.len() >= MOST_ROOTS_NAMED {
+                break;
+            }
+            known.entry(address).or_insert_with(|| {
+                let whole = names.whole(address);
+                places.entry(whole.clone()).or_default().push(address);
+                whole
+            });
+        }
+        for addresses in places.values() {
+            if let [only] = addresses.as_slice() {
+                known.insert(*only, names.name(*only));
+            }
+        }
+        Self { known }
+    }
+
+    fn name(&mut self, address: u64, names: &mut dyn RootName) -> String {
+        if let Some(name) = self.known.get(&address) {
+            return name.clone();
+        }
+        if self.known.len() >= MOST_ROOTS_NAMED {
+            return OTHER_ROOTS.to_owned();
+        }
+        let name = names.name(address);
+        self.known.insert(address, name.clone());
+        name
+    }
+}

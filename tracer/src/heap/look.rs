@@ -4,12 +4,15 @@ use std::{collections::HashMap, ops::Range};
 
 use super::{
     blocks::{BlockId, Blocks},
+    boxed::Boxed,
     census::{Group, GroupId, GroupKind},
     cpython, glibc,
     graph::{Graph, Reach, heads},
-    holders::{RootName, holders, jumps},
+    holders::{Held, RootName, holders, jumps},
     memory::{Memory, Region},
     modules::Modules,
+    naming::Naming,
+    objects::Objects,
     owners::{self, Owned, OwnerLook},
     types::Types,
 };
@@ -26,8 +29,10 @@ pub struct LookOptions {
     pub is_stopped: bool,
     /// How many steps up holders are followed; 0: not at all.
     pub levels: usize,
-    /// Of so many groups, the largest ones.
+    /// Of so many types, those with the most bytes; blocks without a type are told apart by their size.
     pub groups_with_holders: usize,
+    /// Of so many sizes instead.
+    pub by_size: bool,
     /// At most so many pointers between blocks are kept; four bytes each.
     pub most_edges: usize,
 }
@@ -126,12 +131,22 @@ pub fn look_with(
 ) -> Option<(Look, Lost)> {
     let (mut result, blocks, apart) = walk(memory, regions, options.is_python, owned)?;
     let mut types = Types::new(memory, regions, options.is_python);
+    // A first look is only about what is reachable.
+    let boxed = if before.is_some() || options.is_stopped {
+        Boxed::find(memory, regions, &blocks, names)
+    } else {
+        Boxed::default()
+    };
     let mut group_of: Vec<GroupId> = Vec::with_capacity(blocks.count() as usize);
     let graph = Graph::build(memory, &blocks, options.most_edges, |length, bytes| {
         result.blocks += 1;
         result.bytes = result.bytes.saturating_add(length);
-        let (group, object_at) = types.count(length, bytes);
+        let block = BlockId::try_from(group_of.len()).unwrap_or(BlockId::MAX);
+        let (group, object_at) = types.count(length, bytes, boxed.type_of(block, length));
         group_of.push(group);
+        if let Some(from) = types.stale(group, object_at, bytes) {
+            return from..length;
+        }
         // The collector of CPython links all objects that it knows: that holds none of them.
         object_at.saturating_sub(GC_HEAD)..object_at
     });
@@ -187,28 +202,43 @@ pub fn look_with(
         );
         result.owners = owners::types(owned, &blocks, &groups, &group_of);
         if options.levels > 0 {
-            let modules = Modules::of(memory, &blocks, &groups, &group_of, &reach);
+            let mut objects = Objects::new(memory);
+            let modules = Modules::of(&mut objects, &blocks, &groups, &group_of, &reach);
             if !modules.is_empty() {
                 // A module is where people look for a name, not the tables of the interpreter.
-                reach = reach.again(&graph, modules.blocks());
+                let leaves: Vec<bool> = groups.iter().map(Group::is_leaf).collect();
+                reach = reach.again(&graph, modules.blocks(), |block| {
+                    let group = group_of.get(block as usize);
+                    group.is_some_and(|group| leaves.get(usize::from(*group)) == Some(&true))
+                });
             }
             // The largest part of what is kept of a heap of small blocks.
             drop(graph);
             let jumps = jumps(&group_of, &reach);
-            let asked = largest(&groups, options.groups_with_holders);
+            let first_of = first_of(&groups, options.by_size);
+            let asked = largest(&groups, &first_of, options.groups_with_holders);
             let of_groups = reach.order().iter().filter_map(|block| {
                 let group = *group_of.get(*block as usize)?;
-                asked.contains(&group).then_some((*block, group))
+                let first = *first_of.get(usize::from(group))?;
+                asked.contains(&first).then_some((*block, first))
             });
-            let names = &mut modules.names(names);
-            let is_module = |block| modules.has(block);
-            let known = (groups.as_slice(), group_of.as_slice());
-            let levels = options.levels;
-            let mut found = holders(known, &reach, &jumps, of_groups, &is_module, levels, names);
+            let names = &mut modules.names(memory, names);
+            let held = Held {
+                groups: &groups,
+                group_of: &group_of,
+                reach: &reach,
+                jumps: &jumps,
+                is_module: &|block| modules.has(block),
+                levels: options.levels,
+            };
+            let mut naming = options
+                .is_python
+                .then(|| Naming::new(objects, &blocks, &groups, &group_of, &modules));
+            let mut found = holders(&held, of_groups, &mut naming, names);
             let of_owners = owners::blocks_of(owned, &blocks);
-            let mut held = holders(known, &reach, &jumps, of_owners, &is_module, levels, names);
+            let mut of_owners = holders(&held, of_owners, &mut naming, names);
             for (owner, of_owner) in &mut result.owners {
-                of_owner.holders = held.remove(owner).unwrap_or_default();
+                of_owner.holders = of_owners.remove(owner).unwrap_or_default();
             }
             for id in asked {
                 if let Some(group) = groups.get_mut(usize::from(id)) {
@@ -300,7 +330,7 @@ fn count_lost(
             group_of
                 .get(block as usize)
                 .and_then(|group| groups.get(usize::from(*group)))
-                .is_some_and(|group| matches!(group.kind, GroupKind::Cpp | GroupKind::Python))
+                .is_some_and(|group| group.kind.has_name())
         };
         let mut heads = heads(graph, lost, has_type);
         heads.sort_unstable();
@@ -332,13 +362,32 @@ fn count_lost(
     }
 }
 
-/// The groups with the most bytes.
-fn largest(groups: &[Group], count: usize) -> Vec<GroupId> {
-    let mut all: Vec<(u64, GroupId)> = groups
-        .iter()
-        .enumerate()
-        .filter_map(|(id, group)| Some((group.bytes, GroupId::try_from(id).ok()?)))
-        .filter(|(bytes, _)| *bytes > 0)
+/// For each group the first one that people take for the same: of its type, or of its size.
+fn first_of(groups: &[Group], by_size: bool) -> Vec<GroupId> {
+    let mut firsts: HashMap<(GroupKind, &str, u64), GroupId> = HashMap::new();
+    (0..)
+        .zip(groups)
+        .map(|(id, group)| {
+            let key = match group.kind {
+                _ if by_size => (GroupKind::Size, "", group.block_bytes),
+                kind if kind.has_name() => (kind, group.name.as_str(), 0),
+                kind => (kind, "", group.block_bytes),
+            };
+            *firsts.entry(key).or_insert(id)
+        })
+        .collect()
+}
+
+/// The first groups of those that together have the most bytes.
+fn largest(groups: &[Group], first_of: &[GroupId], count: usize) -> Vec<GroupId> {
+    let mut bytes: HashMap<GroupId, u64> = HashMap::new();
+    for (group, first) in groups.iter().zip(first_of) {
+        *bytes.entry(*first).or_default() += group.bytes;
+    }
+    let mut all: Vec<(u64, GroupId)> = bytes
+        .into_iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(id, bytes)| (bytes, id))
         .collect();
     all.sort_unstable_by(|one, other| other.cmp(one));
     all.into_iter().take(count).map(|(_, id)| id).collect()

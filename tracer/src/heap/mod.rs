@@ -7,6 +7,7 @@
 
 mod bits;
 mod blocks;
+mod boxed;
 mod census;
 mod cpython;
 mod glibc;
@@ -15,6 +16,8 @@ mod holders;
 mod look;
 mod memory;
 mod modules;
+mod naming;
+mod objects;
 mod owners;
 mod space;
 #[cfg(test)]

@@ -1,5 +1,4 @@
-//! CPython's modules: the roots that people know by name. `PyModuleObject` of `Include/internal/pycore_moduleobject.h` (3.11;
-//! `Objects/moduleobject.c` before), `PyASCIIObject` of `Include/cpython/unicodeobject.h`.
+//! CPython's modules: the roots that people know by name.
 
 use std::collections::HashMap;
 
@@ -8,17 +7,9 @@ use super::{
     census::{Group, GroupId, GroupKind},
     graph::Reach,
     holders::RootName,
-    memory::Memory,
+    memory::{Memory, PAGE, WORD},
+    objects::Objects,
 };
-
-/// `md_name`.
-const MODULE_NAME: u64 = 48;
-/// `length` of a string, and the bits of its `state`: `kind` (three bits from the third on, of two before), `compact`, `ascii`.
-const STRING_LENGTH: u64 = 16;
-/// The text of an ASCII string: behind `wstr`, which 3.12 left out.
-const STRING_TEXT: [u64; 2] = [40, 48];
-/// The longest name of a module that is read, bytes.
-const LONGEST: u64 = 256;
 
 /// The modules of a process that roots reach.
 #[derive(Debug, Default)]
@@ -30,7 +21,7 @@ pub(super) struct Modules {
 impl Modules {
     /// Finds them among the blocks.
     pub(super) fn of(
-        memory: &dyn Memory,
+        objects: &mut Objects<'_>,
         blocks: &Blocks,
         groups: &[Group],
         group_of: &[GroupId],
@@ -50,7 +41,7 @@ impl Modules {
                 continue;
             };
             if reach.has(block)
-                && let Some(name) = name(memory, address.saturating_add(group.object_at))
+                && let Some(name) = objects.module_name(address.saturating_add(group.object_at))
             {
                 modules.blocks.push((block, address));
                 modules.names.insert(address, format!("module {name}"));
@@ -79,10 +70,12 @@ impl Modules {
     /// Names of roots, these among them.
     pub(super) fn names<'names>(
         &'names self,
+        memory: &'names dyn Memory,
         others: &'names mut dyn RootName,
     ) -> impl RootName + 'names {
         Named {
             modules: self,
+            memory,
             others,
         }
     }
@@ -90,29 +83,59 @@ impl Modules {
 
 struct Named<'names> {
     modules: &'names Modules,
+    memory: &'names dyn Memory,
     others: &'names mut dyn RootName,
 }
 
-impl RootName for Named<'_> {
-    fn name(&mut self, address: u64) -> String {
-        self.modules
-            .names
-            .get(&address)
-            .cloned()
-            .unwrap_or_else(|| self.others.name(address))
+impl Named<'_> {
+    /// What CPython would call it.
+    fn python(&self, address: u64) -> Option<String> {
+        let module = self.modules.names.get(&address).cloned();
+        module.or_else(|| {
+            let is_frame = !self.modules.is_empty() && is_in_frame(self.memory, address);
+            is_frame.then(|| "a Python frame's variable".to_owned())
+        })
     }
 }
 
-/// A module's name, where it is an ASCII string.
-fn name(memory: &dyn Memory, module: u64) -> Option<String> {
-    let string = memory.word(module.checked_add(MODULE_NAME)?)?;
-    let length = memory.word(string.checked_add(STRING_LENGTH)?)?;
-    if !(1..=LONGEST).contains(&length) {
-        return None;
+impl RootName for Named<'_> {
+    fn has_rust(&mut self) -> bool {
+        self.others.has_rust()
     }
-    STRING_TEXT.into_iter().find_map(|text| {
-        let name = memory.string(string.checked_add(text)?, LONGEST as usize + 1)?;
-        let fits = name.len() as u64 == length && name.iter().all(|byte| byte.is_ascii_graphic());
-        fits.then(|| String::from_utf8(name).ok()).flatten()
+
+    fn functions(&mut self, address: u64) -> Option<Vec<String>> {
+        self.others.functions(address)
+    }
+
+    fn has_function(&mut self, address: u64, name: &str) -> bool {
+        self.others.has_function(address, name)
+    }
+
+    fn name(&mut self, address: u64) -> String {
+        self.python(address)
+            .unwrap_or_else(|| self.others.name(address))
+    }
+
+    fn whole(&mut self, address: u64) -> String {
+        self.python(address)
+            .unwrap_or_else(|| self.others.whole(address))
+    }
+}
+
+/// Whether an address lies in the memory of frames, which 3.11 and later map in pieces: `_PyStackChunk` of `Include/cpython/pystate.h`
+/// (the piece before, its size, how much was used before) stands at the beginning, `DATA_STACK_CHUNK_SIZE` of `Python/pystate.c`.
+fn is_in_frame(memory: &dyn Memory, address: u64) -> bool {
+    const CHUNK: u64 = 4 * PAGE;
+    const HEAD: u64 = 24;
+    let page = address - address % PAGE;
+    (0..CHUNK / PAGE).any(|back| {
+        let Some(start) = page.checked_sub(back * PAGE) else {
+            return false;
+        };
+        let word = |at: u64| start.checked_add(at).and_then(|at| memory.word(at));
+        address - start >= HEAD
+            && word(0).is_some_and(|before| before.is_multiple_of(PAGE))
+            && word(8) == Some(CHUNK)
+            && word(16).is_some_and(|top| top < CHUNK / WORD)
     })
 }

@@ -22,6 +22,7 @@ const OPTIONS: LookOptions = LookOptions {
     is_stopped: false,
     levels: 5,
     groups_with_holders: 20,
+    by_size: false,
     most_edges: 1 << 20,
 };
 

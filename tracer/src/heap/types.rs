@@ -22,6 +22,10 @@ const TP_FLAGS: usize = 168;
 const TYPE_BYTES: usize = TP_FLAGS + 8;
 /// `Py_TPFLAGS_READY`.
 const READY: u64 = 1 << 12;
+/// `Py_TPFLAGS_TYPE_SUBCLASS`.
+const TYPE_SUBCLASS: u64 = 1 << 31;
+/// `f_localsplus` of `PyFrameObject`, `Include/cpython/frameobject.h` of 3.8 to 3.10 (352 to 360).
+const FRAME_LOCALS: u64 = 352;
 /// Where in a block an object can begin: at once, behind `PyGC_Head`, behind that and the two words of a managed dictionary (3.11 on).
 const OBJECT_AT: [usize; 3] = [0, 16, 32];
 /// A metaclass of a metaclass of a metaclass is rare.
@@ -31,6 +35,13 @@ const MOST_METACLASSES: usize = 4;
 const PRINTABLE_PERCENT: usize = 95;
 /// Fewer bytes tell nothing.
 const LEAST_TEXT: usize = 8;
+
+/// What may be a type of CPython.
+struct TypeObject {
+    meta: u64,
+    name: String,
+    is_of_types: bool,
+}
 
 /// Says what blocks are, and remembers the types that it has met.
 pub(super) struct Types<'look> {
@@ -65,9 +76,15 @@ impl<'look> Types<'look> {
         }
     }
 
-    /// Counts a block of `length` bytes that begins with these; gives its group, and where in it the object begins.
-    pub(super) fn count(&mut self, length: u64, bytes: &[u8]) -> (GroupId, u64) {
-        let (kind, number, object_at) = self.kind(bytes);
+    /// Counts a block of `length` bytes that begins with these; gives its group, and where in it the object begins. `pointed`: the
+    /// type as whoever points to it says.
+    pub(super) fn count(
+        &mut self,
+        length: u64,
+        bytes: &[u8],
+        pointed: Option<&str>,
+    ) -> (GroupId, u64) {
+        let (kind, number, object_at) = self.kind(bytes, pointed);
         let names = &self.names;
         let group = self.census.add((kind, number, object_at), length, || {
             names.get(number as usize).cloned().unwrap_or_default()
@@ -75,12 +92,23 @@ impl<'look> Types<'look> {
         (group, object_at)
     }
 
+    /// Where in a block stand words that hold nothing: a frame without references is one that its code keeps for the next call
+    /// (`co_zombieframe`, up to 3.10), and on its stack stands what the last call left.
+    pub(super) fn stale(&self, group: GroupId, object_at: u64, bytes: &[u8]) -> Option<u64> {
+        let references = usize::try_from(object_at)
+            .ok()
+            .and_then(|at| bytes.get(at..at + WORD as usize))?;
+        let is_dead = references.iter().all(|byte| *byte == 0);
+        (is_dead && self.census.is(group, GroupKind::Python, "frame"))
+            .then(|| object_at + FRAME_LOCALS)
+    }
+
     /// What was counted.
     pub(super) fn into_census(self) -> Census {
         self.census
     }
 
-    fn kind(&mut self, bytes: &[u8]) -> (GroupKind, u32, u64) {
+    fn kind(&mut self, bytes: &[u8], pointed: Option<&str>) -> (GroupKind, u32, u64) {
         const NONE: u32 = u32::MAX;
         let word = |at: usize| {
             let part = bytes.get(at..at + WORD as usize)?;
@@ -97,6 +125,9 @@ impl<'look> Types<'look> {
         }
         if let Some(number) = word(0).and_then(|vtable| self.class(vtable)) {
             return (GroupKind::Cpp, number, 0);
+        }
+        if let Some(number) = pointed.and_then(|name| self.number(name.to_owned())) {
+            return (GroupKind::Rust, number, 0);
         }
         if bytes.iter().all(|byte| *byte == 0) {
             return (GroupKind::Zero, NONE, 0);
@@ -169,14 +200,14 @@ impl<'look> Types<'look> {
         region_of(self.regions, address)?;
         let number = self
             .type_object(address)
-            .filter(|(meta, _)| self.is_metaclass(*meta))
-            .and_then(|(_, name)| self.number(name));
+            .filter(|found| self.is_metaclass(found.meta))
+            .and_then(|found| self.number(found.name));
         self.types.insert(address, number);
         number
     }
 
-    /// The metaclass and name of what may be a type object.
-    fn type_object(&self, address: u64) -> Option<(u64, String)> {
+    /// What may be a type object.
+    fn type_object(&self, address: u64) -> Option<TypeObject> {
         let mut bytes = [0; TYPE_BYTES];
         if self.memory.read(address, &mut bytes) != bytes.len() {
             return None;
@@ -185,26 +216,31 @@ impl<'look> Types<'look> {
             let part = bytes.get(at..at + WORD as usize)?;
             Some(u64::from_le_bytes(part.try_into().ok()?))
         };
-        if word(TP_FLAGS)? & READY == 0 {
+        let flags = word(TP_FLAGS)?;
+        if flags & READY == 0 {
             return None;
         }
         let name = self.memory.string(word(TP_NAME)?, LONGEST_NAME)?;
         let name = String::from_utf8(name).ok()?;
         let is_name = !name.is_empty() && !name.chars().any(char::is_control);
-        is_name.then(|| (word(OB_TYPE).unwrap_or(0), shortened(name)))
+        is_name.then(|| TypeObject {
+            meta: word(OB_TYPE).unwrap_or(0),
+            name: shortened(name),
+            is_of_types: flags & TYPE_SUBCLASS != 0,
+        })
     }
 
-    /// Whether the type of types of types is `type`, which is of itself.
+    /// Whether a type is one of types: its own type is, up to `type`, which is of itself. An instance's is not.
     fn is_metaclass(&self, address: u64) -> bool {
         let mut meta = address;
         for _ in 0..MOST_METACLASSES {
-            let Some((next, name)) = self.type_object(meta) else {
+            let Some(found) = self.type_object(meta).filter(|found| found.is_of_types) else {
                 return false;
             };
-            if next == meta {
-                return name == "type";
+            if found.meta == meta {
+                return found.name == "type";
             }
-            meta = next;
+            meta = found.meta;
         }
         false
     }

@@ -1,6 +1,7 @@
 //! Reads the memory of a live process for the heap reader: which regions it has, their bytes, and what its variables are called.
 //! Nothing is stopped and nothing is attached. Must not know what a heap looks like.
 
+mod functions;
 mod memory;
 mod names;
 mod regions;

@@ -1,13 +1,13 @@
 //! What a person calls the places outside heaps: variables by their symbols, stacks by their threads.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use leakscope_common::PAGE_BYTES;
 
-use super::regions::AddressSpaceImage;
+use super::{functions::RustFunctions, regions::AddressSpaceImage};
 use crate::{
     heap::{RegionKind, RootName},
-    symbol::{Debuginfod, ElfSymbols, Modules, Symbols as _},
+    symbol::{Debuginfod, ElfSymbols, Module, Modules, Symbols as _},
     target::{elf::ElfFile, process::MemoryMap},
     units::bytes,
 };
@@ -19,6 +19,9 @@ pub struct Names<'image> {
     pid: u32,
     symbols: ElfSymbols,
     modules: Modules,
+    functions: RustFunctions,
+    /// Files by the beginnings of their mappings.
+    opened: HashMap<u64, Option<Arc<Module>>>,
 }
 
 impl<'image> Names<'image> {
@@ -31,6 +34,8 @@ impl<'image> Names<'image> {
             pid,
             symbols: ElfSymbols::default(),
             modules: Modules::default(),
+            functions: RustFunctions::default(),
+            opened: HashMap::new(),
         }
     }
 
@@ -42,25 +47,62 @@ impl<'image> Names<'image> {
         self
     }
 
-    /// `global NAME+0x10 in FILE`, or where in the file's data it is.
-    fn variable(&mut self, map: &MemoryMap, address: u64) -> String {
+    /// A variable: `global NAME+0x10 in FILE`, or where in the file's data it is; without where where the whole is asked for.
+    fn variable(&mut self, map: &MemoryMap, address: u64, is_whole: bool) -> String {
         let file = map
             .path
             .file_name()
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let named = self
-            .modules
-            .open(self.proc_root, self.pid, map)
-            .and_then(|module| {
-                let start = data_vaddr(module.elf.as_ref()?, map.offset)?;
-                let place = start.checked_add(address.checked_sub(map.start)?)?;
-                let named = self.symbols.name(&module, place).pop()?;
-                Some((named.function, place.saturating_sub(named.start?)))
-            });
+        let module = self
+            .opened
+            .entry(map.start)
+            .or_insert_with(|| self.modules.open(self.proc_root, self.pid, map))
+            .clone();
+        let named = module.and_then(|module| {
+            let start = data_vaddr(module.elf.as_ref()?, map.offset)?;
+            let place = start.checked_add(address.checked_sub(map.start)?)?;
+            let named = self.symbols.name(&module, place).pop()?;
+            Some((named.function, place.saturating_sub(named.start?)))
+        });
+        let offset = address.saturating_sub(map.start);
         match named {
-            Some((name, 0)) => format!("global {name} in {file}"),
-            Some((name, offset)) => format!("global {name}+{offset:#x} in {file}"),
-            None => format!("data of {file}+{:#x}", address.saturating_sub(map.start)),
+            Some((name, offset)) if offset > 0 && !is_whole => {
+                format!("global {name}+{offset:#x} in {file}")
+            }
+            Some((name, _)) => format!("global {name} in {file}"),
+            None if is_whole => format!("data of {file}"),
+            None => format!("data of {file}+{offset:#x}"),
+        }
+    }
+
+    fn place(&mut self, address: u64, is_whole: bool) -> String {
+        let image = self.image;
+        let behind = image
+            .regions
+            .partition_point(|region| region.range.start <= address);
+        let Some(place) = behind.checked_sub(1) else {
+            return "nowhere".to_owned();
+        };
+        let Some(region) = image.regions.get(place) else {
+            return "nowhere".to_owned();
+        };
+        match (image.files.get(place), region.kind) {
+            (Some(Some(map)), RegionKind::Data | RegionKind::Constant) => {
+                self.variable(map, address, is_whole)
+            }
+            (_, RegionKind::Stack) => {
+                if region.name.starts_with('[') {
+                    format!("thread {} stack", self.pid)
+                } else {
+                    region.name.clone()
+                }
+            }
+            (_, RegionKind::Shared) => format!("shared memory {}", region.name),
+            _ => format!(
+                "mapping of {} at {:#x}",
+                bytes(region.range.end - region.range.start),
+                region.range.start
+            ),
         }
     }
 }
@@ -68,10 +110,19 @@ impl<'image> Names<'image> {
 /// The ELF virtual address at which a mapping of data begins. The page in which constants end and data begins is mapped for both:
 /// data comes last.
 pub(super) fn data_vaddr(elf: &ElfFile, file_offset: u64) -> Option<u64> {
+    vaddr_at(elf, file_offset, false)
+}
+
+/// The ELF virtual address at which a mapping of code begins.
+pub(super) fn code_vaddr(elf: &ElfFile, file_offset: u64) -> Option<u64> {
+    vaddr_at(elf, file_offset, true)
+}
+
+fn vaddr_at(elf: &ElfFile, file_offset: u64, is_code: bool) -> Option<u64> {
     elf.segments
         .iter()
         .rev()
-        .filter(|segment| !segment.executable)
+        .filter(|segment| segment.executable == is_code)
         .find_map(|segment| {
             let first = segment.file_offset - segment.file_offset % PAGE_BYTES;
             let behind = segment.file_offset.checked_add(segment.file_size)?;
@@ -85,34 +136,30 @@ pub(super) fn data_vaddr(elf: &ElfFile, file_offset: u64) -> Option<u64> {
 }
 
 impl RootName for Names<'_> {
+    fn has_rust(&mut self) -> bool {
+        let place = (self.proc_root, self.pid);
+        self.functions
+            .are_there(self.image, place, &mut self.modules)
+    }
+
+    fn functions(&mut self, address: u64) -> Option<Vec<String>> {
+        let place = (self.proc_root, self.pid);
+        self.functions
+            .at(self.image, place, &mut self.modules, address)
+    }
+
+    fn has_function(&mut self, address: u64, name: &str) -> bool {
+        let place = (self.proc_root, self.pid);
+        let asked = (address, name);
+        self.functions
+            .exists(self.image, place, &mut self.modules, asked)
+    }
+
     fn name(&mut self, address: u64) -> String {
-        let image = self.image;
-        let behind = image
-            .regions
-            .partition_point(|region| region.range.start <= address);
-        let Some(place) = behind.checked_sub(1) else {
-            return "nowhere".to_owned();
-        };
-        let Some(region) = image.regions.get(place) else {
-            return "nowhere".to_owned();
-        };
-        match (image.files.get(place), region.kind) {
-            (Some(Some(map)), RegionKind::Data | RegionKind::Constant) => {
-                self.variable(map, address)
-            }
-            (_, RegionKind::Stack) => {
-                if region.name.starts_with('[') {
-                    "stack of the first thread".to_owned()
-                } else {
-                    region.name.clone()
-                }
-            }
-            (_, RegionKind::Shared) => format!("shared memory {}", region.name),
-            _ => format!(
-                "mapping of {} at {:#x}",
-                bytes(region.range.end - region.range.start),
-                region.range.start
-            ),
-        }
+        self.place(address, false)
+    }
+
+    fn whole(&mut self, address: u64) -> String {
+        self.place(address, true)
     }
 }

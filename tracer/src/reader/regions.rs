@@ -38,6 +38,19 @@ pub struct AddressSpaceImage {
     pub unread_mappings: usize,
 }
 
+impl AddressSpaceImage {
+    /// The mapping of a file that an address lies in.
+    pub(super) fn file_of(&self, address: u64) -> Option<&MemoryMap> {
+        let behind = self
+            .regions
+            .partition_point(|region| region.range.start <= address);
+        let place = behind.checked_sub(1)?;
+        let region = self.regions.get(place)?;
+        let map = self.files.get(place)?.as_ref()?;
+        region.range.contains(&address).then_some(map)
+    }
+}
+
 /// Reads which regions a process has.
 ///
 /// # Errors
@@ -79,7 +92,7 @@ pub fn read_address_space(proc_root: &Path, pid: u32) -> Result<AddressSpaceImag
                     thread.stack_pointer.unwrap_or(0).saturating_sub(RED_ZONE),
                 ),
                 kind: RegionKind::Stack,
-                name: format!("stack of thread {} ({})", thread.id, thread.name),
+                name: format!("thread {} ({}) stack", thread.name, thread.id),
             },
             _ => Region {
                 range: map.start..map.end,

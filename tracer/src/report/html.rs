@@ -133,7 +133,7 @@ impl Format for Html {
     }
 }
 
-fn begin(title: &str, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn begin(title: &str, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>leakscope: {title}</title>\n\
@@ -287,7 +287,7 @@ fn change(value: i64) -> String {
 }
 
 /// Text in HTML: no markup, nothing unfit.
-fn text(text: &str) -> String {
+pub(super) fn text(text: &str) -> String {
     clean(text)
         .replace('&', "&amp;")
         .replace('<', "&lt;")

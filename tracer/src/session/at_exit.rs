@@ -101,6 +101,7 @@ impl Session {
             is_stopped: true,
             levels: 0,
             groups_with_holders: 0,
+            by_size: false,
             most_edges: LookOptions::edges_for(image.anonymous_bytes),
         };
         let Some((look, _)) = heap::look(&memory, &regions, options, None, &mut Unnamed) else {

@@ -2,9 +2,12 @@
 //! shows.
 
 mod dot;
+mod html;
 mod text;
+mod tree;
 
 pub use dot::write_dot;
+pub use html::write_html;
 pub use text::{HeapStyle, write_text};
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{SCHEMA, Timestamp};
+use super::{SCHEMA, Timestamp, names::clean};
 use crate::heap::{Group, GroupKind, Look};
 
 /// The result of looking at a heap. Fields may be added, never renamed.
@@ -66,7 +69,7 @@ pub struct HeapReport {
 pub struct HeapGroup {
     /// The class or type; what there is to say otherwise.
     pub name: String,
-    /// How that is known: `c++`, `python`, `text`, `zero`, `size`.
+    /// How that is known: `c++`, `rust`, `python`, `text`, `zero`, `size`.
     pub kind: String,
     /// Bytes that the program may use of each; 0 where blocks of several sizes are together.
     pub block_bytes: u64,
@@ -214,7 +217,15 @@ impl HeapReport {
 
     /// Says of each group by how much it has grown since an earlier look; what grew most comes first.
     pub fn compare(&mut self, base: &Self) {
-        let key = |group: &HeapGroup| (group.name.clone(), group.kind.clone(), group.block_bytes);
+        // Of one type, blocks of another size may have come.
+        let key = |group: &HeapGroup| {
+            let bytes = if has_type(group) {
+                0
+            } else {
+                group.block_bytes
+            };
+            (group.name.clone(), group.kind.clone(), bytes)
+        };
         let mut before: HashMap<_, _> = base
             .groups
             .iter()
@@ -244,30 +255,65 @@ impl HeapReport {
     }
 }
 
+/// Whether a group is of a type that has a name.
+fn has_type(group: &HeapGroup) -> bool {
+    matches!(group.kind.as_str(), "c++" | "rust" | "python")
+}
+
+/// A group as people read it: its type, and in which language and of which size where that says more.
+fn label(group: &HeapGroup) -> String {
+    let name = clean(&group.name);
+    match (has_type(group), group.block_bytes) {
+        (false, _) => name.into_owned(),
+        (true, 0) => format!("{name} ({})", group.kind),
+        (true, bytes) => format!("{name} ({}, {bytes} B)", group.kind),
+    }
+}
+
+/// The holders of a group without those that hardly any block has: they tell nothing.
+fn notable(group: &HeapGroup) -> impl Iterator<Item = &HeapHolder> {
+    const PART: u64 = 50;
+    let holders = group.holders.iter();
+    holders.filter(|holder| holder.objects.saturating_mul(PART) >= group.objects)
+}
+
+/// The groups of which something is lost, the most bytes first.
+fn lost(report: &HeapReport) -> Vec<&HeapGroup> {
+    let mut lost: Vec<&HeapGroup> = report
+        .groups
+        .iter()
+        .filter(|group| group.unreachable_objects > 0)
+        .collect();
+    lost.sort_by_key(|group| std::cmp::Reverse((group.direct_bytes, group.unreachable_bytes)));
+    lost
+}
+
 fn difference(new: u64, old: u64) -> i64 {
     i64::try_from(i128::from(new) - i128::from(old)).unwrap_or(i64::MAX)
 }
 
 /// The look's groups, those of one name or size together.
 fn together(groups: &[Group], by: GroupBy) -> Vec<HeapGroup> {
-    let mut places: HashMap<(String, &str, u64), usize> = HashMap::new();
+    let mut places: HashMap<(String, GroupKind, u64), usize> = HashMap::new();
     let mut all: Vec<HeapGroup> = Vec::new();
     for group in groups {
         let (name, kind, block_bytes) = match by {
             GroupBy::Size => (
                 format!("size {}", group.block_bytes),
-                GroupKind::Size.name(),
+                GroupKind::Size,
                 group.block_bytes,
             ),
-            GroupBy::Type => (group.label(), group.kind.name(), group.block_bytes),
+            // Objects of one type are of several sizes: text, for one.
+            GroupBy::Type if group.kind.has_name() => (group.label(), group.kind, 0),
+            GroupBy::Type => (group.label(), group.kind, group.block_bytes),
         };
         let place = *places
             .entry((name.clone(), kind, block_bytes))
             .or_insert_with(|| {
                 all.push(HeapGroup {
                     name,
-                    kind: kind.to_owned(),
-                    block_bytes,
+                    kind: kind.name().to_owned(),
+                    block_bytes: group.block_bytes,
                     ..HeapGroup::default()
                 });
                 all.len() - 1
@@ -275,6 +321,9 @@ fn together(groups: &[Group], by: GroupBy) -> Vec<HeapGroup> {
         let Some(sum) = all.get_mut(place) else {
             continue;
         };
+        if sum.block_bytes != group.block_bytes {
+            sum.block_bytes = 0;
+        }
         sum.objects += group.objects;
         sum.bytes = sum.bytes.saturating_add(group.bytes);
         sum.unreachable_objects += group.unreachable_objects;

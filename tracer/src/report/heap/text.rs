@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{HeapGroup, HeapReport};
+use super::{HeapGroup, HeapReport, label, lost, notable};
 use crate::{
     report::names::clean,
     units::{blocks, bytes, count, plural, share},
@@ -30,44 +30,9 @@ pub fn write_text(report: &HeapReport, style: HeapStyle, out: &mut dyn Write) ->
         report.took_s,
         report.captured_at
     )?;
-    let line = |out: &mut dyn Write, name: &str, text: &str| writeln!(out, "  {name:<12} {text}");
-    line(out, "allocator", &report.allocators.join("; "))?;
-    line(
-        out,
-        "in use",
-        &format!("{} in {}", bytes(report.bytes), blocks(report.blocks)),
-    )?;
-    line(
-        out,
-        "free inside",
-        &format!(
-            "{} in {} piece{}; {} more at the end could be given back to the system",
-            bytes(report.free_bytes),
-            count(report.free_pieces),
-            plural(report.free_pieces),
-            bytes(report.top_bytes)
-        ),
-    )?;
-    line(
-        out,
-        "anonymous",
-        &format!(
-            "{} in the process; {} of it lies in no heap that was read (stacks, data, mappings, other allocators)",
-            bytes(report.anonymous_bytes),
-            bytes(report.unexplained_bytes)
-        ),
-    )?;
-    let reachable = if report.reachability_checked {
-        format!(
-            "{} in {} that no pointer in the process leads to ({} of the bytes in use), in two looks",
-            bytes(report.unreachable_bytes),
-            blocks(report.unreachable_objects),
-            share(report.unreachable_bytes, report.bytes)
-        )
-    } else {
-        "not known: there were more pointers than there is room for".to_owned()
-    };
-    line(out, "unreachable", &reachable)?;
+    for (name, told) in facts(report) {
+        writeln!(out, "  {name:<12} {told}")?;
+    }
     writeln!(out)?;
     if style.unreachable_only {
         unreachable(report, style.top, out)?;
@@ -84,8 +49,48 @@ pub fn write_text(report: &HeapReport, style: HeapStyle, out: &mut dyn Write) ->
     }
 }
 
+/// What there is to say of the heap as a whole.
+pub(super) fn facts(report: &HeapReport) -> [(&'static str, String); 5] {
+    let reachable = if report.reachability_checked {
+        format!(
+            "{} in {} that no pointer in the process leads to ({} of the bytes in use), in two looks",
+            bytes(report.unreachable_bytes),
+            blocks(report.unreachable_objects),
+            share(report.unreachable_bytes, report.bytes)
+        )
+    } else {
+        "not known: there were more pointers than there is room for".to_owned()
+    };
+    [
+        ("allocator", report.allocators.join("; ")),
+        (
+            "in use",
+            format!("{} in {}", bytes(report.bytes), blocks(report.blocks)),
+        ),
+        (
+            "free inside",
+            format!(
+                "{} in {} piece{}; {} more at the end could be given back to the system",
+                bytes(report.free_bytes),
+                count(report.free_pieces),
+                plural(report.free_pieces),
+                bytes(report.top_bytes)
+            ),
+        ),
+        (
+            "anonymous",
+            format!(
+                "{} in the process; {} of it lies in no heap that was read (stacks, data, mappings, other allocators)",
+                bytes(report.anonymous_bytes),
+                bytes(report.unexplained_bytes)
+            ),
+        ),
+        ("unreachable", reachable),
+    ]
+}
+
 /// What was not seen, in a sentence.
-fn loss(name: &str, lost: u64) -> String {
+pub(super) fn loss(name: &str, lost: u64) -> String {
     match name {
         "torn_bytes" => format!(
             "{} changed while they were read and were passed over",
@@ -131,19 +136,14 @@ fn all(report: &HeapReport, top: usize, out: &mut dyn Write) -> io::Result<()> {
         } else {
             bytes(group.unreachable_bytes)
         };
-        writeln!(out, "  {lost:>11}  {}", described(group))?;
+        writeln!(out, "  {lost:>11}  {}", label(group))?;
         holders(group, out)?;
     }
     rest(report.groups.get(top..).unwrap_or_default(), out)
 }
 
 fn unreachable(report: &HeapReport, top: usize, out: &mut dyn Write) -> io::Result<()> {
-    let mut lost: Vec<&HeapGroup> = report
-        .groups
-        .iter()
-        .filter(|group| group.unreachable_objects > 0)
-        .collect();
-    lost.sort_by_key(|group| std::cmp::Reverse((group.direct_bytes, group.unreachable_bytes)));
+    let lost = lost(report);
     if lost.is_empty() {
         return writeln!(out, "Every block in use is reachable.\n");
     }
@@ -163,33 +163,14 @@ fn unreachable(report: &HeapReport, top: usize, out: &mut dyn Write) -> io::Resu
                     .unreachable_objects
                     .saturating_sub(group.direct_objects)
             ),
-            described(group)
+            label(group)
         )?;
     }
     writeln!(out)
 }
 
-/// The type and its size.
-fn described(group: &HeapGroup) -> String {
-    match group.kind.as_str() {
-        "c++" | "rust" | "python" => {
-            format!(
-                "{} ({}, {} B)",
-                clean(&group.name),
-                group.kind,
-                group.block_bytes
-            )
-        }
-        _ => clean(&group.name).into_owned(),
-    }
-}
-
 fn holders(group: &HeapGroup, out: &mut dyn Write) -> io::Result<()> {
-    for holder in &group.holders {
-        // What hardly any block has tells nothing.
-        if holder.objects * 50 < group.objects {
-            continue;
-        }
+    for holder in notable(group) {
         let path: Vec<String> = holder
             .path
             .iter()
@@ -221,7 +202,7 @@ fn rest(others: &[HeapGroup], out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)
 }
 
-fn signed(value: i64) -> String {
+pub(super) fn signed(value: i64) -> String {
     let sign = if value < 0 { '-' } else { '+' };
     format!("{sign}{}", bytes(value.unsigned_abs()))
 }

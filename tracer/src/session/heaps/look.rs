@@ -149,6 +149,7 @@ fn look_once(
         is_python: image.is_python,
         levels: LEVELS,
         groups_with_holders: 0,
+        by_size: false,
         most_edges: LookOptions::edges_for(image.anonymous_bytes),
     };
     let mut names = Names::new(&image, proc_root, job.pid);
