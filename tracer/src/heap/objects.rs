@@ -5,6 +5,8 @@
 //! `Include/internal/pycore_dict.h` (`Objects/dict-common.h` before 3.11), `Include/structmember.h`.
 
 mod dicts;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::{collections::HashMap, rc::Rc};
