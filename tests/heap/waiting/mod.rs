@@ -9,14 +9,14 @@ use leakscope_tests::run;
 use serde_json::Value;
 
 /// A process that has printed its truth and waits. Killed when dropped.
-pub struct Waiting {
+pub(crate) struct Waiting {
     child: Child,
     truth: Vec<(String, u64)>,
 }
 
 impl Waiting {
     /// Starts it and reads one line of names and numbers.
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("started");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("its output"))
@@ -31,18 +31,18 @@ impl Waiting {
     }
 
     /// A number that it printed.
-    pub fn truth(&self, name: &str) -> u64 {
+    pub(crate) fn truth(&self, name: &str) -> u64 {
         let found = self.truth.iter().find(|(known, _)| known == name);
         found.expect("a truth of this name").1
     }
 
     /// The heap's report as JSON.
-    pub fn heap(&self, more: &[&str]) -> Value {
+    pub(crate) fn heap(&self, more: &[&str]) -> Value {
         serde_json::from_str(&self.written("json", more)).expect("JSON")
     }
 
     /// The heap's report in a format.
-    pub fn written(&self, format: &str, more: &[&str]) -> String {
+    pub(crate) fn written(&self, format: &str, more: &[&str]) -> String {
         let pid = self.child.id().to_string();
         let mut arguments = vec!["heap", "-p", &pid, "--format", format];
         arguments.extend(more);
@@ -61,7 +61,7 @@ impl Drop for Waiting {
 }
 
 /// A sum over the groups of one name.
-pub fn sum(report: &Value, name: &str, field: &str) -> u64 {
+pub(crate) fn sum(report: &Value, name: &str, field: &str) -> u64 {
     report["groups"]
         .as_array()
         .expect("groups")
@@ -72,7 +72,7 @@ pub fn sum(report: &Value, name: &str, field: &str) -> u64 {
 }
 
 /// The way by which most blocks of a name are held.
-pub fn first_way(report: &Value, name: &str) -> Vec<String> {
+pub(crate) fn first_way(report: &Value, name: &str) -> Vec<String> {
     let groups = report["groups"].as_array().expect("groups");
     groups
         .iter()
@@ -89,6 +89,6 @@ pub fn first_way(report: &Value, name: &str) -> Vec<String> {
 }
 
 /// `part` is at least 99.9 % of `whole`, and not more than it.
-pub fn nearly_all(part: u64, whole: u64) -> bool {
+pub(crate) fn nearly_all(part: u64, whole: u64) -> bool {
     part <= whole && part * 1000 >= whole * 999
 }

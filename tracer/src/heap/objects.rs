@@ -125,7 +125,7 @@ impl<'look> Objects<'look> {
             dict_offset: plain.word(TP_DICTOFFSET)?.cast_signed(),
             ..TypeObject::default()
         };
-        let mut base = Some(plain.clone());
+        let mut base = Some(plain);
         for _ in 0..MOST_BASES {
             let Some(fields) = base else { break };
             self.read_members(fields.word(TP_MEMBERS)?, &mut found.members);
