@@ -10,7 +10,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use leakscope_tests::{
     DEGRADED, Report, Site, Tracer, Victim, breakpoints, degraded, leave_out, prebuilt,
@@ -44,9 +44,14 @@ fn count(victim: &mut Victim) -> Count {
 
 /// The victim, at full speed.
 fn start(program: &Path) -> Victim {
+    start_at(program, "fast")
+}
+
+/// The victim at a pace that it knows.
+fn start_at(program: &Path, pace: &str) -> Victim {
     let mut victim = Victim::start(program).expect("the victim starts");
     victim.say("go").unwrap();
-    victim.say("fast").unwrap();
+    victim.say(pace).unwrap();
     sleep(Duration::from_millis(500));
     victim
 }
@@ -221,6 +226,63 @@ fn a_short_command_is_seen_from_its_first_call() {
     let report = tracer.report().expect("a report");
     assert_eq!(report.tier, "exact", "{}", report.tier_reason);
     assert!(report.sites.iter().any(|site| site.inuse_objects > 0));
+}
+
+#[test]
+fn the_rate_of_a_leak_under_full_load_was_off_by_a_third_and_no_verdict_came() {
+    let _alone = require_kernel!();
+    let program = require_victim!("load");
+    one_of_three(|| name_the_leak(&program, "fast", 96, 0.1));
+}
+
+#[test]
+fn what_threads_leak_lay_in_arenas_of_their_own_and_was_not_counted() {
+    let _alone = require_kernel!();
+    let program = require_victim!("load_threads");
+    one_of_three(|| name_the_leak(&program, "fast", 200, 0.1));
+}
+
+#[test]
+fn thirty_blocks_a_second_beside_a_million_calls_were_not_named() {
+    let _alone = require_kernel!();
+    let program = require_victim!("load");
+    one_of_three(|| name_the_leak(&program, "few", 96, 0.15));
+}
+
+/// Within 75 s a leak of so many bytes each is named, with its rate, and no other; `error`: how far that may be off.
+fn name_the_leak(program: &Path, pace: &str, bytes: u64, error: f64) {
+    let mut victim = start_at(program, pace);
+    // What it starts with is allocated.
+    sleep(Duration::from_secs(3));
+    let pid = victim.pid().to_string();
+    let began = Instant::now();
+    let before = count(&mut victim);
+    let tracer = Tracer::start(&["-p", &pid, "--tier", "sampled"]).unwrap();
+    sleep(Duration::from_secs(72));
+    let report = tracer.stop().expect("a report");
+    let after = count(&mut victim);
+    let rate = ((after.leaked - before.leaked) * bytes) as f64 / began.elapsed().as_secs_f64();
+    let leaks: Vec<&Site> = report
+        .sites
+        .iter()
+        .filter(|site| site.verdict == "leaking")
+        .collect();
+    let [leak] = leaks.as_slice() else {
+        panic!("{} leaks: {leaks:?}", leaks.len());
+    };
+    assert!(is_leak(leak), "{leak:?}");
+    let found = leak.growth_bytes_per_s;
+    assert!(
+        (found / rate - 1.0).abs() < error,
+        "{found} for {rate}: {}",
+        leak.verdict_reason
+    );
+    if pace == "fast" {
+        let first = report.sites.first().expect("a site");
+        assert!(is_leak(first), "{:?} is first", first.frames);
+    }
+    assert_budget_kept(&report, 0.01, 72.0);
+    halt(victim);
 }
 
 #[test]

@@ -3,7 +3,7 @@
  * True leaks: leak_slowly keeps every block of 96 bytes; how many depends on how long it ran, and is stated at the end. All other
  * sites (churn_here, called from 200 places) keep what their rings hold, which is freed before the truth is stated.
  *
- * After "go" it waits for words: "fast" (as fast as it can), "slow" (ten rounds a second: so few that to see all calls fits the budget of a
+ * After "go" it waits for words: "fast" (as fast as it can), "few" (the same, but it leaks thirty blocks a second), "slow" (ten rounds a second: so few that to see all calls fits the budget of a
  * process at rest, also where traps are slow), "count" (it answers with the blocks leaked so far, the rounds so far and its processor time in
  * nanoseconds), "halt" (it states its truth).
  */
@@ -16,7 +16,7 @@
 #define SITES 200
 #define LARGEST_RING 4096
 
-enum pace { SLOW, FAST, HALT };
+enum pace { SLOW, FAST, FEW, HALT };
 
 static volatile enum pace pace = SLOW;
 static volatile unsigned long leaked, rounds, useless;
@@ -83,12 +83,26 @@ OWN_FRAME static void leak_slowly(unsigned long number)
     leaked++;
 }
 
+/* Thirty times a second. */
+static int is_time_for_one(unsigned long round)
+{
+    static unsigned long long next;
+    struct timespec now;
+    if (round % 256 != 0)
+        return 0;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    unsigned long long at = (unsigned long long)now.tv_sec * 30 + (unsigned long long)now.tv_nsec * 30 / 1000000000ull;
+    int is_time = at > next;
+    next = at;
+    return is_time;
+}
+
 static void *work(void *nothing)
 {
     for (unsigned long round = 0; pace != HALT; round++) {
         churn(round);
         useless += work_a_little(round);
-        if (round % 100 == 0)
+        if (pace == FEW ? is_time_for_one(round) : round % 100 == 0)
             leak_slowly(round);
         rounds = round;
         if (pace == SLOW) {
@@ -119,6 +133,8 @@ int main(int argc, char **argv)
         read_word(word, sizeof word);
         if (strcmp(word, "fast") == 0) {
             pace = FAST;
+        } else if (strcmp(word, "few") == 0) {
+            pace = FEW;
         } else if (strcmp(word, "slow") == 0) {
             pace = SLOW;
         } else if (strcmp(word, "count") == 0) {

@@ -14,7 +14,7 @@ use leakscope_tests::{
 };
 
 /// Victims that do not speak the protocol, or not by themselves.
-const SILENT: [&str; 18] = [
+const SILENT: [&str; 19] = [
     "behaviours",
     "family",
     "short",
@@ -26,6 +26,7 @@ const SILENT: [&str; 18] = [
     "leakext.so",
     "exec",
     "load",
+    "load_threads",
     "busy",
     "fill_up",
     "renamed",

@@ -259,6 +259,7 @@ const PROGRAMS: &[Program] = &[
     c("signal", "signal.c", POINTERS),
     c("longjmp", "longjmp.c", POINTERS),
     c("load", "load.c", LOAD),
+    c("load_threads", "load_threads.c", LOAD),
     c("endless", "endless.c", POINTERS),
     c(
         "behaviours",

@@ -74,6 +74,12 @@ impl Segment {
         is_it
     }
 
+    /// Whether a block in use begins there.
+    pub(super) fn is_used(&self, address: u64) -> bool {
+        self.grain(address)
+            .is_some_and(|grain| self.starts.has(grain) && self.used.has(grain))
+    }
+
     /// Its addresses.
     #[must_use]
     pub fn range(&self) -> &Range<u64> {

@@ -9,6 +9,7 @@ mod bits;
 mod blocks;
 mod boxed;
 mod census;
+mod counts;
 mod cpython;
 mod glibc;
 mod graph;
@@ -28,6 +29,7 @@ mod types;
 
 pub use blocks::{BlockId, Blocks, Segment};
 pub use census::{Group, GroupKind};
+pub use counts::{Counts, counts};
 pub use holders::{Holder, RootName};
 pub use look::{Look, LookOptions, Lost, LostBlock, look, look_with};
 pub use memory::{Memory, Region, RegionKind};

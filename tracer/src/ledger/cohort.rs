@@ -11,6 +11,7 @@ mod interval;
 mod look;
 mod pool;
 mod profile;
+mod sizes;
 mod stays;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ mod tests;
 pub use estimate::Estimate;
 pub use fate::Reading;
 pub use profile::{Alike, SiteWindows};
+pub use sizes::OfSize;
 
 use std::collections::BTreeMap;
 
@@ -215,6 +217,8 @@ pub(super) struct Watched {
     pub(super) cohort: u32,
     /// The first look at it.
     pub(super) first: Option<Reading>,
+    /// It was looked at first when the probes had gone, or were going: what was read may be of a successor, which then seems to stay.
+    pub(super) is_late: bool,
     /// Its contents have changed since: it counts only where windows show that blocks of its site stay.
     pub(super) is_changed: bool,
 }
@@ -393,6 +397,7 @@ impl Cohorts {
                     survivor,
                     cohort: number,
                     first: reading,
+                    is_late: reading.is_none(),
                     is_changed: false,
                 });
                 if self.watched.len() > 2 * MOST_WATCHED {
@@ -422,6 +427,14 @@ impl Cohorts {
         }
         self.recount();
         self.settle();
+    }
+
+    /// The last window's survivors were looked at when its probes were going already.
+    pub fn distrust_newest(&mut self) {
+        let first = self.first_of(self.newest_cohort());
+        for watched in self.watched.iter_mut().skip(first) {
+            watched.is_late = true;
+        }
     }
 
     /// Keeps half of the watched blocks.

@@ -3,6 +3,7 @@
 
 mod bound;
 mod cohort;
+mod counted;
 mod flow;
 mod history;
 mod mappings;
@@ -10,6 +11,7 @@ mod pages;
 mod process;
 mod resumed;
 mod series;
+mod sizes;
 mod steady;
 mod survey;
 mod survival;
@@ -20,9 +22,10 @@ mod windows;
 
 pub use bound::{Held, bound};
 pub use cohort::{
-    Alike, Cohorts, Estimate, LEAST_SHARE, MOST_WATCHED, Occasion, Reading, Shared, SiteWindows,
-    Span, Survivor,
+    Alike, Cohorts, Estimate, LEAST_SHARE, MOST_WATCHED, Occasion, OfSize, Reading, Shared,
+    SiteWindows, Span, Survivor,
 };
+pub use counted::{Counted, CountedSite, SizeOfSite, Unexplained, count};
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
@@ -36,6 +39,7 @@ pub use mappings::{Area, LookTimes, MappingKind, MappingSurvey, Mappings, PAGE, 
 pub use pages::{Expected, HUGE_PAGES, PageSurvey, Pages, Seen, Touch};
 pub use process::{Limit, Room, SiteOfProcess};
 pub use series::{Point, Resolution, Series, Value, thin_out};
+pub use sizes::{BlockSize, SizeCounts};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use unreachable::Unreachable;

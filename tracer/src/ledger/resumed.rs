@@ -87,7 +87,7 @@ mod tests {
             .collect();
         windows.extend(site.windows_since(25 * SECOND, 0));
         let besides = ProcessBesides::default();
-        let judgement = judge_windows(&windows, 60.0, ToldApart::ALL, &besides);
+        let judgement = judge_windows(&windows, 60.0, ToldApart::ALL, &besides, None);
         (
             judgement.verdict,
             judgement.growth_bytes_per_s,

@@ -7,6 +7,7 @@ mod besides;
 pub use besides::ProcessBesides;
 
 use super::{
+    counted::CountedSite,
     flow::{self, LEAK_AFTER_S, too_short},
     steady,
     verdict::{Judgement, Verdict},
@@ -74,6 +75,9 @@ const FEW_BLOCKS: f64 = 3.0;
 const FEW_STEPS: usize = 3;
 const FEW_WINDOWS: usize = 3;
 
+/// Where the growth itself is counted, and blocks enough say whose it is.
+const COUNTED_STEPS: usize = 2;
+
 /// A flow whose blocks stay has a stretch of time without any, at its end, that is less likely than this, only if it has stopped.
 const UNLIKELY: f64 = 0.05;
 
@@ -107,13 +111,15 @@ fn old_ones(windows: &[WindowOfSite], now_s: f64) -> impl Iterator<Item = &Windo
         .filter(move |window| now_s - window.closed_s >= now_s / 8.0)
 }
 
-/// Judges a site by its process's windows, the oldest first, at so many seconds since the first one was opened.
+/// Judges a site by its process's windows, the oldest first, at so many seconds since the first one was opened; and by what was counted of its blocks, where
+/// they can be.
 #[must_use]
 pub fn judge_windows(
     windows: &[WindowOfSite],
     now_s: f64,
     told_apart: ToldApart,
     process: &ProcessBesides,
+    counted: Option<&CountedSite>,
 ) -> Judgement {
     let born: f64 = windows.iter().map(|window| window.born).sum();
     let alive: f64 = windows.iter().map(|window| window.alive).sum();
@@ -130,9 +136,13 @@ pub fn judge_windows(
     let bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
     let effective: f64 = old.iter().map(|window| window.effective_s).sum();
     let rate = bytes / effective.max(1e-9);
+    // How much grows is counted; windows only have to say whose it is.
+    let carries = counted.is_some_and(CountedSite::carries);
     // What decides by itself where there are few blocks.
-    let shown = stay >= 0.5 * old_born && process.shows(rate, now_s);
-    let (least_blocks, least_steps, least_windows) = if shown {
+    let shown = carries || stay >= 0.5 * old_born && process.shows(rate, now_s);
+    let (least_blocks, least_steps, least_windows) = if carries && stay >= BLOCKS {
+        (BLOCKS, COUNTED_STEPS, COUNTED_STEPS)
+    } else if shown {
         (FEW_BLOCKS, FEW_STEPS, FEW_WINDOWS)
     } else {
         (BLOCKS, STEPS, WINDOWS)
@@ -143,7 +153,7 @@ pub fn judge_windows(
             format!("{seen}: not enough samples"),
         );
     }
-    if old_born >= BLOCKS && stay < 0.01 * old_born && stay < BLOCKS {
+    if !carries && old_born >= BLOCKS && stay < 0.01 * old_born && stay < BLOCKS {
         return with(
             Verdict::Churn,
             format!(
@@ -220,7 +230,7 @@ pub fn judge_windows(
     else {
         return with(Verdict::InsufficientData, seen);
     };
-    let stopped = stay >= BLOCKS && last_alive <= 0.0;
+    let stopped = !carries && stay >= BLOCKS && last_alive <= 0.0;
     if stopped && first_alive + stay >= 2.0 * BLOCKS {
         return with(
             Verdict::Plateau,
@@ -237,7 +247,7 @@ pub fn judge_windows(
     let told = told_apart.share >= 0.5
         || stay >= 0.5 * old_born
             && (shown || told_apart.is_sure(now_s) || process.bears_out(rate, now_s, GROWN));
-    if stay < STAYS * old_born || !told {
+    if !carries && stay < STAYS * old_born || !told {
         return with(
             Verdict::InsufficientData,
             format!(
@@ -246,7 +256,24 @@ pub fn judge_windows(
             ),
         );
     }
-    let is_uneven = if is_few || steps < STEPS {
+    if let Some(counted) = counted.filter(|counted| counted.is_flat_beside(rate)) {
+        return with(
+            if counted.falls() {
+                Verdict::WarmingUp
+            } else {
+                Verdict::Plateau
+            },
+            format!(
+                "{} of {seen} stay, but blocks of {} B are not more than {} ago, as counted",
+                count(stay as u64),
+                count(counted.size),
+                duration(counted.over_s)
+            ),
+        );
+    }
+    let is_uneven = if carries {
+        false
+    } else if is_few || steps < STEPS {
         // Too few for thirds; that memory grows to the end says that something does.
         stopped_by_chance(windows) < UNLIKELY
     } else {
@@ -263,7 +290,7 @@ pub fn judge_windows(
     }
     let young = windows.get(old.len()..).unwrap_or_default();
     let expected = of_part(young, |window| window.effective_s) * last;
-    if expected >= EXPECTED && of_part(young, |window| window.alive) < 0.5 * expected {
+    if !carries && expected >= EXPECTED && of_part(young, |window| window.alive) < 0.5 * expected {
         return with(
             Verdict::WarmingUp,
             format!(
@@ -272,7 +299,7 @@ pub fn judge_windows(
             ),
         );
     }
-    if process.may_replace(stay, rate, now_s) {
+    if !carries && process.may_replace(stay, rate, now_s) {
         return with(
             Verdict::WarmingUp,
             format!(
@@ -283,10 +310,10 @@ pub fn judge_windows(
             ),
         );
     }
-    let rate = if shown {
-        process.rate_with(rate, stay)
-    } else {
-        rate
+    let rate = match counted.filter(|counted| counted.is_known()) {
+        Some(counted) => counted.bytes_per_s,
+        None if shown => process.rate_with(rate, stay),
+        None => rate,
     };
     // Thinned ones are scaled: they may be more than were born.
     let evidence = if stay >= 0.995 * old_born {
@@ -310,7 +337,9 @@ pub fn judge_windows(
             }
         )
     };
-    let memory = if is_few || steps < STEPS {
+    let memory = if carries {
+        ", as counted"
+    } else if is_few || steps < STEPS {
         ", and the process's memory grows as fast"
     } else {
         ""

@@ -8,6 +8,8 @@
 //! - What is estimated from some blocks for others is bounded by anonymous memory, resident and swapped out, of the same moment; or by what was counted,
 //!   where that is more ([`crate::ledger::bound`]). That holds for the sum over a process's sites and for the upper end of each.
 
+use std::collections::BTreeMap;
+
 use super::model::{Process, Report, Site, Verdict};
 
 impl Report {
@@ -110,6 +112,7 @@ impl Report {
                 }
             }
         }
+        self.check_counts(&mut found);
         let total = self.total();
         let sum = |part: fn(&Process) -> u64| {
             self.processes
@@ -145,6 +148,28 @@ impl Report {
             }
         }
         found
+    }
+}
+
+impl Report {
+    /// Sites of one size hold no more blocks together than there are.
+    fn check_counts(&self, found: &mut Vec<String>) {
+        let mut sums: BTreeMap<(u32, u32, u64), (u64, u64)> = BTreeMap::new();
+        for site in &self.sites {
+            for size in site.counted.iter().flat_map(|counted| &counted.sizes) {
+                let key = (site.pid, site.incarnation, size.block_bytes);
+                let (sum, most) = sums.entry(key).or_default();
+                *sum = sum.saturating_add(size.objects);
+                *most = size.counted_objects.max(*most);
+            }
+        }
+        for ((pid, _, size), (sum, most)) in sums {
+            if sum > most {
+                found.push(format!(
+                    "process {pid}: sites hold {sum} blocks of {size} bytes, and {most} were counted"
+                ));
+            }
+        }
     }
 }
 

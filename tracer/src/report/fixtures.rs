@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Frame, FrameKind, MappingKind, MemoryPoint, Overhead, Probe, Process, Report, ReportParts,
-    Sample, Site, SiteKind, Suppressed, Tier, Timestamp, Verdict,
+    CountedGrowth, CountedSize, Frame, FrameKind, MappingKind, MemoryPoint, Overhead, Probe,
+    Process, Report, ReportParts, Sample, Site, SiteKind, Suppressed, Tier, Timestamp, Verdict,
 };
 
 pub(super) const KIB: u64 = 1024;
@@ -306,6 +306,20 @@ pub(super) fn sampled_report() -> Report {
             windows: 12,
             checks: 300,
             counted_bytes: mib * MIB / 4,
+        }),
+        counted: Some(CountedGrowth {
+            block_bytes: 64,
+            growth_bytes_per_s: 157_696.0,
+            growth_error_bytes_per_s: 1_500.0,
+            share: 0.98,
+            share_error: 0.01,
+            looks: 9,
+            last_age_s: 4.0,
+            sizes: vec![CountedSize {
+                block_bytes: 64,
+                objects: mib * 16_384,
+                counted_objects: 2_000_000,
+            }],
         }),
         allocator: Some(format!("glibc {LIBC}")),
         stack_complete: true,

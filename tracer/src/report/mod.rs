@@ -37,9 +37,10 @@ pub use folded::Folded;
 pub use html::Html;
 pub use json::Json;
 pub use model::{
-    Ended, Evidence, Frame, FrameKind, HeapUse, LostAtExit, LostType, MappingKind, MemoryLimit,
-    MemoryPoint, Omitted, Overhead, Probe, Process, Reachability, ReadError, Report, ReportParts,
-    SCHEMA, Sample, Site, SiteHolder, SiteKind, SiteType, Suppressed, Tier, Verdict,
+    CountedGrowth, CountedSize, Ended, Evidence, Frame, FrameKind, HeapUse, LostAtExit, LostType,
+    MappingKind, MemoryLimit, MemoryPoint, Omitted, Overhead, Probe, Process, Reachability,
+    ReadError, Report, ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind, SiteType,
+    Suppressed, Tier, Verdict,
 };
 pub use pprof::{Pprof, PprofAllocs};
 pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::time::Timestamp;
 pub use crate::ledger::{MappingKind, Verdict};
 pub use closed::{ReadError, Report};
-pub use heap::{Evidence, HeapUse, SiteHolder, SiteType};
+pub use heap::{CountedGrowth, CountedSize, Evidence, HeapUse, SiteHolder, SiteType};
 pub use lost::{LostAtExit, LostType, Reachability};
 
 /// The version of the JSON contract that this program writes and reads.
@@ -256,6 +256,9 @@ pub struct Site {
     /// What the figures rest on where calls were seen in windows; `None` where all were seen.
     #[serde(default)]
     pub sample: Option<Sample>,
+    /// What counting the heap says of it; `None` where that was not done.
+    #[serde(default)]
+    pub counted: Option<CountedGrowth>,
     /// The allocator that was called: family and file, as in [`Process::allocators`].
     #[serde(default)]
     pub allocator: Option<String>,

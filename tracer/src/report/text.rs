@@ -10,7 +10,7 @@ mod stack;
 
 use std::io::{self, Write};
 
-use super::model::{Probe, Process, Report, Site, SiteKind, Tier, Verdict};
+use super::model::{CountedGrowth, Probe, Process, Report, Site, SiteKind, Tier, Verdict};
 use super::names::{self, UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
 use super::{Difference, Format};
 use crate::units::{blocks, bytes, count, duration, pages, plural, rate, share};
@@ -406,7 +406,27 @@ fn estimate(site: &Site) -> Option<String> {
             plural(sample.checks),
         ));
     }
+    parts.extend(site.counted.as_ref().and_then(counted));
     (!parts.is_empty()).then(|| parts.join(" · "))
+}
+
+/// How much of a site's growth is counted, and how much of what stays is its.
+fn counted(counted: &CountedGrowth) -> Option<String> {
+    let of = bytes(counted.block_bytes);
+    if counted.share <= 0.0 {
+        return None;
+    }
+    let rate = rate(counted.growth_bytes_per_s)
+        .filter(|_| counted.growth_bytes_per_s.abs() > 2.0 * counted.growth_error_bytes_per_s);
+    let Some(rate) = rate else {
+        return Some(format!("no growth counted in blocks of {of}"));
+    };
+    let percent = |share: f64| (100.0 * share).round();
+    Some(format!(
+        "{rate} counted in blocks of {of}; {} ± {} % of those that stay are this site's",
+        percent(counted.share),
+        percent(counted.share_error).max(1.0)
+    ))
 }
 
 /// The figures of a site below its heading. The allocator is named where the process has `several`.

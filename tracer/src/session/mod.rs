@@ -391,6 +391,7 @@ impl Session {
         self.consider_candidates()?;
         self.links.close_retired();
         self.step_windows()?;
+        self.count_heaps();
         self.step_heaps()?;
         if self.last_look.elapsed() >= self.look_every {
             self.sweep()?;
@@ -536,6 +537,7 @@ impl Session {
     pub fn last_report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.probe.end_mappings();
         self.look_at_heaps()?;
+        self.count_for_last_report()?;
         self.resolver.be_patient();
         self.report(top)
     }

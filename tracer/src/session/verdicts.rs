@@ -13,8 +13,8 @@ use crate::{
     budget::Mode,
     kernel::{KernelError, monotonic_ns, thread_cpu_time},
     ledger::{
-        Alike, Cohorts, Judgement, LEAK_AFTER_S, Ledger, ProcessLevel, SiteId, SiteOfProcess,
-        ToldApart, Unreachable, Verdict, are_enough, judge_windows,
+        Alike, Cohorts, Counted, Judgement, LEAK_AFTER_S, Ledger, ProcessLevel, SiteId,
+        SiteOfProcess, ToldApart, Unreachable, Verdict, are_enough, judge_windows,
     },
     report::{ALL_SUPPRESSED, Evidence, MemoryPoint, Process, ReportParts, Site, SiteKind},
     target::process::list_threads,
@@ -49,6 +49,8 @@ struct SeenInWindows {
     gone_later: f64,
     /// Since when every call has been seen again.
     exact_since_ns: Option<u64>,
+    /// What was counted of its blocks.
+    counted: Option<Counted>,
 }
 
 impl SeenInWindows {
@@ -84,7 +86,9 @@ impl SeenInWindows {
             .exact_since_ns
             .and_then(|since_ns| ledger.resumed(site, since_ns, self.now_ns, &mut seen))
             .unwrap_or(told_apart);
-        let judgement = judge_windows(&seen.windows, seen.watched_s, told_apart, &process);
+        let counted = self.counted.as_ref();
+        let counted = counted.and_then(|counted| counted.sites.get(&site));
+        let judgement = judge_windows(&seen.windows, seen.watched_s, told_apart, &process, counted);
         (judgement, are_enough(&seen.windows, seen.watched_s))
     }
 }
@@ -268,6 +272,7 @@ impl Session {
                 alike: cohorts.alike(),
                 gone_later: cohorts.gone_later(),
                 exact_since_ns: windows.exact_since_ns(),
+                counted: windows.counted(&cohorts, moment.ns()),
                 cohorts,
             }
         })

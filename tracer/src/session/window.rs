@@ -3,6 +3,8 @@
 
 #[path = "window/anonymous.rs"]
 mod anonymous;
+#[path = "window/count.rs"]
+mod count;
 #[path = "window/inuse.rs"]
 mod inuse;
 #[path = "window/look.rs"]
@@ -35,6 +37,7 @@ use crate::{
     ledger::{Cohorts, Occasion, Reading, SiteId},
 };
 use anonymous::AnonymousMemory;
+use count::CountLooks;
 use inuse::Estimated;
 use look::Looks;
 use own_time::{OwnTime, Used};
@@ -198,6 +201,8 @@ impl Drop for Detaching {
 /// A window whose probes are being taken away.
 struct Closing {
     detaching: Detaching,
+    /// What was alive was looked at before the first probe went.
+    is_early: bool,
     reason: Close,
     /// What the process had used and done when that was decided, by its clocks too.
     decided: Boundary,
@@ -240,6 +245,7 @@ pub(super) struct Windows {
     births: HashMap<SiteId, (u64, u64)>,
     own: OwnTime,
     anonymous: AnonymousMemory,
+    counting: CountLooks,
     closed_usage: Option<Usage>,
     /// User and system ticks of the process's account then.
     closed_ticks: Option<(u64, u64)>,
@@ -274,6 +280,7 @@ impl Windows {
             births: HashMap::new(),
             own: OwnTime::default(),
             anonymous: AnonymousMemory::default(),
+            counting: CountLooks::default(),
             closed_usage: None,
             closed_ticks: None,
             looks: Looks::default(),

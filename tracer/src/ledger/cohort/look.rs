@@ -167,6 +167,25 @@ impl Cohorts {
         }
     }
 
+    /// Takes in which blocks a walk along the heap, begun at a time, found not in use, in order of their addresses. No other look tells of a block that was
+    /// freed between free ones: nothing around it changes.
+    pub fn drop_gone(&mut self, begun_ns: u64, gone: &[u64]) {
+        let all = std::mem::take(&mut self.watched);
+        let mut kept = Vec::with_capacity(all.len());
+        for watched in all {
+            let survivor = &watched.survivor;
+            let is_gone =
+                survivor.born_ns < begun_ns && gone.binary_search(&survivor.address).is_ok();
+            if !is_gone {
+                kept.push(watched);
+            } else if let Some(counts) = self.contradictions_of(&watched) {
+                counts.by_checks += 1.0;
+            }
+        }
+        self.watched = kept;
+        self.recount();
+    }
+
     /// Counts the watched blocks of each site and cohort anew.
     pub(super) fn recount(&mut self) {
         for cohort in &mut self.cohorts {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
-    AGE_CLASSES, Cohorts, RECENT,
+    AGE_CLASSES, Cohort, Cohorts, Contradictions, RECENT, SiteCohort,
     curve::{Pools, most_unseen},
     heirs::Heirs,
     seconds,
@@ -15,6 +15,25 @@ pub struct Alike {
     /// The share of the watched blocks, and of these the ones whose chunks have become another site's; by site and window.
     shares: HashMap<(SiteId, u32), (f64, f64)>,
     pools: Pools,
+}
+
+impl Alike {
+    /// The share of a site's watched blocks of one window that are there after so many seconds, for all that is known.
+    pub(super) fn kept(
+        &self,
+        part: (SiteId, u32),
+        (cohort, there): (&Cohort, &SiteCohort),
+        counts: [Contradictions; 2],
+        goes: bool,
+        lag_s: f64,
+    ) -> f64 {
+        let (share, inherited) = self.shares.get(&part).copied().unwrap_or_default();
+        if share <= 0.0 {
+            return 1.0 - inherited;
+        }
+        let hazard = self.pools.hazard(cohort, there, counts, goes);
+        (1.0 - inherited) * hazard.kept_share(share, lag_s, lag_s)
+    }
 }
 
 /// The windows of a site, as far as they are kept apart.

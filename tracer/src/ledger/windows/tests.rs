@@ -33,7 +33,13 @@ fn watch(chance: &mut Chance, lives: &[Life], now_s: f64) -> Judgement {
         });
         at = closed + 3.0 * chance.share();
     }
-    judge_windows(&windows, now_s, ToldApart::ALL, &ProcessBesides::default())
+    judge_windows(
+        &windows,
+        now_s,
+        ToldApart::ALL,
+        &ProcessBesides::default(),
+        None,
+    )
 }
 
 #[test]
@@ -77,7 +83,14 @@ fn windows_tell_leaks_from_others() {
 #[test]
 fn nothing_is_no_verdict() {
     let verdict = |windows: &[WindowOfSite]| {
-        judge_windows(windows, 60.0, ToldApart::ALL, &ProcessBesides::default()).verdict
+        judge_windows(
+            windows,
+            60.0,
+            ToldApart::ALL,
+            &ProcessBesides::default(),
+            None,
+        )
+        .verdict
     };
     assert_eq!(verdict(&[]), Verdict::InsufficientData);
     assert_eq!(
@@ -111,7 +124,7 @@ fn blocks_that_look_the_same_are_no_leak_unless_memory_bears_it_out() {
             memory_bytes_per_s,
             ..ProcessBesides::default()
         };
-        judge_windows(&windows, 64.5, told_apart, &process).verdict
+        judge_windows(&windows, 64.5, told_apart, &process, None).verdict
     };
     assert_eq!(verdict(0.3, 0.0), Verdict::InsufficientData);
     assert_eq!(verdict(f64::INFINITY, 100_000.0), Verdict::InsufficientData);
@@ -140,7 +153,7 @@ fn what_takes_the_place_of_blocks_from_before_is_no_leak_unless_memory_grows() {
             memory_bytes_per_s,
             ..ProcessBesides::default()
         };
-        judge_windows(&windows, 64.5, ToldApart::ALL, &process).verdict
+        judge_windows(&windows, 64.5, ToldApart::ALL, &process, None).verdict
     };
     assert_eq!(verdict(450.0, 0.0), Verdict::WarmingUp);
     assert_eq!(verdict(450.0, 45_000.0), Verdict::Leaking);
@@ -241,7 +254,7 @@ fn of_a_leak_beside_churn_windows_held_too_few_blocks_to_name_it() {
                 let mut chance = Chance(*seed);
                 let lives = pace(&mut chance, 0.0, 90.0, 10.0, |_, at| stays(at, 150));
                 let (windows, besides) = seen_rarely(&mut chance, &lives, 90.0, length_s);
-                let judged = judge_windows(&windows, 90.0, ToldApart::ALL, &besides);
+                let judged = judge_windows(&windows, 90.0, ToldApart::ALL, &besides, None);
                 judged.verdict == Verdict::Leaking
             })
             .count();
@@ -274,7 +287,7 @@ fn few_blocks_of_what_is_bounded_are_no_leak_though_memory_grows() {
                 let mut chance = Chance(number as u64 + 1_000 * seed);
                 let lives = behave(&mut chance);
                 let (windows, besides) = seen_rarely(&mut chance, &lives, now_s, length_s);
-                let judged = judge_windows(&windows, now_s, ToldApart::ALL, &besides);
+                let judged = judge_windows(&windows, now_s, ToldApart::ALL, &besides, None);
                 // Of more blocks, the flow alone decides, whatever memory does.
                 let by_memory = judged.reason.contains("memory grows as fast");
                 if judged.verdict == Verdict::Leaking && by_memory {

@@ -59,12 +59,20 @@ impl Report {
                 .chain([&mut process.rss_growth_bytes_per_s])
                 .chain(process.lost_at_exit.iter_mut().map(|lost| &mut lost.held_s))
         }))
-        .chain(
-            parts
-                .sites
-                .iter_mut()
-                .flat_map(|site| [&mut site.oldest_age_s, &mut site.growth_bytes_per_s]),
-        );
+        .chain(parts.sites.iter_mut().flat_map(|site| {
+            let counted = site.counted.iter_mut().flat_map(|counted| {
+                [
+                    &mut counted.growth_bytes_per_s,
+                    &mut counted.growth_error_bytes_per_s,
+                    &mut counted.share,
+                    &mut counted.share_error,
+                    &mut counted.last_age_s,
+                ]
+            });
+            [&mut site.oldest_age_s, &mut site.growth_bytes_per_s]
+                .into_iter()
+                .chain(counted)
+        }));
         for float in floats {
             if !float.is_finite() {
                 *float = 0.0;

@@ -71,3 +71,36 @@ pub enum Evidence {
         watched_s: f64,
     },
 }
+
+/// What counting the heap says of a site that was seen in windows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CountedGrowth {
+    /// The size of most of its blocks, as the allocator takes it, bytes.
+    pub block_bytes: u64,
+    /// Bytes by which blocks of its sizes grow each second, as counted, times the site's share of them.
+    pub growth_bytes_per_s: f64,
+    /// How far that may be off, one standard deviation.
+    pub growth_error_bytes_per_s: f64,
+    /// Of the old blocks of that size that are still there, the share that is the site's.
+    pub share: f64,
+    /// How far that may be off, one standard deviation.
+    pub share_error: f64,
+    /// So often all blocks were counted.
+    pub looks: u64,
+    /// Seconds since that was done last.
+    pub last_age_s: f64,
+    /// The site's blocks by size.
+    #[serde(default)]
+    pub sizes: Vec<CountedSize>,
+}
+
+/// Blocks of one size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountedSize {
+    /// The size, as the allocator takes it, bytes.
+    pub block_bytes: u64,
+    /// The site's, of those in use.
+    pub objects: u64,
+    /// All that there are, whosever they are.
+    pub counted_objects: u64,
+}

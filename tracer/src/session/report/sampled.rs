@@ -6,8 +6,8 @@ use super::{MappedSites, Moment, Session, SiteLevels, Traced, identity, unseen};
 use crate::{
     budget::{Choice, Mode, Spent},
     kernel::LinkMode,
-    ledger::{Held, SiteId, Survey, bound},
-    report::{Sample, Site, Tier},
+    ledger::{Counted, Held, SiteId, Survey, bound},
+    report::{CountedGrowth, CountedSize, Sample, Site, Tier},
 };
 
 impl Session {
@@ -38,15 +38,13 @@ pub(super) fn add(
     let now_ns = moment.ns();
     let covered_until_ns = windows.opened_ns().unwrap_or(now_ns);
     let min_age = session.options.min_age;
-    let weighed = windows.weighed(&moment, covered_until_ns);
-    let estimates = weighed
-        .cohorts
-        .estimates(now_ns, covered_until_ns, min_age.as_secs_f64());
+    let (estimates, known) = windows.estimates(&moment, covered_until_ns, min_age.as_secs_f64());
     let mut found = Vec::new();
     // Seconds of windows, and since when every call is seen again.
     let exact = windows.exact_since_ns().map(|since_ns| {
         let since = now_ns.saturating_sub(since_ns) as f64 / 1e9;
-        (weighed.cohorts.effective_s(), since.max(1e-9))
+        let before = windows.weighed(&moment, covered_until_ns).cohorts;
+        (before.effective_s(), since.max(1e-9))
     });
     let mut ids: BTreeSet<SiteId> = estimates.keys().copied().collect();
     if windows.is_open() {
@@ -110,6 +108,7 @@ pub(super) fn add(
                     checks: estimate.checks,
                     counted_bytes: 0,
                 }),
+                counted: known.as_ref().and_then(|known| counted_growth(known, id)),
                 ..identity(session, id, traced.pid, traced.incarnation)
             },
         ));
@@ -133,6 +132,30 @@ pub(super) fn add(
         }
         sites.push(site);
     }
+}
+
+/// What was counted of a site's blocks.
+fn counted_growth(known: &Counted, id: SiteId) -> Option<CountedGrowth> {
+    let site = known.sites.get(&id)?;
+    Some(CountedGrowth {
+        block_bytes: site.size,
+        growth_bytes_per_s: site.bytes_per_s,
+        growth_error_bytes_per_s: site.error(),
+        share: site.share,
+        share_error: site.share_error,
+        looks: known.looks,
+        last_age_s: known.last_s,
+        sizes: site
+            .sizes
+            .iter()
+            .filter(|of| of.objects > 0)
+            .map(|of| CountedSize {
+                block_bytes: of.size,
+                objects: of.objects,
+                counted_objects: of.counted as u64,
+            })
+            .collect(),
+    })
 }
 
 /// The tier of the whole report: of its processes, the one of which least was seen.

@@ -31,8 +31,7 @@ impl Windows {
         }
         let now = Moment::now();
         let covered_until_ns = self.opened_ns().unwrap_or(now.ns());
-        let cohorts = self.weighed(&now, covered_until_ns).cohorts;
-        let estimates = cohorts.estimates(now.ns(), covered_until_ns, 0.0);
+        let (estimates, _) = self.estimates(&now, covered_until_ns, 0.0);
         let mut held: Vec<Held> = estimates.values().map(Held::from).collect();
         bound(&mut held, memory);
         let sum = |part: fn(&Held) -> u64| held.iter().map(part).fold(0, u64::saturating_add);

@@ -257,21 +257,10 @@ impl Session {
             |_| decided.modes,
         );
         let stale = self.probe.loss(Loss::StaleBlock);
-        let ready = traced.windows.ready.take();
-        let links: Vec<_> = traced
-            .links
-            .drain()
-            .map(|(_, link)| link)
-            .chain(ready)
-            .collect();
-        let thread = std::thread::Builder::new()
-            .name("detach".to_owned())
-            // Where no thread can be made, the closure is dropped, and the links with it.
-            .spawn(move || {
-                close_links(links);
-                thread_cpu_time()
-            })
-            .ok();
+        // Of what was freed when the probes had gone, a look would see the successor. But a table with the blocks of others takes longer than the probes
+        // may stay.
+        let is_early = self.probe.is_windowed(traced.incarnation);
+        let mut detaching = (!is_early).then(|| begin_to_detach(traced));
         let glibc: HashSet<u8> = traced
             .sites
             .iter()
@@ -315,8 +304,10 @@ impl Session {
             .zip(read_blocks(traced.pid, &ask).unwrap_or_default())
             .filter_map(|(block, reading)| Some((block.address, as_reading(&reading?))))
             .collect();
+        let detaching = detaching.take().unwrap_or_else(|| begin_to_detach(traced));
         traced.windows.closing = Some(Closing {
-            detaching: Detaching(thread),
+            detaching,
+            is_early,
             reason,
             decided: Boundary { modes, ..decided },
             born: alive.len(),
@@ -332,6 +323,7 @@ impl Session {
     fn close_window(&mut self, traced: &mut Traced, closing: Closing) -> Result<(), KernelError> {
         let Closing {
             mut detaching,
+            is_early,
             reason,
             decided,
             born,
@@ -454,6 +446,9 @@ impl Session {
             &untouched,
             self.probe.thin_shift(),
         );
+        if !is_early {
+            windows.cohorts.distrust_newest();
+        }
         windows.births = births;
         windows.controller.closed(reason, decided, usage);
         windows.closed_usage = Some(usage);
@@ -481,4 +476,24 @@ impl Session {
             *sum += hits;
         }
     }
+}
+
+/// Begins to take a process's probes away, on a thread: the kernel waits for those who run in them.
+fn begin_to_detach(traced: &mut Traced) -> Detaching {
+    let ready = traced.windows.ready.take();
+    let links: Vec<_> = traced
+        .links
+        .drain()
+        .map(|(_, link)| link)
+        .chain(ready)
+        .collect();
+    let thread = std::thread::Builder::new()
+        .name("detach".to_owned())
+        // Where no thread can be made, the closure is dropped, and the links with it.
+        .spawn(move || {
+            close_links(links);
+            thread_cpu_time()
+        })
+        .ok();
+    Detaching(thread)
 }

@@ -1,0 +1,110 @@
+//! The watched blocks by site and by the size of their chunks: whose those are that stay, of each size that can be counted in the heap.
+
+use std::collections::BTreeMap;
+
+use super::{Alike, Cohorts, Occasion, SiteCohort, fate::taken_for, seconds};
+use crate::ledger::{
+    SiteId,
+    sizes::{BlockSize, chunk_for, size_of},
+};
+
+/// Blocks of windows that were closed so long ago, as a part of the time since the first, have had time to go.
+const OLD: f64 = 1.0 / 8.0;
+/// Of these, the ones that tell most.
+const OLDEST: f64 = 0.5;
+
+/// Of one site, its watched blocks of one size, for all that is known still there.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OfSize {
+    /// Their number, and the bytes that were asked for.
+    pub watched: f64,
+    pub(in crate::ledger) bytes: f64,
+    /// Those of old windows, and of the oldest.
+    pub(in crate::ledger) old: f64,
+    pub(in crate::ledger) oldest: f64,
+    /// Old ones that may be others' which took their places: see [`Cohorts::distrust_newest`].
+    pub(in crate::ledger) doubtful: f64,
+    /// So many windows the old ones were born in.
+    pub(in crate::ledger) windows: u32,
+}
+
+impl Cohorts {
+    /// See the module. Only blocks whose allocator's chunks can be counted; a site that allocates such, and of which none is watched, has an entry that is
+    /// empty.
+    #[must_use]
+    pub fn by_size(&self, now_ns: u64, alike: &Alike) -> BTreeMap<(SiteId, BlockSize), OfSize> {
+        let mut sizes: BTreeMap<(SiteId, BlockSize), OfSize> = BTreeMap::new();
+        let mut last: BTreeMap<(SiteId, BlockSize), u32> = BTreeMap::new();
+        let watched_s = self
+            .began_ns()
+            .map_or(0.0, |began_ns| seconds(began_ns, now_ns));
+        let nothing = SiteCohort::default();
+        for block in self.counted().filter(|block| block.survivor.has_header) {
+            let survivor = &block.survivor;
+            let Some(cohort) = self.cohorts.get(block.cohort as usize) else {
+                continue;
+            };
+            let site = survivor.site;
+            let counts = self.contradictions.get(&site).copied().unwrap_or_default();
+            let there = cohort.sites.get(&site).unwrap_or(&nothing);
+            let lag_s = seconds(cohort.span.closed_ns, now_ns);
+            let kept = alike.kept(
+                (site, block.cohort),
+                (cohort, there),
+                counts,
+                self.is_seen_to_go(site),
+                lag_s,
+            );
+            let key = (site, size_of(taken_for(survivor, block.first.as_ref())));
+            let of = sizes.entry(key).or_default();
+            of.watched += kept;
+            of.bytes += kept * survivor.size as f64;
+            if lag_s < OLD * watched_s || cohort.span.occasion == Occasion::Start {
+                continue;
+            }
+            if block.is_late {
+                of.doubtful += kept;
+                continue;
+            }
+            of.old += kept;
+            if lag_s >= OLDEST * watched_s {
+                of.oldest += kept;
+            }
+            if last.insert(key, block.cohort) != Some(block.cohort) {
+                of.windows = of.windows.saturating_add(1);
+            }
+        }
+        let allocating = self.cohorts.iter().flat_map(|cohort| &cohort.sites);
+        for (site, there) in allocating.filter(|(_, there)| there.births.objects > 0.0) {
+            let mean = there.births.bytes / there.births.objects;
+            let key = (*site, size_of(chunk_for(mean as u64)));
+            // Of a site of another allocator nothing tells here; its sizes have no stayers then, and take no part of any growth.
+            sizes.entry(key).or_default();
+        }
+        sizes
+    }
+
+    /// Of each site, the part of what outlived its window that is still there, of old windows.
+    #[must_use]
+    pub fn staying(&self, now_ns: u64) -> BTreeMap<SiteId, f64> {
+        let watched_s = self
+            .began_ns()
+            .map_or(0.0, |began_ns| seconds(began_ns, now_ns));
+        let scale = self.weight() as f64;
+        let mut sums: BTreeMap<SiteId, (f64, f64)> = BTreeMap::new();
+        for cohort in &self.cohorts {
+            if seconds(cohort.span.closed_ns, now_ns) < OLD * watched_s {
+                continue;
+            }
+            for (site, there) in &cohort.sites {
+                let (alive, survived) = sums.entry(*site).or_default();
+                *alive += there.alive_objects as f64 * scale;
+                *survived += there.ages.iter().map(|age| age.objects).sum::<f64>();
+            }
+        }
+        sums.into_iter()
+            .filter(|(_, (_, survived))| *survived > 0.0)
+            .map(|(site, (alive, survived))| (site, (alive / survived).min(1.0)))
+            .collect()
+    }
+}

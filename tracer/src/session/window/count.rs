@@ -1,0 +1,301 @@
+//! Looks that count what a process holds, by size, where its allocator's chunks can be walked from outside: on a thread of its own, one process at a time, as
+//! often as the budget allows. What follows from the counts is the ledger's.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, TryRecvError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{super::Session, Windows};
+use crate::{
+    budget::Mode,
+    heap::{Counts, counts},
+    kernel::{KernelError, monotonic_ns, ordinary_priority, thread_cpu_time},
+    ledger::{Cohorts, Counted, Estimate, SiteId, SizeCounts, count},
+    reader::{Bounded, ProcessMemory, read_address_space},
+    session::{moment::Moment, process::Traced},
+};
+
+/// Of the budget, the part that these looks may take.
+const PART: f64 = 0.25;
+
+/// The processors that a process uses are taken to be so many at least, or looks at one at rest would be too rare to tell anything.
+const LEAST_CORES: f64 = 0.25;
+
+/// Between two looks there is at least this time.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// The first looks are an allowance: so many may take this part of a processor, and are so far apart at least; the second comes sooner.
+const FIRST: u32 = 6;
+const FIRST_PART: f64 = 0.025;
+const FIRST_EVERY: Duration = Duration::from_secs(8);
+const SECOND_AFTER: Duration = Duration::from_secs(4);
+
+/// The last report waits so long for looks.
+const LAST_WITHIN: Duration = Duration::from_secs(2);
+
+/// While it waits, what happens is dealt with so often.
+const STEP: Duration = Duration::from_millis(10);
+
+/// A look ends after so long, and after so many bytes: a larger heap is not counted.
+const WITHIN: Duration = Duration::from_secs(20);
+const MOST_BYTES: u64 = 16 << 30;
+
+/// Where more of a heap than this could not be walked, for it changed meanwhile, the look tells nothing.
+const TORN: f64 = 0.01;
+
+/// What came of a look.
+struct Outcome {
+    counts: Option<Counts>,
+    /// When it was begun, and half done, CLOCK_MONOTONIC nanoseconds.
+    begun_ns: u64,
+    at_ns: u64,
+    spent: Duration,
+}
+
+/// The looks at one process.
+#[derive(Debug, Default)]
+pub(super) struct CountLooks {
+    series: SizeCounts,
+    running: Option<Receiver<Outcome>>,
+    next: Option<Instant>,
+    taken: u32,
+    /// A report waits for the next.
+    is_wanted: bool,
+    /// Looks that told nothing: another allocator, a heap that is too large or that changed too fast.
+    failed: u32,
+}
+
+impl std::fmt::Debug for Outcome {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.debug_struct("Outcome").finish_non_exhaustive()
+    }
+}
+
+/// After so many looks that told nothing there are no more.
+const FAILURES: u32 = 3;
+
+impl Windows {
+    /// What looks have counted, divided among the sites. `None` where that is not known, or every call is seen again.
+    pub(in crate::session) fn counted(&self, cohorts: &Cohorts, now_ns: u64) -> Option<Counted> {
+        if self.exact_since_ns().is_some() {
+            return None;
+        }
+        let began_ns = cohorts.began_ns()?;
+        let blocks = cohorts.by_size(now_ns, &cohorts.alike());
+        count(&self.counting.series, &blocks, began_ns, now_ns)
+    }
+
+    /// The estimates of all sites of blocks at least so old, by windows and by what was counted; and what that was.
+    pub(in crate::session) fn estimates(
+        &self,
+        moment: &Moment,
+        covered_until_ns: u64,
+        min_age_s: f64,
+    ) -> (BTreeMap<SiteId, Estimate>, Option<Counted>) {
+        let cohorts = self.weighed(moment, covered_until_ns).cohorts;
+        let now_ns = moment.ns();
+        let mut estimates = cohorts.estimates(now_ns, covered_until_ns, min_age_s);
+        // What is younger than asked for is counted with the others.
+        let counted = (min_age_s <= 0.0)
+            .then(|| self.counted(&cohorts, now_ns))
+            .flatten()
+            .map(|mut counted| {
+                let began_ns = cohorts.began_ns().unwrap_or(now_ns);
+                let time_s = now_ns.saturating_sub(began_ns) as f64 / 1e9;
+                let stay = cohorts.staying(now_ns);
+                counted.correct(&mut estimates, time_s, |site| {
+                    stay.get(&site).copied().unwrap_or(0.0)
+                });
+                counted.bound(&mut estimates);
+                counted
+            });
+        (estimates, counted)
+    }
+
+    /// Cores that it uses, about.
+    fn cores(&self) -> f64 {
+        let cpu = self.last.cpu.saturating_sub(self.last.cost).as_secs_f64();
+        (cpu / self.last.at.as_secs_f64().max(1.0)).max(LEAST_CORES)
+    }
+}
+
+impl CountLooks {
+    fn is_due(&self, now: Instant) -> bool {
+        self.running.is_none() && self.failed < FAILURES && self.next.is_none_or(|next| now >= next)
+    }
+
+    fn take_in(&mut self, outcome: Outcome, cohorts: &mut Cohorts, may_take: f64) {
+        let mut wait = outcome.spent.div_f64(may_take.max(1e-6)).max(EVERY);
+        self.taken = self.taken.saturating_add(1);
+        if self.taken < FIRST {
+            let least = if self.taken == 1 {
+                SECOND_AFTER
+            } else {
+                FIRST_EVERY
+            };
+            wait = wait.min(outcome.spent.div_f64(FIRST_PART).max(least));
+        }
+        self.is_wanted = false;
+        self.next = Instant::now().checked_add(wait);
+        match outcome.counts.filter(|found| found.torn_share() <= TORN) {
+            Some(found) => {
+                self.failed = 0;
+                cohorts.drop_gone(outcome.begun_ns, &found.gone);
+                self.series.note(outcome.at_ns, found.sizes);
+            }
+            None => self.failed = self.failed.saturating_add(1),
+        }
+    }
+}
+
+impl Session {
+    /// Counts once more for the last report, which is of now.
+    pub(in crate::session) fn count_for_last_report(&mut self) -> Result<(), KernelError> {
+        for traced in self.processes.values_mut() {
+            traced.windows.counting.is_wanted = is_counted(traced);
+        }
+        let begun = Instant::now();
+        let waits = |session: &Self| {
+            session.processes.values().any(|traced| {
+                let looks = &traced.windows.counting;
+                looks.is_wanted && looks.failed < FAILURES && traced.ended.is_none()
+            })
+        };
+        while waits(self) && begun.elapsed() < LAST_WITHIN {
+            self.step(STEP)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what looks have counted, and begins the next.
+    pub(in crate::session) fn count_heaps(&mut self) {
+        let now = Instant::now();
+        let mut is_running = false;
+        for traced in self.processes.values_mut() {
+            let may_take = PART * self.options.budget * traced.windows.cores();
+            let Windows {
+                counting: looks,
+                cohorts,
+                ..
+            } = &mut traced.windows;
+            if let Some(running) = looks.running.take() {
+                match running.try_recv() {
+                    Ok(outcome) => looks.take_in(outcome, cohorts, may_take),
+                    Err(TryRecvError::Empty) => {
+                        is_running = true;
+                        looks.running = Some(running);
+                    }
+                    Err(TryRecvError::Disconnected) => looks.failed = FAILURES,
+                }
+            }
+        }
+        if is_running {
+            return;
+        }
+        let due = self
+            .processes
+            .values()
+            .filter(|traced| is_counted(traced) && traced.windows.counting.is_due(now))
+            .min_by_key(|traced| traced.windows.counting.next)
+            .map(|traced| traced.pid);
+        let root = self.proc_root().to_owned();
+        if let Some(traced) = due.and_then(|pid| self.processes.get_mut(&pid)) {
+            let watched = traced.windows.cohorts.watched();
+            let mut blocks: Vec<u64> = watched
+                .filter(|block| block.has_header)
+                .map(|block| block.address)
+                .collect();
+            blocks.sort_unstable();
+            traced.windows.counting.running = Some(begin(root, traced.pid, blocks));
+        }
+    }
+}
+
+/// Whether a process is seen in windows, and its heap is one that can be walked.
+fn is_counted(traced: &Traced) -> bool {
+    traced.ended.is_none()
+        && traced.windows.controller.mode() == Mode::Sampled
+        && traced.windows.cohorts.windows() > 0
+        && traced
+            .sites
+            .iter()
+            .any(|site| site.allocator.starts_with("glibc"))
+}
+
+/// Begins a look. Nobody waits for the thread: what it reads may hang.
+fn begin(proc_root: PathBuf, pid: u32, blocks: Vec<u64>) -> Receiver<Outcome> {
+    let (send, result) = channel();
+    let look = move || {
+        ordinary_priority();
+        let begun = thread_cpu_time();
+        let begun_ns = monotonic_ns();
+        let counts = look(&proc_root, pid, &blocks);
+        let outcome = Outcome {
+            counts,
+            begun_ns,
+            at_ns: begun_ns.midpoint(monotonic_ns()),
+            spent: thread_cpu_time().saturating_sub(begun),
+        };
+        // Nobody may wait for it any more.
+        let _ = send.send(outcome);
+    };
+    // Where no thread can be made, the channel is closed.
+    let _ = thread::Builder::new().name("count".to_owned()).spawn(look);
+    result
+}
+
+fn look(proc_root: &Path, pid: u32, blocks: &[u64]) -> Option<Counts> {
+    let memory = ProcessMemory::open(proc_root, pid).ok()?;
+    let image = read_address_space(proc_root, pid).ok()?;
+    let bounded = Bounded::new(&memory, Instant::now() + WITHIN, MOST_BYTES);
+    let found = counts(&bounded, &image.regions, blocks)?;
+    (!bounded.is_over()).then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cohorts, CountLooks, Counts, FAILURES, Outcome};
+    use std::time::{Duration, Instant};
+
+    fn outcome(torn_bytes: u64, at_ns: u64) -> Outcome {
+        Outcome {
+            counts: Some(Counts {
+                sizes: vec![(64, 1_000)],
+                bytes: 64_000,
+                torn_bytes,
+                ..Counts::default()
+            }),
+            begun_ns: at_ns,
+            at_ns,
+            spent: Duration::from_millis(400),
+        }
+    }
+
+    #[test]
+    fn a_look_that_tore_counted_less_than_there_was() {
+        let (mut looks, mut cohorts) = (CountLooks::default(), Cohorts::default());
+        looks.take_in(outcome(0, 1), &mut cohorts, 0.01);
+        looks.take_in(outcome(10_000, 2), &mut cohorts, 0.01);
+        assert_eq!((looks.series.taken(), looks.failed), (1, 1));
+        for at_ns in 3..6 {
+            looks.take_in(outcome(10_000, at_ns), &mut cohorts, 0.01);
+        }
+        assert!(looks.failed >= FAILURES && !looks.is_due(Instant::now()));
+    }
+
+    #[test]
+    fn a_large_heap_is_looked_at_rarely() {
+        let (mut looks, mut cohorts) = (CountLooks::default(), Cohorts::default());
+        for at_ns in 1..10 {
+            looks.take_in(outcome(0, at_ns), &mut cohorts, 0.0025);
+        }
+        let wait = looks
+            .next
+            .map(|next| next.saturating_duration_since(Instant::now()));
+        assert!(wait.is_some_and(|wait| wait > Duration::from_secs(150)));
+    }
+}
