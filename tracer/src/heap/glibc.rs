@@ -50,6 +50,9 @@ const TCACHE_CHUNK: u64 = 0x290;
 /// `DEFAULT_MMAP_THRESHOLD_MIN`: smaller blocks have a mapping of their own only where a program asks for it.
 const LEAST_OWN: u64 = 128 << 10;
 
+/// So many pages of a region may be looked at for the beginning of one: a second of work, for memory of 4 GiB.
+const MOST_PAGES: u64 = 1 << 20;
+
 /// A walk that meets something that is no chunk looks so far for the next one, bytes.
 const SEARCH: u64 = 16 << 20;
 /// So many chunks in a row are believed to be chunks.
@@ -393,6 +396,7 @@ fn own_mappings(memory: &dyn Memory, region: &Region, known: &[Segment]) -> Vec<
     // Where a mapping is known to begin, a header that fits is one; elsewhere it must be of a usual size as well.
     let mut least = PAGE;
     let mut start = 0;
+    let mut looked_at = 0;
     for present in &region.present {
         if present.start > start {
             start = present.start;
@@ -411,8 +415,12 @@ fn own_mappings(memory: &dyn Memory, region: &Region, known: &[Segment]) -> Vec<
                 .end
                 .min(next.map_or(u64::MAX, |next| next.start));
             let Some(size) = own_mapping(memory, start, end).filter(|size| *size >= least) else {
+                looked_at += 1;
                 start += PAGE;
                 least = LEAST_OWN;
+                if looked_at >= MOST_PAGES {
+                    break;
+                }
                 continue;
             };
             let range: Range<u64> = start..start + size;

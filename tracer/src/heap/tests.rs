@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 
 use super::{
-    Look, LookOptions, Lost, Owned, RootName, look, look_with,
+    Look, LookOptions, Lost, Owned, Region, RegionKind, RootName, look, look_with,
     testing::{ARENA, DATA, HEAP, MadeUp, STACK},
 };
 
@@ -128,6 +128,41 @@ fn what_only_a_torn_piece_points_to_was_called_unreachable() {
     let look = looked(&heap).unwrap();
     assert!(look.torn_bytes > 0);
     assert_eq!(counts(&look, 0x58), (1, 0, 0));
+}
+
+#[test]
+fn a_large_block_behind_memory_of_another_allocator_was_not_seen() {
+    const PLACE: u64 = 0x7f10_0000_0000;
+    const SIZE: u64 = 0x40000;
+    let mut heap = MadeUp::new();
+    let below = heap.used(0x40);
+    let length = 0x1000 + SIZE as usize;
+    heap.image.0.insert(PLACE, vec![0; length]);
+    heap.image.put(PLACE, 0x1234);
+    heap.image.put(PLACE + 0x1008, SIZE | 2);
+    heap.image.put(PLACE + 0x1010, below);
+    heap.image.put(STACK, PLACE + 0x1010);
+    let mut regions = heap.regions();
+    regions.push(Region {
+        range: PLACE..PLACE + length as u64,
+        present: std::iter::once(PLACE..PLACE + length as u64).collect(),
+        kind: RegionKind::Anonymous,
+        name: String::new(),
+    });
+    regions.sort_by_key(|region| region.range.start);
+    let at = |before: Option<&Lost>| {
+        look(&heap.image, &regions, OPTIONS, before, &mut Addresses).unwrap()
+    };
+    let (_, first) = at(None);
+    let (look, _) = at(Some(&first));
+    assert_eq!(counts(&look, SIZE - 16), (1, 0, 0));
+    assert_eq!(counts(&look, 0x38), (1, 0, 0));
+    let held = look.groups.iter().find(|group| group.block_bytes == 0x38);
+    let path = &held.unwrap().holders.first().unwrap().path;
+    assert_eq!(
+        path.as_slice(),
+        [format!("size {}", SIZE - 16), "stack".to_owned()]
+    );
 }
 
 #[test]

@@ -316,7 +316,49 @@ fn is_text(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{demangled, is_text};
+    use super::{
+        super::{memory::Region, memory::RegionKind, testing::Image},
+        GroupKind, READY, TYPE_SUBCLASS, Types, demangled, is_text,
+    };
+
+    #[test]
+    fn what_points_to_an_instance_was_taken_for_an_object() {
+        const BASE: u64 = 0x7f00_0000_0000;
+        const META: u64 = BASE;
+        const CLASS: u64 = BASE + 0x400;
+        const INSTANCE: u64 = BASE + 0x800;
+        const NAME: u64 = BASE + 0xc00;
+        let mut image = Image::default();
+        image.0.insert(BASE, vec![0; 0x1000]);
+        image.put(NAME, u64::from_le_bytes(*b"type\0\0\0\0"));
+        let types = [
+            (META, META, TYPE_SUBCLASS),
+            (CLASS, META, 0),
+            (INSTANCE, CLASS, 0),
+        ];
+        for (place, of, flags) in types {
+            image.put(place + 8, of);
+            image.put(place + 24, NAME);
+            // Of the instance, something of its neighbour's that happens to fit.
+            image.put(place + 168, READY | flags);
+        }
+        let regions = [Region {
+            range: BASE..BASE + 0x1000,
+            present: std::iter::once(BASE..BASE + 0x1000).collect(),
+            kind: RegionKind::Anonymous,
+            name: String::new(),
+        }];
+        let mut types = Types::new(&image, &regions, true);
+        let mut kind = |second: u64| {
+            let block: Vec<u8> = [7, second, 1, 2]
+                .into_iter()
+                .flat_map(u64::to_le_bytes)
+                .collect();
+            types.kind(&block, None).0
+        };
+        assert_eq!(kind(INSTANCE), GroupKind::Size);
+        assert_eq!(kind(CLASS), GroupKind::Python);
+    }
 
     #[test]
     fn names_of_classes_are_demangled() {
