@@ -3,16 +3,21 @@
 
 use super::{Release, booted, contained};
 use crate::shell::{self, ask, cargo, command, find_program, make_dir, root, target_dir};
+use crate::vm;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Releases of Debian whose roots packages are tried in: 11, 12 and 13.
 const SUITES: [&str; 3] = ["bullseye", "bookworm", "trixie"];
 
 /// Where they come from.
 const MIRROR: &str = "http://deb.debian.org/debian";
+
+/// How long a kernel may take for what is tried on it: it is emulated.
+const GUEST_LIMIT: Duration = Duration::from_secs(600);
 
 const SCRIPT: &str = include_str!("attempt.sh");
 
@@ -49,6 +54,8 @@ pub(super) fn everywhere(folder: &Path, release: &Release) -> Result<()> {
     }
     let system = debian(folder, "booted", booted::SUITE, booted::PACKAGES)?;
     booted::service(folder, release, &system)?;
+    vm::smoke(&folder.join("leakscope"), GUEST_LIMIT)?;
+    println!("leakscope: works on other kernels with nothing beside it");
     crates(&[])
 }
 

@@ -106,7 +106,7 @@ pub(super) fn prepare(words: &[String]) -> Result<Guest> {
     // Tests run where cargo would run them.
     let package = root().join("tests");
     tree.directory(&package.to_string_lossy());
-    tree.content("/init", init(&binaries, &package), 0o755);
+    tree.content("/init", init(&binaries, &package, ""), 0o755);
     let initramfs = shell::target_dir().join("vm/initramfs.cpio");
     tree.write(&initramfs)?;
     let tests = binaries.values().map(|binary| binary.tests.len()).sum();
@@ -128,12 +128,50 @@ pub(super) fn prepare_bare(binary: &Path) -> Result<Guest> {
     shell::make_dir(&work)?;
     let mut tree = base()?;
     tree.program(&slim(binary, &work)?, &format!("{HOME}/leakscope"))?;
-    tree.content("/init", init(&BTreeMap::new(), Path::new("/")), 0o755);
+    tree.content("/init", init(&BTreeMap::new(), Path::new("/"), ""), 0o755);
     let initramfs = shell::target_dir().join("vm/bare.cpio");
     tree.write(&initramfs)?;
     Ok(Guest {
         initramfs,
         tests: 0,
+    })
+}
+
+/// What is tried of a binary that has nothing beside it: a function of the first program for each.
+const SMOKE: &str = include_str!("smoke.sh");
+
+/// A binary as it is shipped, and what it is tried with: busybox, and a shell that it can trace.
+///
+/// # Errors
+/// As [`prepare`].
+pub(super) fn prepare_smoke(binary: &Path) -> Result<Guest> {
+    let mut tree = base()?;
+    tree.program(binary, &format!("{HOME}/leakscope"))?;
+    let names: Vec<&str> = SMOKE
+        .lines()
+        .filter_map(|line| line.strip_suffix("() {"))
+        // It looks at what the others wrote.
+        .filter(|name| *name != "holds")
+        .collect();
+    let rest = format!(
+        "{SMOKE}\nfor name in {}; do\n\
+         echo; echo \"{MARK} begin smoke $name\"\n\
+         $name {HOME}/leakscope\n\
+         status=$?\n\
+         echo; echo \"{MARK} end smoke $name $status\"\n\
+         done\n",
+        names.join(" ")
+    );
+    tree.content(
+        "/init",
+        init(&BTreeMap::new(), Path::new("/"), &rest),
+        0o755,
+    );
+    let initramfs = shell::target_dir().join("vm/smoke.cpio");
+    tree.write(&initramfs)?;
+    Ok(Guest {
+        initramfs,
+        tests: names.len(),
     })
 }
 
@@ -199,7 +237,7 @@ pub(super) fn run(
 /// As [`run`].
 pub(super) fn boots(machine: &Machine, timeout: Duration) -> Result<bool> {
     let mut tree = base()?;
-    tree.content("/init", init(&BTreeMap::new(), Path::new("/")), 0o755);
+    tree.content("/init", init(&BTreeMap::new(), Path::new("/"), ""), 0o755);
     let initramfs = machine.console.with_extension("cpio");
     tree.write(&initramfs)?;
     let mut results = Results::default();
@@ -246,8 +284,8 @@ fn base() -> Result<Tree> {
     Ok(tree)
 }
 
-/// The first program: mounts, runs the tests one after the other, switches the machine off. tracefs stays unmounted.
-fn init(binaries: &BTreeMap<String, Binary>, package: &Path) -> String {
+/// The first program: mounts, runs the tests one after the other and the rest, switches the machine off. tracefs stays unmounted.
+fn init(binaries: &BTreeMap<String, Binary>, package: &Path, rest: &str) -> String {
     let mut script = format!(
         "#!/usr/bin/busybox sh\n\
          export PATH=/usr/bin:/usr/sbin HOME=/root TERM=dumb RUST_BACKTRACE=0\n\
@@ -295,6 +333,7 @@ fn init(binaries: &BTreeMap<String, Binary>, package: &Path) -> String {
             script.push_str(&format!("try {binary} {test} || try {binary} {test}\n"));
         }
     }
+    script.push_str(rest);
     script.push_str(&format!("echo '{MARK} done'\nsync\npoweroff -f\n"));
     script
 }
@@ -335,6 +374,7 @@ mod tests {
         let script = init(
             &BTreeMap::from([("a".into(), binary)]),
             Path::new("/some where"),
+            super::SMOKE,
         );
         let checked = std::process::Command::new("sh")
             .args(["-n", "-c", &script])

@@ -33,7 +33,7 @@ use tree::Tree;
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// A line of Debian's cloud kernels (6.1, 6.12, 7.3), or a vmlinuz, a .deb, or a directory one was unpacked to; may be repeated
-    #[arg(long, default_values = ["6.1", "6.12", "6.19", "7.3"])]
+    #[arg(long, default_values = LINES)]
     kernel: Vec<String>,
     /// Seconds that each kernel may take
     #[arg(long, default_value_t = 600)]
@@ -166,6 +166,45 @@ pub(crate) fn verified(binary: &Path, wishes: &[&String], timeout: u64) -> Resul
         bail!("{}", failures.join("\n  "));
     }
     Ok(measured)
+}
+
+/// The lines of Debian's kernels that tests are run on.
+const LINES: [&str; 4] = ["6.1", "6.12", "6.19", "7.3"];
+
+/// Tries a binary as it is shipped on each kernel, with nothing beside it.
+///
+/// # Errors
+/// When something is missing, or the binary fails on a kernel.
+pub(crate) fn smoke(binary: &Path, timeout: Duration) -> Result<()> {
+    let qemu = find_qemu()?;
+    let kernels = LINES
+        .into_iter()
+        .map(Kernel::find)
+        .collect::<Result<Vec<_>>>()?;
+    let guest = guest::prepare_smoke(binary)?;
+    let outcomes = on_each(&kernels, |kernel| {
+        let machine = Machine {
+            qemu: qemu.clone(),
+            console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
+            kernel: kernel.image.clone(),
+            accelerator: Accelerator::Tcg,
+        };
+        let show = |line: &str| println!("{:>6} | {line}", kernel.label);
+        let (_, complaints) = guest::run(&guest, &machine, timeout, &show)?;
+        if !complaints.is_empty() {
+            bail!("{}: {}", kernel.name, complaints.join("; "));
+        }
+        Ok(())
+    });
+    let failures: Vec<String> = outcomes
+        .into_iter()
+        .filter_map(Result::err)
+        .map(|error| format!("{error:#}"))
+        .collect();
+    if !failures.is_empty() {
+        bail!("{}", failures.join("\n  "));
+    }
+    Ok(())
 }
 
 /// Boots a whole system with its own init, on a line of Debian's kernels; `files` lie in it too: path, content, permissions. What it
