@@ -273,7 +273,8 @@ pub(super) struct DaemonArguments {
     /// $XDG_RUNTIME_DIR for others than root.
     #[arg(long, value_name = "PATH", help_heading = "Listening")]
     pub(super) socket: Option<PathBuf>,
-    /// Also listen on an address and port, such as 127.0.0.1:7117 or localhost:7117.
+    /// Also listen on an address and port, such as 127.0.0.1:7117 or localhost:7117. Without a token every user and container
+    /// of this machine that reaches it may read all results and take and delete snapshots.
     #[arg(long, value_name = "ADDRESS", value_parser = address, help_heading = "Listening")]
     pub(super) listen: Option<SocketAddr>,
     /// File with the token that TCP clients must send; required to listen on more than a loopback address.

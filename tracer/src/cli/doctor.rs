@@ -11,6 +11,7 @@ use bytesize::ByteSize;
 use super::args::DoctorArguments;
 use crate::{
     kernel::{self, LinkMode, MappingWay, Probe, ProbeOptions, Verdict},
+    report::clean,
     session::{Unwinding, inspect},
 };
 
@@ -74,8 +75,10 @@ fn line(
         Verdict::Degraded => "DEGRADED",
         Verdict::Missing => "MISSING",
     };
-    writeln!(out, "  {mark:<9} {name:<15} {detail}")?;
+    // A process chooses its own name, and those of its files and functions.
+    writeln!(out, "  {mark:<9} {name:<15} {}", clean(detail))?;
     if verdict != Verdict::Good && !remedy.is_empty() {
+        let remedy = clean(remedy);
         writeln!(out, "  {:<9} {:<15} what to do: {remedy}", "", "")?;
     }
     Ok(())
@@ -200,7 +203,11 @@ fn print_process(out: &mut dyn Write, pid: u32) -> io::Result<bool> {
         writeln!(
             out,
             "  {:<9} {:<15} {:<20} at {:#x}: {}",
-            "", "", probe.name, probe.offset, probe.reason
+            "",
+            "",
+            clean(&probe.name),
+            probe.offset,
+            clean(&probe.reason)
         )?;
     }
     for note in &found.notes {

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use tempfile::NamedTempFile;
 
 use super::args::FormatChoice;
-use crate::report::{Difference, Format, Report, Style, Text};
+use crate::report::{Difference, Format, Report, Style, Text, clean};
 
 /// A place for results: stdout, or a file that was found to be writable before the trace began.
 #[derive(Debug)]
@@ -207,8 +207,10 @@ fn to_stdout(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Re
 
 /// A line on stderr.
 #[expect(clippy::print_stderr, reason = "this is where complaints go")]
-pub(super) fn complain(line: &str) {
-    eprintln!("{line}");
+pub(super) fn complain(text: &str) {
+    for line in text.split('\n') {
+        eprintln!("{}", clean(line));
+    }
 }
 
 #[cfg(test)]

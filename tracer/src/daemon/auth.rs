@@ -150,6 +150,10 @@ impl Entrance {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<(), Refusal> {
+        // Whoever reads another one than we do would be told what is for somebody else (RFC 9112, 3.2).
+        if headers.get_all(header::HOST).iter().count() > 1 {
+            return Err(Refusal::bad_request("there are two Host headers"));
+        }
         let Self::Tcp { token, address } = self else {
             return Ok(());
         };
@@ -178,6 +182,25 @@ impl Entrance {
                     "pages of other origins may change nothing here",
                 ));
             }
+        }
+        Ok(())
+    }
+}
+
+impl Entrance {
+    /// Whether the request may wait for an answer: there are few places for that, and a page of somebody else's could take them all in
+    /// the name of who looks at it.
+    pub(super) fn admit_waiting(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let Self::Tcp { .. } = self else {
+            return Ok(());
+        };
+        // What browsers say of where a request comes from (Fetch Metadata, 2.3); `none` is a person's own doing.
+        let mut sites = headers.get_all("sec-fetch-site").iter();
+        let is_foreign = sites.any(|site| site != "same-origin" && site != "none");
+        if is_foreign || headers.contains_key(header::ORIGIN) && !is_own_origin(headers) {
+            return Err(Refusal::forbidden(
+                "pages of other origins may not wait for answers here",
+            ));
         }
         Ok(())
     }
@@ -374,6 +397,36 @@ mod tests {
         let page = [("host", "localhost:7117"), ("origin", "http://a.example")];
         assert!(!admitted(&Method::POST, &page));
         assert!(admitted(&Method::POST, &[("host", "localhost:7117")]));
+    }
+
+    #[test]
+    fn two_hosts_are_one_too_many() {
+        let entrances = [entrance(None, "127.0.0.1:7117"), Entrance::Socket];
+        for entrance in entrances {
+            let mut two = headers(&[("host", "localhost:7117")]);
+            assert!(entrance.admit(&Method::GET, "/", &two).is_ok());
+            two.append("host", HeaderValue::from_static("localhost:7117"));
+            assert!(entrance.admit(&Method::GET, "/", &two).is_err());
+        }
+    }
+
+    #[test]
+    fn foreign_pages_take_no_places_of_those_who_wait() {
+        let entrance = entrance(None, "127.0.0.1:7117");
+        let admitted = |name: &'static str, value: &str| {
+            let headers = headers(&[("host", "localhost:7117"), (name, value)]);
+            entrance.admit_waiting(&headers).is_ok()
+        };
+        for site in ["cross-site", "same-site", "", "Same-Origin"] {
+            assert!(!admitted("sec-fetch-site", site), "{site}");
+        }
+        for origin in ["http://evil.example", "null", "http://localhost:8000"] {
+            assert!(!admitted("origin", origin), "{origin}");
+        }
+        assert!(admitted("sec-fetch-site", "none"));
+        assert!(admitted("sec-fetch-site", "same-origin"));
+        assert!(admitted("origin", "http://localhost:7117"));
+        assert!(admitted("accept", "*/*"));
     }
 
     #[test]

@@ -227,11 +227,19 @@ async fn answer(
     if request.body().size_hint().lower() > BODY_BYTES {
         return body_too_large();
     }
-    if let Err(refusal) = entrance.admit(request.method(), request.uri().path(), request.headers())
-    {
+    let wanted = super::query::wait(request.uri());
+    let admitted = entrance
+        .admit(request.method(), request.uri().path(), request.headers())
+        .and_then(|()| {
+            if wanted.is_zero() {
+                Ok(())
+            } else {
+                entrance.admit_waiting(request.headers())
+            }
+        });
+    if let Err(refusal) = admitted {
         return refusal.into_response();
     }
-    let wanted = super::query::wait(request.uri());
     let (head, body) = request.into_parts();
     // A body that does not say how long it is is read to its end or to the bound; any other is dropped unread.
     if body.size_hint().exact().is_none() {

@@ -1,9 +1,9 @@
 //! The daemon's Unix socket: ours alone, only for our own user, gone with us.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -67,15 +67,6 @@ impl Drop for Claim {
     }
 }
 
-/// A folder that is removed again.
-struct PrivateFolder(PathBuf);
-
-impl Drop for PrivateFolder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Begins to listen at a path. A socket that nobody listens on any more is replaced.
 ///
 /// The socket is made in a folder that only its owner can enter and moved into place once it has its mode, so that there is
@@ -109,12 +100,12 @@ pub(super) async fn claim(path: &Path) -> Result<(UnixListener, Claim), SocketEr
         }
         Ok(_) => check_stale(path).await?,
     }
-    let private = PrivateFolder(parent.join(format!(".leakscope-{}", std::process::id())));
-    DirBuilder::new()
-        .mode(0o700)
-        .create(&private.0)
+    // Its name is new: a folder that was there before is somebody else's. It is gone with the value.
+    let private = tempfile::Builder::new()
+        .prefix(".leakscope-")
+        .tempdir_in(parent)
         .map_err(failed("make a folder beside"))?;
-    let temporary = private.0.join("s");
+    let temporary = private.path().join("s");
     let listener = UnixListener::bind(&temporary).map_err(failed("listen on"))?;
     fs::set_permissions(&temporary, fs::Permissions::from_mode(MODE))
         .map_err(failed("set the mode of"))?;

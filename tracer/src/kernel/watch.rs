@@ -111,11 +111,16 @@ fn digest(contents: &[u8]) -> BlockReading {
     reading
 }
 
-/// Looks at blocks of a process. `None` where the memory is not there.
+/// Looks at blocks of a process, where `may_read` allows the range of addresses: reading what others serve may never end. `None` where
+/// the memory is not there, or may not be read.
 ///
 /// # Errors
 /// The process is gone, or may not be read.
-pub fn read_blocks(pid: u32, blocks: &[BlockToRead]) -> io::Result<Vec<Option<BlockReading>>> {
+pub fn read_blocks(
+    pid: u32,
+    blocks: &[BlockToRead],
+    may_read: &dyn Fn(u64, u64) -> bool,
+) -> io::Result<Vec<Option<BlockReading>>> {
     let mut readings = Vec::with_capacity(blocks.len());
     let mut buffer = Vec::new();
     for some in blocks.chunks(RANGES) {
@@ -127,7 +132,7 @@ pub fn read_blocks(pid: u32, blocks: &[BlockToRead]) -> io::Result<Vec<Option<Bl
                 (block.address.saturating_sub(before), length as usize)
             })
             .collect();
-        let there = read_ranges(pid, &ranges, &mut buffer)?;
+        let there = read_ranges(pid, &ranges, may_read, &mut buffer)?;
         let mut offset = 0;
         let first = readings.len();
         let mut behind = Vec::new();
@@ -155,7 +160,7 @@ pub fn read_blocks(pid: u32, blocks: &[BlockToRead]) -> io::Result<Vec<Option<Bl
             readings.push(Some(reading));
         }
         let ranges: Vec<(u64, usize)> = behind.iter().map(|(_, range)| *range).collect();
-        let there = read_ranges(pid, &ranges, &mut buffer)?;
+        let there = read_ranges(pid, &ranges, may_read, &mut buffer)?;
         for (((index, _), word), there) in behind.iter().zip(buffer.chunks_exact(8)).zip(there) {
             if let (Some(Some(reading)), Ok(word)) =
                 (readings.get_mut(first.max(*index)), word.try_into())
@@ -168,16 +173,27 @@ pub fn read_blocks(pid: u32, blocks: &[BlockToRead]) -> io::Result<Vec<Option<Bl
 }
 
 /// Reads ranges one after the other into the buffer, and says which could be read.
-fn read_ranges(pid: u32, ranges: &[(u64, usize)], buffer: &mut Vec<u8>) -> io::Result<Vec<bool>> {
+fn read_ranges(
+    pid: u32,
+    ranges: &[(u64, usize)],
+    may_read: &dyn Fn(u64, u64) -> bool,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Vec<bool>> {
     let total: usize = ranges.iter().map(|(_, length)| length).sum();
     buffer.clear();
     buffer.resize(total, 0);
     let mut there = vec![false; ranges.len()];
     let mut next = 0;
     let mut offset = 0;
+    let allowed = |range: &(u64, usize)| may_read(range.0, range.0.saturating_add(range.1 as u64));
     while let Some(rest) = ranges.get(next..).filter(|rest| !rest.is_empty()) {
+        let row = rest.iter().take_while(|range| allowed(range)).count();
+        let rest = rest.get(..row).unwrap_or_default();
         let room = buffer.get_mut(offset..).unwrap_or_default();
+        let length: usize = rest.iter().map(|(_, length)| length).sum();
+        let room = room.get_mut(..length).unwrap_or_default();
         let mut read = match sys::read_process_memory(pid, rest, room) {
+            _ if rest.is_empty() => 0,
             Ok(read) => read,
             // The first of them is not there.
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => 0,
@@ -259,21 +275,42 @@ mod tests {
             block(second.as_ptr(), 32),
         ];
         let pid = std::process::id();
-        let before = read_blocks(pid, &ask).unwrap();
+        let before = read_blocks(pid, &ask, &|_, _| true).unwrap();
         assert!(before[0].unwrap().is_constant);
         assert_eq!(before[1], None);
         assert!(!before[2].unwrap().is_constant);
-        assert_eq!(read_blocks(pid, &ask).unwrap(), before);
+        assert_eq!(read_blocks(pid, &ask, &|_, _| true).unwrap(), before);
         // Beyond the first 128 bytes nothing is looked at; inside everything.
         first[16] = 8;
-        assert_eq!(read_blocks(pid, &ask).unwrap()[0], before[0]);
+        assert_eq!(read_blocks(pid, &ask, &|_, _| true).unwrap()[0], before[0]);
         first[15] = 8;
-        let after = read_blocks(pid, &ask).unwrap();
+        let after = read_blocks(pid, &ask, &|_, _| true).unwrap();
         assert_ne!(
             after[0].unwrap().fingerprint,
             before[0].unwrap().fingerprint
         );
         assert_eq!(after[2], before[2]);
+    }
+
+    #[test]
+    fn what_may_not_be_read_is_not_and_hides_no_other() {
+        let words: Vec<u64> = (0..600).collect();
+        let at = |index: usize| std::ptr::from_ref(&words[index]) as u64;
+        let ask: Vec<BlockToRead> = (0..600)
+            .map(|index| BlockToRead {
+                address: at(index),
+                size: 8,
+                has_header: false,
+            })
+            .collect();
+        let refused = [at(0), at(7), at(8), at(599)];
+        let may_read = |start: u64, _| !refused.contains(&start);
+        let readings = read_blocks(std::process::id(), &ask, &may_read).unwrap();
+        for (index, reading) in readings.iter().enumerate() {
+            let expected =
+                (!refused.contains(&at(index))).then(|| digest(&words[index].to_le_bytes()));
+            assert_eq!(*reading, expected, "{index}");
+        }
     }
 
     #[test]
@@ -292,7 +329,7 @@ mod tests {
                 has_header: false,
             })
             .collect();
-        let readings = read_blocks(std::process::id(), &ask).unwrap();
+        let readings = read_blocks(std::process::id(), &ask, &|_, _| true).unwrap();
         for (index, reading) in readings.iter().enumerate() {
             let expected = (index % 7 != 3).then(|| digest(&words[index].to_le_bytes()));
             assert_eq!(*reading, expected, "{index}");
@@ -312,7 +349,7 @@ mod tests {
             })
             .collect();
         let pid = std::process::id();
-        for reading in read_blocks(pid, &ask).unwrap() {
+        for reading in read_blocks(pid, &ask, &|_, _| true).unwrap() {
             let reading = reading.unwrap();
             assert_eq!(reading.header & !7, 5_008, "{reading:?}");
             assert_eq!(reading.next_header.unwrap() & 1, 1);
@@ -323,7 +360,7 @@ mod tests {
                 reading.header & !7 != 5_008 || reading.next_header.is_none_or(|next| next & 1 == 0)
             })
         };
-        let after = read_blocks(pid, &ask).unwrap();
+        let after = read_blocks(pid, &ask, &|_, _| true).unwrap();
         // Others may have been given some of them by now: tests run in threads.
         assert!(
             after.iter().filter(|reading| free(reading)).count() >= 3,

@@ -19,7 +19,7 @@ fn fit(character: char) -> bool {
 }
 
 /// The text with every unfit character replaced by U+FFFD.
-pub(super) fn clean(text: &str) -> Cow<'_, str> {
+pub(crate) fn clean(text: &str) -> Cow<'_, str> {
     if text.chars().all(fit) {
         return Cow::Borrowed(text);
     }

@@ -30,6 +30,7 @@ use crate::{
     target::{
         discover::{DiscoverError, Discovery},
         elf::is_go,
+        open::most_held,
         process::{
             Process, ProcessError, cpu_time, exact_anonymous_bytes, read_memory, read_process,
         },
@@ -395,6 +396,33 @@ impl Traced {
     /// The same, whatever we know of it.
     pub(super) fn is_gone(&self) -> bool {
         has_ended(self.pidfd.as_fd())
+    }
+
+    /// Says of a file that it maps, by the number of its module, why its functions have no names.
+    pub(super) fn note_nameless(&mut self, module: u64, why: &str) {
+        let found = self.space.ranges().iter().find_map(|range| {
+            let found = range.module.as_ref()?;
+            (found.number == module).then(|| found.path.display().to_string())
+        });
+        if let Some(path) = found {
+            self.note(format!("{path}: its functions have no names: {why}"));
+        }
+    }
+
+    /// Says that files that it maps are not open, for too many are.
+    pub(super) fn note_not_opened(&mut self) {
+        let is_file = |label: &String| label.starts_with('/');
+        if self
+            .space
+            .ranges()
+            .iter()
+            .any(|range| range.module.is_none() && range.label.as_ref().is_some_and(is_file))
+        {
+            self.note(format!(
+                "not all files that it maps are read, and functions in them have no names: {} are held open",
+                most_held()
+            ));
+        }
     }
 
     /// Keeps a line for people, once.

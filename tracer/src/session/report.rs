@@ -237,6 +237,13 @@ pub(super) fn make(
     unseen::tell(session, &mut parts);
     parts.keep_top(top);
     name(session, &mut parts.sites);
+    // Some is known only now: of which files there are no names.
+    for process in &mut parts.processes {
+        let traced = session.processes.get(&process.pid);
+        if let Some(traced) = traced.filter(|traced| traced.incarnation == process.incarnation) {
+            process.exit_note = ended::note(traced, session.options.at_exit);
+        }
+    }
     let report = Report::new(parts);
     if cfg!(debug_assertions) {
         let found = report.contradictions();
@@ -383,6 +390,16 @@ fn name(session: &mut Session, sites: &mut [Site]) {
             .filter(|traced| traced.incarnation == stack.incarnation)
             .map_or(&nothing, |traced| &traced.space);
         site.frames = session.resolver.stack(space, &stack.frames);
+    }
+    if session.modules.refused() > 0 {
+        for traced in session.processes.values_mut() {
+            traced.note_not_opened();
+        }
+    }
+    for (module, why) in session.resolver.refused() {
+        for traced in session.processes.values_mut() {
+            traced.note_nameless(module, &why);
+        }
     }
 }
 

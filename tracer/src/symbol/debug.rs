@@ -13,7 +13,7 @@ use super::{
     debuginfod::{Debuginfod, Found},
     space::Module,
 };
-use crate::target::elf::ElfFile;
+use crate::target::{elf::ElfFile, open::open_below};
 
 /// Where distributions put separate debug files (gdb's `debug-file-directory`).
 const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
@@ -140,7 +140,7 @@ impl Debug {
         }
         let local = candidates(module)
             .into_iter()
-            .find_map(|path| open_matching(&path, elf));
+            .find_map(|(root, name)| open_matching(&root, &name, elf));
         if let Some(file) = local {
             return Self::Apart(file);
         }
@@ -155,8 +155,8 @@ impl Debug {
     }
 }
 
-/// Where a separate debug file may be, in the order in which gdb looks.
-fn candidates(module: &Module) -> Vec<PathBuf> {
+/// Where a separate debug file may be, in the order in which gdb looks: a root, and the name below it.
+fn candidates(module: &Module) -> Vec<(PathBuf, PathBuf)> {
     let mut relative = Vec::new();
     if let Some(id) = &module.build_id
         && let Some((first, rest)) = id.split_at_checked(2)
@@ -177,20 +177,17 @@ fn candidates(module: &Module) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for path in relative {
         if let Ok(below) = path.strip_prefix("/") {
-            all.push(module.root.join(below));
+            all.push((module.root.clone(), below.to_owned()));
         }
-        all.push(path);
+        all.push((PathBuf::from("/"), path));
     }
     all
 }
 
 /// Opens a debug file if it belongs to the module: the same build-id, or, where the module has none, the debug link
 /// alone has to do.
-fn open_matching(path: &Path, module: &ElfFile) -> Option<File> {
-    if !std::fs::metadata(path).ok()?.is_file() {
-        return None;
-    }
-    let file = File::open(path).ok()?;
+fn open_matching(root: &Path, name: &Path, module: &ElfFile) -> Option<File> {
+    let file = open_below(root, name).ok()?;
     let debug = ElfFile::parse(&file).ok()?;
     (debug.build_id == module.build_id).then_some(file)
 }

@@ -8,7 +8,12 @@ use std::{
 
 use blazesym::symbolize::{Input, Symbolized, Symbolizer, source};
 
-use super::{DebugFiles, Debuginfod, space::Module};
+use super::{
+    DebugFiles, Debuginfod,
+    demangle::demangled,
+    space::Module,
+    vetted::{Readable, Vetted},
+};
 
 /// A function at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,14 +46,22 @@ pub trait Symbols {
 
     /// From now on better names that are on their way are waited for, within bounds.
     fn be_patient(&mut self) {}
+
+    /// The modules, by number, of which there are no names, and why; each is told once.
+    fn refused(&mut self) -> Vec<(u64, String)> {
+        Vec::new()
+    }
 }
 
 /// ELF symbols and DWARF.
 pub struct ElfSymbols {
     symbolizer: Symbolizer,
     debug: DebugFiles,
-    /// Modules on which the library failed, by number: they are not looked at again.
+    vetted: Vetted,
+    /// Modules that the library is not given, or on which it failed, by number: they are not looked at again.
     broken: HashSet<u64>,
+    /// Why, as long as nobody was told.
+    refused: Vec<(u64, String)>,
 }
 
 impl Default for ElfSymbols {
@@ -56,7 +69,9 @@ impl Default for ElfSymbols {
         Self {
             symbolizer: symbolizer(),
             debug: DebugFiles::default(),
+            vetted: Vetted::default(),
             broken: HashSet::new(),
+            refused: Vec::new(),
         }
     }
 }
@@ -67,6 +82,8 @@ fn symbolizer() -> Symbolizer {
     Symbolizer::builder()
         .set_debug_dirs(Some(std::iter::empty::<&str>()))
         .enable_auto_reload(false)
+        // It knows no bound for names.
+        .enable_demangling(false)
         .build()
 }
 
@@ -80,8 +97,10 @@ impl ElfSymbols {
         }
     }
 
-    fn look_up(&self, path: std::path::PathBuf, virtual_address: u64) -> Vec<Named> {
-        let source = source::Source::Elf(source::Elf::new(path));
+    fn look_up(&self, readable: &Readable, virtual_address: u64) -> Vec<Named> {
+        let mut elf = source::Elf::new(&readable.path);
+        elf.debug_syms = readable.has_debug;
+        let source = source::Source::Elf(elf);
         match self
             .symbolizer
             .symbolize_single(&source, Input::VirtOffset(virtual_address))
@@ -90,6 +109,11 @@ impl ElfSymbols {
             // No name is an answer, not an error.
             Ok(Symbolized::Unknown(_)) | Err(_) => Vec::new(),
         }
+    }
+
+    fn give_up(&mut self, module: &Module, why: String) {
+        self.broken.insert(module.number);
+        self.refused.push((module.number, why));
     }
 }
 
@@ -106,6 +130,10 @@ impl Symbols for ElfSymbols {
         self.debug.be_patient();
     }
 
+    fn refused(&mut self) -> Vec<(u64, String)> {
+        std::mem::take(&mut self.refused)
+    }
+
     fn name(&mut self, module: &Module, virtual_address: u64) -> Vec<Named> {
         // Nothing is loaded elsewhere, and the library adds to addresses without a care.
         let is_loaded = module.elf.as_ref().is_some_and(|elf| {
@@ -120,20 +148,34 @@ impl Symbols for ElfSymbols {
         }
         let own = module.open_path();
         let best = self.debug.path_for(module);
-        let looked_up = catch_unwind(AssertUnwindSafe(|| {
-            let names = self.look_up(best.clone(), virtual_address);
-            if names.is_empty() && best != own {
-                // A debug file may lack what the module's own dynamic symbols have.
-                return self.look_up(own, virtual_address);
+        // A debug file may lack what the module's own dynamic symbols have.
+        let mut paths = vec![best];
+        if paths.first() != Some(&own) {
+            paths.push(own);
+        }
+        for path in paths {
+            let readable = match self.vetted.readable(&path) {
+                Ok(readable) => readable,
+                Err(why) => {
+                    self.give_up(module, why);
+                    return Vec::new();
+                }
+            };
+            let looked_up = catch_unwind(AssertUnwindSafe(|| {
+                self.look_up(&readable, virtual_address)
+            }));
+            match looked_up {
+                Ok(names) if names.is_empty() => {}
+                Ok(names) => return names,
+                Err(_) => {
+                    // What it remembers of its files may be half made.
+                    self.symbolizer = symbolizer();
+                    self.give_up(module, "it is damaged".to_owned());
+                    return Vec::new();
+                }
             }
-            names
-        }));
-        looked_up.unwrap_or_else(|_| {
-            // What it remembers of its files may be half made.
-            self.symbolizer = symbolizer();
-            self.broken.insert(module.number);
-            Vec::new()
-        })
+        }
+        Vec::new()
     }
 }
 
@@ -148,7 +190,7 @@ fn named(symbol: &blazesym::symbolize::Sym<'_>) -> Vec<Named> {
     // The outer function's own place stands in the symbol; what it is called for is in the first inlined one.
     let (file, line) = place(symbol.code_info.as_deref());
     let mut names = vec![Named {
-        function: symbol.name.to_string(),
+        function: demangled(&symbol.name),
         start: Some(symbol.addr),
         file,
         line,
@@ -157,7 +199,7 @@ fn named(symbol: &blazesym::symbolize::Sym<'_>) -> Vec<Named> {
     for inlined in &symbol.inlined {
         let (file, line) = place(inlined.code_info.as_ref());
         names.push(Named {
-            function: inlined.name.to_string(),
+            function: demangled(&inlined.name),
             start: None,
             file,
             line,

@@ -3,9 +3,11 @@
 
 mod debug;
 mod debuginfod;
+mod demangle;
 mod elf;
 mod perf_map;
 mod space;
+mod vetted;
 
 pub use debug::DebugFiles;
 pub use debuginfod::{Debuginfod, DebuginfodSettings};
@@ -44,6 +46,11 @@ impl Resolver {
     /// From now on names that are on their way are waited for, within bounds.
     pub fn be_patient(&mut self) {
         self.symbols.be_patient();
+    }
+
+    /// The modules, by number, of which there are no names, and why; each is told once.
+    pub fn refused(&mut self) -> Vec<(u64, String)> {
+        self.symbols.refused()
     }
 
     /// Names the frames of a stack, leaf first: the probed function's address, then return addresses. Functions that

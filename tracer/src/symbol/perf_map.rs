@@ -4,8 +4,11 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
+    os::unix::fs::MetadataExt as _,
     path::Path,
 };
+
+use crate::target::open::open_below;
 
 /// The most that is read of a map, bytes. Names that are no UTF-8 take three times as much.
 const MAX_BYTES: u64 = 64 << 20;
@@ -25,23 +28,13 @@ impl PerfMap {
     /// Whether a process has a perf map: its runtime wants its code to be profiled.
     #[must_use]
     pub fn exists(proc_root: &Path, pid: u32) -> bool {
-        candidates(proc_root, pid).iter().any(|path| path.is_file())
+        open_map(proc_root, pid).is_some()
     }
 
     /// Reads the perf map of a process; empty where it has none.
     #[must_use]
     pub fn of_process(proc_root: &Path, pid: u32) -> Self {
-        candidates(proc_root, pid)
-            .iter()
-            .find_map(|path| {
-                // A pipe or a device in a foreign root is never opened.
-                if !path.is_file() {
-                    return None;
-                }
-                File::open(path).ok()
-            })
-            .map(Self::read)
-            .unwrap_or_default()
+        open_map(proc_root, pid).map(Self::read).unwrap_or_default()
     }
 
     /// Reads a perf map, as far as it can be read and no further than the limits of memory allow: the process that is named by
@@ -103,22 +96,24 @@ fn skip_line(reader: &mut impl BufRead) -> io::Result<()> {
     }
 }
 
-/// Where the map of a process may be: in its own root under its id in its own PID namespace, or in ours.
-fn candidates(proc_root: &Path, pid: u32) -> Vec<std::path::PathBuf> {
+/// The map of a process, under its id in its own PID namespace or in ours: a file of its owner's (or of root) in its own root. Anybody
+/// may write to `/tmp`.
+fn open_map(proc_root: &Path, pid: u32) -> Option<File> {
     let folder = proc_root.join(pid.to_string());
-    let inner = std::fs::read_to_string(folder.join("status"))
-        .ok()
-        .and_then(|status| {
-            status
-                .lines()
-                .find_map(|line| line.strip_prefix("NSpid:"))
-                .and_then(|ids| ids.split_ascii_whitespace().last()?.parse::<u32>().ok())
-        })
-        .unwrap_or(pid);
-    vec![
-        folder.join(format!("root/tmp/perf-{inner}.map")),
-        Path::new("/tmp").join(format!("perf-{pid}.map")),
-    ]
+    let root = folder.join("root");
+    let status = std::fs::read_to_string(folder.join("status")).unwrap_or_default();
+    let last_of = |field: &str| -> Option<u32> {
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+        line.split_ascii_whitespace().last()?.parse().ok()
+    };
+    let inner = last_of("NSpid:").unwrap_or(pid);
+    // Real, effective, saved and of the file system: the last owns what it creates.
+    let owner = last_of("Uid:")?;
+    [inner, pid].into_iter().find_map(|id| {
+        let file = open_below(&root, Path::new(&format!("/tmp/perf-{id}.map"))).ok()?;
+        let uid = file.metadata().ok()?.uid();
+        (uid == owner || uid == 0).then_some(file)
+    })
 }
 
 /// Parses a line.

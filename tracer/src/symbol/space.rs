@@ -13,6 +13,7 @@ use super::perf_map::PerfMap;
 use crate::target::{
     elf::ElfFile,
     loading::read_maps_with_coming_code,
+    open::most_held,
     process::{MemoryMap, ProcessError, open_mapped},
 };
 
@@ -88,6 +89,8 @@ pub struct Modules {
     /// [`Module::code`] by build-id.
     codes: HashMap<String, u64>,
     next: u64,
+    /// Files that were not opened, for too many are open.
+    refused: u64,
 }
 
 impl Modules {
@@ -108,6 +111,14 @@ impl Modules {
         );
         if let Some(module) = self.known.get(&identity) {
             return Some(Arc::clone(module));
+        }
+        if self.known.len() >= most_held() {
+            // Those that nobody maps any more.
+            self.known.retain(|_, module| Arc::strong_count(module) > 1);
+        }
+        if self.known.len() >= most_held() {
+            self.refused = self.refused.saturating_add(1);
+            return None;
         }
         let elf = ElfFile::parse(&file).ok();
         let build_id = elf
@@ -131,6 +142,14 @@ impl Modules {
         });
         self.known.insert(identity, Arc::clone(&module));
         Some(module)
+    }
+}
+
+impl Modules {
+    /// How many files of targets were not opened because too many are open.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused
     }
 }
 
@@ -183,11 +202,13 @@ impl AddressSpace {
         pid: u32,
         modules: &mut Modules,
     ) -> Result<bool, ProcessError> {
-        let mut new_code = false;
         self.has_perf_map |= PerfMap::exists(proc_root, pid);
-        for map in read_maps_with_coming_code(proc_root, pid)? {
-            new_code |= self.note_mapped(proc_root, pid, &map, modules);
-        }
+        let new: Vec<Range> = read_maps_with_coming_code(proc_root, pid)?
+            .iter()
+            .filter_map(|map| self.new_range(proc_root, pid, map, modules))
+            .collect();
+        let new_code = !new.is_empty();
+        self.insert_all(new);
         Ok(new_code)
     }
 
@@ -199,9 +220,25 @@ impl AddressSpace {
         map: &MemoryMap,
         modules: &mut Modules,
     ) -> bool {
+        let new = self.new_range(proc_root, pid, map, modules);
+        let is_new = new.is_some();
+        if let Some(range) = new {
+            self.insert(range);
+        }
+        is_new
+    }
+
+    /// What is mapped, if it is executable and was not known.
+    fn new_range(
+        &self,
+        proc_root: &Path,
+        pid: u32,
+        map: &MemoryMap,
+        modules: &mut Modules,
+    ) -> Option<Range> {
         // Data is never a frame.
         if !map.executable {
-            return false;
+            return None;
         }
         let same = self.find(map.start).is_some_and(|range| {
             range.start == map.start
@@ -213,7 +250,7 @@ impl AddressSpace {
                 }
         });
         if same {
-            return false;
+            return None;
         }
         let module = map
             .is_file()
@@ -223,15 +260,14 @@ impl AddressSpace {
             .filter(|module| module.identity.1 == map.inode);
         let label = (module.is_none() && !map.path.as_os_str().is_empty())
             .then(|| map.path.to_string_lossy().into_owned());
-        self.insert(Range {
+        Some(Range {
             start: map.start,
             end: map.end,
             offset: map.offset,
             executable: map.executable,
             module,
             label,
-        });
-        true
+        })
     }
 
     /// Whether the process names the code that it generates in a perf map; such code keeps frame pointers, or profilers could
@@ -281,29 +317,53 @@ impl AddressSpace {
 
     /// Adds a range and cuts those that it covers.
     pub fn insert(&mut self, new: Range) {
-        let mut kept = Vec::with_capacity(self.ranges.len() + 2);
-        for range in self.ranges.drain(..) {
-            if range.end <= new.start || range.start >= new.end {
-                kept.push(range);
-                continue;
+        let from = self.ranges.partition_point(|range| range.end <= new.start);
+        let to = self.ranges.partition_point(|range| range.start < new.end);
+        let covered = self.ranges.get(from..to.max(from)).unwrap_or_default();
+        let before = covered
+            .first()
+            .and_then(|first| part(first, first.start, new.start));
+        let behind = covered
+            .last()
+            .and_then(|last| part(last, new.end, last.end));
+        let placed = before.into_iter().chain([new]).chain(behind);
+        self.ranges.splice(from..to.max(from), placed);
+    }
+
+    /// Adds many at once, in time that grows with their number and not with its square.
+    fn insert_all(&mut self, mut new: Vec<Range>) {
+        new.sort_by_key(|range| range.start);
+        // Those that overlap others of them: what was said later holds.
+        let mut behind = 0;
+        let (apart, overlapping): (Vec<Range>, Vec<Range>) = new.into_iter().partition(|range| {
+            let is_apart = range.start >= behind && range.end > range.start;
+            if is_apart {
+                behind = range.end;
             }
-            if range.start < new.start {
-                kept.push(Range {
-                    end: new.start,
-                    ..range.clone()
-                });
+            is_apart
+        });
+        let mut all = Vec::with_capacity(self.ranges.len().saturating_add(apart.len()));
+        let mut next = 0;
+        for old in self.ranges.drain(..) {
+            while apart.get(next).is_some_and(|new| new.end <= old.start) {
+                next += 1;
             }
-            if range.end > new.end {
-                kept.push(Range {
-                    start: new.end,
-                    offset: range.offset + (new.end - range.start),
-                    ..range
-                });
+            let mut from = old.start;
+            for new in apart.get(next..).unwrap_or_default() {
+                if new.start >= old.end {
+                    break;
+                }
+                all.extend(part(&old, from, new.start));
+                from = new.end;
             }
+            all.extend(part(&old, from, old.end));
         }
-        kept.push(new);
-        kept.sort_by_key(|range| range.start);
-        self.ranges = kept;
+        all.extend(apart);
+        all.sort_by_key(|range| range.start);
+        self.ranges = all;
+        for range in overlapping {
+            self.insert(range);
+        }
     }
 
     /// The range that holds an address.
@@ -320,6 +380,17 @@ impl AddressSpace {
     pub fn ranges(&self) -> &[Range] {
         &self.ranges
     }
+}
+
+/// The part of a range between two addresses, if there is one.
+fn part(range: &Range, from: u64, to: u64) -> Option<Range> {
+    let (start, end) = (from.max(range.start), to.min(range.end));
+    (start < end).then(|| Range {
+        start,
+        end,
+        offset: range.offset.saturating_add(start - range.start),
+        ..range.clone()
+    })
 }
 
 #[cfg(test)]
@@ -370,6 +441,32 @@ mod tests {
                 (0x5000, 0x9000, 0x4000)
             ]
         );
+    }
+
+    #[test]
+    fn many_at_once_are_as_one_after_the_other() {
+        let old = [(0x1000, 0x9000), (0xa000, 0xb000), (0xc000, 0xf000)];
+        let new = [
+            (0x0, 0x800),
+            (0x2000, 0x3000),
+            (0x4000, 0x5000),
+            (0x8000, 0xa800),
+            (0xc000, 0xd000),
+            (0xe000, 0x1_0000),
+            // Overlaps what was said before.
+            (0x4800, 0x6000),
+        ];
+        let mut one = AddressSpace::default();
+        for (start, end) in old {
+            one.insert(range(start, end, start));
+        }
+        let mut all = one.clone();
+        for (start, end) in new {
+            one.insert(range(start, end, 0));
+        }
+        all.insert_all(new.map(|(start, end)| range(start, end, 0)).into());
+        assert_eq!(shape(&one), shape(&all));
+        assert_eq!(one.ranges().len(), 14);
     }
 
     #[test]

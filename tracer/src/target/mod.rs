@@ -8,6 +8,7 @@ pub mod discover;
 pub mod elf;
 mod flow;
 pub mod loading;
+pub mod open;
 pub mod process;
 pub mod select;
 pub mod site;

@@ -1,6 +1,11 @@
 //! The bytes of a file that its unwind table is made from. It knows nothing of what stands in them.
 
-use std::{ops::Range, os::unix::fs::MetadataExt};
+use std::{fs::File, ops::Range, os::unix::fs::MetadataExt};
+
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
 
 use super::TableError;
 use crate::{
@@ -11,6 +16,9 @@ use crate::{
 
 /// The largest file that is read for its unwind table, bytes.
 const MAX_FILE: u64 = 4 << 30;
+
+/// The most that is read of it, bytes: it is all in memory for a moment. Browsers and databases need some 300 MiB.
+const MOST_READ: u64 = 512 << 20;
 
 /// A file's bytes, with zeros in the place of what no table needs.
 ///
@@ -27,7 +35,42 @@ pub(super) fn read(module: &Module) -> Result<Vec<u8>, TableError> {
     Vec::<u8>::new()
         .try_reserve_exact(length)
         .map_err(|_| TableError::Read(format!("there is no memory for its {size} bytes")))?;
-    read_parts(&module.file, length, &needed(module.elf.as_ref(), size)).map_err(failed)
+    let parts = written(&module.file, &needed(module.elf.as_ref(), size)).map_err(failed)?;
+    let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
+    if bytes > MOST_READ {
+        return Err(TableError::Read(format!("{bytes} bytes of it are needed")));
+    }
+    read_parts(&module.file, length, &parts).map_err(failed)
+}
+
+/// What of some parts of a file is more than a hole: holes take no space in the file, and shall take none in memory.
+fn written(file: &File, parts: &[Range<u64>]) -> std::io::Result<Vec<Range<u64>>> {
+    let mut all = Vec::new();
+    for part in parts {
+        let mut from = part.start;
+        while from < part.end {
+            // Behind the last data of a file there is none.
+            let start = match seek(file, SeekFrom::Data(from)) {
+                Ok(start) => start.max(from),
+                Err(Errno::NXIO) => break,
+                // A file system without holes.
+                Err(Errno::INVAL) => from,
+                Err(error) => return Err(error.into()),
+            };
+            let end = match seek(file, SeekFrom::Hole(start)) {
+                Ok(end) => end.min(part.end),
+                Err(Errno::NXIO) => break,
+                Err(Errno::INVAL) => part.end,
+                Err(error) => return Err(error.into()),
+            };
+            if start >= part.end || end <= start {
+                break;
+            }
+            all.push(start..end);
+            from = end;
+        }
+    }
+    Ok(all)
 }
 
 /// Which file it is and when it changed last, asked anew.
@@ -96,12 +139,30 @@ fn needed(elf: Option<&ElfFile>, size: u64) -> Vec<Range<u64>> {
 mod tests {
     #![expect(clippy::expect_used, reason = "tests")]
 
-    use super::{needed, read_parts};
+    use super::{needed, read_parts, written};
     use crate::{
         target::elf::ElfFile,
         unwind::{BuildOptions, build},
     };
-    use std::fs;
+    use std::{fs, os::unix::fs::FileExt as _};
+
+    #[test]
+    fn holes_of_a_file_are_not_read() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(4 << 30).expect("sparse");
+        file.write_all_at(&[1; 100], 1 << 20).expect("written");
+        file.write_all_at(&[1; 100], 3 << 30).expect("written");
+        let all = written(&file, std::slice::from_ref(&(0..4 << 30))).expect("sought");
+        let bytes: u64 = all.iter().map(|part| part.end - part.start).sum();
+        assert!(bytes < 1 << 20, "{all:?}");
+        for place in [1 << 20, 3 << 30] {
+            assert!(
+                all.iter()
+                    .any(|part| part.contains(&place) && part.contains(&(place + 99))),
+                "{all:?}"
+            );
+        }
+    }
 
     #[test]
     fn debug_information_is_not_read_and_not_missed() {

@@ -1,11 +1,16 @@
 //! Looks at the blocks that survived windows, from outside: which are still there. When, and of which; the ledger makes of it what it can.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use super::super::{Session, process::Traced};
 use crate::{
     kernel::{BlockReading, BlockToRead, monotonic_ns, read_blocks, thread_cpu_time},
     ledger::{Reading, Survivor},
+    target::process::{answering_memory, lies_in},
 };
 
 /// Looks at the last window's survivors after its end: most blocks that do not last go soon.
@@ -90,11 +95,24 @@ fn memory(traced: &Traced) -> u64 {
     traced.anonymous_bytes.saturating_add(traced.swapped_bytes)
 }
 
+/// Looks at blocks, but for those that lie where reading may wait for somebody. Where the next one begins a block says itself, and with it
+/// who writes it.
+pub(super) fn read_answering(
+    pid: u32,
+    blocks: &[BlockToRead],
+) -> io::Result<Vec<Option<BlockReading>>> {
+    if blocks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let memory = answering_memory(Path::new("/proc"), pid).map_err(io::Error::other)?;
+    read_blocks(pid, blocks, &|start, end| lies_in(&memory, start, end))
+}
+
 /// Looks at the blocks that survived the last window.
 pub(super) fn look_at_newest(traced: &mut Traced) {
     let blocks: Vec<BlockToRead> = traced.windows.cohorts.newest().map(to_read).collect();
     // A process that is gone, or has just replaced its program, holds nothing that could be contradicted.
-    if let Ok(readings) = read_blocks(traced.pid, &blocks) {
+    if let Ok(readings) = read_answering(traced.pid, &blocks) {
         let readings = as_readings(&readings);
         traced
             .windows
@@ -111,7 +129,7 @@ pub(super) fn look_at_newest(traced: &mut Traced) {
 fn look_at_all(traced: &mut Traced) {
     let blocks: Vec<BlockToRead> = traced.windows.cohorts.watched().map(to_read).collect();
     // As above.
-    if let Ok(readings) = read_blocks(traced.pid, &blocks) {
+    if let Ok(readings) = read_answering(traced.pid, &blocks) {
         let readings = as_readings(&readings);
         traced.windows.cohorts.check(monotonic_ns(), &readings);
     }

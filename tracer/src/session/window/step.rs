@@ -8,7 +8,7 @@ use leakscope_common::{HIT_SLOTS, Loss};
 use super::{
     super::{Session, Wanted, fault::place, process::Traced},
     Closing, Detaching, Late, Open, OwnTime, Used, Windows,
-    look::{as_reading, look_at_newest, look_before_window},
+    look::{as_reading, look_at_newest, look_before_window, read_answering},
     usage::Boundary,
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     duration::times,
     kernel::{
         BlockToPut, BlockToRead, KernelError, close_links, monotonic_ns, raise_priority,
-        read_blocks, thread_cpu_time,
+        thread_cpu_time,
     },
     ledger::{Cohorts, MOST_WATCHED, Reading, SiteId, Survivor},
     target::process::{list_threads, mode_ticks},
@@ -301,7 +301,7 @@ impl Session {
             .collect();
         let looks: HashMap<u64, Reading> = ask
             .iter()
-            .zip(read_blocks(traced.pid, &ask).unwrap_or_default())
+            .zip(read_answering(traced.pid, &ask).unwrap_or_default())
             .filter_map(|(block, reading)| Some((block.address, as_reading(&reading?))))
             .collect();
         let detaching = detaching.take().unwrap_or_else(|| begin_to_detach(traced));

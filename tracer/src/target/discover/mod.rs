@@ -24,7 +24,9 @@ use thiserror::Error;
 
 use super::allocator::AllocatorKind;
 use super::loading::read_maps_with_coming_code;
-use super::process::{Device, MemoryMap, ProcessError, open_mapped_through, read_process};
+use super::process::{
+    Device, MemoryMap, ProcessError, open_mapped_through, read_environment, read_process,
+};
 use files::Facts;
 use memory::{CodeInMemory, Comparison};
 
@@ -78,7 +80,7 @@ pub fn discover(files: &Files, proc_root: &Path, pid: u32) -> Result<Discovery, 
         executable: fs::metadata(folder.join("exe"))
             .ok()
             .map(|exe| (exe.dev(), exe.ino())),
-        preloaded: preloaded(&folder),
+        preloaded: preloaded(proc_root, pid),
         memory: CodeInMemory::open(&folder),
     };
 
@@ -264,8 +266,8 @@ fn placement(
 }
 
 /// `LD_PRELOAD` of the environment that the program was started with: names parted by colons or spaces.
-fn preloaded(folder: &Path) -> Vec<Vec<u8>> {
-    let environment = fs::read(folder.join("environ")).unwrap_or_default();
+fn preloaded(proc_root: &Path, pid: u32) -> Vec<Vec<u8>> {
+    let environment = read_environment(proc_root, pid).unwrap_or_default();
     environment
         .split(|&byte| byte == 0)
         .find_map(|variable| variable.strip_prefix(b"LD_PRELOAD="))

@@ -126,14 +126,16 @@ pub(super) fn name_sections(
             let name = names
                 .get(section.sh_name.get(LE) as usize..)
                 .unwrap_or_default();
+            // A hostile file could point a hundred thousand sections at one long string.
+            let name = name.get(..name.len().min(64)).unwrap_or_default();
             let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
             Section {
-                // A hostile file could point a hundred thousand sections at one long string.
-                name: String::from_utf8_lossy(name.get(..name.len().min(64)).unwrap_or_default())
-                    .into_owned(),
+                name: String::from_utf8_lossy(name).into_owned(),
                 vaddr: section.sh_addr.get(LE),
                 file_offset: section.sh_offset.get(LE),
                 size: section.sh_size.get(LE),
+                kind: section.sh_type.get(LE).0,
+                flags: section.sh_flags.get(LE).0,
             }
         })
         .collect()

@@ -32,6 +32,9 @@ use symbols::SymbolTable;
 /// `EM_X86_64` of the psABI: the machine whose code this build can read.
 pub const MACHINE_X86_64: u16 = 62;
 
+/// Most note segments that are looked into for the build-id. Real files have two or three.
+const MOST_NOTES: usize = 64;
+
 /// Bytes of a page of x86_64, the unit of mappings.
 const PAGE: u64 = 4096;
 
@@ -91,6 +94,10 @@ pub struct Section {
     pub file_offset: u64,
     /// Bytes.
     pub size: u64,
+    /// `sh_type`.
+    pub kind: u32,
+    /// `sh_flags`.
+    pub flags: u64,
 }
 
 impl Section {
@@ -213,10 +220,13 @@ impl ElfFile {
             }
         };
         let mut build_id = None;
-        for program in of_type(elf::PT_NOTE) {
+        for program in of_type(elf::PT_NOTE).take(MOST_NOTES) {
+            if build_id.is_some() {
+                break;
+            }
             // A damaged note is no reason to give up the file.
             if let Ok(notes) = read_program(source, program, "a note lies outside of it") {
-                build_id = build_id.or_else(|| find_build_id(&notes, program.p_align.get(LE)));
+                build_id = find_build_id(&notes, program.p_align.get(LE));
             }
         }
         let dynamic = match of_type(elf::PT_DYNAMIC).next() {

@@ -170,6 +170,8 @@ fn a_debug_link_is_read_and_never_leads_elsewhere() {
             vaddr: 0,
             file_offset: 0,
             size: bytes.len() as u64,
+            kind: 1,
+            flags: 0,
         };
         read_debug_link(bytes, &section)
     };

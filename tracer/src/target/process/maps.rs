@@ -1,13 +1,14 @@
 //! `/proc/PID/maps`, and opening the files that it names.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{ProcessError, malformed, read};
+use crate::target::open::{open_below, open_here};
 
 /// What the kernel appends to the name of a file that has been unlinked (`d_path()` of `fs/d_path.c`).
 const DELETED: &[u8] = b" (deleted)";
@@ -234,7 +235,7 @@ pub fn open_mapped_through(proc_root: &Path, pid: u32, map: &MemoryMap) -> io::R
     }
     let folder = proc_root.join(pid.to_string());
     let by_range = folder.join(format!("map_files/{:x}-{:x}", map.start, map.end));
-    let range_error = match open_regular(&by_range) {
+    let range_error = match open_here(&by_range) {
         Ok(file) => {
             return Ok(OpenedMap {
                 file,
@@ -274,8 +275,9 @@ fn open_by_name(folder: &Path, pid: u32, map: &MemoryMap) -> io::Result<OpenedMa
     let mut error = io::Error::from(io::ErrorKind::NotFound);
     for root in roots {
         for name in names {
-            let path = root.join(OsStr::from_bytes(name));
-            match open_regular(&path).and_then(|file| check_identity(file, map)) {
+            let name = Path::new(OsStr::from_bytes(name));
+            let path = root.join(name);
+            match open_below(&root, name).and_then(|file| check_identity(file, map)) {
                 Ok(opened) => return Ok(opened),
                 Err(refused) => error = describe(&path, &refused),
             }
@@ -308,26 +310,4 @@ fn check_identity(file: File, map: &MemoryMap) -> io::Result<OpenedMap> {
         OpenedThrough::NameSameInode
     };
     Ok(OpenedMap { file, through })
-}
-
-/// Opens a regular file, and nothing else: a name in a foreign root may lead to a pipe or a device.
-fn open_regular(path: &Path) -> io::Result<File> {
-    let refuse_other = |metadata: std::fs::Metadata| {
-        if metadata.is_file() {
-            Ok(())
-        } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            ))
-        }
-    };
-    refuse_other(std::fs::metadata(path)?)?;
-    // Non-blocking, in case a pipe takes the name between the two calls.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)?;
-    refuse_other(file.metadata()?)?;
-    Ok(file)
 }

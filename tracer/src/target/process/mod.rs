@@ -4,11 +4,14 @@
 //! `proc_pid_cgroup(5)`) and the ways in which a process can vanish while it is read. Must not know what the
 //! mapped files contain.
 
+mod answering;
 mod exit;
 mod maps;
 mod memory;
 pub mod pagemap;
 
+pub(crate) use answering::read_environment;
+pub use answering::{answering_memory, lies_in};
 pub use exit::{OomKills, OutOfMemory, signal_name, zombie_exit_code};
 pub use maps::{
     Device, MemoryMap, OpenedMap, OpenedThrough, open_mapped, open_mapped_through, parse_maps,
