@@ -116,6 +116,7 @@ const PROGRAMS: &[Program] = &[
     c("family", "family.c", POINTERS),
     c("basic", "basic.c", POINTERS),
     c("renamed", "renamed.c", POINTERS),
+    c("hostile", "hostile.c", POINTERS),
     c("fill_up", "fill_up.c", POINTERS),
     c("basic-stripped", "basic.c", &["-O1", "-static", "-s"]),
     c(

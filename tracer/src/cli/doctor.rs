@@ -250,3 +250,23 @@ fn print_process(out: &mut dyn Write, pid: u32) -> io::Result<bool> {
     }
     Ok(!found.probes.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::line;
+    use crate::kernel::Verdict;
+
+    #[test]
+    fn a_name_with_escapes_moves_no_cursor() {
+        let mut out = Vec::new();
+        let name = "e\u{1b}[2J\u{1b}]0;title\u{7}\r\nok\u{202e}";
+        line(&mut out, Verdict::Missing, "name", name, name).unwrap_or_default();
+        let text = String::from_utf8_lossy(&out);
+        assert_eq!(text.lines().count(), 2);
+        assert!(
+            text.lines()
+                .all(|line| !line.chars().any(char::is_control) && !line.contains('\u{202e}')),
+            "{text:?}"
+        );
+    }
+}

@@ -149,13 +149,14 @@ impl Symbols for ElfSymbols {
         let own = module.open_path();
         let best = self.debug.path_for(module);
         // A debug file may lack what the module's own dynamic symbols have.
-        let mut paths = vec![best];
-        if paths.first() != Some(&own) {
-            paths.push(own);
-        }
-        for path in paths {
-            let readable = match self.vetted.readable(&path) {
+        let mut paths = vec![(false, best)];
+        paths.retain(|(_, best)| *best != own);
+        paths.push((true, own));
+        for (is_own, path) in paths {
+            let readable = match self.vetted.readable(module.number, is_own, &path) {
                 Ok(readable) => readable,
+                // Its own symbols are better than nothing.
+                Err(_) if !is_own => continue,
                 Err(why) => {
                     self.give_up(module, why);
                     return Vec::new();
@@ -216,7 +217,7 @@ mod tests {
 
     use super::{ElfSymbols, Symbols as _};
     use crate::{symbol::Module, target::elf::ElfFile};
-    use std::{fs::File, path::PathBuf};
+    use std::{fs::File, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
     fn ourselves() -> Module {
         let path = std::env::current_exe().unwrap();
@@ -231,6 +232,25 @@ mod tests {
             build_id: None,
             identity: (0, 0, 0, 0),
         }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_keeps_its_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cut");
+        std::fs::copy(std::env::current_exe().unwrap(), &path).unwrap();
+        // Anybody may write to it: it is read as a copy.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let mut module = ourselves();
+        module.file = file;
+        let entry = module.elf.as_ref().unwrap().entry;
+        let mut symbols = ElfSymbols::default();
+        let before = symbols.name(&module, entry);
+        assert!(before.iter().any(|named| named.function == "_start"));
+        module.file.set_len(4096).unwrap();
+        assert_eq!(symbols.name(&module, entry + 1).len(), before.len());
+        assert_eq!(symbols.refused(), []);
     }
 
     #[test]

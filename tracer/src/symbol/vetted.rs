@@ -4,19 +4,15 @@
 
 use std::{
     collections::HashMap,
-    fs::{File, Metadata},
+    fs::File,
     io::{self, Read},
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::{FileExt as _, MetadataExt as _},
-    },
+    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
     path::{Path, PathBuf},
 };
 
 use object::elf::{ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, SHF_COMPRESSED, SHT_NOBITS};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-use super::space::nanoseconds;
 use crate::target::{
     elf::{ElfFile, Section},
     open::is_trusted,
@@ -63,9 +59,6 @@ const NEEDLESS: [&str; 9] = [
     ".debug_loclists",
 ];
 
-/// A file's device, inode, size and times of change: with the same, it holds the same.
-type Identity = (u64, u64, u64, i64, i64);
-
 /// What may be read in a file's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Readable {
@@ -74,10 +67,12 @@ pub(super) struct Readable {
     pub(super) has_debug: bool,
 }
 
-/// What is known of files, and the copies that were made of them.
+/// What is known of files, and the copies that were made of them. A file is looked at once: what was read of it stays, whatever its owner
+/// does to it.
 #[derive(Debug, Default)]
 pub(super) struct Vetted {
-    known: HashMap<Identity, Result<Option<Copy>, String>>,
+    /// By module, and whether it is the module itself or its debug file.
+    known: HashMap<(u64, bool), Result<Option<Copy>, String>>,
     copied: u64,
 }
 
@@ -88,15 +83,18 @@ struct Copy {
 }
 
 impl Vetted {
-    /// What may be read in the place of a file that is held open, or why nothing may.
-    pub(super) fn readable(&mut self, path: &Path) -> Result<Readable, String> {
-        let file = File::open(path).map_err(|error| error.to_string())?;
-        let metadata = file.metadata().map_err(|error| error.to_string())?;
+    /// What may be read in the place of a module, or of its debug file, which is held open; or why nothing may.
+    pub(super) fn readable(
+        &mut self,
+        module: u64,
+        is_own: bool,
+        path: &Path,
+    ) -> Result<Readable, String> {
         let copied = &mut self.copied;
-        let verdict = self
-            .known
-            .entry(identity(&metadata))
-            .or_insert_with(|| look(&file, ALL_COPIES.saturating_sub(*copied), copied));
+        let verdict = self.known.entry((module, is_own)).or_insert_with(|| {
+            let file = File::open(path).map_err(|error| error.to_string())?;
+            look(&file, ALL_COPIES.saturating_sub(*copied), copied)
+        });
         match verdict {
             Ok(None) => Ok(Readable {
                 path: path.to_owned(),
@@ -109,16 +107,6 @@ impl Vetted {
             Err(why) => Err(why.clone()),
         }
     }
-}
-
-fn identity(metadata: &Metadata) -> Identity {
-    (
-        metadata.dev(),
-        metadata.ino(),
-        metadata.len(),
-        nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
-        nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
-    )
 }
 
 /// Looks at a file: it may be read as it is (`None`), or as a copy, or not at all.
@@ -157,7 +145,7 @@ fn unpacked(file: &File, elf: &ElfFile, wanted: impl Fn(&Section) -> bool) -> io
 }
 
 fn is_compressed(section: &Section) -> bool {
-    section.flags & u64::from(SHF_COMPRESSED.0) != 0
+    section.flags & SHF_COMPRESSED.0 != 0
 }
 
 /// What a compressed section says of itself.

@@ -76,7 +76,7 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// # Errors
 /// It is no regular file, or lies where opening can wait or have effects.
 pub fn open_here(path: &Path) -> io::Result<File> {
-    admit(open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    admit(&open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Opens a file by the name that it has for a target: no link and no `..` leads out of `root`.
@@ -89,7 +89,7 @@ pub fn open_below(root: &Path, name: &Path) -> io::Result<File> {
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    admit(openat2(
+    admit(&openat2(
         root,
         name,
         OFlags::PATH | OFlags::CLOEXEC,
@@ -99,11 +99,11 @@ pub fn open_below(root: &Path, name: &Path) -> io::Result<File> {
 }
 
 /// Opens for reading what was found, if that is safe.
-fn admit(found: OwnedFd) -> io::Result<File> {
+fn admit(found: &OwnedFd) -> io::Result<File> {
     let refuse = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
     // What is known is enough: a file system that is asked may not answer.
     let about = statx(
-        &found,
+        found,
         c"",
         AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
         StatxFlags::TYPE,
@@ -114,7 +114,7 @@ fn admit(found: OwnedFd) -> io::Result<File> {
     if about.stx_dev_major == 0 && is_fuse(about.stx_dev_minor) {
         return Err(refuse("it lies on FUSE, which may never answer".to_owned()));
     }
-    let kind = kind_of(&found)?;
+    let kind = kind_of(found)?;
     if let Some((_, name)) = REFUSED.iter().find(|(magic, _)| *magic == kind) {
         return Err(refuse(format!("it lies on {name}")));
     }
