@@ -1,6 +1,12 @@
 //! What the probe tells of: stacks, programs that begin, mappings, processes that start. Each event is handed to the room that it concerns.
 
-use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, path::PathBuf, time::Instant};
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    os::unix::ffi::OsStringExt as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use leakscope_common::STACK_UNKNOWN_MAPPING;
 
@@ -12,13 +18,21 @@ use crate::{
     target::process::{Device, MemoryMap},
 };
 
-/// So many events are dealt with before anything else has its turn: some 50 ms.
+/// So many events are dealt with before anything else has its turn, and for so long: those of a process that maps code without end come
+/// as fast as they can be dealt with.
 const EVENTS_AT_ONCE: usize = 100_000;
+const EVENTS_WITHIN: Duration = Duration::from_millis(50);
 
 impl Session {
     /// Deals with what the probe has said so far; with more at the next step, should it come faster than it can be dealt with.
     pub(super) fn drain(&mut self) -> Result<(), KernelError> {
+        let begun = Instant::now();
+        // However often a process maps code, one look at what it maps sees all of it.
+        let mut mapped = BTreeSet::new();
         for _ in 0..EVENTS_AT_ONCE {
+            if begun.elapsed() > EVENTS_WITHIN {
+                break;
+            }
             let Some(event) = self.probe.next_event() else {
                 break;
             };
@@ -50,8 +64,12 @@ impl Session {
                     held,
                 } => {
                     let owner = self.memory_of(pid, incarnation);
-                    self.note_mapping(owner, held && owner == pid)?;
-                    if held && owner != pid {
+                    if !held {
+                        mapped.insert(owner);
+                        continue;
+                    }
+                    self.note_mapping(owner, owner == pid)?;
+                    if owner != pid {
                         let _ = self.probe.resume(pid);
                     }
                 }
@@ -86,6 +104,11 @@ impl Session {
                     }
                 }
             }
+            self.faults.work_on(None);
+        }
+        for pid in mapped {
+            self.faults.work_on(pid);
+            self.note_mapping(pid, false)?;
             self.faults.work_on(None);
         }
         Ok(())

@@ -466,7 +466,7 @@ mod tests {
         }
         all.insert_all(new.map(|(start, end)| range(start, end, 0)).into());
         assert_eq!(shape(&one), shape(&all));
-        assert_eq!(one.ranges().len(), 14);
+        assert_eq!(one.ranges().len(), 12);
     }
 
     #[test]
