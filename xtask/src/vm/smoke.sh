@@ -1,4 +1,5 @@
-sh -c 'i=0; while :; do i=$((i + 1)); eval "v$i=xxxxxxxxxxxxxxxx"; sleep 0.02; done' &
+# Not the shell of busybox, which is linked statically and has no names.
+/usr/bin/sh -c 'i=0; while :; do i=$((i + 1)); eval "v$i=xxxxxxxxxxxxxxxx"; sleep 0.02; done' &
 victim=$!
 
 holds() {
