@@ -26,7 +26,8 @@ pub(crate) enum Needs {
 pub struct Program {
     /// The name of the built file.
     pub name: &'static str,
-    compiler: &'static str,
+    /// What it is built with.
+    pub compiler: &'static str,
     source: &'static str,
     flags: &'static [&'static str],
     /// Files that must lie beside it.
@@ -317,6 +318,10 @@ const PROGRAMS: &[Program] = &[
             "-fno-pie",
         ],
     ),
+    Program {
+        compiler: "c++",
+        ..c("losing", "losing.cpp", &["-g", "-O1", "-pthread"])
+    },
     Program {
         compiler: "c++",
         ..c(

@@ -16,6 +16,9 @@ const OVERHEAD: u64 = 48;
 const ALIGNMENT: u64 = 16;
 const CLASSES: u32 = 32;
 
+/// A pool that changes under the reader is read so often.
+const TRIES: usize = 4;
+
 /// What the pools of a process hold.
 #[derive(Debug, Default)]
 pub(super) struct Pools {
@@ -25,8 +28,8 @@ pub(super) struct Pools {
     pub(super) free_bytes: u64,
     /// How many free blocks there are.
     pub(super) free_pieces: u64,
-    /// Pools whose list of free blocks changed while it was read: all of their blocks count as in use.
-    pub(super) torn: u64,
+    /// Pools whose list of free blocks changed whenever it was read. There may be objects in them, so that what they point to is held.
+    pub(super) torn: Vec<Range<u64>>,
 }
 
 /// A pool's header.
@@ -65,7 +68,7 @@ fn overlaps(segments: &[Segment], range: &Range<u64>) -> bool {
 
 fn find_in(memory: &dyn Memory, region: &Region, size: u64, known: &[Segment], pools: &mut Pools) {
     let mut bytes = vec![0; size as usize];
-    let mut run: Vec<(u64, Header)> = Vec::new();
+    let mut run: Vec<u64> = Vec::new();
     for present in &region.present {
         // The end of a pool may never have been written to, its beginning was.
         let mut start = present.start.next_multiple_of(size);
@@ -74,12 +77,11 @@ fn find_in(memory: &dyn Memory, region: &Region, size: u64, known: &[Segment], p
             let is_free = pool.end <= region.range.end
                 && !overlaps(known, &pool)
                 && !overlaps(&pools.segments, &pool);
-            let header = header_at(memory, start, size).filter(|_| is_free);
-            if let Some(header) = header {
-                if run.last().is_some_and(|(last, _)| last + size != start) {
+            if is_free && header_at(memory, start, size).is_some() {
+                if run.last().is_some_and(|last| last + size != start) {
                     add_run(memory, &mut run, size, &mut bytes, pools);
                 }
-                run.push((start, header));
+                run.push(start);
             }
             start = pool.end;
         }
@@ -89,9 +91,13 @@ fn find_in(memory: &dyn Memory, region: &Region, size: u64, known: &[Segment], p
 
 fn header_at(memory: &dyn Memory, start: u64, size: u64) -> Option<Header> {
     let mut bytes = [0; OVERHEAD as usize];
-    if memory.read(start, &mut bytes) != bytes.len() {
-        return None;
-    }
+    (memory.read(start, &mut bytes) == bytes.len())
+        .then(|| header_of(&bytes, start, size))
+        .flatten()
+}
+
+/// The header with which these bytes begin.
+fn header_of(bytes: &[u8], start: u64, size: u64) -> Option<Header> {
     let half = |at: usize| {
         let part = bytes.get(at..at + 4)?;
         Some(u32::from_le_bytes(part.try_into().ok()?))
@@ -126,30 +132,34 @@ fn header_at(memory: &dyn Memory, start: u64, size: u64) -> Option<Header> {
 /// Adds the blocks of pools that follow each other.
 fn add_run(
     memory: &dyn Memory,
-    run: &mut Vec<(u64, Header)>,
+    run: &mut Vec<u64>,
     size: u64,
     bytes: &mut [u8],
     pools: &mut Pools,
 ) {
-    let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else {
         return;
     };
     let mut segment = Segment::new(*first..last + size, 0);
     let mut window = Window::new(memory, *first, last + size);
-    for (start, header) in run.drain(..) {
-        if let Some(all) = window.from(start)
-            && let Some(all) = all.get(..bytes.len())
-        {
-            bytes.copy_from_slice(all);
-        } else if memory.read(start, bytes) != bytes.len() {
-            continue;
-        }
+    for start in run.drain(..) {
         segment.begin(start, false);
-        let free = free_blocks(bytes, start, &header);
-        if free.is_none() {
-            pools.torn += 1;
-        }
-        let free = free.unwrap_or_default();
+        let found = (0..TRIES).find_map(|again| {
+            let held = window.from(start).and_then(|all| all.get(..bytes.len()));
+            if let Some(all) = held.filter(|_| again == 0) {
+                bytes.copy_from_slice(all);
+            } else if memory.read(start, bytes) != bytes.len() {
+                return None;
+            }
+            // Header and list belong together only if they were read together.
+            let header = header_of(bytes, start, size)?;
+            let free = free_blocks(bytes, start, &header)?;
+            Some((header, free))
+        });
+        let Some((header, free)) = found else {
+            pools.torn.push(start..start + size);
+            continue;
+        };
         let mut offset = OVERHEAD;
         while offset + header.block <= header.next {
             let is_free = free.binary_search(&(start + offset)).is_ok();

@@ -294,7 +294,8 @@ pub(super) fn walk(
         result.has_pools = !pools.segments.is_empty();
         result.free_bytes += pools.free_bytes;
         result.free_pieces += pools.free_pieces;
-        result.torn_pools = pools.torn;
+        result.torn_pools = pools.torn.len() as u64;
+        apart.torn.extend(pools.torn);
         segments.extend(pools.segments);
     }
     segments.extend(owners::segments(owned, &segments));

@@ -42,7 +42,7 @@ pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use sizes::{BlockSize, SizeCounts};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
-pub use unreachable::Unreachable;
+pub use unreachable::{NO_POINTER, Unreachable};
 pub use verdict::{Judgement, Turnover, Verdict};
 pub use windows::{ProcessBesides, ToldApart, WindowOfSite, are_enough, judge_windows};
 

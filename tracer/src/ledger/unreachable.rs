@@ -3,6 +3,9 @@
 use super::verdict::{Judgement, LOOK_FOR_S, Verdict};
 use crate::units::{blocks, count};
 
+/// How a verdict begins that rests on them.
+pub const NO_POINTER: &str = "no pointer in the process leads to";
+
 /// Fewer blocks may be on their way: a pointer that is only in the kernel, in a pipe or a wait queue.
 const LEAST_BLOCKS: u64 = 10;
 
@@ -31,7 +34,7 @@ impl Unreachable {
             return by_flow;
         }
         let reason = format!(
-            "no pointer in the process leads to {} of {}",
+            "{NO_POINTER} {} of {}",
             if self.objects == self.checked {
                 "any".to_owned()
             } else {

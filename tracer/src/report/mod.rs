@@ -42,6 +42,7 @@ pub use model::{
     ReadError, Report, ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind, SiteType,
     Suppressed, Tier, Verdict,
 };
+pub use names::LOST_AT_EXIT;
 pub(crate) use names::clean;
 pub use pprof::{Pprof, PprofAllocs};
 pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};

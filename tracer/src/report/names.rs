@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use super::model::{Frame, HeapUse, Process, ReportParts, Site};
-use crate::units;
+use crate::{ledger::NO_POINTER, units};
 
 /// Whether a character is kept: no control characters, none that reorder the line (Unicode's bidirectional
 /// formatting characters, U+202A-U+202E and U+2066-U+2069), none that XML 1.0 excludes.
@@ -138,6 +138,9 @@ impl ReportParts {
     }
 }
 
+/// How a verdict begins that rests on the blocks which a process had lost where it ended.
+pub const LOST_AT_EXIT: &str = "lost at exit";
+
 /// How full a heap is, in words.
 pub(super) fn heap_use(heap: &HeapUse) -> String {
     format!(
@@ -161,7 +164,14 @@ pub(super) fn looked_at(site: &Site) -> Vec<String> {
             .collect();
         lines.push(format!("types: {}", types.join(", ")));
     }
-    if let Some(found) = site.reachability.filter(|found| found.unreachable > 0) {
+    // The verdict may say it already.
+    let is_said = [LOST_AT_EXIT, NO_POINTER]
+        .iter()
+        .any(|said| site.verdict_reason.starts_with(said));
+    if let Some(found) = site
+        .reachability
+        .filter(|found| found.unreachable > 0 && !is_said)
+    {
         lines.push(format!(
             "unreachable: {} of {} looked at; no pointer in the process leads to them",
             units::count(found.unreachable),

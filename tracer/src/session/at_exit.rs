@@ -1,27 +1,22 @@
 //! Lost at exit: a command of ours is held where it is about to end, and its heap is looked at. What no pointer leads to then, nobody
 //! can free any more; the live table says which stacks allocated it. Names nothing.
 
-use std::{
-    collections::HashMap,
-    ops::Range,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, ops::Range, time::Instant};
 
 use leakscope_common::UNKNOWN_SITE;
 
-use super::{Session, TraceError, process::Traced};
+use super::{
+    Session, TraceError,
+    process::{Traced, wait_until_stopped},
+};
 use crate::{
     heap::{self, LookOptions, LostBlock, RootName},
     kernel::{LiveBlock, monotonic_ns, read_registers, shares_memory},
     ledger::SiteId,
     reader::{ProcessMemory, WithRegisters, read_address_space},
     report::{LostAtExit, LostType, Reachability, Site, SiteKind},
-    target::process::{list_threads, read_process, thread_state},
+    target::process::read_process,
 };
-
-/// How long to wait until all threads of a held process have stopped; the signal is pending already, so that this takes microseconds.
-const STOP_WITHIN: Duration = Duration::from_millis(500);
 
 /// Of so many types at most is said how many blocks of them are lost.
 const MOST_TYPES: usize = 20;
@@ -210,20 +205,5 @@ impl Session {
                 self.joined(other) == id
             }
         });
-    }
-}
-
-/// Waits until all threads of a process have stopped; gives those that have memory.
-fn wait_until_stopped(proc_root: &Path, thread: u32) -> Vec<u32> {
-    let begun = Instant::now();
-    loop {
-        let mut threads = list_threads(proc_root, thread).unwrap_or_default();
-        threads.sort_unstable();
-        let state = |thread: &u32| thread_state(proc_root, *thread).unwrap_or('X');
-        threads.retain(|thread| !matches!(state(thread), 'Z' | 'X' | 'x'));
-        if threads.iter().all(|thread| state(thread) == 'T') || begun.elapsed() >= STOP_WITHIN {
-            return threads;
-        }
-        std::thread::sleep(Duration::from_micros(50));
     }
 }

@@ -10,7 +10,10 @@ use std::{
 
 use leakscope_common::STACK_UNKNOWN_MAPPING;
 
-use super::{Session, Stack, process::Traced};
+use super::{
+    Session, Stack,
+    process::{Traced, wait_until_stopped},
+};
 use crate::{
     kernel::{KernelError, ProbeEvent},
     ledger::SiteId,
@@ -283,7 +286,7 @@ impl Session {
                 return Ok(());
             }
             if held {
-                traced.wait_until_stopped(&session.proc_root);
+                wait_until_stopped(&session.proc_root, traced.pid);
             }
             // A process that is gone by now has nothing more to be found.
             if traced

@@ -32,7 +32,8 @@ use crate::{
         elf::is_go,
         open::most_held,
         process::{
-            Process, ProcessError, cpu_time, exact_anonymous_bytes, read_memory, read_process,
+            Process, ProcessError, cpu_time, exact_anonymous_bytes, list_threads, read_memory,
+            read_process, thread_state,
         },
     },
 };
@@ -40,7 +41,7 @@ use crate::{
 /// How often a process's mappings are read for a stack that they do not explain.
 const REFRESH_EVERY: Duration = Duration::from_millis(200);
 
-/// How long to wait for a held process to stop; the signal is pending already, so that this takes microseconds.
+/// How long to wait until all threads of a held process have stopped; the signal is pending already, so that this takes microseconds.
 const STOP_WITHIN: Duration = Duration::from_millis(500);
 
 /// Why a process cannot be traced.
@@ -369,17 +370,6 @@ impl Traced {
         may
     }
 
-    /// Waits until the held process has stopped, so that the mapping it was making is there.
-    pub(super) fn wait_until_stopped(&self, proc_root: &Path) {
-        let begun = Instant::now();
-        while begun.elapsed() < STOP_WITHIN {
-            match crate::target::process::is_stopped(proc_root, self.pid) {
-                Ok(false) => std::thread::sleep(Duration::from_micros(50)),
-                Ok(true) | Err(_) => return,
-            }
-        }
-    }
-
     /// Whether its program is one of Go.
     pub(super) fn holds_go(&self) -> bool {
         self.space.ranges().iter().any(|range| {
@@ -430,6 +420,22 @@ impl Traced {
         if !self.notes.contains(&line) {
             self.notes.push(line);
         }
+    }
+}
+
+/// Waits until all threads of a held process have stopped, so that what it was doing is done; gives those that have memory. `thread`: one
+/// of them.
+pub(super) fn wait_until_stopped(proc_root: &Path, thread: u32) -> Vec<u32> {
+    let begun = Instant::now();
+    loop {
+        let mut threads = list_threads(proc_root, thread).unwrap_or_default();
+        threads.sort_unstable();
+        let state = |thread: &u32| thread_state(proc_root, *thread).unwrap_or('X');
+        threads.retain(|thread| !matches!(state(thread), 'Z' | 'X' | 'x'));
+        if threads.iter().all(|thread| state(thread) == 'T') || begun.elapsed() >= STOP_WITHIN {
+            return threads;
+        }
+        std::thread::sleep(Duration::from_micros(50));
     }
 }
 

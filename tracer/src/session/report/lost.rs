@@ -2,7 +2,7 @@
 
 use super::Traced;
 use crate::{
-    report::{LostAtExit, Reachability, ReportParts, Verdict},
+    report::{LOST_AT_EXIT, LostAtExit, Reachability, ReportParts, Verdict},
     session::Session,
     units::{blocks, bytes, count},
 };
@@ -65,7 +65,7 @@ pub(super) fn judge(session: &Session, parts: &mut ReportParts) {
 
 fn of_site(found: &Reachability) -> String {
     format!(
-        "lost at exit: {} in {}{}",
+        "{LOST_AT_EXIT}: {} in {}{}",
         bytes(found.unreachable_bytes),
         blocks(found.unreachable),
         parts_of(found.direct, found.unreachable)
