@@ -13,10 +13,16 @@ impl Cohorts {
         let effective = span.effective_s();
         let mut all = std::mem::take(&mut self.watched);
         for watched in &all {
-            self.stays
-                .entry(watched.survivor.site)
-                .or_default()
-                .note(untouched.contains(&watched.survivor.address), effective);
+            let own_ns = self
+                .cohorts
+                .get(watched.cohort as usize)
+                .map_or(span.closed_ns, |cohort| cohort.span.closed_ns);
+            let age_s = seconds(own_ns, span.closed_ns);
+            self.stays.entry(watched.survivor.site).or_default().note(
+                untouched.contains(&watched.survivor.address),
+                effective,
+                age_s,
+            );
             if let Some(counts) = self.contradictions_of(watched) {
                 if untouched.contains(&watched.survivor.address) {
                     counts.window_exposure += effective;

@@ -14,20 +14,26 @@ pub(super) struct Stays {
     touched: u32,
     /// Block-seconds in windows.
     exposure: f64,
+    /// How long after their own window one saw blocks untouched, seconds, at the most.
+    age_s: f64,
 }
 
 /// The longest that nothing must have been seen for, as a multiple of the time watched: with a mean life as long as the watch, this many block-seconds
 /// pass without an event once in twenty times (e^-3).
 const LONG_ENOUGH: f64 = 3.0;
 
+/// Blocks may all go at one age, as from a ring: what windows saw of them must reach to this part of the time watched.
+const OLD_ENOUGH: f64 = 0.5;
+
 /// Of the blocks that windows left of a site, this share is still there where hardly any went.
 const NEARLY_ALL: f64 = 0.8;
 
 impl Stays {
-    /// Notes a block that was watched through a window of so many seconds.
-    pub(super) fn note(&mut self, is_untouched: bool, window_s: f64) {
+    /// Notes a block that was watched through a window of so many seconds, which ended so long after the block's own.
+    pub(super) fn note(&mut self, is_untouched: bool, window_s: f64, age_s: f64) {
         if is_untouched {
             self.exposure += window_s;
+            self.age_s = self.age_s.max(age_s);
         } else {
             self.touched = self.touched.saturating_add(1);
         }
@@ -70,11 +76,13 @@ impl Cohorts {
             .began_ns()
             .zip(self.cohorts.last())
             .map_or(f64::INFINITY, |(began_ns, last)| {
-                seconds(began_ns, last.span.closed_ns)
+                seconds(began_ns, last.checked_ns.max(last.span.closed_ns))
             });
-        self.stays
-            .get(&site)
-            .is_some_and(|seen| seen.touched == 0 && seen.exposure >= LONG_ENOUGH * watched_s)
+        self.stays.get(&site).is_some_and(|seen| {
+            seen.touched == 0
+                && seen.exposure >= LONG_ENOUGH * watched_s
+                && seen.age_s >= OLD_ENOUGH * watched_s
+        })
     }
 }
 
@@ -142,6 +150,48 @@ mod tests {
     #[test]
     fn blocks_whose_contents_changed_are_gone_where_windows_see_others_go() {
         assert_eq!(written_to(true).counted().count(), 0);
+    }
+
+    /// Two windows shortly after each other, then none for long, as on a machine without time for more.
+    #[test]
+    fn blocks_of_a_ring_counted_for_minutes_after_two_windows_saw_them_young() {
+        let mut cohorts = Cohorts::new(1);
+        let reading = |contents| Reading {
+            header: 0x51,
+            next_header: Some(0x21),
+            fingerprint: contents,
+            ..Reading::default()
+        };
+        for window in 0..2_u64 {
+            let opened_ns = window * SECOND / 2;
+            let untouched: HashSet<u64> = cohorts.watched().map(|block| block.address).collect();
+            let born = (0..2_000).map(|number| {
+                let survivor = Survivor {
+                    address: 0x100 * (1 + 2_000 * window + number),
+                    size: 72,
+                    born_ns: opened_ns + 1,
+                    site: 3,
+                    has_header: true,
+                };
+                (survivor, Some(reading(survivor.address)))
+            });
+            let span = Span {
+                opened_ns,
+                closed_ns: opened_ns + SECOND / 5,
+                effective_s: 0.2,
+                uncertainty: 0.0,
+                shared: None,
+                occasion: Occasion::Random,
+            };
+            cohorts.close(span, [(3, 2_000, 144_000)], born, &untouched, 0);
+        }
+        // The ring has come round; others of the site lie there.
+        let readings: Vec<_> = cohorts
+            .watched()
+            .map(|block| Some(reading(block.address + 1)))
+            .collect();
+        cohorts.check(60 * SECOND, &readings);
+        assert_eq!(cohorts.counted().count(), 0);
     }
 
     #[test]
