@@ -388,14 +388,14 @@ impl Traced {
         has_ended(self.pidfd.as_fd())
     }
 
-    /// Says of a file that it maps, by the number of its module, why its functions have no names.
+    /// Says of a file that it maps, by the number of its module, why there are not all names of it.
     pub(super) fn note_nameless(&mut self, module: u64, why: &str) {
         let found = self.space.ranges().iter().find_map(|range| {
             let found = range.module.as_ref()?;
             (found.number == module).then(|| found.path.display().to_string())
         });
         if let Some(path) = found {
-            self.note(format!("{path}: its functions have no names: {why}"));
+            self.note(format!("{path}: {why}"));
         }
     }
 

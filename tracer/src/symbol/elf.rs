@@ -15,6 +15,9 @@ use super::{
     vetted::{Readable, Vetted},
 };
 
+/// Said of a file that is copied to be read.
+const DEBUG_LEFT_OUT: &str = "its debug information is not read: others than root can change it, and it is larger than what is copied";
+
 /// A function at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
@@ -47,7 +50,7 @@ pub trait Symbols {
     /// From now on better names that are on their way are waited for, within bounds.
     fn be_patient(&mut self) {}
 
-    /// The modules, by number, of which there are no names, and why; each is told once.
+    /// The modules, by number, of which there are no names, or not all that there could be, and why; each is told once.
     fn refused(&mut self) -> Vec<(u64, String)> {
         Vec::new()
     }
@@ -60,7 +63,9 @@ pub struct ElfSymbols {
     vetted: Vetted,
     /// Modules that the library is not given, or on which it failed, by number: they are not looked at again.
     broken: HashSet<u64>,
-    /// Why, as long as nobody was told.
+    /// Modules whose debug information is left out, by number.
+    without_debug: HashSet<u64>,
+    /// What is to be said of modules, as long as nobody was told.
     refused: Vec<(u64, String)>,
 }
 
@@ -71,6 +76,7 @@ impl Default for ElfSymbols {
             debug: DebugFiles::default(),
             vetted: Vetted::default(),
             broken: HashSet::new(),
+            without_debug: HashSet::new(),
             refused: Vec::new(),
         }
     }
@@ -111,9 +117,10 @@ impl ElfSymbols {
         }
     }
 
-    fn give_up(&mut self, module: &Module, why: String) {
+    fn give_up(&mut self, module: &Module, why: &str) {
         self.broken.insert(module.number);
-        self.refused.push((module.number, why));
+        self.refused
+            .push((module.number, format!("its functions have no names: {why}")));
     }
 }
 
@@ -158,10 +165,14 @@ impl Symbols for ElfSymbols {
                 // Its own symbols are better than nothing.
                 Err(_) if !is_own => continue,
                 Err(why) => {
-                    self.give_up(module, why);
+                    self.give_up(module, &why);
                     return Vec::new();
                 }
             };
+            if !readable.has_debug && self.without_debug.insert(module.number) {
+                self.refused
+                    .push((module.number, DEBUG_LEFT_OUT.to_owned()));
+            }
             let looked_up = catch_unwind(AssertUnwindSafe(|| {
                 self.look_up(&readable, virtual_address)
             }));
@@ -171,7 +182,7 @@ impl Symbols for ElfSymbols {
                 Err(_) => {
                     // What it remembers of its files may be half made.
                     self.symbolizer = symbolizer();
-                    self.give_up(module, "it is damaged".to_owned());
+                    self.give_up(module, "it is damaged");
                     return Vec::new();
                 }
             }

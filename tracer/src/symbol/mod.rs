@@ -48,7 +48,7 @@ impl Resolver {
         self.symbols.be_patient();
     }
 
-    /// The modules, by number, of which there are no names, and why; each is told once.
+    /// The modules, by number, of which there are no names, or not all that there could be, and why; each is told once.
     pub fn refused(&mut self) -> Vec<(u64, String)> {
         self.symbols.refused()
     }

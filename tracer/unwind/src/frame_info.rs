@@ -12,6 +12,9 @@ use leakscope_common::{CfaRule, UnwindRow};
 use super::elf::{Elf, Section, Text};
 use super::rules::{Columns, Corrupt, Machine, Slice, plain};
 
+/// The largest section that is indexed, bytes: to go over one of zeros takes a step for every four. The largest seen are some 30 MiB.
+const MAX_SECTION: usize = 256 << 20;
+
 /// Which section an entry is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Origin {
@@ -89,7 +92,8 @@ impl<'a> FrameInfo<'a> {
             .set_text(elf.text.segments().first().map_or(0, |first| first.start))
             .set_got(elf.got);
 
-        let eh_frame = elf.eh_frame.as_ref().map(|section| {
+        let is_honest = |section: &&Section<'_>| section.bytes.len() <= MAX_SECTION;
+        let eh_frame = elf.eh_frame.as_ref().filter(is_honest).map(|section| {
             let mut bases = bases.clone().set_eh_frame(section.address);
             if let Some(header) = &elf.eh_frame_hdr {
                 bases = bases.set_eh_frame_hdr(header.address);
@@ -109,7 +113,7 @@ impl<'a> FrameInfo<'a> {
         });
         clip(&mut functions);
 
-        let debug_frame = elf.debug_frame.as_ref().map(|section| {
+        let debug_frame = elf.debug_frame.as_ref().filter(is_honest).map(|section| {
             let mut parsed = gimli::DebugFrame::new(&section.bytes, LittleEndian);
             parsed.set_address_size(8);
             let mut source = Source::new(parsed, &section.bytes, bases.clone());
