@@ -315,11 +315,14 @@ fn whoever_watches_over_the_command_holds_none_of_its_files_and_ends_with_the_tr
     let begun = Instant::now();
     let (guardian, command) = loop {
         let children = children(tracer.pid()).unwrap();
+        // The keeper of its links has the same command line as the tracer, which ends as the command's does.
         let of = |wanted: &[u8]| {
             let mut children = children.iter().copied();
-            children.find(|pid| command_line(*pid).ends_with(wanted))
+            children.find(|pid| command_line(*pid) == wanted)
         };
-        if let (Some(guardian), Some(command)) = (of(b"guard\0"), of(b"now\0")) {
+        let command = format!("{}\0now\0", victim.display());
+        if let (Some(guardian), Some(command)) = (of(b"leakscope\0guard\0"), of(command.as_bytes()))
+        {
             break (guardian, command);
         }
         assert!(begun.elapsed() < PATIENCE, "{children:?}");

@@ -13,8 +13,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use leakscope_tests::{
-    DEGRADED, Report, Site, Tracer, Victim, breakpoints, degraded, leave_out, prebuilt,
-    require_kernel, require_victim,
+    DEGRADED, PATIENCE, Report, Site, Tracer, Victim, breakpoints, degraded, leave_out, prebuilt,
+    require_kernel, require_victim, wait_for_breakpoints,
 };
 
 /// What the victim says of itself.
@@ -215,6 +215,38 @@ fn overdraw(program: &Path) {
     // Nothing is attached any more: it owes so much that no window is open for long.
     assert!(report.overhead.duty < 0.3, "{}", report.overhead.duty);
     assert!(after.rounds > before.rounds);
+    halt(victim);
+}
+
+/// Its breakpoints stayed where they were, and the target ran a hundred times slower for as long as it was stopped.
+#[test]
+fn stopped_within_a_window_it_slows_nobody() {
+    let _alone = require_kernel!();
+    let program = require_victim!("load");
+    let mut victim = start(&program);
+    // So few calls that a window stays open for as long as it is meant to.
+    victim.say("slow").unwrap();
+    let pid = victim.pid().to_string();
+    let arguments = ["-p", &pid, "--tier", "sampled", "--window", "2s"];
+    let tracer = Tracer::start(&arguments).unwrap();
+    let begun = Instant::now();
+    loop {
+        if !breakpoints(victim.pid()).unwrap().is_empty() {
+            tracer.signal("STOP").unwrap();
+            sleep(Duration::from_millis(10));
+            if !breakpoints(victim.pid()).unwrap().is_empty() {
+                break;
+            }
+            tracer.signal("CONT").unwrap();
+        }
+        assert!(begun.elapsed() < PATIENCE, "no window");
+    }
+    wait_for_breakpoints(victim.pid(), false, || Ok(())).expect("they go all the same");
+    tracer.signal("CONT").unwrap();
+    sleep(Duration::from_secs(3));
+    let report = tracer.stop().expect("a report");
+    assert_eq!(report.tier, "sampled", "{}", report.tier_reason);
+    assert_eq!(breakpoints(victim.pid()).unwrap().len(), 0);
     halt(victim);
 }
 

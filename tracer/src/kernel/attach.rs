@@ -1,6 +1,6 @@
 //! Links: how the programs are tied to functions. One interface over three kinds, the best of which is found by probing.
 //!
-//! Every link is held by a descriptor of ours: when it is closed, by us or by our death, the kernel takes the probe away.
+//! Links that put breakpoints into processes are kept by a process of its own (see `link_keeper`); the others by descriptors of ours.
 
 use std::{
     ffi::{CStr, CString, OsStr},
@@ -11,12 +11,18 @@ use std::{
         unix::{ffi::OsStrExt as _, fs::FileExt as _},
     },
     path::Path,
+    sync::Arc,
 };
 
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::ProbeCookie;
 
-use super::{error::KernelError, load::LoadedObject, sys};
+use super::{
+    error::KernelError,
+    link_keeper::{self, KeptLink, Kind, LinkKeeper, Wanted},
+    load::LoadedObject,
+    sys,
+};
 
 /// The kinds of link, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,15 +76,39 @@ impl Attachment {
 /// Attached probes; dropping it detaches them.
 #[derive(Debug, Default)]
 pub struct Link {
+    /// Those with breakpoints.
+    kept: Vec<KeptLink>,
     pub(super) links: Vec<OwnedFd>,
     pub(super) events: Vec<OwnedFd>,
 }
 
 impl Link {
+    /// Holds an event that needs no program.
+    pub(super) fn of_event(event: OwnedFd) -> Self {
+        Self {
+            events: vec![event],
+            ..Self::default()
+        }
+    }
+
     /// Takes over what another link holds.
     pub fn take_over(&mut self, other: Self) {
+        self.kept.extend(other.kept);
         self.links.extend(other.links);
         self.events.extend(other.events);
+    }
+
+    /// When its breakpoints are to go if nobody puts that off or takes them away before, CLOCK_MONOTONIC nanoseconds; `None`: never.
+    pub fn set_deadline(&self, at_ns: Option<u64>) {
+        for kept in &self.kept {
+            kept.set_deadline(at_ns);
+        }
+    }
+
+    /// Whether breakpoints have gone because of that.
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        self.kept.iter().any(KeptLink::is_overdue)
     }
 
     /// Ties a program to a tracepoint, whose number this is.
@@ -109,12 +139,15 @@ const CLOSED_AT_ONCE: usize = 64;
 /// Takes probes away, all at the same time: the targets are free as soon as the breakpoints are gone, and each descriptor then waits out
 /// a grace period of its own, some 20 to 40 ms. Returns when the kernel has forgotten them all.
 pub fn close_links(links: impl IntoIterator<Item = Link>) {
+    let mut kept = Vec::new();
     let mut descriptors: Vec<OwnedFd> = Vec::new();
     let mut events = Vec::new();
     for link in links {
+        kept.extend(link.kept);
         descriptors.extend(link.links);
         events.extend(link.events);
     }
+    link_keeper::close(&kept);
     // The links before the perf events that they hold on to.
     for group in [descriptors, events] {
         let share = group.len().div_ceil(CLOSED_AT_ONCE).max(1);
@@ -140,6 +173,7 @@ pub fn close_links(links: impl IntoIterator<Item = Link>) {
 /// The programs of one mode.
 pub(crate) struct HeapPrograms {
     mode: LinkMode,
+    keeper: Arc<LinkKeeper>,
     /// Entry, or both in a session.
     enter: OwnedFd,
     /// Return; none in a session.
@@ -164,6 +198,7 @@ impl HeapPrograms {
     /// The kernel refused one.
     pub(crate) fn load(
         object: &LoadedObject,
+        keeper: &Arc<LinkKeeper>,
         mode: LinkMode,
         empty: bool,
         ends: bool,
@@ -196,6 +231,7 @@ impl HeapPrograms {
             .transpose()?;
         Ok(Self {
             mode,
+            keeper: Arc::clone(keeper),
             enter,
             leave,
             release,
@@ -231,7 +267,7 @@ impl HeapPrograms {
         .ok()?;
         Some(Link {
             links: vec![link],
-            events: Vec::new(),
+            ..Link::default()
         })
     }
 
@@ -272,24 +308,27 @@ impl HeapPrograms {
     ) -> Result<Link, KernelError> {
         let attach = || -> io::Result<Link> {
             let mut link = Link::default();
-            let Some(program) = &self.ends else {
-                return Ok(link);
-            };
-            if self.mode == LinkMode::Perf {
-                let event = sys::open_uprobe(uprobe_pmu()?, path, offset, false, Some(pid))?;
-                link.links
-                    .push(sys::link_perf_event(program.as_fd(), event.as_fd(), 0)?);
-                link.events.push(event);
-            } else {
-                link.links.push(sys::link_uprobe_multi(
-                    program.as_fd(),
-                    sys::BPF_TRACE_UPROBE_MULTI,
+            if let Some(program) = &self.ends {
+                let kind = if self.mode == LinkMode::Perf {
+                    Kind::Perf {
+                        pmu: uprobe_pmu()?,
+                        returns: false,
+                    }
+                } else {
+                    Kind::Multi {
+                        attach_type: sys::BPF_TRACE_UPROBE_MULTI,
+                        flags: 0,
+                        has_cookies: false,
+                    }
+                };
+                let wanted = Wanted {
+                    program: program.as_fd(),
                     path,
-                    &[offset],
-                    &[],
-                    pid,
-                    0,
-                )?);
+                    pid: Some(pid),
+                    kind,
+                    probes: &[(offset, 0)],
+                };
+                link.kept.push(self.keeper.make(&wanted, None)?);
             }
             Ok(link)
         };
@@ -300,7 +339,8 @@ impl HeapPrograms {
     }
 
     /// Attaches probes in a file: to one process, or to all that map it. The path may be a `/proc/PID/fd` or `map_files`
-    /// link, and stands as `name` in messages. Either all are attached or none.
+    /// link, and stands as `name` in messages. Either all are attached or none. They are taken away at the deadline (see
+    /// [`Link::set_deadline`]).
     ///
     /// # Errors
     /// The kernel refused a link; the error names the file.
@@ -310,6 +350,7 @@ impl HeapPrograms {
         name: &Path,
         pid: Option<u32>,
         probes: &[Attachment],
+        deadline_ns: Option<u64>,
     ) -> Result<Link, KernelError> {
         let failed = |source: io::Error| KernelError::Attach {
             what: format!(
@@ -323,23 +364,31 @@ impl HeapPrograms {
         read_pages(path, probes);
         let (both, entry_only): (Vec<Attachment>, Vec<Attachment>) =
             probes.iter().partition(|probe| probe.wants_return);
-        let mut link = Link {
-            links: Vec::new(),
-            events: Vec::new(),
+        let mut link = Link::default();
+        let mut make = |program: &OwnedFd, kind: Kind, probes: &[Attachment]| -> io::Result<()> {
+            let probes: Vec<(u64, u64)> = probes
+                .iter()
+                .map(|probe| (probe.offset, probe.cookie.to_bits()))
+                .collect();
+            let wanted = Wanted {
+                program: program.as_fd(),
+                path,
+                pid,
+                kind,
+                probes: &probes,
+            };
+            link.kept.push(self.keeper.make(&wanted, deadline_ns)?);
+            Ok(())
         };
         if self.mode == LinkMode::Perf {
-            let kind = uprobe_pmu().map_err(failed)?;
-            let mut add =
-                |program: &OwnedFd, probe: &Attachment, returns: bool| -> io::Result<()> {
-                    let event = sys::open_uprobe(kind, path, probe.offset, returns, pid)?;
-                    link.links.push(sys::link_perf_event(
-                        program.as_fd(),
-                        event.as_fd(),
-                        probe.cookie.to_bits(),
-                    )?);
-                    link.events.push(event);
-                    Ok(())
-                };
+            let pmu = uprobe_pmu().map_err(failed)?;
+            let mut add = |program: &OwnedFd, probe: &Attachment, returns: bool| {
+                make(
+                    program,
+                    Kind::Perf { pmu, returns },
+                    std::slice::from_ref(probe),
+                )
+            };
             // Returns first: a call that enters in between is missed whole instead of half seen.
             for probe in &both {
                 if let Some(leave) = &self.leave {
@@ -358,18 +407,12 @@ impl HeapPrograms {
             if probes.is_empty() {
                 return Ok(());
             }
-            let offsets: Vec<u64> = probes.iter().map(|probe| probe.offset).collect();
-            let cookies: Vec<u64> = probes.iter().map(|probe| probe.cookie.to_bits()).collect();
-            link.links.push(sys::link_uprobe_multi(
-                program.as_fd(),
+            let kind = Kind::Multi {
                 attach_type,
-                path,
-                &offsets,
-                &cookies,
-                pid.unwrap_or(0),
                 flags,
-            )?);
-            Ok(())
+                has_cookies: true,
+            };
+            make(program, kind, probes)
         };
         // Frees first: a block that is allocated as soon as its probe is there must not be freed unseen.
         add(&self.release, sys::BPF_TRACE_UPROBE_MULTI, &entry_only, 0).map_err(failed)?;

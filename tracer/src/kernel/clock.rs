@@ -70,10 +70,7 @@ pub fn next_tick_ns(now_ns: u64) -> u64 {
 /// The kernel refuses counters.
 pub fn keep_clocks_ready() -> Result<Link, KernelError> {
     sys::count_task_clock(0)
-        .map(|counter| Link {
-            links: Vec::new(),
-            events: vec![counter.into()],
-        })
+        .map(|counter| Link::of_event(counter.into()))
         .map_err(|source| KernelError::call("cannot count a thread's processor time", source))
 }
 

@@ -17,6 +17,7 @@ mod follow;
 mod guardian;
 mod host_names;
 mod limits;
+mod link_keeper;
 mod load;
 mod mappings;
 mod maps;

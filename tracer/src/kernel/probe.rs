@@ -6,6 +6,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
+    sync::Arc,
     thread::JoinHandle,
     time::Duration,
 };
@@ -24,6 +25,7 @@ use super::{
     error::KernelError,
     event::{ProbeEvent, parse_event},
     guardian::Guardian,
+    link_keeper::LinkKeeper,
     load::{LoadedObject, MapMemory},
     mappings::MappingPrograms,
     maps::{cannot_map, hash, large, map_error, shared},
@@ -148,6 +150,8 @@ pub struct Probe {
     pub(super) sees_forks: bool,
     /// Whoever lets held processes run on if we are killed; there when there can be any.
     pub(super) guardian: Option<Guardian>,
+    /// Who owns the links with breakpoints.
+    keeper: Arc<LinkKeeper>,
 }
 
 impl Probe {
@@ -176,9 +180,13 @@ impl Probe {
             ("UNWIND_PAGES", options.unwind_pages.max(64)),
             ("UNWIND_ROWS", options.unwind_rows.max(64)),
         ]);
+        // Before our memory is large, of which it has a copy.
+        let keeper = LinkKeeper::start().map_err(|source| {
+            KernelError::call("cannot start the process that keeps probes", source)
+        })?;
         let mut object = LoadedObject::new(&capacities)?;
         let mode = options.links.unwrap_or_else(attach::best_link_mode);
-        let programs = HeapPrograms::load(&object, mode, options.empty, options.ends)?;
+        let programs = HeapPrograms::load(&object, &keeper, mode, options.empty, options.ends)?;
         let raw = bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT;
         let tracepoint = bpf_prog_type::BPF_PROG_TYPE_TRACEPOINT;
         let mut lifecycle_programs = Vec::new();
@@ -258,6 +266,7 @@ impl Probe {
             object,
             lifecycle_programs,
             sees_forks: false,
+            keeper,
             guardian: None,
         };
         probe.settings.write(
@@ -319,8 +328,14 @@ impl Probe {
         Ok(most)
     }
 
+    /// The processor time that was spent on making and closing links, by a process of its own.
+    #[must_use]
+    pub fn spent_on_links(&self) -> Duration {
+        self.keeper.spent()
+    }
+
     /// Attaches probes in a file, which may be opened through a link under /proc, and is called `name` in messages; to one process, or to
-    /// all that map it.
+    /// all that map it; they are taken away at the deadline (see [`Link::set_deadline`]).
     ///
     /// # Errors
     /// The kernel refused; nothing is left attached.
@@ -330,9 +345,10 @@ impl Probe {
         name: &Path,
         pid: Option<u32>,
         probes: &[Attachment],
+        deadline_ns: Option<u64>,
     ) -> Result<Link, KernelError> {
         self.programs
-            .attach(&attach::kernel_path(file)?, name, pid, probes)
+            .attach(&attach::kernel_path(file)?, name, pid, probes, deadline_ns)
     }
 
     /// Attaches the same probes once more for children of the process that work in its memory (vfork(2)). A perf event's program runs for
@@ -346,6 +362,7 @@ impl Probe {
         name: &Path,
         pid: u32,
         probes: &[Attachment],
+        deadline_ns: Option<u64>,
     ) -> Result<Option<Link>, KernelError> {
         if self.link_mode() == LinkMode::Perf {
             return Ok(None);
@@ -356,6 +373,7 @@ impl Probe {
                 self.object.renew_tables()?;
                 none.insert(HeapPrograms::load(
                     &self.object,
+                    &self.keeper,
                     LinkMode::Perf,
                     false,
                     false,
@@ -364,7 +382,9 @@ impl Probe {
         };
         let probes: Vec<Attachment> = probes.iter().map(Attachment::for_children).collect();
         let path = attach::kernel_path(file)?;
-        programs.attach(&path, name, Some(pid), &probes).map(Some)
+        programs
+            .attach(&path, name, Some(pid), &probes, deadline_ns)
+            .map(Some)
     }
 
     /// Attaches to the `_exit` at an offset of a file, for one process.

@@ -1,6 +1,7 @@
 //! The system calls themselves: thin, one function each, no policy.
 
 mod perf;
+mod sharing;
 
 use std::{
     ffi::CStr,
@@ -13,6 +14,9 @@ use leakscope_common::Plain;
 
 pub(crate) use perf::{
     Counter, count_task_clock, open_tracepoint, open_uprobe, sample_modes, watch_mapped_code,
+};
+pub(crate) use sharing::{
+    count_event, event_counter, has_child_ended, share_descriptors, wait_for_child,
 };
 
 /// `BPF_TRACE_UPROBE_MULTI` (include/uapi/linux/bpf.h, Linux 6.6).

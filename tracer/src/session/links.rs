@@ -69,15 +69,20 @@ impl Planned {
         &self.sites
     }
 
-    /// Attaches to one process; `None` where there is nothing to attach.
+    /// Attaches to one process, until the deadline (see [`Link::set_deadline`]); `None` where there is nothing to attach.
     ///
     /// # Errors
     /// The kernel refused.
-    pub(super) fn attach(&self, probe: &Probe, pid: u32) -> Result<Option<Link>, KernelError> {
+    pub(super) fn attach(
+        &self,
+        probe: &Probe,
+        pid: u32,
+        deadline_ns: Option<u64>,
+    ) -> Result<Option<Link>, KernelError> {
         if self.attachments.is_empty() {
             return Ok(None);
         }
-        attach_file(probe, &self.file, Some(pid), &self.attachments).map(Some)
+        attach_file(probe, &self.file, Some(pid), &self.attachments, deadline_ns).map(Some)
     }
 
     /// As [`Planned::attach`], for children that work in the process's memory.
@@ -88,9 +93,11 @@ impl Planned {
         &self,
         probe: &mut Probe,
         pid: u32,
+        deadline_ns: Option<u64>,
     ) -> Result<Option<Link>, KernelError> {
         let path = self.file.attach_path();
-        probe.attach_for_children(&path, &self.file.path, pid, &self.attachments)
+        let (name, probes) = (&self.file.path, &self.attachments);
+        probe.attach_for_children(&path, name, pid, probes, deadline_ns)
     }
 }
 
@@ -138,7 +145,7 @@ impl Links {
             if attachments.is_empty() {
                 return Ok((sites, None));
             }
-            let link = attach_file(probe, &found.file, Some(pid), &attachments)?;
+            let link = attach_file(probe, &found.file, Some(pid), &attachments, None)?;
             return Ok((sites, Some(link)));
         }
         let file = file_id(&found.file.device, found.file.inode);
@@ -148,7 +155,7 @@ impl Links {
         }
         let (attachments, sites) = plan(found, first_slot(found.kind, &[]));
         if !attachments.is_empty() {
-            let link = attach_file(probe, &found.file, None, &attachments)?;
+            let link = attach_file(probe, &found.file, None, &attachments, None)?;
             self.shared.insert(
                 file,
                 Shared {
@@ -223,8 +230,10 @@ fn attach_file(
     file: &MappedFile,
     pid: Option<u32>,
     attachments: &[Attachment],
+    deadline_ns: Option<u64>,
 ) -> Result<Link, KernelError> {
-    probe.attach(&file.attach_path(), &file.path, pid, attachments)
+    let path = file.attach_path();
+    probe.attach(&path, &file.path, pid, attachments, deadline_ns)
 }
 
 /// The probes of an allocator, with hit slots from `first` on.

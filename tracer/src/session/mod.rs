@@ -479,7 +479,9 @@ impl Session {
 
     /// Processors that we have used in the mean since the trace began.
     fn own_cores(&self, moment: &Moment) -> f64 {
-        let used = own_cpu_time().saturating_sub(self.cpu_before);
+        let used = own_cpu_time()
+            .saturating_sub(self.cpu_before)
+            .saturating_add(self.probe.spent_on_links());
         used.as_secs_f64() / moment.since(self.started).as_secs_f64().max(1e-3)
     }
 

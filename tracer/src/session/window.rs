@@ -5,6 +5,8 @@
 mod anonymous;
 #[path = "window/count.rs"]
 mod count;
+#[path = "window/deadline.rs"]
+mod deadline;
 #[path = "window/inuse.rs"]
 mod inuse;
 #[path = "window/look.rs"]
@@ -215,6 +217,8 @@ struct Closing {
     glibc: HashSet<u8>,
     /// Stale blocks before.
     stale: u64,
+    /// Its probes had been taken away before, for we came too late: when, nobody knows, and what it saw counts for nothing.
+    is_overdue: bool,
 }
 
 impl Closing {

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 
 use super::{AllocatorCode, TraceError, Traced, why_empty};
 use crate::{
-    kernel::Probe,
+    kernel::{LinkMode, Probe},
     session::links::{FileId, Links, Planned, file_id, first_slot},
     symbol::Range as AddressRange,
     target::{
@@ -58,7 +58,8 @@ impl Traced {
             let planned = Planned::new(found, slot);
             if self.windows.is_enforced() {
                 if self.windows.is_armed() {
-                    let link = planned.attach(probe, self.pid)?;
+                    let deadline_ns = self.windows.arming_deadline(probe.link_mode());
+                    let link = planned.attach(probe, self.pid, deadline_ns)?;
                     self.links.extend(link.map(|link| (file, link)));
                 }
                 self.sites.extend(planned.sites().iter().cloned());
@@ -131,12 +132,13 @@ impl Traced {
     /// Attaches to everything that is known of: a window begins.
     pub(in crate::session) fn arm(&mut self, probe: &mut Probe) {
         let mut problems = Vec::new();
+        let deadline_ns = self.windows.arming_deadline(probe.link_mode());
         for planned in &self.planned {
             if self.links.contains_key(&planned.file()) {
                 continue;
             }
             self.lent.remove(&planned.file());
-            match planned.attach(probe, self.pid) {
+            match planned.attach(probe, self.pid, deadline_ns) {
                 Ok(link) => self.links.extend(link.map(|link| (planned.file(), link))),
                 // The process may be on its way out; else the next window may do better.
                 Err(error) => problems.push(error.to_string()),
@@ -160,6 +162,7 @@ impl Traced {
 
     fn attach_for_children(&mut self, probe: &mut Probe) {
         let mut problems = Vec::new();
+        let deadline_ns = self.windows.arming_deadline(LinkMode::Perf);
         for planned in &self.planned {
             let file = planned.file();
             // Where there is none, nothing is attached now, or the link is one for all processes, and sees children too.
@@ -169,7 +172,7 @@ impl Traced {
             if !self.lent.insert(file) {
                 continue;
             }
-            match planned.attach_for_children(probe, self.pid) {
+            match planned.attach_for_children(probe, self.pid, deadline_ns) {
                 Ok(Some(more)) => link.take_over(more),
                 Ok(None) => return,
                 Err(error) => problems.push(format!(

@@ -150,10 +150,14 @@ impl Session {
         for pid in due {
             let stepped = self.deal_with(pid, |session, traced| {
                 session.faults.inject(place::WINDOW, Some(pid));
-                let begun = thread_cpu_time();
+                let work = |session: &Self| {
+                    thread_cpu_time().saturating_add(session.probe.spent_on_links())
+                };
+                let begun = work(session);
                 traced.windows.controller.set_peers(peers);
                 let result = session.step_window(traced);
-                let worked = thread_cpu_time().saturating_sub(begun);
+                traced.put_off_deadline();
+                let worked = work(session).saturating_sub(begun);
                 traced.windows.work = traced.windows.work.saturating_add(worked);
                 result
             });
@@ -171,6 +175,12 @@ impl Session {
                 traced.windows.closing = Some(closing);
                 traced.windows.next_observe = Instant::now() + CLOSING_LOOK_EVERY;
             }
+            return Ok(());
+        }
+        if traced.windows.is_open() && traced.is_overdue() {
+            // What it saw ended nobody knows when.
+            self.begin_to_close(traced, Close::Planned)?;
+            traced.windows.next_observe = Instant::now() + CLOSING_TAKES;
             return Ok(());
         }
         let windows = &mut traced.windows;
@@ -257,6 +267,7 @@ impl Session {
             |_| decided.modes,
         );
         let stale = self.probe.loss(Loss::StaleBlock);
+        let is_overdue = traced.is_overdue();
         // Of what was freed when the probes had gone, a look would see the successor. But a table with the blocks of others takes longer than the probes
         // may stay.
         let is_early = self.probe.is_windowed(traced.incarnation);
@@ -315,6 +326,7 @@ impl Session {
             looks,
             glibc,
             stale,
+            is_overdue,
         });
         Ok(())
     }
@@ -331,6 +343,7 @@ impl Session {
             looks,
             glibc,
             stale,
+            is_overdue,
         } = closing;
         traced.windows.work = traced.windows.work.saturating_add(detaching.join());
         // While the links go, frees may be missed and allocations seen: that ends blocks as it should, and is no loss.
@@ -409,45 +422,47 @@ impl Session {
             allocations: calls_now.allocations.saturating_sub(calls.allocations) as f64,
             time: over_ns.saturating_sub(closed_ns) as f64 / 1e9,
         };
-        let span = windows.span(open.occasion, (opened_ns, closed_ns), used, late);
-        let survivors = survivors.into_iter().map(|(address, block)| {
-            let stack = self.stacks.get(&block.site);
-            let survivor = Survivor {
-                address,
-                size: block.size,
-                born_ns: block.born_ns,
-                site: stack.map_or(block.site, |stack| stack.canonical),
-                has_header: stack.is_some_and(|stack| glibc.contains(&stack.hit_slot)),
-            };
-            // Before its stack was known it was read without its header: that was no look.
-            let look = looks
-                .get(&address)
-                .filter(|look| look.header != 0 || !survivor.has_header);
-            (survivor, look.copied())
-        });
-        let new_births = births.iter().filter_map(|(site, (objects, bytes))| {
-            let (objects_before, bytes_before) =
-                windows.births.get(site).copied().unwrap_or_default();
-            let (objects_early, bytes_early) = early.get(site).copied().unwrap_or_default();
-            Some((
-                *site,
-                objects
-                    .checked_sub(objects_before)?
-                    .saturating_sub(objects_early),
-                bytes
-                    .saturating_sub(bytes_before)
-                    .saturating_sub(bytes_early),
-            ))
-        });
-        windows.cohorts.close(
-            span,
-            new_births,
-            survivors,
-            &untouched,
-            self.probe.thin_shift(),
-        );
-        if !is_early {
-            windows.cohorts.distrust_newest();
+        if !is_overdue {
+            let span = windows.span(open.occasion, (opened_ns, closed_ns), used, late);
+            let survivors = survivors.into_iter().map(|(address, block)| {
+                let stack = self.stacks.get(&block.site);
+                let survivor = Survivor {
+                    address,
+                    size: block.size,
+                    born_ns: block.born_ns,
+                    site: stack.map_or(block.site, |stack| stack.canonical),
+                    has_header: stack.is_some_and(|stack| glibc.contains(&stack.hit_slot)),
+                };
+                // Before its stack was known it was read without its header: that was no look.
+                let look = looks
+                    .get(&address)
+                    .filter(|look| look.header != 0 || !survivor.has_header);
+                (survivor, look.copied())
+            });
+            let new_births = births.iter().filter_map(|(site, (objects, bytes))| {
+                let (objects_before, bytes_before) =
+                    windows.births.get(site).copied().unwrap_or_default();
+                let (objects_early, bytes_early) = early.get(site).copied().unwrap_or_default();
+                Some((
+                    *site,
+                    objects
+                        .checked_sub(objects_before)?
+                        .saturating_sub(objects_early),
+                    bytes
+                        .saturating_sub(bytes_before)
+                        .saturating_sub(bytes_early),
+                ))
+            });
+            windows.cohorts.close(
+                span,
+                new_births,
+                survivors,
+                &untouched,
+                self.probe.thin_shift(),
+            );
+            if !is_early {
+                windows.cohorts.distrust_newest();
+            }
         }
         windows.births = births;
         windows.controller.closed(reason, decided, usage);
@@ -462,6 +477,12 @@ impl Session {
         windows.looks.begin();
         self.end_records(traced);
         look_at_newest(traced);
+        if is_overdue {
+            traced.note(
+                "leakscope was stopped or came too late within a window, which is not counted"
+                    .to_owned(),
+            );
+        }
         Ok(())
     }
 

@@ -1,0 +1,238 @@
+//! What the keeper does: it makes the links that it is asked for, and closes those whose time has come. A process of its own that was made by
+//! clone(2) and runs no other program: it allocates nothing, takes no lock, and calls the system alone.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd},
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use super::{
+    super::sys,
+    page::{Asked, MOST_PROBES, Page, Place, place, request, wake},
+};
+use crate::kernel::monotonic_ns;
+
+/// So many processes close links at the same time: each link waits out a grace period of the kernel, in which nothing is done.
+const CLOSED_AT_ONCE: u32 = 64;
+
+/// Longer nobody waits for the bell.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// What it is woken by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wakers {
+    /// An eventfd(2): there is something to do.
+    pub(super) bell: RawFd,
+    /// A pidfd of leakscope.
+    pub(super) parent: RawFd,
+}
+
+/// Runs until leakscope has ended, or needs it no more, and nothing is kept.
+pub(super) fn run(page: &Page, wakers: Wakers) {
+    let mut parent_lives = true;
+    loop {
+        if page.request.load(Ordering::SeqCst) == request::ASKED {
+            answer(page);
+        }
+        reap();
+        let is_over = !parent_lives || page.is_over.load(Ordering::SeqCst) != 0;
+        let next_ns = close_due(page, is_over);
+        if is_over {
+            let is_empty = page.used_places().all(|place| {
+                let state = place.state.load(Ordering::SeqCst);
+                state == place::FREE || state == place::CLOSED
+            });
+            if is_empty {
+                return;
+            }
+            // Those that close are waited for.
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        let wait = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns())).min(LONGEST);
+        parent_lives = !wait_for(wakers, wait);
+    }
+}
+
+/// Waits for the bell, for a time, or for leakscope's end, which it tells of.
+fn wait_for(wakers: Wakers, wait: Duration) -> bool {
+    let poll = |fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut polls = [poll(wakers.bell), poll(wakers.parent)];
+    let time = libc::timespec {
+        tv_sec: i64::try_from(wait.as_secs()).unwrap_or(1),
+        tv_nsec: i64::from(wait.subsec_nanos()),
+    };
+    // SAFETY: the array and the time live through the call; the length is the array's.
+    let ready = unsafe { libc::ppoll(polls.as_mut_ptr(), 2, &raw const time, std::ptr::null()) };
+    if ready <= 0 {
+        return false;
+    }
+    let [bell, parent] = polls;
+    if bell.revents != 0 {
+        let mut count = 0_u64;
+        // SAFETY: an eventfd is read into eight bytes of ours; it does not block.
+        unsafe {
+            libc::read(wakers.bell, (&raw mut count).cast(), size_of::<u64>());
+        }
+    }
+    parent.revents != 0
+}
+
+/// Adds the processor time of this process since `since` to what was spent.
+fn account(page: &Page, since: Duration) {
+    let spent = sys::thread_cpu_time().saturating_sub(since);
+    let spent = u64::try_from(spent.as_nanos()).unwrap_or(0);
+    page.spent_ns.fetch_add(spent, Ordering::SeqCst);
+}
+
+fn answer(page: &Page) {
+    let begun = sys::thread_cpu_time();
+    // SAFETY: the request is `ASKED`: it is ours until it is answered.
+    let asked = unsafe { page.asked() };
+    let error = match keep(page, asked) {
+        Ok(number) => {
+            page.answer.store(number, Ordering::SeqCst);
+            0
+        }
+        Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+    };
+    page.error.store(error, Ordering::SeqCst);
+    account(page, begun);
+    page.request.store(request::ANSWERED, Ordering::SeqCst);
+    wake(&page.request);
+}
+
+/// Makes a link and keeps it; gives its place.
+fn keep(page: &Page, asked: &Asked) -> io::Result<u32> {
+    let (number, place) = (0_u32..)
+        .zip(&page.places)
+        .find(|(_, place)| place.state.load(Ordering::SeqCst) == place::FREE)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE))?;
+    let path = CStr::from_bytes_until_nul(&asked.path)
+        .map_err(|_| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?;
+    let missing = || io::Error::from_raw_os_error(libc::EINVAL);
+    let count = asked.probes.min(MOST_PROBES);
+    let offsets = asked.offsets.get(..count).ok_or_else(missing)?;
+    let cookies = asked.cookies.get(..count).ok_or_else(missing)?;
+    // SAFETY: a program's descriptor of leakscope, which keeps it open while it waits for the answer.
+    let program = unsafe { BorrowedFd::borrow_raw(asked.program) };
+    let (link, event): (OwnedFd, RawFd) = if asked.is_perf {
+        let (offset, cookie) = offsets.first().zip(cookies.first()).ok_or_else(missing)?;
+        let pid = (asked.pid != 0).then_some(asked.pid);
+        let event = sys::open_uprobe(asked.kind, path, *offset, asked.returns, pid)?;
+        // SAFETY: the event's own descriptor, which is open.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+        let link = sys::link_perf_event(program, borrowed, *cookie)?;
+        (link, event.into_raw_fd())
+    } else {
+        let cookies = if asked.has_cookies { cookies } else { &[] };
+        let link = sys::link_uprobe_multi(
+            program,
+            asked.kind,
+            path,
+            offsets,
+            cookies,
+            asked.pid,
+            asked.flags,
+        )?;
+        (link, -1)
+    };
+    place.link.store(link.into_raw_fd(), Ordering::SeqCst);
+    place.event.store(event, Ordering::SeqCst);
+    place.forgotten.store(0, Ordering::SeqCst);
+    place.overdue.store(0, Ordering::SeqCst);
+    place.deadline_ns.store(asked.deadline_ns, Ordering::SeqCst);
+    page.used
+        .fetch_max(number.saturating_add(1), Ordering::SeqCst);
+    place.state.store(place::KEPT, Ordering::SeqCst);
+    Ok(number)
+}
+
+/// Begins to close what is due, or everything; gives when the next one is due.
+fn close_due(page: &Page, all: bool) -> u64 {
+    let begun = sys::thread_cpu_time();
+    let now = monotonic_ns();
+    let mut next = u64::MAX;
+    let mut due = 0_u32;
+    for place in page.used_places() {
+        if place.state.load(Ordering::SeqCst) != place::KEPT {
+            continue;
+        }
+        let deadline = place.deadline_ns.load(Ordering::SeqCst);
+        if !all && deadline > now {
+            next = next.min(deadline);
+            continue;
+        }
+        if deadline != 0 {
+            place.overdue.store(1, Ordering::SeqCst);
+        }
+        place.state.store(place::CLOSING, Ordering::SeqCst);
+        place.share.store(due % CLOSED_AT_ONCE, Ordering::SeqCst);
+        due = due.saturating_add(1);
+    }
+    for share in 0..due.min(CLOSED_AT_ONCE) {
+        // SAFETY: as in `sys::share_descriptors`; what follows only calls the system.
+        let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES, 0, 0, 0, 0) };
+        if child > 0 {
+            continue;
+        }
+        // In the child; or no process could be made, and it is done here.
+        for place in page.used_places() {
+            if place.state.load(Ordering::SeqCst) == place::CLOSING
+                && place.share.load(Ordering::SeqCst) == share
+            {
+                close(page, place);
+            }
+        }
+        if child == 0 {
+            account(page, Duration::ZERO);
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(0) };
+        }
+    }
+    if due > 0 {
+        account(page, begun);
+    }
+    next
+}
+
+/// Closes a link, which takes its breakpoints away, and its event.
+fn close(page: &Page, place: &Place) {
+    for fd in [&place.link, &place.event] {
+        let fd = fd.swap(-1, Ordering::SeqCst);
+        if fd >= 0 {
+            // SAFETY: the keeper made the descriptor, and nobody else closes it.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+    place.state.store(place::CLOSED, Ordering::SeqCst);
+    forget(place);
+    page.closings.fetch_add(1, Ordering::SeqCst);
+    wake(&page.closings);
+}
+
+/// Frees a place that is closed, if nobody waits for that any more.
+pub(super) fn forget(place: &Place) {
+    if place.forgotten.load(Ordering::SeqCst) != 0 {
+        let _ = place.state.compare_exchange(
+            place::CLOSED,
+            place::FREE,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+    }
+}
+
+/// Children that have ended are not kept as zombies.
+fn reap() {
+    let mut status = 0;
+    // SAFETY: waitpid(2) writes the status, which is ours. They end without a signal: `__WALL`.
+    while unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) } > 0 {}
+}
