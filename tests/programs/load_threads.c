@@ -1,5 +1,5 @@
-/* A server whose threads have arenas of their own: in each of four threads forty sites whose blocks come and go, and one that leaks a hundredth of the
- * allocations.
+/* A server whose threads have arenas of their own: in each of four threads forty sites whose blocks come and go, and one that leaks one of two
+ * thousand blocks.
  *
  * True leaks: leak_slowly keeps every block of 200 bytes; how many depends on how long it ran, and is stated at the end. All other sites (churn_here) keep
  * what their rings hold, which is freed before the truth is stated.
@@ -50,7 +50,7 @@ static void *work(void *argument)
         unsigned at = positions[site]++ % LARGEST_RING;
         free(mine[site][at]);
         mine[site][at] = block;
-        if (round % 100 == 0)
+        if (round % 2000 == 0)
             leak_slowly(round);
         if (round % 1000 == 0)
             rounds += 1000;

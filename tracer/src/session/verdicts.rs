@@ -377,7 +377,8 @@ impl Session {
                     "nothing of it is in use".clone_into(&mut site.verdict_reason);
                 }
                 // One rate for a leak: that of its evidence.
-                if site.sample.is_none() || site.verdict == Verdict::Leaking {
+                let has_rate = judgement.growth_bytes_per_s > 0.0;
+                if site.sample.is_none() || site.verdict == Verdict::Leaking && has_rate {
                     site.growth_bytes_per_s = judgement.growth_bytes_per_s;
                 } else if rests_on_few(site) {
                     // Its blocks are counted and stand for no others: neither do they tell of a rate.
