@@ -463,7 +463,7 @@ fn limits_of_the_process() {
     }
     // With little more than the program itself takes, memory would run out at any moment of the trace, and a thread that cannot be begun
     // or a small allocation that fails ends a process: that is refused before anything is attached.
-    for kib in [20_000, 55_000, 1_040_000] {
+    for kib in [30_000, 55_000, 1_040_000] {
         let script = format!("ulimit -v {kib}; exec \"$@\"");
         let command = scripted(&script, &target.traced(&[])).unwrap();
         let finished = run_command(command).expect("it runs");
