@@ -12,10 +12,7 @@ use std::{
     ffi::CStr,
     fmt, io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicI32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -56,7 +53,8 @@ pub(super) struct LinkKeeper {
     page: SharedPage,
     bell: OwnedFd,
     parent: OwnedFd,
-    pid: AtomicI32,
+    /// The process.
+    pid: Mutex<i32>,
     /// Who may make a request.
     turn: Mutex<()>,
 }
@@ -77,28 +75,31 @@ impl LinkKeeper {
             page: SharedPage::new()?,
             bell: sys::event_counter()?,
             parent: open_pidfd(std::process::id())?,
-            pid: AtomicI32::new(0),
+            pid: Mutex::new(0),
             turn: Mutex::new(()),
         };
-        keeper.run()?;
+        *keeper.pid() = keeper.run()?;
         Ok(Arc::new(keeper))
     }
 
-    /// Makes the process.
-    fn run(&self) -> io::Result<()> {
+    /// Makes the process; gives its number.
+    fn run(&self) -> io::Result<i32> {
         let wakers = run::Wakers {
             bell: self.bell.as_raw_fd(),
             parent: self.parent.as_raw_fd(),
         };
-        let pid = sys::share_descriptors(|| run::run(&self.page, wakers))?;
-        self.pid.store(pid, Ordering::SeqCst);
-        Ok(())
+        sys::share_descriptors(|| run::run(&self.page, wakers))
+    }
+
+    fn pid(&self) -> MutexGuard<'_, i32> {
+        self.pid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sees to it that the keeper runs: whoever ended it by mistake ended nothing that another could not go on with.
     fn keep_running(&self) -> io::Result<()> {
-        if sys::has_child_ended(self.pid.load(Ordering::SeqCst)) {
-            self.run()?;
+        let mut pid = self.pid();
+        if sys::has_child_ended(*pid) {
+            *pid = self.run()?;
         }
         Ok(())
     }
@@ -152,7 +153,7 @@ impl Drop for LinkKeeper {
     fn drop(&mut self) {
         self.page.is_over.store(1, Ordering::SeqCst);
         self.ring();
-        sys::wait_for_child(self.pid.load(Ordering::SeqCst));
+        sys::wait_for_child(*self.pid());
     }
 }
 
@@ -305,7 +306,7 @@ mod tests {
         assert!(error.raw_os_error().is_some_and(|number| number > 0));
         // It answers again, and again after somebody ended it.
         keeper.make(&wanted, None).unwrap_err();
-        let pid = keeper.pid.load(std::sync::atomic::Ordering::SeqCst);
+        let pid = *keeper.pid();
         kill(pid);
         keeper.make(&wanted, None).unwrap_err();
     }
