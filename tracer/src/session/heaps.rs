@@ -139,6 +139,8 @@ impl Session {
                 match running.results.try_recv() {
                     Ok((incarnation, outcome)) => {
                         running.spent = running.spent.saturating_add(outcome.spent);
+                        // What has given its place to another meanwhile is told by its contents.
+                        self.check_watched(true);
                         let known = running.known.get(&incarnation);
                         let known = known.map_or(&[][..], Vec::as_slice);
                         let looked = self.take_in(incarnation, outcome, known)?;
@@ -164,6 +166,7 @@ impl Session {
 
     fn begin_looks(&mut self) -> Result<(), KernelError> {
         let now = Instant::now();
+        self.check_watched(true);
         self.heaps.next = now.checked_add(EVERY);
         let mut wanted: Vec<&Traced> = self
             .processes
@@ -222,13 +225,13 @@ impl Session {
         let mut blocks = Vec::new();
         if self.is_sampled(traced.pid) {
             let cohorts = &traced.windows.cohorts;
-            let keepers = cohorts.keepers();
+            let own = cohorts.own_blocks();
             blocks.extend(cohorts.watched().map(|block| Known {
                 address: block.address,
                 born_ns: block.born_ns,
                 bytes: block.size,
                 site: self.joined(block.site),
-                is_own: keepers.contains(&block.site),
+                is_own: own.contains(&block.address),
             }));
         } else {
             let until_ns = monotonic_ns().saturating_sub(self.min_age_ns());

@@ -53,20 +53,27 @@ impl Cohorts {
             .filter(|watched| !watched.is_changed || self.stay(watched.survivor.site))
     }
 
-    /// The sites of which nearly all blocks that their windows left are there still. Of another site's blocks, the few that seem to be there
-    /// may be those of a third, which took their places before they were first read.
+    /// The addresses of watched blocks that are surely still their site's: they were first read before the window's probes went, their contents
+    /// are the same since, and nearly all blocks that windows left of the site are there still. Of another site's blocks, the few that seem to be there may be those of a third, which took their places
+    /// before they were first read.
     #[must_use]
-    pub fn keepers(&self) -> HashSet<SiteId> {
+    pub fn own_blocks(&self) -> HashSet<u64> {
         let mut counts: HashMap<SiteId, (f64, f64)> = HashMap::new();
         for (id, site) in self.cohorts.iter().flat_map(|cohort| &cohort.sites) {
             let (left, there) = counts.entry(*id).or_default();
             *left += site.ages.iter().map(|class| class.objects).sum::<f64>();
             *there += (site.alive_objects * self.weight()) as f64;
         }
-        counts
-            .into_iter()
-            .filter(|(_, (left, there))| *there >= NEARLY_ALL * left)
-            .map(|(id, _)| id)
+        self.watched
+            .iter()
+            .filter(|watched| !watched.is_changed && !watched.is_late)
+            .map(|watched| &watched.survivor)
+            .filter(|block| {
+                counts
+                    .get(&block.site)
+                    .is_some_and(|(left, there)| *there >= NEARLY_ALL * left)
+            })
+            .map(|block| block.address)
             .collect()
     }
 
@@ -196,7 +203,45 @@ mod tests {
 
     #[test]
     fn a_site_whose_blocks_go_keeps_none_that_could_be_called_its_own() {
-        assert_eq!(written_to(false).keepers(), [3].into());
-        assert_eq!(written_to(true).keepers(), HashSet::new());
+        let mut cohorts = Cohorts::new(1);
+        let survivor = |number: u64| Survivor {
+            address: 0x1000 * number,
+            size: 72,
+            born_ns: 1,
+            site: 3,
+            has_header: true,
+        };
+        let reading = |contents| Reading {
+            header: 0x51,
+            next_header: Some(0x21),
+            fingerprint: contents,
+            ..Reading::default()
+        };
+        let born = (1..11).map(|number| (survivor(number), Some(reading(number))));
+        let span = Span {
+            opened_ns: 0,
+            closed_ns: SECOND,
+            effective_s: 1.0,
+            uncertainty: 0.0,
+            shared: None,
+            occasion: Occasion::Random,
+        };
+        cohorts.close(span, [(3, 10, 720)], born, &HashSet::new(), 0);
+        assert_eq!(cohorts.own_blocks().len(), 10);
+        // One has other contents: it is not surely the same, and the others are.
+        let looked =
+            |changed: u64| move |number| Some(reading(if number <= changed { 99 } else { number }));
+        let readings: Vec<_> = (1..11).map(looked(1)).collect();
+        cohorts.check(2 * SECOND, &readings);
+        assert_eq!(cohorts.own_blocks().len(), 9);
+        let readings: Vec<_> = (1..11).map(looked(5)).collect();
+        cohorts.check(3 * SECOND, &readings);
+        assert_eq!(cohorts.own_blocks().len(), 0);
+        // Those of a window that could be read only later may be anybody's.
+        let born = (21..31).map(|number| (survivor(number), Some(reading(number))));
+        let mut late = Cohorts::new(1);
+        late.close(span, [(3, 10, 720)], born, &HashSet::new(), 0);
+        late.distrust_newest();
+        assert_eq!(late.own_blocks().len(), 0);
     }
 }
