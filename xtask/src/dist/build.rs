@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 /// What it is built for. Named even where it is the machine's own: else what runs while building would be linked statically too.
 pub(super) const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// What keeps its name in the stripped binary. By it leakscope finds its own allocator, on which it measures at the start what a probe costs:
+/// the binary knew no cost, and kept no budget.
+const ALLOCATOR: [&str; 4] = ["malloc", "free", "calloc", "realloc"];
+
 /// The binary and its debug information.
 pub(super) struct Binary {
     pub(super) stripped: PathBuf,
@@ -90,8 +94,16 @@ pub(super) fn split(whole: &Path, folder: &Path) -> Result<Binary> {
         whole,
         &debug,
     )?;
-    objcopy(&["--strip-all"], whole, &stripped)?;
+    let kept = ALLOCATOR.map(|name| format!("--keep-symbol={name}"));
+    let arguments: Vec<&str> = ["--strip-all"]
+        .into_iter()
+        .chain(kept.iter().map(String::as_str))
+        .collect();
+    objcopy(&arguments, whole, &stripped)?;
     let mut bytes = shell::read(&stripped)?;
+    if !knows_its_allocator(&bytes)? {
+        bail!("the stripped binary has lost the names of its allocator's functions");
+    }
     let mut debug = shell::read(&debug)?;
     let build_id = identify(&mut bytes, &mut debug)?;
     // Not created anew: it stays executable.
@@ -102,6 +114,15 @@ pub(super) fn split(whole: &Path, folder: &Path) -> Result<Binary> {
         debug,
         build_id,
     })
+}
+
+/// Whether a binary has its allocator's names, or another file's allocator: a program interpreter (`.interp`) finds that.
+fn knows_its_allocator(binary: &[u8]) -> Result<bool> {
+    let file = File::parse(binary)?;
+    Ok(file.section_by_name(".interp").is_some()
+        || ALLOCATOR
+            .iter()
+            .all(|name| file.symbol_by_name(name).is_some()))
 }
 
 /// Gives a stripped binary, and its debug information, a build id that is a hash of the stripped binary alone. The linker's is one of
