@@ -123,6 +123,16 @@ fn on_each<T: Send>(
         .collect()
 }
 
+/// A machine that needs no virtualization of the host.
+fn emulated(qemu: &Path, kernel: &Kernel) -> Machine {
+    Machine {
+        qemu: qemu.to_owned(),
+        console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
+        kernel: kernel.image.clone(),
+        accelerator: Accelerator::Tcg,
+    }
+}
+
 /// Boots each kernel for as long as it takes to load the probe; gives what their verifiers walked.
 ///
 /// # Errors
@@ -135,12 +145,7 @@ pub(crate) fn verified(binary: &Path, wishes: &[&String], timeout: u64) -> Resul
         .collect::<Result<Vec<_>>>()?;
     let guest = guest::prepare_bare(binary)?;
     let outcomes = on_each(&kernels, |kernel| {
-        let machine = Machine {
-            qemu: qemu.clone(),
-            console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
-            kernel: kernel.image.clone(),
-            accelerator: Accelerator::Tcg,
-        };
+        let machine = emulated(&qemu, kernel);
         let show = |line: &str| println!("{:>6} | {line}", kernel.label);
         let (measured, complaints) =
             guest::run(&guest, &machine, Duration::from_secs(timeout), &show)?;
@@ -183,12 +188,7 @@ pub(crate) fn smoke(binary: &Path, timeout: Duration) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let guest = guest::prepare_smoke(binary)?;
     let outcomes = on_each(&kernels, |kernel| {
-        let machine = Machine {
-            qemu: qemu.clone(),
-            console: shell::target_dir().join(format!("vm/{}.console.log", kernel.name)),
-            kernel: kernel.image.clone(),
-            accelerator: Accelerator::Tcg,
-        };
+        let machine = emulated(&qemu, kernel);
         let show = |line: &str| println!("{:>6} | {line}", kernel.label);
         let (_, complaints) = guest::run(&guest, &machine, timeout, &show)?;
         if !complaints.is_empty() {

@@ -7,6 +7,7 @@ use std::{
     ops::Deref,
     ptr::NonNull,
     sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering},
+    time::Duration,
 };
 
 /// So many links are kept at most: of perf events one for each function, process and direction.
@@ -178,12 +179,17 @@ impl Drop for SharedPage {
     }
 }
 
+/// A time as the kernel takes it.
+pub(super) fn timespec(time: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(1),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    }
+}
+
 /// Waits until somebody calls [`wake`], or a word is not this any more, or so long.
-pub(super) fn wait(word: &AtomicU32, value: u32, most: std::time::Duration) {
-    let time = libc::timespec {
-        tv_sec: i64::try_from(most.as_secs()).unwrap_or(1),
-        tv_nsec: i64::from(most.subsec_nanos()),
-    };
+pub(super) fn wait(word: &AtomicU32, value: u32, most: Duration) {
+    let time = timespec(most);
     // SAFETY: futex(2) reads the word and the time, which outlive the call; the word is shared between processes, so not private.
     unsafe {
         libc::syscall(

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     super::sys,
-    page::{Asked, MOST_PROBES, Page, Place, place, request, wake},
+    page::{Asked, MOST_PROBES, Page, Place, place, request, timespec, wake},
 };
 use crate::kernel::monotonic_ns;
 
@@ -65,10 +65,7 @@ fn wait_for(wakers: Wakers, wait: Duration) -> bool {
         revents: 0,
     };
     let mut polls = [poll(wakers.bell), poll(wakers.parent)];
-    let time = libc::timespec {
-        tv_sec: i64::try_from(wait.as_secs()).unwrap_or(1),
-        tv_nsec: i64::from(wait.subsec_nanos()),
-    };
+    let time = timespec(wait);
     // SAFETY: the array and the time live through the call; the length is the array's.
     let ready = unsafe { libc::ppoll(polls.as_mut_ptr(), 2, &raw const time, std::ptr::null()) };
     if ready <= 0 {

@@ -101,16 +101,20 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// A site whose every block is written to after its window. Twenty windows of half a second, two seconds apart, in which five blocks are born; in
-    /// each a block of before is `freed`, or none. Gives the blocks that count as alive in the end.
-    fn written_to(freed: bool) -> Cohorts {
-        let mut cohorts = Cohorts::new(1);
-        let reading = |contents| Reading {
+    /// Of a block of 72 bytes with such contents.
+    fn reading(contents: u64) -> Reading {
+        Reading {
             header: 0x51,
             next_header: Some(0x21),
             fingerprint: contents,
             ..Reading::default()
-        };
+        }
+    }
+
+    /// A site whose every block is written to after its window. Twenty windows of half a second, two seconds apart, in which five blocks are born; in
+    /// each a block of before is `freed`, or none. Gives the blocks that count as alive in the end.
+    fn written_to(freed: bool) -> Cohorts {
+        let mut cohorts = Cohorts::new(1);
         for window in 0..20_u64 {
             let opened_ns = window * 2 * SECOND;
             let closed_ns = opened_ns + SECOND / 2;
@@ -163,12 +167,6 @@ mod tests {
     #[test]
     fn blocks_of_a_ring_counted_for_minutes_after_two_windows_saw_them_young() {
         let mut cohorts = Cohorts::new(1);
-        let reading = |contents| Reading {
-            header: 0x51,
-            next_header: Some(0x21),
-            fingerprint: contents,
-            ..Reading::default()
-        };
         for window in 0..2_u64 {
             let opened_ns = window * SECOND / 2;
             let untouched: HashSet<u64> = cohorts.watched().map(|block| block.address).collect();
@@ -210,12 +208,6 @@ mod tests {
             born_ns: 1,
             site: 3,
             has_header: true,
-        };
-        let reading = |contents| Reading {
-            header: 0x51,
-            next_header: Some(0x21),
-            fingerprint: contents,
-            ..Reading::default()
         };
         let born = (1..11).map(|number| (survivor(number), Some(reading(number))));
         let span = Span {
