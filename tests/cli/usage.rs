@@ -51,6 +51,7 @@ fn usage_errors_end_with_2_and_name_what_is_wrong() {
         ),
         misused(&["trace", "-p", "1", "--", "true"], "--pid"),
         misused(&["trace", "--"], "--pid"),
+        misused(&["trace", "-p", "1", "--at-exit"], "-- COMMAND"),
         misused(&["trace", "-p", "1", "--suppress"], "--suppress"),
     ]
     .into_iter()

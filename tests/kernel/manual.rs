@@ -90,10 +90,14 @@ fn what_the_manual_tells_to_type_works() {
     for entry in fs::read_dir(manual).unwrap() {
         let file = entry.unwrap().path();
         for block in blocks(&fs::read_to_string(&file).unwrap()) {
-            let script = hurried(&block).replace(
-                "/run/leakscope/leakscope.sock",
-                socket.to_str().expect("a path of the test"),
-            );
+            // The daemon here is none of the machine's.
+            let socket = socket.to_str().expect("a path of the test");
+            let script = hurried(&block)
+                .replace("/run/leakscope/leakscope.sock", socket)
+                .replace(
+                    "leakscope dump",
+                    &format!("leakscope dump --socket {socket}"),
+                );
             let mut shell = Command::new("sh");
             shell
                 .args(["-e", "-c", &script])

@@ -210,6 +210,9 @@ fn print_process(out: &mut dyn Write, pid: u32) -> io::Result<bool> {
             clean(&probe.reason)
         )?;
     }
+    for covered in &found.covered {
+        line(out, Verdict::Good, "covered", covered, "")?;
+    }
     for note in &found.notes {
         line(out, Verdict::Degraded, "note", note, "")?;
     }

@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     args::{DumpArguments, FormatChoice},
     output::Output,
-    places::default_socket,
+    places::daemon_socket,
 };
 use crate::daemon::{block_on, read_token};
 
@@ -46,7 +46,7 @@ enum Place {
 pub(super) fn run(raw: &DumpArguments) -> anyhow::Result<ExitCode> {
     let place = match &raw.url {
         Some(url) => Place::Tcp(authority(url)?),
-        None => Place::Socket(raw.socket.clone().unwrap_or_else(default_socket)),
+        None => Place::Socket(raw.socket.clone().unwrap_or_else(daemon_socket)),
     };
     let token = raw.auth_token_file.as_deref().map(read_token).transpose()?;
     if let Some(name) = &raw.snapshot {

@@ -23,6 +23,7 @@ use crate::{
         Timestamp,
         heap::{About, GroupBy, HeapReport, HeapStyle, write_dot, write_html, write_text},
     },
+    session::check_target,
     symbol::Debuginfod,
     target::process::read_process,
 };
@@ -41,6 +42,7 @@ pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
     let mut output = Output::open(raw.output.as_deref(), FormatChoice::Text)?;
     let base = raw.base.as_deref().map(read_base).transpose()?;
     let begun = Instant::now();
+    check_target(raw.pid)?;
     let process = read_process(Path::new(PROC), raw.pid)?;
     let servers = debuginfod();
     let (_, first) = look_once(raw, None, servers.as_ref())?;

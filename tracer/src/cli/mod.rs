@@ -24,7 +24,10 @@ mod values;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{
+    Parser as _,
+    error::{ContextKind, ContextValue},
+};
 
 use args::{Arguments, Command};
 
@@ -33,7 +36,7 @@ use args::{Arguments, Command};
 pub fn run() -> ExitCode {
     say_panics();
     crate::kernel::look_up_hosts_by_ourselves();
-    let arguments = Arguments::parse();
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| without_hidden(error).exit());
     let result = match arguments.command {
         Command::Trace(raw) => plan::TracePlan::new(*raw).and_then(|plan| trace::run(&plan)),
         Command::Daemon(raw) => plan::DaemonPlan::new(*raw).and_then(daemon::run),
@@ -54,6 +57,29 @@ pub fn run() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// A mistake in the arguments, without proposing a subcommand that the help does not show.
+fn without_hidden(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::Strings(proposed)) = error.get(ContextKind::SuggestedSubcommand) else {
+        return error;
+    };
+    let visible = args::visible_command();
+    let is_visible = |name: &String| visible.find_subcommand(name).is_some();
+    let shown: Vec<String> = proposed
+        .iter()
+        .filter(|name| is_visible(name))
+        .cloned()
+        .collect();
+    if shown.is_empty() {
+        error.remove(ContextKind::SuggestedSubcommand);
+    } else {
+        error.insert(
+            ContextKind::SuggestedSubcommand,
+            ContextValue::Strings(shown),
+        );
+    }
+    error
 }
 
 /// A panic is a fault of ours: where, with what led to it, for whoever mends it.
@@ -78,10 +104,21 @@ fn told(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::told;
+    use super::{Arguments, told, without_hidden};
     use crate::kernel::KernelError;
     use anyhow::Context as _;
+    use clap::Parser as _;
     use std::io;
+
+    #[test]
+    fn no_hidden_subcommand_is_proposed() {
+        let said = |wrong: &str| {
+            let parsed = Arguments::try_parse_from(["leakscope", wrong]);
+            parsed.map_or_else(|error| without_hidden(error).to_string(), |_| String::new())
+        };
+        assert!(!said("foo").contains("floor"), "{}", said("foo"));
+        assert!(said("trce").contains("'trace'"), "{}", said("trce"));
+    }
 
     #[test]
     fn a_cause_is_said_once() {

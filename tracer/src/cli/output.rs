@@ -154,6 +154,15 @@ fn beside(path: &Path) -> io::Result<NamedTempFile> {
         // As any new file: the user's mask takes away from it.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)
+        // The error's own text names a file that nobody asked for.
+        .map_err(|error| {
+            let folder = folder.display();
+            let why = match error.kind() {
+                io::ErrorKind::NotFound => format!("there is no folder {folder}"),
+                kind => format!("no file can be made in {folder}: {kind}"),
+            };
+            io::Error::new(error.kind(), why)
+        })
 }
 
 /// Puts a file in the place of another as soon as it is complete.

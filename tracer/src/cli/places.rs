@@ -26,6 +26,15 @@ pub(super) fn default_socket() -> PathBuf {
     }
 }
 
+/// Where clients ask if nothing else is said: the packaged service where one runs, whose folder is there only so long, else as above.
+pub(super) fn daemon_socket() -> PathBuf {
+    let service = Path::new("/run/leakscope/leakscope.sock");
+    if own_user() == Some(0) && service.exists() {
+        return service.to_owned();
+    }
+    default_socket()
+}
+
 /// The folder for unwind tables that was asked for, or the usual one; it is made if it is not there.
 ///
 /// # Errors
@@ -48,7 +57,15 @@ pub(super) fn unwind_cache(asked: Option<&Path>) -> anyhow::Result<Option<PathBu
 
 /// Who has debug information that is not on this machine, if the environment names somebody.
 pub(super) fn debuginfod() -> Option<Debuginfod> {
-    let settings = DebuginfodSettings::read(|name| std::env::var_os(name))?;
+    let settings = DebuginfodSettings::read(|name| std::env::var_os(name));
+    if settings.is_none()
+        && std::env::var_os("DEBUGINFOD_URLS").is_some_and(|urls| !urls.is_empty())
+    {
+        complain(
+            "leakscope: debuginfod: nothing in DEBUGINFOD_URLS begins with http:// or https://, so nobody is asked for debug information",
+        );
+    }
+    let settings = settings?;
     let folder = debuginfod_caches(absolute).into_iter().find(|folder| {
         DirBuilder::new()
             .recursive(true)

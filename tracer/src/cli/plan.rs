@@ -75,6 +75,10 @@ impl TracePlan {
                 "trace",
                 "--at-exit needs --tier exact: who allocated a lost block is known where every call is seen",
             ),
+            _ if raw.at_exit && !is_command => usage(
+                "trace",
+                "--at-exit needs a command (-- COMMAND ARGS...): it is held where it is about to end",
+            ),
             TierChoice::Auto | TierChoice::Exact => {
                 session.at_exit = is_command && (raw.at_exit || raw.fail_on_leak);
             }

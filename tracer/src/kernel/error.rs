@@ -94,7 +94,7 @@ impl KernelError {
 fn hint(error: &io::Error) -> Cow<'static, str> {
     let hint = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) if require_capabilities().is_err() => {
-            "; run as root, or with the capabilities CAP_BPF and CAP_PERFMON (see `leakscope doctor`)"
+            "; run as root, or with the capabilities CAP_BPF and CAP_PERFMON"
         }
         Some(libc::EACCES) if let Some(paranoia) = refused_by_paranoia() => {
             return format!("; {paranoia}").into();

@@ -358,6 +358,14 @@ fn check_uprobes() -> Check {
 fn check_links(links: Option<LinkMode>) -> Check {
     const NAME: &str = "links";
     let best = attach::best_link_mode();
+    if best != LinkMode::Session && require_capabilities().is_err() {
+        return Check::new(
+            NAME,
+            Verdict::Degraded,
+            "not known: to try takes CAP_BPF and CAP_PERFMON".to_owned(),
+            "",
+        );
+    }
     let mode = links.unwrap_or(best);
     if !best.includes(mode) {
         return Check::new(

@@ -1,5 +1,5 @@
 //! Cohorts: the blocks that were born in a window and survived it, watched from outside until they are seen to be gone.
-//! Pure: windows, survivors and readings in, estimates out (see `sampled.md` beside this file). Knows neither how a window is opened nor how memory is
+//! Pure: windows, survivors and readings in, estimates out (see `docs/sampled.md`). Knows neither how a window is opened nor how memory is
 //! read.
 
 mod curve;

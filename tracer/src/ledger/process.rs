@@ -197,7 +197,12 @@ impl ProcessHistory {
         );
         let inuse = bytes(all);
         let time = duration(observed);
-        if unknown > plateau + churn || all == 0 && unknown_only(sites) {
+        if all == 0 && unknown_only(sites) {
+            with(
+                Verdict::InsufficientData,
+                "too little was seen to judge it".to_owned(),
+            )
+        } else if unknown > plateau + churn {
             with(
                 Verdict::InsufficientData,
                 format!("too little was seen in {time} to judge most of the {inuse} in use"),

@@ -43,8 +43,10 @@ pub struct Inspection {
     pub comm: String,
     /// In the order of the allocators.
     pub probes: Vec<PlannedProbe>,
-    /// Lines for people.
+    /// What may be missing, a line each.
     pub notes: Vec<String>,
+    /// What is seen without a probe of its own, a line for each allocator.
+    pub covered: Vec<String>,
     /// Files with code, by address.
     pub files: Vec<InspectedFile>,
 }
@@ -86,7 +88,7 @@ pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
             });
         }
         if !found.covered.is_empty() {
-            inspection.notes.push(format!(
+            inspection.covered.push(format!(
                 "{}: seen without a probe of their own, for they go through others: {}",
                 found.file.path.display(),
                 found.covered.join(", ")

@@ -2,7 +2,6 @@
 # Its standard output is what is shown; "##leakscope passed" is its last line if all is well.
 set -eu
 trap 'status=$?; [ $status -eq 0 ] || { echo "FAILED ($status)"; journalctl --no-pager -n 40 -u "leakscope*" || true; dmesg | grep -E "DENIED|type=1326" || true; }; systemctl poweroff --force' EXIT
-socket=/run/leakscope/leakscope.sock
 
 fail() {
     echo "$1"
@@ -31,7 +30,7 @@ grep -q 'Seccomp:.2' /proc/$main/status || fail "no filter of system calls"
 # What the daemon has seen of a process, when it has seen something.
 for attempt in $(seq 30); do
     sleep 2
-    leakscope dump --socket $socket -p $victim --format json -o /tmp/report.json
+    leakscope dump -p $victim --format json -o /tmp/report.json
     grep -q '"alloc_bytes": *[1-9]' /tmp/report.json && break
     [ $attempt -lt 30 ] || fail "the daemon saw no allocation"
 done
@@ -39,7 +38,7 @@ echo "daemon: it sees what is allocated"
 curl -sf -o /tmp/metrics http://127.0.0.1:7117/metrics
 grep -q leakscope_overhead_ratio /tmp/metrics || fail "no metrics"
 systemctl reload leakscope
-leakscope dump --socket $socket --format text -o /dev/null
+leakscope dump --format text -o /dev/null
 [ -n "$(ls /var/cache/leakscope)" ] || fail "no cache of unwind tables"
 systemd-analyze security --no-pager leakscope | tail -n 1
 

@@ -85,15 +85,30 @@ pub(super) fn common(binary: &Path) -> Result<Vec<Entry>> {
             Entry::plain(format!("{DOC}/{licence}"), of_root(licence)?).of_kind(Kind::Licence),
         );
     }
-    for text in ["README.md", "CHANGELOG.md"] {
-        entries.push(documentation(text, of_root(text)?));
+    entries.extend(texts()?);
+    Ok(entries)
+}
+
+/// What is there to be read. Links of the README hold there too.
+fn texts() -> Result<Vec<Entry>> {
+    let readme = String::from_utf8(of_root("README.md")?)?
+        .replace("](tracer/src/report/", "](")
+        .replace("](tracer/", "](");
+    let mut texts = vec![documentation("README.md", readme.into_bytes())];
+    for text in [
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "tracer/src/report/schema.json",
+    ] {
+        let (_, name) = text.rsplit_once('/').unwrap_or(("", text));
+        texts.push(documentation(name, of_root(text)?));
     }
     for folder in ["docs", "deploy"] {
         for (path, bytes) in files(&root().join("tracer").join(folder))? {
-            entries.push(documentation(&format!("{folder}/{path}"), bytes));
+            texts.push(documentation(&format!("{folder}/{path}"), bytes));
         }
     }
-    Ok(entries)
+    Ok(texts)
 }
 
 /// What makes it a service of the machine, below `/`.
@@ -195,4 +210,53 @@ fn files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     }
     found.sort();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Component, Path, PathBuf};
+
+    use super::{DOC, texts};
+
+    #[test]
+    fn every_link_of_an_installed_text_leads_to_an_installed_file() {
+        let texts = texts().unwrap_or_default();
+        let places: Vec<&Path> = texts.iter().map(|text| Path::new(&text.path)).collect();
+        let mut links = 0;
+        for text in texts.iter().filter(|text| text.path.ends_with(".md")) {
+            let words = String::from_utf8_lossy(&text.bytes);
+            for link in words
+                .split("](")
+                .skip(1)
+                .filter_map(|rest| rest.split(')').next())
+            {
+                let (file, _) = link.split_once('#').unwrap_or((link, ""));
+                if file.is_empty() || file.contains("://") {
+                    continue;
+                }
+                let folder = Path::new(&text.path).parent().unwrap_or(Path::new(DOC));
+                let place = without_dots(&folder.join(file));
+                assert!(
+                    places.iter().any(|known| known.starts_with(&place)),
+                    "{} links to {link}, which is not installed",
+                    text.path
+                );
+                links += 1;
+            }
+        }
+        assert!(links > 10, "{links} links");
+    }
+
+    fn without_dots(path: &Path) -> PathBuf {
+        let mut whole = PathBuf::new();
+        for part in path.components() {
+            match part {
+                Component::ParentDir => {
+                    whole.pop();
+                }
+                part => whole.push(part),
+            }
+        }
+        whole
+    }
 }

@@ -1,5 +1,6 @@
 //! A container image as an archive in the layout of the Open Container Initiative (image-spec 1.1), made without an engine:
-//! `docker load`, `podman load`, `ctr image import` and `skopeo copy oci-archive:` take it.
+//! `docker load`, `podman load`, `ctr image import` and `skopeo copy oci-archive:` take it. A `manifest.json` beside it, of Docker's
+//! own older layout (Docker Image Specification 1.2), is for engines without containerd's store of images.
 
 use super::Release;
 use super::content::{Entry, gzip};
@@ -38,6 +39,11 @@ pub(super) fn image(entries: &[Entry], release: &Release) -> Result<Vec<u8>> {
         "history": [{ "created": release.date()?, "created_by": "cargo xtask dist" }],
     });
     let config = blobs.add(CONFIG, serde_json::to_vec(&config)?)?;
+    let older = json!([{
+        "Config": place(&config),
+        "RepoTags": [format!("leakscope:{}", release.version)],
+        "Layers": [place(&compressed)],
+    }]);
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -66,7 +72,14 @@ pub(super) fn image(entries: &[Entry], release: &Release) -> Result<Vec<u8>> {
         r#"{"imageLayoutVersion":"1.0.0"}"#,
     ));
     files.push(Entry::plain("index.json", serde_json::to_vec(&index)?));
+    files.push(Entry::plain("manifest.json", serde_json::to_vec(&older)?));
     tar(&files, "", release.time)
+}
+
+/// Where a content is in the archive.
+fn place(content: &Value) -> Option<String> {
+    let digest = content.get("digest")?.as_str()?;
+    Some(format!("blobs/{}", digest.replace(':', "/")))
 }
 
 /// Contents by their checksums.

@@ -84,6 +84,12 @@ impl Cache {
             .map_err(|error| unwritable(&path, &error.error))
     }
 
+    /// Removes a file's folder where nothing is in it.
+    pub(super) fn forget(&self, build_id: &str) {
+        // It stays where another program keeps something there.
+        let _ = fs::remove_dir(self.folder.join(build_id));
+    }
+
     /// Notes that no server has it. Where that cannot be written, it is asked for again next time.
     pub(super) fn note_absence(&self, build_id: &str) {
         let path = self.place(build_id);

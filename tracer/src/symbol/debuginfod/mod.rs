@@ -273,6 +273,7 @@ impl Shared {
             }
         }
         if !all_answered {
+            self.cache.forget(build_id);
             return State::Failed(Instant::now());
         }
         self.cache.note_absence(build_id);

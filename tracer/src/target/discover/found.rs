@@ -221,24 +221,21 @@ impl Discovery {
     /// they are among them.
     #[must_use]
     pub fn foreign_breakpoints(&self) -> Vec<FileProblem> {
-        let functions = self.allocators.iter().flat_map(|allocator| {
-            allocator
+        let problem = |allocator: &FoundAllocator| {
+            let places: Vec<String> = allocator
                 .functions
                 .iter()
-                .map(move |function| (allocator, function))
-        });
-        functions
-            .filter_map(|(allocator, function)| {
-                let at = function.breakpoint?;
-                Some(FileProblem {
-                    path: allocator.file.path.clone(),
-                    what: format!(
-                        "another tracer's or debugger's breakpoint stands at {}+{at}; what it costs is not leakscope's",
-                        function.name
-                    ),
-                })
+                .filter_map(|function| Some(format!("{}+{}", function.name, function.breakpoint?)))
+                .collect();
+            (!places.is_empty()).then(|| FileProblem {
+                path: allocator.file.path.clone(),
+                what: format!(
+                    "breakpoints of another tracer or debugger stand at {}; what they cost is not leakscope's",
+                    places.join(", ")
+                ),
             })
-            .collect()
+        };
+        self.allocators.iter().filter_map(problem).collect()
     }
 }
 

@@ -302,7 +302,7 @@ fn changed_code_gets_no_probe_and_foreign_breakpoints_are_told() {
         found.problems
     );
     let foreign = found.foreign_breakpoints();
-    assert_eq!(foreign.len(), 1);
+    assert_eq!(foreign.len(), 1, "one line for a file");
     assert!(
         foreign[0].to_string().contains("valloc+0"),
         "{}",

@@ -70,10 +70,13 @@ impl CgroupPath {
                 return Ok(group);
             }
         }
-        let mounts: Vec<String> = hierarchies
-            .iter()
-            .map(|hierarchy| hierarchy.mount.display().to_string())
-            .collect();
+        let mut mounts: Vec<String> = Vec::new();
+        for hierarchy in &hierarchies {
+            let mount = hierarchy.mount.display().to_string();
+            if !mounts.contains(&mount) {
+                mounts.push(mount);
+            }
+        }
         Err(failed(if mounts.is_empty() {
             "no cgroup file system is mounted".to_owned()
         } else {
