@@ -5,8 +5,7 @@ use std::{
     io::{self, Read as _, Write as _},
     path::Path,
     process::ExitCode,
-    thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -17,21 +16,17 @@ use super::{
     places::debuginfod,
 };
 use crate::{
-    heap::{self, Look, LookOptions, Lost},
-    reader::{AddressSpaceImage, Names, ProcessMemory, read_address_space},
+    reader::{LookWish, look_at},
     report::{
         Timestamp,
         heap::{About, GroupBy, HeapReport, HeapStyle, write_dot, write_html, write_text},
     },
     session::check_target,
-    symbol::Debuginfod,
     target::process::read_process,
 };
 
 /// Where the kernel shows its processes.
 const PROC: &str = "/proc";
-/// Between the two looks: a block that is only held by a register in one is held by memory in the other.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 /// The largest report that is read, bytes.
 const LARGEST: u64 = 1 << 30;
 /// Of so many groups the holders are told.
@@ -45,9 +40,25 @@ pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
     check_target(raw.pid)?;
     let process = read_process(Path::new(PROC), raw.pid)?;
     let servers = debuginfod();
-    let (_, first) = look_once(raw, None, servers.as_ref())?;
-    thread::sleep(BETWEEN_LOOKS);
-    let ((look, image), _) = look_once(raw, Some(&first), servers.as_ref())?;
+    let wish = LookWish {
+        levels: raw.holders,
+        groups_with_holders: GROUPS_WITH_HOLDERS,
+        by_size: raw.by == HeapBy::Size,
+        until: None,
+        most_bytes: u64::MAX,
+    };
+    let Some((look, image)) = look_at(Path::new(PROC), raw.pid, wish, &[], servers.as_ref())?
+    else {
+        // It may have ended meanwhile.
+        read_process(Path::new(PROC), raw.pid)?;
+        anyhow::bail!(
+            "process {}: no heap that is known: neither glibc's (2.30 to 2.41) nor CPython's; `leakscope doctor -p {}` says which \
+             allocators it uses, and `leakscope trace -p {}` sees what they hand out",
+            raw.pid,
+            raw.pid,
+            raw.pid
+        );
+    };
     let about = About {
         pid: raw.pid,
         comm: process.comm,
@@ -80,41 +91,6 @@ pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
     }?;
     output.write_bytes(&bytes)?;
     Ok(ExitCode::SUCCESS)
-}
-
-type Seen = ((Look, AddressSpaceImage), Lost);
-
-fn look_once(
-    raw: &HeapArguments,
-    before: Option<&Lost>,
-    servers: Option<&Debuginfod>,
-) -> anyhow::Result<Seen> {
-    let proc_root = Path::new(PROC);
-    let memory = ProcessMemory::open(proc_root, raw.pid)?;
-    let image = read_address_space(proc_root, raw.pid)?;
-    let options = LookOptions {
-        is_python: image.is_python,
-        is_stopped: false,
-        levels: raw.holders,
-        groups_with_holders: GROUPS_WITH_HOLDERS,
-        by_size: raw.by == HeapBy::Size,
-        most_edges: LookOptions::edges_for(image.anonymous_bytes),
-    };
-    let mut names = Names::new(&image, proc_root, raw.pid).with_servers(servers.cloned());
-    let found = heap::look(&memory, &image.regions, options, before, &mut names);
-    drop(names);
-    let Some((look, lost)) = found else {
-        // It may have ended meanwhile.
-        read_process(proc_root, raw.pid)?;
-        anyhow::bail!(
-            "process {}: no heap that is known: neither glibc's (2.30 to 2.41) nor CPython's; `leakscope doctor -p {}` says which \
-             allocators it uses, and `leakscope trace -p {}` sees what they hand out",
-            raw.pid,
-            raw.pid,
-            raw.pid
-        );
-    };
-    Ok(((look, image), lost))
 }
 
 /// A saved report to compare with.

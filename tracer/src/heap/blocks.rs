@@ -1,9 +1,9 @@
 //! The blocks of a heap: two bits for every 16 bytes of it, whether a block begins there and whether it is in use. That is all
-//! that is kept of each, so that a heap of a gibibyte costs 16 MiB here. Knows no allocator.
+//! that is kept of each, so that with the counts beside them a heap of a gibibyte costs 24 MiB here. Knows no allocator.
 
 use std::ops::Range;
 
-use super::{bits::Bits, memory::Region};
+use super::{cells::Cells, memory::Region};
 
 /// The number of a block in use, counted from low to high addresses.
 pub type BlockId = u32;
@@ -12,19 +12,13 @@ pub type BlockId = u32;
 /// `Objects/obmalloc.c` (from 3.7 on).
 pub(super) const GRAIN: u64 = 16;
 
-/// Between two remembered starts, grains.
-const STRIDE: usize = 1024;
-
 /// A run of addresses that an allocator divides into blocks.
 #[derive(Clone, Debug)]
 pub struct Segment {
     range: Range<u64>,
-    starts: Bits,
-    used: Bits,
+    cells: Cells,
     /// Bytes at the end of each block that are not the program's.
     tail: u64,
-    /// The last start at or before every [`STRIDE`] grains, so that a large block is found from its middle.
-    marks: Vec<u32>,
     first: BlockId,
     count: u32,
 }
@@ -33,13 +27,10 @@ impl Segment {
     /// A run of addresses without any block. `tail` bytes at the end of each block belong to the allocator.
     #[must_use]
     pub fn new(range: Range<u64>, tail: u64) -> Self {
-        let grains = usize::try_from(range.end.saturating_sub(range.start) / GRAIN).unwrap_or(0);
         Self {
             range,
-            starts: Bits::new(grains + 1),
-            used: Bits::new(grains + 1),
+            cells: Cells::default(),
             tail,
-            marks: Vec::new(),
             first: 0,
             count: 0,
         }
@@ -55,21 +46,24 @@ impl Segment {
     /// A block begins here, which ends where the next begins.
     pub fn begin(&mut self, address: u64, is_used: bool) {
         if let Some(grain) = self.grain(address) {
-            self.starts.set(grain);
+            self.cells.start(grain);
             if is_used {
-                self.used.set(grain);
+                self.cells.use_it(grain, true);
             }
         }
     }
 
     /// A block that was taken for one in use is free. Gives whether there is one of `length` bytes that was in use.
     pub fn release(&mut self, address: u64, length: u64) -> bool {
-        let Some(grain) = self.grain(address).filter(|grain| self.used.has(*grain)) else {
+        let Some(grain) = self
+            .grain(address)
+            .filter(|grain| self.cells.is_used(*grain))
+        else {
             return false;
         };
         let is_it = self.length_at(grain) == length;
         if is_it {
-            self.used.clear(grain);
+            self.cells.use_it(grain, false);
         }
         is_it
     }
@@ -77,7 +71,7 @@ impl Segment {
     /// Whether a block in use begins there.
     pub(super) fn is_used(&self, address: u64) -> bool {
         self.grain(address)
-            .is_some_and(|grain| self.starts.has(grain) && self.used.has(grain))
+            .is_some_and(|grain| self.cells.is_start(grain) && self.cells.is_used(grain))
     }
 
     /// Its addresses.
@@ -86,47 +80,42 @@ impl Segment {
         &self.range
     }
 
+    /// Grains of it.
+    fn grains(&self) -> usize {
+        usize::try_from((self.range.end - self.range.start) / GRAIN).unwrap_or(0)
+    }
+
     /// From a start to the next.
     fn length_at(&self, grain: usize) -> u64 {
-        let last = usize::try_from((self.range.end - self.range.start) / GRAIN).unwrap_or(0);
-        let mut next = grain + 1;
-        while next < last && !self.starts.has(next) {
-            next += 1;
-        }
+        let end = self.grains();
+        let next = self
+            .cells
+            .next_start(grain)
+            .map_or(end, |next| next.min(end));
         (next - grain) as u64 * GRAIN
     }
 
     fn settle(&mut self, first: BlockId) -> u32 {
         self.first = first;
-        self.count = self.used.count();
-        let grains = usize::try_from((self.range.end - self.range.start) / GRAIN).unwrap_or(0);
-        self.marks = vec![0; grains / STRIDE + 1];
-        let mut last = 0_u32;
-        let mut starts = self.starts.iter().peekable();
-        for (number, mark) in self.marks.iter_mut().enumerate() {
-            while let Some(start) = starts.next_if(|start| *start <= number * STRIDE) {
-                last = u32::try_from(start).unwrap_or(u32::MAX);
-            }
-            *mark = last;
-        }
+        self.count = self.cells.count();
         self.count
     }
 
     /// The blocks in use: number, first address, bytes that the program may use.
     pub(super) fn used_blocks(&self) -> impl Iterator<Item = (BlockId, u64, u64)> + '_ {
-        let end = usize::try_from((self.range.end - self.range.start) / GRAIN).unwrap_or(0);
-        let mut starts = self.starts.iter().peekable();
+        let end = self.grains();
+        let mut starts = self.cells.iter().peekable();
         let mut number = self.first;
         std::iter::from_fn(move || {
             loop {
-                let start = starts.next()?;
+                let (start, is_used) = starts.next()?;
                 if start >= end {
                     return None;
                 }
-                if !self.used.has(start) {
+                if !is_used {
                     continue;
                 }
-                let next = starts.peek().copied().unwrap_or(end);
+                let next = starts.peek().map_or(end, |(next, _)| *next);
                 let id = number;
                 number += 1;
                 let length = ((next - start) as u64 * GRAIN).saturating_sub(self.tail);
@@ -136,25 +125,19 @@ impl Segment {
     }
 
     /// The block in use that an address of the segment lies in, and how far in it.
+    #[inline]
     fn find(&self, address: u64) -> Option<(BlockId, u64)> {
-        let grain = usize::try_from((address - self.range.start) / GRAIN).ok()?;
-        let near = STRIDE / 64;
-        let start = match self.starts.last_at_or_before(grain, near) {
-            Some(start) => start,
-            None => usize::try_from(*self.marks.get(grain / STRIDE)?).ok()?,
-        };
-        if !self.used.has(start) {
+        let distance = address - self.range.start;
+        let grain = usize::try_from(distance / GRAIN).ok()?;
+        let (start, number) = self.cells.find(grain)?;
+        // The last bytes are the header of the next block.
+        if self.tail > 0
+            && distance % GRAIN >= GRAIN - self.tail
+            && (self.cells.is_start(grain + 1) || grain + 1 >= self.grains())
+        {
             return None;
         }
-        // The last bytes are the header of the next block.
-        let distance = address - self.range.start - start as u64 * GRAIN;
-        if self.tail > 0 && distance % GRAIN >= GRAIN - self.tail {
-            let next = grain + 1;
-            if self.starts.has(next) || next as u64 * GRAIN >= self.range.end - self.range.start {
-                return None;
-            }
-        }
-        Some((self.first + self.used.rank(start), distance))
+        Some((self.first + number, distance - start as u64 * GRAIN))
     }
 }
 
@@ -181,15 +164,53 @@ impl Blocks {
                 kept.push(segment);
             }
         }
-        let mut count = 0_u32;
-        for segment in &mut kept {
-            count = count.saturating_add(segment.settle(count));
-        }
-        Self {
+        let mut blocks = Self {
             low: kept.first().map_or(u64::MAX, |first| first.range.start),
             high: kept.last().map_or(0, |last| last.range.end),
             segments: kept,
-            count,
+            count: 0,
+        };
+        blocks.settle();
+        blocks
+    }
+
+    /// Takes out those of some blocks that are in use and have still these lengths: first address and bytes that the program may use,
+    /// by address. The blocks that stay and those that are taken out have numbers of their own.
+    #[must_use]
+    pub(super) fn take(&mut self, wanted: impl Iterator<Item = (u64, u64)>) -> Self {
+        let mut taken = self.clone();
+        for segment in &mut taken.segments {
+            segment.cells.use_none();
+        }
+        let mut place = 0;
+        for (address, length) in wanted {
+            while self
+                .segments
+                .get(place)
+                .is_some_and(|segment| segment.range.end <= address)
+            {
+                place += 1;
+            }
+            let (Some(from), Some(to)) =
+                (self.segments.get_mut(place), taken.segments.get_mut(place))
+            else {
+                break;
+            };
+            if from.release(address, length.saturating_add(from.tail))
+                && let Some(grain) = to.grain(address)
+            {
+                to.cells.use_it(grain, true);
+            }
+        }
+        self.settle();
+        taken.settle();
+        taken
+    }
+
+    fn settle(&mut self) {
+        self.count = 0;
+        for segment in &mut self.segments {
+            self.count = self.count.saturating_add(segment.settle(self.count));
         }
     }
 
@@ -253,7 +274,7 @@ impl Blocks {
             .iter()
             .rev()
             .find(|segment| segment.count > 0)?;
-        let grain = segment.used.select(block.checked_sub(segment.first)?)?;
+        let grain = segment.cells.select(block.checked_sub(segment.first)?)?;
         Some(segment.range.start + grain as u64 * GRAIN)
     }
 

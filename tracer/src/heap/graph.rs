@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     blocks::{BlockId, Blocks},
-    memory::{Memory, Region, RegionKind, WORD, Window, each_word},
+    memory::{Memory, PAGE, Region, RegionKind, WORD, Window, each_word},
 };
 
 /// Stands in [`Reach::parents`] for a block that a root points to; the rest of the number is the root's place.
@@ -22,78 +22,96 @@ pub(super) struct Graph {
     pub(super) dropped: u64,
 }
 
+/// Reads what blocks hold.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'look> {
+    pub(super) memory: &'look dyn Memory,
+    /// What there is of the process's memory, in order: a block may be larger than all of it.
+    pub(super) present: &'look [Range<u64>],
+}
+
+impl Reader<'_> {
+    /// Reads the blocks in use, and hands each to somebody in parts: its number, address and length, how far in it a part
+    /// begins, and the part.
+    /// The first part begins with the block, holds [`VISITED`] bytes at least where there are so many, and is empty where nothing can
+    /// be read.
+    fn each_block(self, blocks: &Blocks, mut part: impl FnMut((BlockId, u64, u64), u64, &[u8])) {
+        for segment in blocks.segments() {
+            let mut window = Window::new(self.memory, segment.range().start, segment.range().end);
+            for (block, address, length) in segment.used_blocks() {
+                let end = address.saturating_add(length);
+                let mut next = Some(address);
+                while let Some(at) = next.filter(|at| *at < end) {
+                    let left = end - at;
+                    if at == address {
+                        window.hold(at, left.min(VISITED));
+                    }
+                    let bytes = window.from(at).unwrap_or_default();
+                    let bytes = bytes
+                        .get(..usize::try_from(left).unwrap_or(usize::MAX))
+                        .unwrap_or(bytes);
+                    if at == address || !bytes.is_empty() {
+                        part((block, address, length), at - address, bytes);
+                    }
+                    let whole = bytes.len() as u64 / WORD * WORD;
+                    next = match whole {
+                        0 => self.present_from(at / PAGE * PAGE + PAGE),
+                        _ if left > LARGE => self.present_from(at + whole),
+                        _ => Some(at + whole),
+                    };
+                }
+                if length == 0 {
+                    part((block, address, length), 0, &[]);
+                }
+            }
+        }
+    }
+
+    /// The first address from this one on at which there is something.
+    fn present_from(self, address: u64) -> Option<u64> {
+        let behind = self.present.partition_point(|range| range.end <= address);
+        self.present
+            .get(behind)
+            .map(|range| range.start.max(address))
+    }
+}
+
 impl Graph {
-    /// Reads every block in use, and hands its length and its content, or the beginning of it, to `visit`, which says what part of the
+    /// Reads every block in use, and hands its address, its length and its content, or the beginning of it, to `visit`, which says what part of the
     /// block holds no pointers of the program's. Keeps at most so many edges.
     pub(super) fn build(
-        memory: &dyn Memory,
+        reader: Reader<'_>,
         blocks: &Blocks,
         most_edges: usize,
-        mut visit: impl FnMut(u64, &[u8]) -> Range<u64>,
+        mut visit: impl FnMut(u64, u64, &[u8]) -> Range<u64>,
     ) -> Self {
         let mut graph = Self {
             offsets: Vec::with_capacity(blocks.count() as usize + 1),
             ..Self::default()
         };
         let most_edges = most_edges.min(u32::MAX as usize);
-        for segment in blocks.segments() {
-            let mut window = Window::new(memory, segment.range().start, segment.range().end);
-            for block in segment.used_blocks() {
+        let mut skipped = 0..0;
+        reader.each_block(blocks, |(block, address, length), place, bytes| {
+            if place == 0 {
                 graph.offsets.push(graph.targets.len() as u32);
-                graph.read_block(&mut window, blocks, block, most_edges, &mut visit);
+                skipped = visit(address, length, bytes);
             }
-        }
-        graph.offsets.push(graph.targets.len() as u32);
-        graph
-    }
-
-    fn read_block(
-        &mut self,
-        window: &mut Window<'_>,
-        blocks: &Blocks,
-        (block, address, length): (BlockId, u64, u64),
-        most_edges: usize,
-        visit: &mut impl FnMut(u64, &[u8]) -> Range<u64>,
-    ) {
-        let end = address.saturating_add(length);
-        let mut at = address;
-        let mut skipped = None;
-        while at < end {
-            let Some(mut bytes) = window.from(at) else {
-                break;
-            };
-            let left = usize::try_from(end - at).unwrap_or(usize::MAX);
-            if skipped.is_none() && bytes.len() < left.min(VISITED) {
-                window.refresh(at);
-                let Some(again) = window.from(at) else { break };
-                bytes = again;
-            }
-            let bytes = bytes.get(..left.min(bytes.len())).unwrap_or(bytes);
-            let skipped = skipped.get_or_insert_with(|| visit(length, bytes));
-            let mut whole = 0;
-            for word in bytes.chunks_exact(WORD as usize) {
-                let place = at - address + whole;
-                whole += WORD;
+            for (number, word) in bytes.chunks_exact(WORD as usize).enumerate() {
                 let word = word.try_into().map_or(0, u64::from_le_bytes);
                 if let Some((target, _)) = blocks.find(word)
                     && target != block
-                    && !skipped.contains(&place)
+                    && !skipped.contains(&(place + number as u64 * WORD))
                 {
-                    if self.targets.len() < most_edges {
-                        self.targets.push(target);
+                    if graph.targets.len() < most_edges {
+                        graph.targets.push(target);
                     } else {
-                        self.dropped += 1;
+                        graph.dropped += 1;
                     }
                 }
             }
-            if whole == 0 {
-                break;
-            }
-            at += whole;
-        }
-        if skipped.is_none() {
-            visit(length, &[]);
-        }
+        });
+        graph.offsets.push(graph.targets.len() as u32);
+        graph
     }
 
     /// What a block points to.
@@ -109,7 +127,10 @@ impl Graph {
 }
 
 /// As much of a block's content as is needed to say what it is, bytes.
-pub(super) const VISITED: usize = 96;
+const VISITED: u64 = 96;
+
+/// Of a block of more bytes, what was never written to is passed over.
+const LARGE: u64 = 16 * PAGE;
 
 /// By whom a block is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,33 +157,77 @@ impl Reach {
     /// Goes out from every word of the process that lies in no heap. Of a word at an address that leads so far into a block
     /// `is_pointer` says whether the program put it there.
     pub(super) fn from_roots(
-        memory: &dyn Memory,
+        reader: Reader<'_>,
         regions: &[Region],
         torn: &[Range<u64>],
         blocks: &Blocks,
         graph: &Graph,
         is_pointer: impl Fn(u64, BlockId, u64) -> bool,
     ) -> Self {
-        let mut reach = Self {
+        let mut reach = Self::of(blocks);
+        reach.add_roots(reader, regions, torn, blocks, is_pointer);
+        reach.spread(graph, 0, |_| true);
+        reach
+    }
+
+    /// Nothing is reached yet.
+    pub(super) fn of(blocks: &Blocks) -> Self {
+        Self {
             parents: vec![NOBODY; blocks.count() as usize],
             ..Self::default()
-        };
+        }
+    }
+
+    /// Takes every word of the process that lies in no heap for a root.
+    pub(super) fn add_roots(
+        &mut self,
+        reader: Reader<'_>,
+        regions: &[Region],
+        torn: &[Range<u64>],
+        blocks: &Blocks,
+        is_pointer: impl Fn(u64, BlockId, u64) -> bool,
+    ) {
         let outside = regions
             .iter()
             .filter(|region| region.kind != RegionKind::Constant)
             .flat_map(|region| &region.present)
             .flat_map(|present| outside(present.clone(), blocks));
         for range in outside.chain(torn.iter().cloned()) {
-            each_word(memory, range, |address, word| {
+            each_word(reader.memory, range, |address, word| {
                 if let Some((block, distance)) = blocks.find(word)
                     && is_pointer(address, block, distance)
                 {
-                    reach.root(block, address);
+                    self.root(block, address);
                 }
             });
         }
-        reach.spread(graph, 0, |_| true);
-        reach
+    }
+
+    /// Takes every word of blocks that are not looked at themselves for a root. Where it stands is not kept. `skipped` says of a block's
+    /// address and beginning which part holds no pointers of the program's.
+    pub(super) fn add_blocks(
+        &mut self,
+        reader: Reader<'_>,
+        others: &Blocks,
+        blocks: &Blocks,
+        skipped: impl Fn(u64, &[u8]) -> Range<u64>,
+        is_pointer: impl Fn(u64, BlockId, u64) -> bool,
+    ) {
+        let mut without = 0..0;
+        reader.each_block(others, |(_, address, _), place, bytes| {
+            if place == 0 {
+                without = skipped(address, bytes);
+            }
+            for (number, word) in (0..).zip(bytes.chunks_exact(WORD as usize)) {
+                let word = word.try_into().map_or(0, u64::from_le_bytes);
+                if let Some((block, distance)) = blocks.find(word)
+                    && !without.contains(&(place + number * WORD))
+                    && is_pointer(0, block, distance)
+                {
+                    self.root(block, 0);
+                }
+            }
+        });
     }
 
     /// The same roots once more, but with what hangs on the blocks in `first` as theirs; what hangs on a leaf, which can only have a
@@ -219,8 +284,13 @@ impl Reach {
         self.order.push(block);
     }
 
-    /// Breadth first, so that a block's parents are the shortest way to a root.
-    fn spread(&mut self, graph: &Graph, from: usize, is_expanded: impl Fn(BlockId) -> bool) {
+    /// Goes on from what is reached, from one on in order. Breadth first, so that a block's parents are the shortest way to a root.
+    pub(super) fn spread(
+        &mut self,
+        graph: &Graph,
+        from: usize,
+        is_expanded: impl Fn(BlockId) -> bool,
+    ) {
         let mut next = from;
         while let Some(block) = self.order.get(next).copied() {
             next += 1;

@@ -107,10 +107,11 @@ pub(super) struct Held<'look> {
     pub(super) levels: usize,
 }
 
-/// For each of some blocks with whose they are, by whom those of each owner are held. A module is named by its root, not as a step.
+/// For each of some blocks with whose they are, and for how many it stands, by whom those of each owner are held. A module is named by
+/// its root, not as a step.
 pub(super) fn holders<Owner: Copy + Eq + Hash>(
     held: &Held<'_>,
-    asked: impl Iterator<Item = (BlockId, Owner)>,
+    asked: impl Iterator<Item = (BlockId, Owner, u64)>,
     naming: &mut Option<Naming<'_>>,
     names: &mut dyn RootName,
 ) -> HashMap<Owner, Vec<Holder>> {
@@ -144,19 +145,19 @@ pub(super) fn holders<Owner: Copy + Eq + Hash>(
             .filter(|above| **above != block)
             .map(|above| (*above, group_of.get(block as usize)))
     };
-    for (block, owner) in asked.filter(|(block, _)| reach.has(*block)) {
+    for (block, owner, weight) in asked.filter(|(block, ..)| reach.has(*block)) {
         match &mut last {
             Some(((like, last), of, count))
                 if *of == owner && above(block).is_some() && above(block) == above(*like) =>
             {
                 *last = block;
-                *count += 1;
+                *count += weight;
             }
             _ => {
                 if let Some((run, owner, count)) = last {
                     add(run, owner, count);
                 }
-                last = Some(((block, block), owner, 1));
+                last = Some(((block, block), owner, weight));
             }
         }
     }

@@ -1,24 +1,31 @@
 //! One look at a heap: walk, types, graph, and two looks together: what is lost, and who holds the rest.
 
+mod again;
+
+pub use again::confirm;
+
 use std::{collections::HashMap, ops::Range};
 
 use super::{
     blocks::{BlockId, Blocks},
     boxed::Boxed,
-    census::{Group, GroupId, GroupKind},
+    census::{Group, GroupId, GroupKind, OTHER},
     cpython, glibc,
-    graph::{Graph, Reach, heads},
-    holders::{Held, RootName, holders, jumps},
+    graph::{Graph, Reach, Reader, heads},
+    holders::{Held, Holder, RootName, holders, jumps},
     memory::{Memory, Region},
     modules::Modules,
     naming::Naming,
     objects::Objects,
     owners::{self, Owned, OwnerLook},
-    types::Types,
+    types::{Types, is_stale},
 };
 
 /// `sizeof(PyGC_Head)` of CPython's `Include/internal/pycore_gc.h`: two links, before the object.
 const GC_HEAD: u64 = 16;
+
+/// Of a group of more blocks some are followed to their holders, and each stands for others: what holds a part in a thousand is told.
+const MOST_FOLLOWED: u64 = 1 << 18;
 
 /// What is wanted of a look.
 #[derive(Clone, Copy, Debug)]
@@ -85,174 +92,297 @@ pub struct Look {
     pub caches_unknown: bool,
     /// The runs of addresses that were walked, in order.
     pub ranges: Vec<Range<u64>>,
-    /// Of a process that is stopped, or where blocks were given whose owners are known: the blocks that are lost, in order.
+    /// The blocks that no root reached, by address: in all looks so far.
     pub lost: Vec<LostBlock>,
+    /// Blocks that hold stale words: from so far in them on. By address.
+    stale: HashMap<u64, u64>,
     /// What the blocks of each owner are.
     pub owners: HashMap<u32, OwnerLook>,
 }
 
 /// A block that no root reaches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LostBlock {
     /// Its first address.
     pub address: u64,
     /// Bytes that the program may use.
     pub bytes: u64,
-    /// Whether it hangs on no other lost block.
+    /// Whether it hangs on no other lost block; known once they are confirmed.
     pub is_direct: bool,
+    /// Its place in [`Look::groups`].
+    group: GroupId,
+    /// Of what it begins with.
+    digest: u32,
 }
 
-/// Blocks that a first look found unreachable, by address, for the second look to confirm; which has none for a third.
-#[derive(Clone, Debug, Default)]
-pub struct Lost(Vec<u64>);
+#[cfg(test)]
+impl LostBlock {
+    /// One that hangs on no other.
+    pub(crate) fn direct(address: u64, bytes: u64) -> Self {
+        Self {
+            address,
+            bytes,
+            is_direct: true,
+            ..Self::default()
+        }
+    }
+}
 
-/// Looks at a heap. With what an earlier look found unreachable, what is unreachable in both is lost.
+/// Looks at a heap. What is unreachable in a process that runs is lost only once other looks have confirmed it: [`confirm`].
+///
+/// Of blocks that are known otherwise, `owned`, by address, it is told what the blocks of each owner are and who holds them. Those of
+/// allocators whose heaps cannot be walked are looked at too, and their other blocks are taken for roots.
 ///
 /// Gives `None` where no allocator is known whose heap could be walked.
 pub fn look(
     memory: &dyn Memory,
     regions: &[Region],
     options: LookOptions,
-    before: Option<&Lost>,
-    names: &mut dyn RootName,
-) -> Option<(Look, Lost)> {
-    look_with(memory, regions, options, before, &[], names)
-}
-
-/// The same, and tells of blocks that are known otherwise, by address, whose they are: what they are and who holds them. Those of
-/// allocators whose heaps cannot be walked are looked at too, and their other blocks are taken for roots.
-pub fn look_with(
-    memory: &dyn Memory,
-    regions: &[Region],
-    options: LookOptions,
-    before: Option<&Lost>,
     owned: &[Owned],
     names: &mut dyn RootName,
-) -> Option<(Look, Lost)> {
+) -> Option<Look> {
     let (mut result, blocks, apart) = walk(memory, regions, options.is_python, owned)?;
     let mut types = Types::new(memory, regions, options.is_python);
-    // A first look is only about what is reachable.
-    let boxed = if before.is_some() || options.is_stopped {
-        Boxed::find(memory, regions, &blocks, names)
-    } else {
-        Boxed::default()
-    };
+    let boxed = Boxed::find(memory, regions, &blocks, names);
     let mut group_of: Vec<GroupId> = Vec::with_capacity(blocks.count() as usize);
-    let graph = Graph::build(memory, &blocks, options.most_edges, |length, bytes| {
-        result.blocks += 1;
-        result.bytes = result.bytes.saturating_add(length);
-        let block = BlockId::try_from(group_of.len()).unwrap_or(BlockId::MAX);
-        let (group, object_at) = types.count(length, bytes, boxed.type_of(block, length));
-        group_of.push(group);
-        if let Some(from) = types.stale(group, object_at, bytes) {
-            return from..length;
-        }
-        // The collector of CPython links all objects that it knows: that holds none of them.
-        object_at.saturating_sub(GC_HEAD)..object_at
-    });
-    result.dropped_edges = graph.dropped;
-    let mut groups = types.into_census().into_groups();
-    // Where in the blocks of each group the object begins.
-    let object_at: Vec<u64> = groups.iter().map(|group| group.object_at).collect();
-    let Apart { books, torn } = &apart;
-    let mut reach = Reach::from_roots(
+    let present = present(regions);
+    let reader = Reader {
         memory,
-        regions,
-        torn,
+        present: &present,
+    };
+    let graph = Graph::build(
+        reader,
         &blocks,
-        &graph,
-        |at, block, distance| {
-            let object_at = group_of
-                .get(block as usize)
-                .and_then(|group| object_at.get(usize::from(*group)).copied())
-                .unwrap_or(0);
-            // References to objects lead to the object, links of the collector before it.
-            distance >= object_at && !books.iter().any(|books| books.contains(&at))
+        options.most_edges,
+        |address, length, bytes| {
+            result.blocks += 1;
+            result.bytes = result.bytes.saturating_add(length);
+            let block = BlockId::try_from(group_of.len()).unwrap_or(BlockId::MAX);
+            let (group, object_at) = types.count(length, bytes, boxed.type_of(block, length));
+            group_of.push(group);
+            if let Some(from) = types.stale(group, object_at, bytes) {
+                result.stale.insert(address, from);
+                return from..length;
+            }
+            // The collector of CPython links all objects that it knows: that holds none of them.
+            object_at.saturating_sub(GC_HEAD)..object_at
         },
     );
-    let lost = || {
-        blocks
-            .iter()
-            .filter(|(block, ..)| graph.dropped == 0 && !reach.has(*block))
+    result.dropped_edges = graph.dropped;
+    let mut groups = types.into_census().into_groups();
+    let reach = {
+        let is_pointer = apart.is_pointer(&groups, &group_of);
+        let torn = &apart.torn;
+        Reach::from_roots(reader, regions, torn, &blocks, &graph, is_pointer)
     };
-    let mut addresses = Vec::new();
-    if before.is_none() {
-        addresses.extend(lost().map(|(_, address, _)| address));
-    }
-    let is_confirmed = |address: &u64| {
-        options.is_stopped || before.is_some_and(|before| before.0.binary_search(address).is_ok())
+    let is_lost = |block: &BlockId| graph.dropped == 0 && !reach.has(*block);
+    let lost: Vec<BlockId> = (0..blocks.count()).filter(is_lost).collect();
+    let heads = if options.is_stopped {
+        heads(&graph, &lost, has_type(&groups, &group_of))
+    } else {
+        Vec::new()
     };
-    if before.is_some() || options.is_stopped {
-        let confirmed: Vec<BlockId> = lost()
-            .filter(|(_, address, _)| is_confirmed(address))
-            .map(|(block, ..)| block)
-            .collect();
-        let mut visit = |block: LostBlock| {
-            if options.is_stopped || !owned.is_empty() {
-                result.lost.push(block);
-            }
-        };
-        count_lost(
-            &mut groups,
-            &group_of,
-            &graph,
-            &blocks,
-            &confirmed,
-            &mut visit,
+    result.lost = described(&blocks, &group_of, &lost, heads);
+    result.owners = owners::types(owned, &blocks, &groups, &group_of);
+    if options.levels > 0 {
+        let first_of = first_of(&groups, options.by_size);
+        let asked = largest(&groups, &first_of, options.groups_with_holders);
+        let owned = owners::blocks_of(owned, &blocks);
+        let known = (groups.as_slice(), group_of.as_slice());
+        let (mut of_groups, mut of_owners) = who_holds(
+            (memory, &blocks, known),
+            (graph, reach),
+            (&asked, &first_of, owned),
+            options,
+            names,
         );
-        result.owners = owners::types(owned, &blocks, &groups, &group_of);
-        if options.levels > 0 {
-            let mut objects = Objects::new(memory);
-            let modules = Modules::of(&mut objects, &blocks, &groups, &group_of, &reach);
-            if !modules.is_empty() {
-                // A module is where people look for a name, not the tables of the interpreter.
-                let leaves: Vec<bool> = groups.iter().map(Group::is_leaf).collect();
-                reach = reach.again(&graph, modules.blocks(), |block| {
-                    let group = group_of.get(block as usize);
-                    group.is_some_and(|group| leaves.get(usize::from(*group)) == Some(&true))
-                });
-            }
-            // The largest part of what is kept of a heap of small blocks.
-            drop(graph);
-            let jumps = jumps(&group_of, &reach);
-            let first_of = first_of(&groups, options.by_size);
-            let asked = largest(&groups, &first_of, options.groups_with_holders);
-            let of_groups = reach.order().iter().filter_map(|block| {
-                let group = *group_of.get(*block as usize)?;
-                let first = *first_of.get(usize::from(group))?;
-                asked.contains(&first).then_some((*block, first))
-            });
-            let names = &mut modules.names(memory, names);
-            let held = Held {
-                groups: &groups,
-                group_of: &group_of,
-                reach: &reach,
-                jumps: &jumps,
-                is_module: &|block| modules.has(block),
-                levels: options.levels,
-            };
-            let mut naming = options
-                .is_python
-                .then(|| Naming::new(objects, &blocks, &groups, &group_of, &modules));
-            let mut found = holders(&held, of_groups, &mut naming, names);
-            let of_owners = owners::blocks_of(owned, &blocks);
-            let mut of_owners = holders(&held, of_owners, &mut naming, names);
-            for (owner, of_owner) in &mut result.owners {
-                of_owner.holders = of_owners.remove(owner).unwrap_or_default();
-            }
-            for id in asked {
-                if let Some(group) = groups.get_mut(usize::from(id)) {
-                    group.holders = found.remove(&id).unwrap_or_default();
-                }
+        for (owner, of_owner) in &mut result.owners {
+            of_owner.holders = of_owners.remove(owner).unwrap_or_default();
+        }
+        for id in asked {
+            if let Some(group) = groups.get_mut(usize::from(id)) {
+                group.holders = of_groups.remove(&id).unwrap_or_default();
             }
         }
     }
-    groups.retain(|group| group.objects > 0);
-    groups.sort_by(|one, other| {
-        (other.bytes, &one.name, one.block_bytes).cmp(&(one.bytes, &other.name, other.block_bytes))
-    });
-    result.groups = groups;
-    Some((result, Lost(addresses)))
+    result.take_groups(groups);
+    if options.is_stopped {
+        result.count_lost();
+    } else {
+        let digests = result.digests(memory);
+        for (block, digest) in result.lost.iter_mut().zip(digests) {
+            block.digest = digest;
+        }
+    }
+    Some(result)
+}
+
+/// Of the blocks that are reached those of some groups, or where there are very many some of them, and for how many each stands.
+fn followed<'look>(
+    reach: &'look Reach,
+    group_of: &'look [GroupId],
+    asked: &'look [GroupId],
+    first_of: &'look [GroupId],
+) -> impl Iterator<Item = (BlockId, GroupId, u64)> + 'look {
+    let mut places: Vec<Option<usize>> = Vec::with_capacity(first_of.len());
+    places.extend(
+        first_of
+            .iter()
+            .map(|first| asked.iter().position(|asked| asked == first)),
+    );
+    let place_of = move |block: BlockId| {
+        let group = *group_of.get(block as usize)?;
+        *places.get(usize::from(group))?
+    };
+    let mut left = vec![0_u64; asked.len()];
+    for block in reach.order() {
+        if let Some(left) = place_of(*block).and_then(|place| left.get_mut(place)) {
+            *left += 1;
+        }
+    }
+    let every: Vec<u64> = left
+        .iter()
+        .map(|left| left.div_ceil(MOST_FOLLOWED).max(1))
+        .collect();
+    let mut passed = vec![0_u64; asked.len()];
+    reach.order().iter().filter_map(move |block| {
+        let place = place_of(*block)?;
+        let (every, left) = (*every.get(place)?, left.get_mut(place)?);
+        let passed = passed.get_mut(place)?;
+        let is_followed = passed.is_multiple_of(every);
+        *passed += 1;
+        let weight = every.min(*left);
+        *left -= 1;
+        is_followed.then_some((*block, *asked.get(place)?, weight))
+    })
+}
+
+type Holders<Owner> = HashMap<Owner, Vec<Holder>>;
+
+/// Who holds the blocks of some groups, and those of owners.
+fn who_holds(
+    (memory, blocks, (groups, group_of)): (&dyn Memory, &Blocks, (&[Group], &[GroupId])),
+    (graph, mut reach): (Graph, Reach),
+    (asked, first_of, owned): (&[GroupId], &[GroupId], impl Iterator<Item = (BlockId, u32)>),
+    options: LookOptions,
+    names: &mut dyn RootName,
+) -> (Holders<GroupId>, Holders<u32>) {
+    let mut objects = Objects::new(memory);
+    let modules = Modules::of(&mut objects, blocks, groups, group_of, &reach);
+    if !modules.is_empty() {
+        // A module is where people look for a name, not the tables of the interpreter.
+        let leaves: Vec<bool> = groups.iter().map(Group::is_leaf).collect();
+        reach = reach.again(&graph, modules.blocks(), |block| {
+            let group = group_of.get(block as usize);
+            group.is_some_and(|group| leaves.get(usize::from(*group)) == Some(&true))
+        });
+    }
+    // The largest part of what is kept of a heap of small blocks.
+    drop(graph);
+    let jumps = jumps(group_of, &reach);
+    let names = &mut modules.names(memory, names);
+    let held = Held {
+        groups,
+        group_of,
+        reach: &reach,
+        jumps: &jumps,
+        is_module: &|block| modules.has(block),
+        levels: options.levels,
+    };
+    let mut naming = options
+        .is_python
+        .then(|| Naming::new(objects, blocks, groups, group_of, &modules));
+    let of_groups = followed(&reach, group_of, asked, first_of);
+    let of_groups = holders(&held, of_groups, &mut naming, names);
+    let owned = owned.map(|(block, owner)| (block, owner, 1));
+    (of_groups, holders(&held, owned, &mut naming, names))
+}
+
+/// The lost blocks, in order, of which `heads` hang on no other.
+fn described(
+    blocks: &Blocks,
+    group_of: &[GroupId],
+    lost: &[BlockId],
+    mut heads: Vec<BlockId>,
+) -> Vec<LostBlock> {
+    heads.sort_unstable();
+    let mut lost = lost.iter().peekable();
+    let mut heads = heads.iter().peekable();
+    blocks
+        .iter()
+        .filter(|(block, ..)| lost.next_if_eq(&block).is_some())
+        .map(|(block, address, bytes)| LostBlock {
+            address,
+            bytes,
+            is_direct: heads.next_if_eq(&&block).is_some(),
+            group: group_of.get(block as usize).copied().unwrap_or(OTHER),
+            digest: 0,
+        })
+        .collect()
+}
+
+/// Whether a block is of a class or type with a name.
+fn has_type(groups: &[Group], group_of: &[GroupId]) -> impl Fn(BlockId) -> bool {
+    move |block| {
+        group_of
+            .get(block as usize)
+            .and_then(|group| groups.get(usize::from(*group)))
+            .is_some_and(|group| group.kind.has_name())
+    }
+}
+
+fn present(regions: &[Region]) -> Vec<Range<u64>> {
+    regions
+        .iter()
+        .flat_map(|region| region.present.iter().cloned())
+        .collect()
+}
+
+impl Look {
+    /// Takes the groups that have blocks, the largest first.
+    fn take_groups(&mut self, groups: Vec<Group>) {
+        let mut groups: Vec<(usize, Group)> = groups
+            .into_iter()
+            .enumerate()
+            .filter(|(_, group)| group.objects > 0)
+            .collect();
+        groups.sort_by(|(_, one), (_, other)| {
+            (other.bytes, &one.name, one.block_bytes).cmp(&(
+                one.bytes,
+                &other.name,
+                other.block_bytes,
+            ))
+        });
+        let places: HashMap<usize, GroupId> = groups.iter().map(|(id, _)| *id).zip(0..).collect();
+        for block in &mut self.lost {
+            block.group = places
+                .get(&usize::from(block.group))
+                .copied()
+                .unwrap_or(OTHER);
+        }
+        self.groups = groups.into_iter().map(|(_, group)| group).collect();
+    }
+
+    /// Counts the lost blocks in their groups.
+    fn count_lost(&mut self) {
+        for group in &mut self.groups {
+            group.unreachable_objects = 0;
+            group.unreachable_bytes = 0;
+            group.lost_heads = 0;
+            group.lost_head_bytes = 0;
+        }
+        for block in &self.lost {
+            let Some(group) = self.groups.get_mut(usize::from(block.group)) else {
+                continue;
+            };
+            group.unreachable_objects += 1;
+            group.unreachable_bytes = group.unreachable_bytes.saturating_add(block.bytes);
+            if block.is_direct {
+                group.lost_heads += 1;
+                group.lost_head_bytes = group.lost_head_bytes.saturating_add(block.bytes);
+            }
+        }
+    }
 }
 
 /// What lies in the heaps, or beside them, and is no block.
@@ -262,6 +392,24 @@ pub(super) struct Apart {
     books: Vec<Range<u64>>,
     /// What changed while it was walked, and may be blocks.
     torn: Vec<Range<u64>>,
+}
+
+impl Apart {
+    /// Says of a word at an address that leads so far into a block whether the program put it there.
+    fn is_pointer(
+        &self,
+        groups: &[Group],
+        group_of: &[GroupId],
+    ) -> impl Fn(u64, BlockId, u64) -> bool {
+        move |at, block, distance| {
+            let object_at = group_of
+                .get(block as usize)
+                .and_then(|group| groups.get(usize::from(*group)))
+                .map_or(0, |group| group.object_at);
+            // References to objects lead to the object, links of the collector before it.
+            distance >= object_at && !self.books.iter().any(|books| books.contains(&at))
+        }
+    }
 }
 
 /// Walks the heaps of the allocators that are known. Gives what that tells, the blocks, and what is none.
@@ -315,52 +463,6 @@ pub(super) fn walk(
         .fold(0, u64::saturating_add);
     result.present_bytes = blocks.present_bytes(regions);
     Some((result, blocks, apart))
-}
-
-fn count_lost(
-    groups: &mut [Group],
-    group_of: &[GroupId],
-    graph: &Graph,
-    blocks: &Blocks,
-    lost: &[BlockId],
-    visit: &mut dyn FnMut(LostBlock),
-) {
-    let mut at = 0;
-    let heads = {
-        let has_type = |block: BlockId| {
-            group_of
-                .get(block as usize)
-                .and_then(|group| groups.get(usize::from(*group)))
-                .is_some_and(|group| group.kind.has_name())
-        };
-        let mut heads = heads(graph, lost, has_type);
-        heads.sort_unstable();
-        heads
-    };
-    for (block, address, length) in blocks.iter() {
-        if lost.get(at) != Some(&block) {
-            continue;
-        }
-        at += 1;
-        let is_direct = heads.binary_search(&block).is_ok();
-        visit(LostBlock {
-            address,
-            bytes: length,
-            is_direct,
-        });
-        let Some(group) = group_of
-            .get(block as usize)
-            .and_then(|group| groups.get_mut(usize::from(*group)))
-        else {
-            continue;
-        };
-        group.unreachable_objects += 1;
-        group.unreachable_bytes = group.unreachable_bytes.saturating_add(length);
-        if is_direct {
-            group.lost_heads += 1;
-            group.lost_head_bytes = group.lost_head_bytes.saturating_add(length);
-        }
-    }
 }
 
 /// For each group the first one that people take for the same: of its type, or of its size.

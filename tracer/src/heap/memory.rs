@@ -152,6 +152,13 @@ impl<'memory> Window<'memory> {
         ))
     }
 
+    /// Moves to an address where not so many bytes from there are held.
+    pub(super) fn hold(&mut self, address: u64, count: u64) {
+        if !self.holds(address, count) {
+            self.move_to(address);
+        }
+    }
+
     /// Reads again what stands at an address.
     pub(super) fn refresh(&mut self, address: u64) {
         self.move_to(address);

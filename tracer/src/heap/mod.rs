@@ -5,9 +5,9 @@
 //! target writes its own heap, and goes on writing while it is read: no size, link or count in it is believed, and every walk is
 //! bounded by the memory that there is. Must not know processes, probes or views.
 
-mod bits;
 mod blocks;
 mod boxed;
+mod cells;
 mod census;
 mod counts;
 mod cpython;
@@ -31,7 +31,7 @@ pub use blocks::{BlockId, Blocks, Segment};
 pub use census::{Group, GroupKind};
 pub use counts::{Counts, counts};
 pub use holders::{Holder, RootName};
-pub use look::{Look, LookOptions, Lost, LostBlock, look, look_with};
+pub use look::{Look, LookOptions, LostBlock, confirm, look};
 pub use memory::{Memory, Region, RegionKind};
 pub use owners::{Owned, OwnerLook, TypeCount};
 pub use space::{Space, space};

@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 
 use super::{
-    Look, LookOptions, Lost, Owned, Region, RegionKind, RootName, look, look_with,
+    Look, LookOptions, Owned, Region, RegionKind, RootName, confirm, look,
     testing::{ARENA, DATA, HEAP, MadeUp, STACK},
 };
 
@@ -29,8 +29,17 @@ const OPTIONS: LookOptions = LookOptions {
 /// Two looks, as the command makes them.
 fn looked(heap: &MadeUp) -> Option<Look> {
     let regions = heap.regions();
-    let (_, first) = look(&heap.image, &regions, OPTIONS, None, &mut Addresses)?;
-    let (look, _) = look(&heap.image, &regions, OPTIONS, Some(&first), &mut Addresses)?;
+    let mut look = look(&heap.image, &regions, OPTIONS, &[], &mut Addresses)?;
+    assert_eq!(
+        confirm(
+            &heap.image,
+            &mut || Some(regions.clone()),
+            OPTIONS,
+            &[],
+            &mut look
+        ),
+        0
+    );
     Some(look)
 }
 
@@ -99,11 +108,53 @@ fn lost_blocks_are_told_from_held_ones_and_heads_from_what_hangs_on_them() {
 #[test]
 fn a_block_that_one_look_alone_finds_unreachable_is_not_lost() {
     let mut heap = MadeUp::new();
-    heap.used(0x40);
+    let (held, below, lost) = (heap.used(0x40), heap.used(0x60), heap.used(0x80));
+    let holder = heap.used(0xa0);
+    heap.image.put(held, below);
+    heap.image.put(STACK, holder);
     let regions = heap.regions();
-    let none = Lost::default();
-    let (look, _) = look(&heap.image, &regions, OPTIONS, Some(&none), &mut Addresses).unwrap();
+    let mut look = look(&heap.image, &regions, OPTIONS, &[], &mut Addresses).unwrap();
+    assert_eq!(look.lost.len(), 4);
     assert_eq!(counts(&look, 0x38), (1, 0, 0));
+    heap.image.put(holder + 8, held);
+    let held_after_all = confirm(
+        &heap.image,
+        &mut || Some(regions.clone()),
+        OPTIONS,
+        &[],
+        &mut look,
+    );
+    assert_eq!(held_after_all, 2);
+    assert_eq!(counts(&look, 0x38), (1, 0, 0));
+    assert_eq!(counts(&look, 0x58), (1, 0, 0));
+    assert_eq!(counts(&look, 0x78), (1, 1, 1));
+    assert!(look.lost.iter().any(|block| block.address == lost));
+}
+
+#[test]
+fn a_block_that_was_freed_or_written_to_between_two_looks_was_called_lost() {
+    let mut heap = MadeUp::new();
+    let (written, freed, lost) = (heap.used(0x40), heap.used(0x60), heap.used(0x80));
+    heap.used(0xa0);
+    let regions = heap.regions();
+    let mut look = look(&heap.image, &regions, OPTIONS, &[], &mut Addresses).unwrap();
+    heap.image.put(written + 16, 7);
+    heap.cache(0x60, &[freed]);
+    assert_eq!(
+        confirm(
+            &heap.image,
+            &mut || Some(regions.clone()),
+            OPTIONS,
+            &[],
+            &mut look
+        ),
+        3,
+        "the thread's cache as well"
+    );
+    let left: Vec<u64> = look.lost.iter().map(|block| block.address).collect();
+    assert!(left.contains(&lost) && !left.contains(&written) && !left.contains(&freed));
+    assert_eq!(counts(&look, 0x38), (1, 0, 0));
+    assert_eq!(counts(&look, 0x58), (1, 0, 0));
 }
 
 #[test]
@@ -150,11 +201,14 @@ fn a_large_block_behind_memory_of_another_allocator_was_not_seen() {
         name: String::new(),
     });
     regions.sort_by_key(|region| region.range.start);
-    let at = |before: Option<&Lost>| {
-        look(&heap.image, &regions, OPTIONS, before, &mut Addresses).unwrap()
-    };
-    let (_, first) = at(None);
-    let (look, _) = at(Some(&first));
+    let mut look = look(&heap.image, &regions, OPTIONS, &[], &mut Addresses).unwrap();
+    confirm(
+        &heap.image,
+        &mut || Some(regions.clone()),
+        OPTIONS,
+        &[],
+        &mut look,
+    );
     assert_eq!(counts(&look, SIZE - 16), (1, 0, 0));
     assert_eq!(counts(&look, 0x38), (1, 0, 0));
     let held = look.groups.iter().find(|group| group.block_bytes == 0x38);
@@ -202,6 +256,8 @@ proptest! {
         if let Some(look) = looked(&heap) {
             prop_assert!(look.bytes <= 3 * 0x20000, "{}", look.bytes);
             prop_assert!(look.blocks <= 3 * 0x20000 / 16);
+            let lost: u64 = look.groups.iter().map(|group| group.unreachable_objects).sum();
+            prop_assert_eq!(look.lost.len() as u64, lost);
             for group in &look.groups {
                 prop_assert!(group.unreachable_objects <= group.objects);
                 prop_assert!(group.lost_heads <= group.unreachable_objects);
@@ -224,19 +280,17 @@ fn blocks_that_somebody_owns_have_types_and_holders_also_where_no_walk_knows_the
         owner,
     });
     let regions = heap.regions();
-    let at = |before: Option<&Lost>| {
-        look_with(
+    let mut look = look(&heap.image, &regions, OPTIONS, &owned, &mut Addresses).unwrap();
+    assert_eq!(
+        confirm(
             &heap.image,
-            &regions,
+            &mut || Some(regions.clone()),
             OPTIONS,
-            before,
             &owned,
-            &mut Addresses,
-        )
-        .unwrap()
-    };
-    let (_, first) = at(None);
-    let (look, _) = at(Some(&first));
+            &mut look
+        ),
+        0
+    );
     let unreachable: Vec<u64> = look
         .lost
         .iter()

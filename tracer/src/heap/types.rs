@@ -43,6 +43,15 @@ struct TypeObject {
     is_of_types: bool,
 }
 
+/// Whether a frame that begins with these bytes, and whose locals stand so far in it, has no references.
+pub(super) fn is_stale(locals: u64, bytes: &[u8]) -> bool {
+    let references = locals
+        .checked_sub(FRAME_LOCALS)
+        .and_then(|at| usize::try_from(at).ok())
+        .and_then(|at| bytes.get(at..at.checked_add(WORD as usize)?));
+    references.is_some_and(|word| word.iter().all(|byte| *byte == 0))
+}
+
 /// Says what blocks are, and remembers the types that it has met.
 pub(super) struct Types<'look> {
     memory: &'look dyn Memory,
@@ -95,12 +104,8 @@ impl<'look> Types<'look> {
     /// Where in a block stand words that hold nothing: a frame without references is one that its code keeps for the next call
     /// (`co_zombieframe`, up to 3.10), and on its stack stands what the last call left.
     pub(super) fn stale(&self, group: GroupId, object_at: u64, bytes: &[u8]) -> Option<u64> {
-        let references = usize::try_from(object_at)
-            .ok()
-            .and_then(|at| bytes.get(at..at + WORD as usize))?;
-        let is_dead = references.iter().all(|byte| *byte == 0);
-        (is_dead && self.census.is(group, GroupKind::Python, "frame"))
-            .then(|| object_at + FRAME_LOCALS)
+        let from = object_at + FRAME_LOCALS;
+        (self.census.is(group, GroupKind::Python, "frame") && is_stale(from, bytes)).then_some(from)
     }
 
     /// What was counted.

@@ -5,6 +5,7 @@ mod bound;
 mod cohort;
 mod counted;
 mod flow;
+mod held;
 mod history;
 mod mappings;
 mod pages;
@@ -34,6 +35,7 @@ mod ends;
 mod simulate;
 
 pub use flow::LEAK_AFTER_S;
+pub use held::HeldByOne;
 pub use history::{ProcessLevel, SiteHistory, SiteLevel};
 pub use mappings::{Area, LookTimes, MappingKind, MappingSurvey, Mappings, PAGE, Step};
 pub use pages::{Expected, HUGE_PAGES, PageSurvey, Pages, Seen, Touch};

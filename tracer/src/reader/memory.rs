@@ -48,15 +48,15 @@ impl Memory for ProcessMemory {
 /// Memory that is read until a moment, and so many bytes of it: whoever reads on finds nothing, as if it were not mapped.
 pub struct Bounded<'memory> {
     memory: &'memory dyn Memory,
-    until: Instant,
+    until: Option<Instant>,
     left: Cell<u64>,
     is_over: Cell<bool>,
 }
 
 impl<'memory> Bounded<'memory> {
-    /// Bounds the reading of some memory.
+    /// Bounds the reading of some memory; without a moment only by bytes.
     #[must_use]
-    pub fn new(memory: &'memory dyn Memory, until: Instant, most_bytes: u64) -> Self {
+    pub fn new(memory: &'memory dyn Memory, until: Option<Instant>, most_bytes: u64) -> Self {
         Self {
             memory,
             until,
@@ -68,13 +68,17 @@ impl<'memory> Bounded<'memory> {
     /// Whether more was asked for than there was time or room for: what was made of it is worth nothing.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.is_over.get() || Instant::now() >= self.until
+        self.is_over.get() || self.is_late()
+    }
+
+    fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
     }
 }
 
 impl Memory for Bounded<'_> {
     fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
-        if self.left.get() == 0 || Instant::now() >= self.until {
+        if self.left.get() == 0 || self.is_late() {
             self.is_over.set(true);
         }
         if self.is_over.get() {
@@ -103,13 +107,13 @@ mod tests {
     #[test]
     fn what_is_read_is_bounded_by_bytes_and_by_time() {
         let later = Instant::now() + Duration::from_secs(3600);
-        let few = Bounded::new(&Endless, later, 100);
+        let few = Bounded::new(&Endless, Some(later), 100);
         assert_eq!(few.read(0, &mut [0; 64]), 64);
         assert_eq!(few.read(0, &mut [0; 64]), 64);
         assert!(!few.is_over());
         assert_eq!(few.read(0, &mut [0; 64]), 0);
         assert!(few.is_over());
-        let late = Bounded::new(&Endless, Instant::now(), 100);
+        let late = Bounded::new(&Endless, Some(Instant::now()), 100);
         assert_eq!(late.read(0, &mut [0; 64]), 0);
         assert!(late.is_over());
     }

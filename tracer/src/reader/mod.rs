@@ -2,12 +2,14 @@
 //! Nothing is stopped and nothing is attached. Must not know what a heap looks like.
 
 mod functions;
+mod live;
 mod memory;
 mod names;
 mod regions;
 mod registers;
 mod stacks;
 
+pub use live::{LookWish, look_at};
 pub use memory::{Bounded, ProcessMemory};
 pub use names::Names;
 pub use regions::{AddressSpaceImage, read_address_space};

@@ -34,6 +34,8 @@ pub struct AddressSpaceImage {
     pub is_python: bool,
     /// Bytes of anonymous memory that is in memory or swapped out.
     pub anonymous_bytes: u64,
+    /// What threads that wait in system calls have in the registers that the kernel tells of.
+    pub registers: Vec<u64>,
     /// Mappings of files on file systems that may not answer: they are not read.
     pub unread_mappings: usize,
 }
@@ -62,7 +64,13 @@ pub fn read_address_space(proc_root: &Path, pid: u32) -> Result<AddressSpaceImag
     let pagemap = File::open(&path).map_err(|source| ReadError::Memory { pid, path, source })?;
     let threads = stacks::threads(proc_root, pid);
     let answering = answering_devices(&folder);
-    let mut image = AddressSpaceImage::default();
+    let mut image = AddressSpaceImage {
+        registers: threads
+            .iter()
+            .flat_map(|thread| thread.arguments.iter().copied())
+            .collect(),
+        ..AddressSpaceImage::default()
+    };
     for (map, file) in with_files(proc_root, pid, maps, &answering) {
         let name = map.path.to_string_lossy().into_owned();
         image.is_python |= map.executable && is_python(&map.path);

@@ -1,5 +1,7 @@
-//! Registers of stopped threads as a piece of memory, so that what only a register leads to is held like everything else. It lies where
+//! Registers of threads that are stopped or wait as a piece of memory, so that what only a register leads to is held like everything else. It lies where
 //! no process has memory: in the kernel's half of the addresses.
+
+use std::cell::RefCell;
 
 use leakscope_common::PAGE_BYTES;
 
@@ -13,29 +15,33 @@ const BASE: u64 = 0xffff_f000_0000_0000;
 #[derive(Debug)]
 pub struct WithRegisters {
     memory: ProcessMemory,
-    bytes: Vec<u8>,
+    bytes: RefCell<Vec<u8>>,
 }
 
 impl WithRegisters {
-    /// The memory of a process whose threads have these words in registers.
+    /// The memory of a process of whose registers nothing is known yet.
     #[must_use]
-    pub fn new(memory: ProcessMemory, words: &[u64]) -> Self {
+    pub fn new(memory: ProcessMemory) -> Self {
         Self {
             memory,
-            bytes: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
+            bytes: RefCell::default(),
         }
     }
 
-    /// The region of the registers: it comes behind all others.
+    /// The threads have these words in registers now. Gives the regions of the process with that of the registers, which comes behind
+    /// all others.
     #[must_use]
-    pub fn region(&self) -> Region {
-        let length = self.bytes.len() as u64;
-        Region {
+    pub fn with_own(&self, mut regions: Vec<Region>, words: &[u64]) -> Vec<Region> {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let length = bytes.len() as u64;
+        self.bytes.replace(bytes);
+        regions.push(Region {
             range: BASE..BASE + length.next_multiple_of(PAGE_BYTES),
             present: std::iter::once(BASE..BASE + length).collect(),
             kind: RegionKind::Stack,
             name: "registers".to_owned(),
-        }
+        });
+        regions
     }
 }
 
@@ -45,7 +51,8 @@ impl Memory for WithRegisters {
             return self.memory.read(address, buffer);
         };
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let bytes = self.bytes.get(from..).unwrap_or_default();
+        let bytes = self.bytes.borrow();
+        let bytes = bytes.get(from..).unwrap_or_default();
         let length = bytes.len().min(buffer.len());
         if let (Some(to), Some(from)) = (buffer.get_mut(..length), bytes.get(..length)) {
             to.copy_from_slice(from);
@@ -66,8 +73,9 @@ mod tests {
     #[test]
     fn registers_are_read_like_memory() {
         let own = ProcessMemory::open(Path::new("/proc"), std::process::id()).unwrap();
-        let memory = WithRegisters::new(own, &[7, 8, 9]);
-        let region = memory.region();
+        let memory = WithRegisters::new(own);
+        let regions = memory.with_own(Vec::new(), &[7, 8, 9]);
+        let region = regions.last().unwrap();
         assert_eq!(region.present_bytes(), 24);
         assert_eq!(memory.word(region.range.start + 16), Some(9));
         assert_eq!(memory.word(region.range.start + 24), None);

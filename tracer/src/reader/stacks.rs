@@ -1,4 +1,4 @@
-//! Where the stacks of a process's threads are, as the kernel tells it of threads that wait.
+//! Where the stacks of a process's threads are and what their registers hold, as the kernel tells it of threads that wait.
 
 use std::{fs, path::Path};
 
@@ -13,6 +13,8 @@ pub(super) struct Thread {
     pub(super) name: String,
     /// Its stack pointer; `None` while it runs.
     pub(super) stack_pointer: Option<u64>,
+    /// The arguments of the system call in which it waits: what it was given to wait for or to fill.
+    pub(super) arguments: Vec<u64>,
 }
 
 /// The threads of a process.
@@ -24,36 +26,44 @@ pub(super) fn threads(proc_root: &Path, pid: u32) -> Vec<Thread> {
         .map(|id| {
             let folder = folder.join(id.to_string());
             let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
+            let (arguments, stack_pointer) = waiting(&text("syscall"));
             Thread {
                 id,
                 name: text("comm").trim_end().to_owned(),
-                stack_pointer: stack_pointer(&text("syscall")),
+                stack_pointer,
+                arguments,
             }
         })
         .collect()
 }
 
-/// `number arguments… stack-pointer program-counter` (`proc_pid_syscall(5)`); `running` of a thread that runs.
-fn stack_pointer(text: &str) -> Option<u64> {
-    let mut fields = text.split_ascii_whitespace().rev();
-    let _program_counter = fields.next()?;
-    let pointer = fields.next()?.strip_prefix("0x")?;
-    u64::from_str_radix(pointer, 16).ok()
+/// `number arguments… stack-pointer program-counter` (`proc_pid_syscall(5)`); `running` of a thread that runs. Gives the arguments and
+/// the stack pointer.
+fn waiting(text: &str) -> (Vec<u64>, Option<u64>) {
+    let number = |field: &str| u64::from_str_radix(field.strip_prefix("0x")?, 16).ok();
+    // The number of the call is a decimal one.
+    let mut words: Vec<u64> = text.split_ascii_whitespace().filter_map(number).collect();
+    let _program_counter = words.pop();
+    let stack_pointer = words.pop();
+    (words, stack_pointer)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::stack_pointer;
+    use super::waiting;
 
     #[test]
-    fn a_thread_that_waits_has_a_stack_pointer() {
-        let text = "230 0x0 0x0 0x7ffd 0x7ffd 0x0 0x0 0x7ffd88f45a08 0x7f1e3ba5b8f3\n";
-        assert_eq!(stack_pointer(text), Some(0x7ffd_88f4_5a08));
+    fn a_thread_that_waits_has_a_stack_pointer_and_arguments() {
+        let text = "230 0x0 0x0 0x7ffd 0x7ffe 0x0 0x0 0x7ffd88f45a08 0x7f1e3ba5b8f3\n";
         assert_eq!(
-            stack_pointer("-1 0x7ffd88f45a08 0x7f1e3ba5b8f3"),
-            Some(0x7ffd_88f4_5a08)
+            waiting(text),
+            (vec![0, 0, 0x7ffd, 0x7ffe, 0, 0], Some(0x7ffd_88f4_5a08))
         );
-        assert_eq!(stack_pointer("running\n"), None);
-        assert_eq!(stack_pointer(""), None);
+        assert_eq!(
+            waiting("-1 0x7ffd88f45a08 0x7f1e3ba5b8f3"),
+            (vec![], Some(0x7ffd_88f4_5a08))
+        );
+        assert_eq!(waiting("running\n"), (vec![], None));
+        assert_eq!(waiting(""), (vec![], None));
     }
 }

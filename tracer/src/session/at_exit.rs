@@ -88,9 +88,8 @@ impl Session {
             ProcessMemory::open(&self.proc_root, thread).map_err(|error| error.to_string())?;
         let image =
             read_address_space(&self.proc_root, thread).map_err(|error| error.to_string())?;
-        let memory = WithRegisters::new(memory, &words);
-        let mut regions = image.regions;
-        regions.push(memory.region());
+        let memory = WithRegisters::new(memory);
+        let regions = memory.with_own(image.regions, &words);
         let options = LookOptions {
             is_python: image.is_python,
             is_stopped: true,
@@ -99,7 +98,7 @@ impl Session {
             by_size: false,
             most_edges: LookOptions::edges_for(image.anonymous_bytes),
         };
-        let Some((look, _)) = heap::look(&memory, &regions, options, None, &mut Unnamed) else {
+        let Some(look) = heap::look(&memory, &regions, options, &[], &mut Unnamed) else {
             // Before its first allocation a process has no heap.
             let found = self
                 .whose(traced.incarnation, &[], &[])

@@ -16,7 +16,7 @@ use super::{Session, process::Traced};
 use crate::{
     heap::{Look, Owned, OwnerLook},
     kernel::{KernelError, monotonic_ns},
-    ledger::SiteId,
+    ledger::{HeldByOne, SiteId},
     report::{HeapUse, Process, Reachability, Site, SiteHolder, SiteKind, SiteType},
 };
 use look::{Found, Job, Outcome};
@@ -54,6 +54,8 @@ struct Known {
 #[derive(Debug, Default)]
 pub(super) struct Heaps {
     found: HashMap<u32, Looked>,
+    /// Of the look before, by incarnation and site: how many blocks one container held, where it held all.
+    held: HashMap<(u32, SiteId), SiteHolder>,
     running: Option<Running>,
     /// When the next looks may begin; `None` before the first.
     next: Option<Instant>,
@@ -84,6 +86,20 @@ struct SiteLook {
     reachability: Option<Reachability>,
     types: Vec<SiteType>,
     holders: Vec<SiteHolder>,
+    /// Blocks that were found.
+    checked: u64,
+    /// One container holds all blocks, and held so many in the look before.
+    before: Option<u64>,
+}
+
+impl SiteLook {
+    /// What holds all of the blocks, where that is one container.
+    fn one_holder(&self) -> Option<&SiteHolder> {
+        match self.holders.as_slice() {
+            [one] if one.objects == self.checked => Some(one),
+            _ => None,
+        }
+    }
 }
 
 impl Heaps {
@@ -93,6 +109,18 @@ impl Heaps {
             process.heap = looked.heap;
             process.heap_note.clone_from(&looked.note);
         }
+    }
+
+    /// The container that holds all blocks of a site, and how many it held in the look before and in the last one.
+    pub(super) fn held_by_one(
+        &self,
+        incarnation: u32,
+        id: SiteId,
+    ) -> Option<(&[String], HeldByOne)> {
+        let look = self.found.get(&incarnation)?.sites.get(&id)?;
+        let (before, holder) = (look.before?, look.holders.first()?);
+        let now = holder.objects;
+        Some((&holder.path, HeldByOne { before, now }))
     }
 
     /// Tells of the blocks of a site that are in use.
@@ -117,7 +145,10 @@ impl Session {
     /// # Errors
     /// Those of a step.
     pub(super) fn look_at_heaps(&mut self) -> Result<(), KernelError> {
-        self.heaps = Heaps::default();
+        self.heaps = Heaps {
+            held: std::mem::take(&mut self.heaps.held),
+            ..Heaps::default()
+        };
         for traced in self.processes.values_mut() {
             if traced.ended.is_none() {
                 traced.measure(&self.proc_root);
@@ -143,7 +174,12 @@ impl Session {
                         self.check_watched(true);
                         let known = running.known.get(&incarnation);
                         let known = known.map_or(&[][..], Vec::as_slice);
-                        let looked = self.take_in(incarnation, outcome, known)?;
+                        let mut looked = self.take_in(incarnation, outcome, known)?;
+                        // Of samples and of parts the number says nothing.
+                        let is_whole = known.len() < MOST_BLOCKS / 2 && !self.sampled(incarnation);
+                        if is_whole {
+                            compare(&mut self.heaps.held, incarnation, &mut looked.sites);
+                        }
                         self.heaps.found.insert(incarnation, looked);
                     }
                     Err(TryRecvError::Empty) if now < running.until => {
@@ -220,6 +256,13 @@ impl Session {
         Ok(())
     }
 
+    /// Whether of the blocks of a program only samples are known.
+    fn sampled(&self, incarnation: u32) -> bool {
+        self.processes
+            .values()
+            .any(|traced| traced.incarnation == incarnation && self.is_sampled(traced.pid))
+    }
+
     /// The blocks of a process of which it is known where they were allocated, by address: all that survive, or the samples of them.
     fn known_blocks(&self, traced: &Traced) -> Result<Vec<Known>, KernelError> {
         let mut blocks = Vec::new();
@@ -287,6 +330,36 @@ impl Session {
     }
 }
 
+/// Notes of each site whose blocks one container holds how many it held in the look before, and keeps how many it holds now.
+fn compare(
+    held: &mut HashMap<(u32, SiteId), SiteHolder>,
+    incarnation: u32,
+    sites: &mut HashMap<SiteId, SiteLook>,
+) {
+    // How full a heap is, is told first, without sites.
+    if sites.is_empty() {
+        return;
+    }
+    let before = std::mem::take(held);
+    held.extend(
+        before
+            .iter()
+            .filter(|((of, _), _)| *of != incarnation)
+            .map(|(key, holder)| (*key, holder.clone())),
+    );
+    for (site, look) in sites {
+        let Some(now) = look.one_holder().cloned() else {
+            continue;
+        };
+        let key = (incarnation, *site);
+        look.before = before
+            .get(&key)
+            .filter(|before| before.path == now.path)
+            .map(|before| before.objects);
+        held.insert(key, now);
+    }
+}
+
 /// What a look found of each site. `known` are the blocks that it was given, `still` those that there were after it.
 fn sites(look: &Look, known: &[Known], still: &[Known]) -> HashMap<SiteId, SiteLook> {
     let mut sites: HashMap<SiteId, SiteLook> = look
@@ -294,7 +367,8 @@ fn sites(look: &Look, known: &[Known], still: &[Known]) -> HashMap<SiteId, SiteL
         .iter()
         .map(|(site, found)| (*site, described(found)))
         .collect();
-    if !is_certain(look) {
+    // Where pointers were left out, anything may be held by them. What could not be walked counts as roots.
+    if look.dropped_edges > 0 {
         return sites;
     }
     let lost: BTreeMap<u64, bool> = look
@@ -317,14 +391,11 @@ fn sites(look: &Look, known: &[Known], still: &[Known]) -> HashMap<SiteId, SiteL
     sites
 }
 
-/// Whether all was read that could point to a block.
-fn is_certain(look: &Look) -> bool {
-    look.dropped_edges == 0 && look.torn_bytes == 0
-}
-
 fn described(found: &OwnerLook) -> SiteLook {
     SiteLook {
         reachability: None,
+        checked: found.checked,
+        before: None,
         types: found
             .types
             .iter()
@@ -352,10 +423,13 @@ fn memory(traced: &Traced) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Known, sites};
+    use std::collections::HashMap;
+
+    use super::{Known, SiteLook, compare, sites};
     use crate::{
         heap::{Look, LostBlock, OwnerLook},
-        report::Reachability,
+        ledger::SiteId,
+        report::{Reachability, SiteHolder},
     };
 
     fn known(address: u64, born_ns: u64) -> Known {
@@ -372,11 +446,7 @@ mod tests {
         Look {
             owners: [(3, OwnerLook::default())].into(),
             lost: [16, 32]
-                .map(|address| LostBlock {
-                    address,
-                    bytes: 24,
-                    is_direct: true,
-                })
+                .map(|address| LostBlock::direct(address, 24))
                 .into(),
             ..Look::default()
         }
@@ -414,17 +484,54 @@ mod tests {
     }
 
     #[test]
-    fn where_a_part_of_the_heap_could_not_be_walked_nothing_is_said_to_be_lost() {
+    fn where_pointers_were_left_out_nothing_is_said_to_be_lost() {
+        let left_out = Look {
+            dropped_edges: 1,
+            ..look()
+        };
+        let all = [known(16, 1), known(32, 1)];
+        let found = sites(&left_out, &all, &all);
+        assert!(
+            found
+                .get(&3)
+                .is_some_and(|site| site.reachability.is_none())
+        );
+    }
+
+    #[test]
+    fn lost_blocks_of_a_heap_of_which_a_part_was_torn_were_kept_quiet() {
         let torn = Look {
             torn_bytes: 64,
             ..look()
         };
         let all = [known(16, 1), known(32, 1)];
         let found = sites(&torn, &all, &all);
-        assert!(
-            found
-                .get(&3)
-                .is_some_and(|site| site.reachability.is_none())
-        );
+        let found = found.get(&3).and_then(|site| site.reachability);
+        assert_eq!(found.map(|found| found.unreachable), Some(2));
+    }
+
+    #[test]
+    fn a_container_that_holds_all_blocks_of_a_site_is_compared_with_itself() {
+        let at = |path: &str, objects: u64, checked: u64| -> HashMap<SiteId, SiteLook> {
+            let look = SiteLook {
+                checked,
+                holders: vec![SiteHolder {
+                    path: vec![path.to_owned()],
+                    objects,
+                }],
+                ..SiteLook::default()
+            };
+            [(3, look)].into()
+        };
+        let mut held = HashMap::new();
+        let mut looked = |mut sites: HashMap<SiteId, SiteLook>| {
+            compare(&mut held, 1, &mut sites);
+            sites.get(&3).and_then(|site| site.before)
+        };
+        assert_eq!(looked(at("map", 100, 100)), None);
+        assert_eq!(looked(at("map", 60, 60)), Some(100));
+        assert_eq!(looked(at("map", 50, 60)), None, "others are held elsewhere");
+        assert_eq!(looked(at("map", 50, 50)), None);
+        assert_eq!(looked(at("list", 40, 40)), None);
     }
 }

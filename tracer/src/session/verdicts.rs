@@ -313,7 +313,8 @@ impl Session {
     }
 
     /// Judges a site by what looks at the heap found, too.
-    fn with_reachability(&self, site: &mut Site, by_flow: Judgement) -> Judgement {
+    fn with_reachability(&self, id: SiteId, site: &mut Site, by_flow: Judgement) -> Judgement {
+        let by_flow = self.with_holder(id, site, by_flow);
         let Some(found) = site.reachability.filter(|found| found.unreachable > 0) else {
             return by_flow;
         };
@@ -330,6 +331,22 @@ impl Session {
             });
         }
         found.judge(by_flow)
+    }
+
+    /// Judges a site by the container that holds its blocks, where that is one.
+    fn with_holder(&self, id: SiteId, site: &mut Site, by_flow: Judgement) -> Judgement {
+        let held = self.heaps.held_by_one(site.incarnation, id);
+        let Some((path, held)) =
+            held.filter(|(_, held)| held.shrinks() && !site.holders.is_empty())
+        else {
+            return by_flow;
+        };
+        site.evidence.push(Evidence::Shrinks {
+            path: path.to_vec(),
+            before: held.before,
+            objects: held.now,
+        });
+        held.judge(by_flow, &path.join(" <- "))
     }
 
     /// Judges the sites and processes of a report that still has all of its sites.
@@ -369,7 +386,7 @@ impl Session {
                     (SiteKind::Heap, None) => self.ledger.judge(id, site.incarnation),
                     _ => self.ledger.judge_mapping(id),
                 };
-                let judgement = self.with_reachability(site, judgement);
+                let judgement = self.with_reachability(id, site, judgement);
                 site.verdict = judgement.verdict;
                 site.verdict_reason = judgement.reason;
                 if site.verdict == Verdict::Leaking && site.inuse_bytes == 0 {

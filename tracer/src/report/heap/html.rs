@@ -32,10 +32,10 @@ pub fn write_html(report: &HeapReport, style: HeapStyle, out: &mut dyn Write) ->
          <p class=\"dim\">{}, read from outside in {:.1} s</p>",
         text(&report.comm),
         report.pid,
-        bytes(report.bytes),
-        blocks(report.blocks),
+        bytes(report.heap.bytes),
+        blocks(report.heap.blocks),
         text(&report.captured_at),
-        report.took_s
+        report.heap.took_s
     )?;
     facts(report, out)?;
     writeln!(out, "</header>")?;
@@ -82,7 +82,7 @@ fn all(report: &HeapReport, top: usize, out: &mut dyn Write) -> io::Result<()> {
             out,
             "<tr><td class=\"n\" data-l=\"bytes\">{}</td><td class=\"n\" data-l=\"share\">{}</td><td class=\"n\" data-l=\"blocks\">{}</td>",
             bytes(group.bytes),
-            share(group.bytes, report.bytes),
+            share(group.bytes, report.heap.bytes),
             count(group.objects)
         )?;
         if has_change {

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{SCHEMA, Timestamp, names::clean};
+use super::{HeapUse, SCHEMA, Timestamp, names::clean};
 use crate::heap::{Group, GroupKind, Look};
 
 /// The result of looking at a heap. Fields may be added, never renamed.
@@ -32,19 +32,9 @@ pub struct HeapReport {
     pub allocators: Vec<String>,
     /// When the look ended, RFC 3339.
     pub captured_at: String,
-    /// How long it took, seconds.
-    pub took_s: f64,
-    /// Blocks in use.
-    pub blocks: u64,
-    /// Bytes of them that the program may use.
-    pub bytes: u64,
-    /// Bytes free inside the heap.
-    pub free_bytes: u64,
-    /// In how many pieces.
-    pub free_pieces: u64,
-    /// Bytes at the ends of the heaps, which `malloc_trim` could give back.
-    #[serde(default)]
-    pub top_bytes: u64,
+    /// How full the heap is.
+    #[serde(flatten)]
+    pub heap: HeapUse,
     /// Anonymous memory of the process that is in memory or swapped out.
     pub anonymous_bytes: u64,
     /// Of it, what lies in no heap that was walked: stacks, data, mappings of its own, other allocators.
@@ -184,12 +174,14 @@ impl HeapReport {
             comm: about.comm.clone(),
             allocators,
             captured_at: about.captured_at.to_string(),
-            took_s: about.took_s,
-            blocks: look.blocks,
-            bytes: look.bytes,
-            free_bytes: look.free_bytes,
-            free_pieces: look.free_pieces,
-            top_bytes: look.top_bytes,
+            heap: HeapUse {
+                took_s: about.took_s,
+                blocks: look.blocks,
+                bytes: look.bytes,
+                free_bytes: look.free_bytes,
+                free_pieces: look.free_pieces,
+                top_bytes: look.top_bytes,
+            },
             anonymous_bytes: about.anonymous_bytes,
             unexplained_bytes: about
                 .anonymous_bytes

@@ -27,7 +27,7 @@ pub fn write_text(report: &HeapReport, style: HeapStyle, out: &mut dyn Write) ->
         "leakscope: heap of {} (pid {}), read from outside in {:.1} s  {}\n",
         clean(&report.comm),
         report.pid,
-        report.took_s,
+        report.heap.took_s,
         report.captured_at
     )?;
     for (name, told) in facts(report) {
@@ -56,7 +56,7 @@ pub(super) fn facts(report: &HeapReport) -> [(&'static str, String); 5] {
             "{} in {} that no pointer in the process leads to ({} of the bytes in use), in two looks",
             bytes(report.unreachable_bytes),
             blocks(report.unreachable_objects),
-            share(report.unreachable_bytes, report.bytes)
+            share(report.unreachable_bytes, report.heap.bytes)
         )
     } else {
         "not known: there were more pointers than there is room for".to_owned()
@@ -65,16 +65,20 @@ pub(super) fn facts(report: &HeapReport) -> [(&'static str, String); 5] {
         ("allocator", report.allocators.join("; ")),
         (
             "in use",
-            format!("{} in {}", bytes(report.bytes), blocks(report.blocks)),
+            format!(
+                "{} in {}",
+                bytes(report.heap.bytes),
+                blocks(report.heap.blocks)
+            ),
         ),
         (
             "free inside",
             format!(
                 "{} in {} piece{}; {} more at the end could be given back to the system",
-                bytes(report.free_bytes),
-                count(report.free_pieces),
-                plural(report.free_pieces),
-                bytes(report.top_bytes)
+                bytes(report.heap.free_bytes),
+                count(report.heap.free_pieces),
+                plural(report.heap.free_pieces),
+                bytes(report.heap.top_bytes)
             ),
         ),
         (

@@ -58,7 +58,7 @@ pub struct SiteHolder {
 }
 
 /// Something that was counted and speaks for a verdict or against it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Evidence {
     /// No pointer in the process led to some of the site's surviving blocks, in two looks.
@@ -69,6 +69,15 @@ pub enum Evidence {
         of: u64,
         /// The process had been traced for so long, seconds.
         watched_s: f64,
+    },
+    /// Against a leak: one container holds all of the site's blocks, and held fewer of them in the later of two looks.
+    Shrinks {
+        /// From the container to its root.
+        path: Vec<String>,
+        /// Blocks in the earlier look.
+        before: u64,
+        /// Blocks in the later one.
+        objects: u64,
     },
 }
 

@@ -8,17 +8,14 @@ use std::{
 };
 
 use crate::{
-    heap::{self, Look, LookOptions, Lost, Owned, Space},
+    heap::{self, Look, Owned, Space},
     kernel::{ordinary_priority, thread_cpu_time},
-    reader::{Bounded, Names, ProcessMemory, ReadError, read_address_space},
+    reader::{Bounded, LookWish, ProcessMemory, ReadError, look_at, read_address_space},
     units::duration,
 };
 
 /// So many bytes of a process are read in each walk: more would take longer than there is time.
 const MOST_BYTES: u64 = 8 << 30;
-
-/// Between two looks: a block that is only held by a register in one is held by memory in the other.
-const BETWEEN: Duration = Duration::from_millis(300);
 
 /// In a heap of more blocks pointers are not followed: that takes longer than there is time, and much memory of ours.
 const MOST_BLOCKS: u64 = 8 << 20;
@@ -105,7 +102,7 @@ fn look(
     let begun = Instant::now();
     let memory = ProcessMemory::open(proc_root, job.pid)?;
     let image = read_address_space(proc_root, job.pid)?;
-    let bounded = Bounded::new(&memory, until, MOST_BYTES);
+    let bounded = Bounded::new(&memory, Some(until), MOST_BYTES);
     let space = heap::space(&bounded, &image.regions, image.is_python);
     if bounded.is_over() {
         return Ok(Outcome {
@@ -121,46 +118,18 @@ fn look(
     first(found(None));
     let is_small = space.is_none_or(|space| space.blocks <= MOST_BLOCKS);
     // What lies in memory that cannot be read may point anywhere.
-    let look = (!job.owned.is_empty() && is_small && image.unread_mappings == 0)
-        .then(|| look_twice(proc_root, job, &memory, until))
-        .flatten();
-    Ok(found(look))
-}
-
-/// Looks at the blocks that are known. `None` where there was not time enough.
-fn look_twice(proc_root: &Path, job: &Job, memory: &ProcessMemory, until: Instant) -> Option<Look> {
-    let (_, first) = look_once(proc_root, job, memory, until, None)?;
-    thread::sleep(BETWEEN);
-    let (look, _) = look_once(proc_root, job, memory, until, Some(&first))?;
-    Some(look)
-}
-
-fn look_once(
-    proc_root: &Path,
-    job: &Job,
-    memory: &ProcessMemory,
-    until: Instant,
-    before: Option<&Lost>,
-) -> Option<(Look, Lost)> {
-    let image = read_address_space(proc_root, job.pid).ok()?;
-    let memory = Bounded::new(memory, until, MOST_BYTES);
-    let options = LookOptions {
-        is_stopped: false,
-        is_python: image.is_python,
+    if job.owned.is_empty() || !is_small || image.unread_mappings > 0 {
+        return Ok(found(None));
+    }
+    let wish = LookWish {
         levels: LEVELS,
         groups_with_holders: 0,
         by_size: false,
-        most_edges: LookOptions::edges_for(image.anonymous_bytes),
+        until: Some(until),
+        most_bytes: MOST_BYTES,
     };
-    let mut names = Names::new(&image, proc_root, job.pid);
-    let found = heap::look_with(
-        &memory,
-        &image.regions,
-        options,
-        before,
-        &job.owned,
-        &mut names,
-    );
-    drop(names);
-    found.filter(|_| !memory.is_over())
+    let look = look_at(proc_root, job.pid, wish, &job.owned, None)
+        .ok()
+        .flatten();
+    Ok(found(look.map(|(look, _)| look)))
 }

@@ -251,7 +251,7 @@ fn begin(proc_root: PathBuf, pid: u32, blocks: Vec<u64>) -> Receiver<Outcome> {
 fn look(proc_root: &Path, pid: u32, blocks: &[u64]) -> Option<Counts> {
     let memory = ProcessMemory::open(proc_root, pid).ok()?;
     let image = read_address_space(proc_root, pid).ok()?;
-    let bounded = Bounded::new(&memory, Instant::now() + WITHIN, MOST_BYTES);
+    let bounded = Bounded::new(&memory, Some(Instant::now() + WITHIN), MOST_BYTES);
     let found = counts(&bounded, &image.regions, blocks)?;
     (!bounded.is_over()).then_some(found)
 }
