@@ -95,7 +95,7 @@ pub struct Look {
     /// The blocks that no root reached, by address: in all looks so far.
     pub lost: Vec<LostBlock>,
     /// Blocks that hold stale words: from so far in them on. By address.
-    stale: HashMap<u64, u64>,
+    pub(crate) stale: HashMap<u64, u64>,
     /// What the blocks of each owner are.
     pub owners: HashMap<u32, OwnerLook>,
 }

@@ -154,6 +154,8 @@ pub(super) const BUDGET: &str = "budget";
 pub(super) const TWINS: &str = "twins";
 /// What following fresh pages takes from page faults.
 pub(super) const FAULTS: &str = "faults";
+/// What looks at heaps take, and whether they are right.
+pub(super) const HEAP: &str = "heap";
 /// How soon a server's leak is found.
 pub(super) const LEAK: &str = "leak";
 /// The same where blocks look alike, and with other allocators.
@@ -175,6 +177,7 @@ pub(super) fn names() -> Vec<&'static str> {
             PROCESSES,
             PROFILE,
             FAULTS,
+            HEAP,
             BUDGET,
             TWINS,
             LEAK,

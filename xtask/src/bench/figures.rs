@@ -27,6 +27,8 @@ pub(super) struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) faults: Option<FaultFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) heap: Option<HeapFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) budget: Option<BudgetFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) twins: Option<TwinFigures>,
@@ -87,6 +89,35 @@ pub(super) struct FaultFigures {
     pub(super) settled_ns: f64,
     /// In a process that is not followed.
     pub(super) others_ns: f64,
+}
+
+/// Looks at heaps from outside; medians over the runs.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct HeapFigures {
+    /// Bytes in use of the large heap.
+    pub(super) heap_bytes: f64,
+    /// All looks at it, with the time between them, and our processor time, seconds.
+    pub(super) took_s: f64,
+    pub(super) cpu_s: f64,
+    /// Our memory as a part of the heap.
+    pub(super) memory: f64,
+    /// What an operation of the program takes longer meanwhile, as a part of it.
+    pub(super) slowed: f64,
+    /// The program's longest operation meanwhile.
+    pub(super) pause_ms: f64,
+    pub(super) looks: Vec<LooksFigures>,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// Looks at a program that changes all the time and loses nothing.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct LooksFigures {
+    pub(super) program: String,
+    pub(super) looks: u32,
+    /// Blocks in the last one.
+    pub(super) blocks: u64,
+    /// Looks that called some block lost.
+    pub(super) wrong: u32,
 }
 
 /// Real servers under steady load.

@@ -12,6 +12,7 @@ mod child;
 mod daemon;
 mod faults;
 mod figures;
+mod heap;
 mod leak;
 mod loads;
 mod proc;
@@ -29,8 +30,8 @@ mod victim;
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use case::{
-    ATTACH, BUDGET, CASES, DAEMON, FAULTS, LEAK, LEAK_OTHERS, PROCESSES, PROFILE, REPORT, SCALING,
-    SERVERS, TWINS, VERDICTS,
+    ATTACH, BUDGET, CASES, DAEMON, FAULTS, HEAP, LEAK, LEAK_OTHERS, PROCESSES, PROFILE, REPORT,
+    SCALING, SERVERS, TWINS, VERDICTS,
 };
 use clap::Args;
 use figures::Figures;
@@ -42,7 +43,7 @@ use subject::Subject;
 /// What `bench` is given.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Cases to run; none: all but `full`, `budget`, `twins`, `leak`, `leak-others`, `servers` and `verdicts`
+    /// Cases to run; none: all but `full`, `heap`, `budget`, `twins`, `leak`, `leak-others`, `servers` and `verdicts`
     cases: Vec<String>,
     /// Write the figures to stdout as one JSON object
     #[arg(long)]
@@ -204,13 +205,13 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
             names.join(", ")
         );
     }
-    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, twins six, servers eleven, a run of a leak one.
+    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, twins six, servers eleven, a run of a leak one, heaps five.
     let large = |name: &str| CASES.iter().any(|case| case.name == name && case.large);
     Ok(names
         .into_iter()
         .filter(|name| {
             if arguments.cases.is_empty() {
-                ![BUDGET, TWINS, LEAK, LEAK_OTHERS, SERVERS, VERDICTS].contains(name)
+                ![HEAP, BUDGET, TWINS, LEAK, LEAK_OTHERS, SERVERS, VERDICTS].contains(name)
                     && (arguments.full_set || !large(name))
             } else {
                 arguments.cases.iter().any(|wanted| wanted == name)
@@ -238,6 +239,7 @@ fn run(
             .to_string(),
         REPORT => figures.report.insert(asked::measure(bench)?).to_string(),
         DAEMON => figures.daemon.insert(daemon::measure(bench)?).to_string(),
+        HEAP => figures.heap.insert(heap::measure(bench)?).to_string(),
         FAULTS => figures.faults.insert(faults::measure(bench)?).to_string(),
         SERVERS => figures.servers.insert(servers::measure(bench)?).to_string(),
         LEAK | LEAK_OTHERS => {

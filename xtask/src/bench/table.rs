@@ -2,8 +2,8 @@
 
 use super::figures::{
     AttachFigures, BarFigures, BudgetFigures, CaseFigures, DaemonFigures, FaultFigures, Figures,
-    LeakFigures, LeakRun, ProcessesFigures, ProfileFigures, ReportFigures, Scaling, ServersFigures,
-    SubjectFigures, Times, TwinFigures,
+    HeapFigures, LeakFigures, LeakRun, ProcessesFigures, ProfileFigures, ReportFigures, Scaling,
+    ServersFigures, SubjectFigures, Times, TwinFigures,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -239,6 +239,29 @@ impl Display for FaultFigures {
             "faults: a fresh page {:.0} ns untraced; with --tier growth {:.0} ns at first, {:.0} ns from then on, {:.0} ns in another process",
             self.untraced_ns, self.soon_ns, self.settled_ns, self.others_ns
         )
+    }
+}
+
+impl Display for HeapFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "heap of {:.0} MiB: {:.1} s, {:.1} s of processor time; our memory {:.0} % of it; the program {:+.1} %, longest operation {:.2} ms",
+            self.heap_bytes / f64::from(1 << 20),
+            self.took_s,
+            self.cpu_s,
+            self.memory * 100.0,
+            self.slowed * 100.0,
+            self.pause_ms
+        )?;
+        for looks in &self.looks {
+            writeln!(
+                out,
+                "  {} looks at {} with {} blocks, which loses none: {} called some lost",
+                looks.looks, looks.program, looks.blocks, looks.wrong
+            )?;
+        }
+        bars(out, &self.bars)
     }
 }
 
