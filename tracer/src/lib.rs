@@ -1,7 +1,7 @@
 //! leakscope: finds memory leaks in programs that are already running.
 //!
 //! The rooms, in the order in which data flows through them: [`kernel`] loads and attaches the probe and reads its
-//! maps; [`ledger`] keeps the surviving blocks per site; [`budget`] says how much may be traced; [`symbol`] names addresses; [`report`] is the immutable result and its
+//! maps; [`ledger`] (a crate of its own) keeps the surviving blocks per site; [`budget`] says how much may be traced; [`symbol`] names addresses; [`report`] is the immutable result and its
 //! views. [`target`] knows processes and the files they map, [`unwind`] (a crate of its own) turns call frame information into tables,
 //! [`heap`] says what a live heap holds, from what [`reader`]
 //! reads of the process; [`session`] is a running trace that ties these together; [`daemon`] answers HTTP with its reports; [`cli`] turns arguments into a plan and runs it.
@@ -9,14 +9,12 @@
 pub mod budget;
 pub mod cli;
 pub mod daemon;
-mod duration;
 pub mod heap;
 pub mod kernel;
-pub mod ledger;
 pub mod reader;
 pub mod report;
 pub mod session;
 pub mod symbol;
 pub mod target;
-mod units;
-pub use leakscope_unwind as unwind;
+use leakscope_model::{duration, units};
+pub use {leakscope_ledger as ledger, leakscope_unwind as unwind};

@@ -63,7 +63,13 @@ pub(super) fn everywhere(folder: &Path, release: &Release) -> Result<()> {
 fn crates(arguments: &[&str]) -> Result<()> {
     let mut package = cargo();
     package.args(["package", "--quiet", "--allow-dirty"]);
-    for name in ["leakscope-common", "leakscope-unwind", "leakscope"] {
+    for name in [
+        "leakscope-common",
+        "leakscope-model",
+        "leakscope-ledger",
+        "leakscope-unwind",
+        "leakscope",
+    ] {
         package.args(["--package", name]);
     }
     shell::run(package.args(arguments))?;

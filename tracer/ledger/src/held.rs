@@ -1,7 +1,7 @@
 //! Blocks that are all held by one container which shrinks, as evidence against a leak: who lets go of them is still there, and does it.
 
 use super::verdict::{Judgement, Verdict};
-use crate::units::{blocks, count};
+use leakscope_model::units::{blocks, count};
 
 /// A container that has let go of fewer than one in so many of its blocks may only have been tidied.
 const LEAST_PART: u64 = 10;
@@ -49,7 +49,7 @@ impl HeldByOne {
 #[cfg(test)]
 mod tests {
     use super::HeldByOne;
-    use crate::ledger::verdict::{Judgement, Verdict};
+    use crate::verdict::{Judgement, Verdict};
 
     fn judged(before: u64, now: u64) -> Judgement {
         let leaks = Judgement {

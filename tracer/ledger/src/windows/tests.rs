@@ -1,7 +1,7 @@
 //! Verdicts from windows, of behaviours of known truth.
 
 use super::{ProcessBesides, ToldApart, WindowOfSite, judge_windows};
-use crate::ledger::{
+use crate::{
     corpus::{CORPUS, Chance, Life, Truth, pace, stays},
     trend,
     verdict::{Judgement, Verdict},

@@ -1,12 +1,14 @@
 //! Numbers as people read them: sizes, counts, rates, durations. Knows nothing of what they measure.
 
 /// The plural's `s`.
-pub(crate) fn plural(count: u64) -> &'static str {
+#[must_use]
+pub fn plural(count: u64) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 
 /// `1,234,567`.
-pub(crate) fn count(value: u64) -> String {
+#[must_use]
+pub fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (place, digit) in digits.chars().enumerate() {
@@ -19,17 +21,20 @@ pub(crate) fn count(value: u64) -> String {
 }
 
 /// `1 block`, `1,024 blocks`.
-pub(crate) fn blocks(value: u64) -> String {
+#[must_use]
+pub fn blocks(value: u64) -> String {
     format!("{} block{}", count(value), plural(value))
 }
 
 /// `1 page`, `1,024 pages`.
-pub(crate) fn pages(value: u64) -> String {
+#[must_use]
+pub fn pages(value: u64) -> String {
     format!("{} page{}", count(value), plural(value))
 }
 
 /// `512 B`, `1.50 KiB`, `12.3 MiB`, `123 GiB`: three significant digits.
-pub(crate) fn bytes(value: u64) -> String {
+#[must_use]
+pub fn bytes(value: u64) -> String {
     if value < 1024 {
         format!("{value} B")
     } else {
@@ -59,7 +64,8 @@ fn scaled(value: f64) -> String {
 }
 
 /// `+1.20 MiB/s`, `-30 B/min`; `None` for less than a byte an hour.
-pub(crate) fn rate(bytes_per_s: f64) -> Option<String> {
+#[must_use]
+pub fn rate(bytes_per_s: f64) -> Option<String> {
     let sign = if bytes_per_s < 0.0 { '-' } else { '+' };
     for (seconds, unit) in [(1.0, "s"), (60.0, "min"), (3600.0, "h")] {
         let value = bytes_per_s.abs() * seconds;
@@ -71,7 +77,8 @@ pub(crate) fn rate(bytes_per_s: f64) -> Option<String> {
 }
 
 /// `350 ms`, `12.3 s`, `5 min 20 s`, `3 h 12 min`, `2 d 4 h`.
-pub(crate) fn duration(seconds: f64) -> String {
+#[must_use]
+pub fn duration(seconds: f64) -> String {
     if seconds < 0.9995 {
         return format!("{:.0} ms", seconds.max(0.0) * 1000.0);
     }
@@ -90,7 +97,8 @@ pub(crate) fn duration(seconds: f64) -> String {
 }
 
 /// `50 s`, `14 min`, `14 h`, `3 d`: a duration that is known roughly.
-pub(crate) fn about(seconds: f64) -> String {
+#[must_use]
+pub fn about(seconds: f64) -> String {
     let seconds = seconds.max(0.0);
     for (unit, name) in [(86_400.0, "d"), (3600.0, "h"), (60.0, "min")] {
         if seconds >= 1.95 * unit {
@@ -101,7 +109,8 @@ pub(crate) fn about(seconds: f64) -> String {
 }
 
 /// `12.3 %` of a fraction between 0 and 1; what is there and smaller than can be shown is `<0.1 %`.
-pub(crate) fn percent(fraction: f64) -> String {
+#[must_use]
+pub fn percent(fraction: f64) -> String {
     let percent = fraction * 100.0;
     if percent > 0.0 && percent < 0.05 {
         "<0.1 %".to_owned()
@@ -111,7 +120,8 @@ pub(crate) fn percent(fraction: f64) -> String {
 }
 
 /// A share of a whole; nothing of nothing is 0 %.
-pub(crate) fn share(part: u64, whole: u64) -> String {
+#[must_use]
+pub fn share(part: u64, whole: u64) -> String {
     if whole == 0 {
         percent(0.0)
     } else {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Counted, CountedSite, SizeOfSite};
-use crate::ledger::{Estimate, Held, SiteId, bound, sizes::BlockSize};
+use crate::{Estimate, Held, SiteId, bound, sizes::BlockSize};
 
 /// Of a site whose blocks outlive their windows and stay to this share, those that are in use are the ones that stay.
 const STAY: f64 = 0.9;

@@ -44,7 +44,7 @@ impl SiteHistory {
 
 #[cfg(test)]
 mod tests {
-    use crate::ledger::{
+    use crate::{
         ProcessBesides, Survival, ToldApart, Verdict, WindowOfSite, history::SiteHistory,
         judge_windows,
     };

@@ -4,7 +4,7 @@
 use hashbrown::{HashMap, HashSet};
 
 use super::{Cohorts, Watched, fate::chunk_of};
-use crate::ledger::SiteId;
+use crate::SiteId;
 
 /// A site keeps its blocks of which fewer than this share were seen to go, and frees them of which more than that were.
 const KEEPS: f64 = 0.02;

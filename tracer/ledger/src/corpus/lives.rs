@@ -4,34 +4,34 @@ use leakscope_common::mix;
 
 /// A block's life, seconds since its program began.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::ledger) struct Life {
-    pub(in crate::ledger) born: f64,
-    pub(in crate::ledger) size: u64,
-    pub(in crate::ledger) dies: f64,
+pub(crate) struct Life {
+    pub(crate) born: f64,
+    pub(crate) size: u64,
+    pub(crate) dies: f64,
 }
 
-pub(in crate::ledger) const FOREVER: f64 = f64::INFINITY;
+pub(crate) const FOREVER: f64 = f64::INFINITY;
 
 /// Everything is simulated for so long, seconds.
-pub(in crate::ledger) const END: f64 = 620.0;
+pub(crate) const END: f64 = 620.0;
 
 /// Numbers that look random, the same for the same seed.
-pub(in crate::ledger) struct Chance(pub(in crate::ledger) u64);
+pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
-    pub(in crate::ledger) fn share(&mut self) -> f64 {
+    pub(crate) fn share(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         (mix(self.0) >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// Exponentially distributed.
-    pub(in crate::ledger) fn wait(&mut self, mean: f64) -> f64 {
+    pub(crate) fn wait(&mut self, mean: f64) -> f64 {
         -mean * (1.0 - self.share()).ln()
     }
 }
 
 /// Births at a steady pace, a little irregular as sleeping programs are, until `until`.
-pub(in crate::ledger) fn pace(
+pub(crate) fn pace(
     chance: &mut Chance,
     from: f64,
     until: f64,
@@ -47,7 +47,7 @@ pub(in crate::ledger) fn pace(
     lives
 }
 
-pub(in crate::ledger) fn stays(born: f64, size: u64) -> Option<Life> {
+pub(crate) fn stays(born: f64, size: u64) -> Option<Life> {
     Some(Life {
         born,
         size,
@@ -55,7 +55,7 @@ pub(in crate::ledger) fn stays(born: f64, size: u64) -> Option<Life> {
     })
 }
 
-pub(in crate::ledger) fn lives_for(born: f64, size: u64, age: f64) -> Option<Life> {
+pub(crate) fn lives_for(born: f64, size: u64, age: f64) -> Option<Life> {
     Some(Life {
         born,
         size,
@@ -64,7 +64,7 @@ pub(in crate::ledger) fn lives_for(born: f64, size: u64, age: f64) -> Option<Lif
 }
 
 /// Births of which every one dies when as many as `capacity` came after it.
-pub(in crate::ledger) fn fifo(mut births: Vec<Life>, capacity: usize) -> Vec<Life> {
+pub(crate) fn fifo(mut births: Vec<Life>, capacity: usize) -> Vec<Life> {
     let born: Vec<f64> = births.iter().map(|life| life.born).collect();
     for (life, successor) in births.iter_mut().zip(born.iter().skip(capacity)) {
         life.dies = *successor;
@@ -73,7 +73,7 @@ pub(in crate::ledger) fn fifo(mut births: Vec<Life>, capacity: usize) -> Vec<Lif
 }
 
 /// Blocks collected until the end of each period, then freed at once.
-pub(in crate::ledger) fn flushed(births: Vec<Life>, period: f64) -> Vec<Life> {
+pub(crate) fn flushed(births: Vec<Life>, period: f64) -> Vec<Life> {
     births
         .into_iter()
         .map(|life| Life {
@@ -84,7 +84,7 @@ pub(in crate::ledger) fn flushed(births: Vec<Life>, period: f64) -> Vec<Life> {
 }
 
 /// One block that is replaced by a larger one at each of the times.
-pub(in crate::ledger) fn replaced(times: &[(f64, u64)]) -> Vec<Life> {
+pub(crate) fn replaced(times: &[(f64, u64)]) -> Vec<Life> {
     let mut lives: Vec<Life> = Vec::new();
     for (at, size) in times {
         if let Some(last) = lives.last_mut() {
@@ -96,7 +96,7 @@ pub(in crate::ledger) fn replaced(times: &[(f64, u64)]) -> Vec<Life> {
 }
 
 /// A slot for each key; a request for a key that is not there fills its slot.
-pub(in crate::ledger) fn keyed(chance: &mut Chance, keys: u64, per_s: f64) -> Vec<Life> {
+pub(crate) fn keyed(chance: &mut Chance, keys: u64, per_s: f64) -> Vec<Life> {
     let mut there = vec![false; keys as usize];
     pace(chance, 0.0, END, per_s, |chance, at| {
         // Cubed: some keys are asked for much more often than others.

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 /// So many seconds: none for a negative figure or one that is no number, the longest for more than there can be.
-pub(crate) fn seconds(seconds: f64) -> Duration {
+#[must_use]
+pub fn seconds(seconds: f64) -> Duration {
     let beyond = if seconds > 0.0 {
         Duration::MAX
     } else {
@@ -14,7 +15,8 @@ pub(crate) fn seconds(seconds: f64) -> Duration {
 }
 
 /// A time so many times over, as [`seconds`] has it.
-pub(crate) fn times(time: Duration, factor: f64) -> Duration {
+#[must_use]
+pub fn times(time: Duration, factor: f64) -> Duration {
     seconds(time.as_secs_f64() * factor)
 }
 

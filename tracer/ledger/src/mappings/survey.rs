@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use super::{MappingKind, Mappings, OLD};
-use crate::ledger::SiteId;
+use crate::SiteId;
 
 /// What is mapped of a site, and was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

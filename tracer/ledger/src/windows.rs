@@ -12,7 +12,7 @@ use super::{
     steady,
     verdict::{Judgement, Verdict},
 };
-use crate::units::{blocks, count, duration, plural};
+use leakscope_model::units::{blocks, count, duration, plural};
 
 /// A window, as a site of its process sees it; also windows in which the site did nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

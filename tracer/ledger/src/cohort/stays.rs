@@ -5,7 +5,7 @@
 use hashbrown::{HashMap, HashSet};
 
 use super::{Cohorts, Watched, seconds};
-use crate::ledger::SiteId;
+use crate::SiteId;
 
 /// What windows saw of a site's watched blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

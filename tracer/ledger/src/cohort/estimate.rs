@@ -14,7 +14,7 @@ use super::{
     heirs::Heirs,
     interval, seconds,
 };
-use crate::ledger::SiteId;
+use crate::SiteId;
 
 /// One or two blocks say nothing of others: what rests on so few is counted, and only the interval's upper end says what there may be besides.
 const FEW: f64 = 2.0;

@@ -16,7 +16,7 @@ use super::{
     steady::NoLeak,
     trend,
 };
-use crate::units::{blocks, bytes, count, duration, rate};
+use leakscope_model::units::{blocks, bytes, count, duration, rate};
 
 /// Whether a site or a process leaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use super::{
     heirs::Heirs,
     seconds,
 };
-use crate::ledger::{SiteId, ToldApart, WindowOfSite};
+use crate::{SiteId, ToldApart, WindowOfSite};
 
 /// What [`Cohorts::alike`] gives.
 pub struct Alike {

@@ -11,7 +11,7 @@ use super::{
     trend,
     verdict::{TREND_POINTS, Turnover},
 };
-use crate::units::{blocks, count, duration, rate};
+use leakscope_model::units::{blocks, count, duration, rate};
 
 /// A leak is named after so many seconds at the earliest. A cache that takes longer to fill, evenly, looks like one.
 pub const LEAK_AFTER_S: f64 = 45.0;

@@ -9,7 +9,7 @@ use super::{
     verdict::{Judgement, TREND_POINTS, Turnover, Verdict},
     windows::ProcessBesides,
 };
-use crate::units::{about, bytes, duration, rate};
+use leakscope_model::units::{about, bytes, duration, rate};
 
 /// What bounds a process's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Alike, Cohorts, Occasion, SiteCohort, fate::taken_for, seconds};
-use crate::ledger::{
+use crate::{
     SiteId,
     sizes::{BlockSize, chunk_for, size_of},
 };
@@ -18,14 +18,14 @@ const OLDEST: f64 = 0.5;
 pub struct OfSize {
     /// Their number, and the bytes that were asked for.
     pub watched: f64,
-    pub(in crate::ledger) bytes: f64,
+    pub(crate) bytes: f64,
     /// Those of old windows, and of the oldest.
-    pub(in crate::ledger) old: f64,
-    pub(in crate::ledger) oldest: f64,
+    pub(crate) old: f64,
+    pub(crate) oldest: f64,
     /// Old ones that may be others' which took their places: see [`Cohorts::distrust_newest`].
-    pub(in crate::ledger) doubtful: f64,
+    pub(crate) doubtful: f64,
     /// So many windows the old ones were born in.
-    pub(in crate::ledger) windows: u32,
+    pub(crate) windows: u32,
 }
 
 impl Cohorts {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::{Counted, CountedSite, count};
-use crate::ledger::{
+use crate::{
     BlockSize, Estimate, OfSize, ProcessBesides, SiteId, SizeCounts, ToldApart, Verdict,
     WindowOfSite, judge_windows,
 };

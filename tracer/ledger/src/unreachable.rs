@@ -1,7 +1,7 @@
 //! Blocks that no pointer in a process leads to, as evidence: nobody can free them any more, whatever the flow of their site looks like.
 
 use super::verdict::{Judgement, LOOK_FOR_S, Verdict};
-use crate::units::{blocks, count};
+use leakscope_model::units::{blocks, count};
 
 /// How a verdict begins that rests on them.
 pub const NO_POINTER: &str = "no pointer in the process leads to";
@@ -53,7 +53,7 @@ impl Unreachable {
 #[cfg(test)]
 mod tests {
     use super::Unreachable;
-    use crate::ledger::verdict::{Judgement, Verdict};
+    use crate::verdict::{Judgement, Verdict};
 
     fn judged(objects: u64, watched_s: f64) -> Verdict {
         let found = Unreachable {

@@ -5,7 +5,7 @@ use hashbrown::HashSet;
 use super::{
     Amount, Cohorts, Contradictions, Point, RECENT, Reading, Span, Watched, fate::Fate, seconds,
 };
-use crate::ledger::SiteId;
+use crate::SiteId;
 
 impl Cohorts {
     /// Drops the blocks that the window contradicts, and keeps count of those that looked as if nothing had happened.
