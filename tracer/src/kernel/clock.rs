@@ -4,7 +4,7 @@
 
 use std::{io, time::Duration};
 
-use super::{attach::Link, error::KernelError, sys};
+use super::{error::KernelError, link::Link, sys};
 
 /// Of a process with more threads the process's own clock is used: each has its own tick, and in their sum a tick is little. Opening a counter
 /// takes some microseconds, and interrupts the thread if it runs.

@@ -3,10 +3,7 @@
 use std::{fs, path::Path};
 
 use super::{
-    attach::{self, LinkMode},
-    clock::keep_clocks_ready,
-    error::KernelError,
-    follow::PAGE_FAULTS,
+    attach, clock::keep_clocks_ready, error::KernelError, follow::PAGE_FAULTS, link::LinkMode,
     tracefs::Tracefs,
 };
 

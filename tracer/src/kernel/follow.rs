@@ -14,11 +14,11 @@ use leakscope_common::{
 };
 
 use super::{
-    attach::{Link, close_links},
     command,
     error::KernelError,
     event::ProbeEvent,
     guardian::Guardian,
+    link::{Link, close_links},
     maps::map_error,
     probe::{Probe, Value},
     sys,

@@ -9,9 +9,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use aya_obj::generated::bpf_prog_type;
 
 use super::{
-    attach::Link,
     btf,
     error::{KernelError, verifiers_reason},
+    link::Link,
     load::LoadedObject,
     probe::Probe,
     sys,

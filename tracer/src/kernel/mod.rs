@@ -17,6 +17,7 @@ mod follow;
 mod guardian;
 mod host_names;
 mod limits;
+mod link;
 mod link_keeper;
 mod load;
 mod mappings;
@@ -34,7 +35,6 @@ mod tracefs;
 mod watch;
 mod window;
 
-pub use attach::{Attachment, Link, LinkMode, close_links};
 pub use clock::{ThreadClocks, keep_clocks_ready, next_tick_ns};
 pub use code_maps::{CodeMaps, MappedFile};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns, shares_memory};
@@ -48,6 +48,7 @@ pub use features::{
 pub use guardian::Watched;
 pub use host_names::look_up_hosts_by_ourselves;
 pub use limits::require_address_space;
+pub use link::{Attachment, Link, LinkMode, close_links};
 pub use load::MapMemory;
 pub use mappings::MappingWay;
 pub use modes::{ModeSamples, Modes};

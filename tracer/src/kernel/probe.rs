@@ -20,11 +20,12 @@ use leakscope_common::{
 };
 
 use super::{
-    attach::{self, Attachment, HeapPrograms, Link, LinkMode},
+    attach::{self, HeapPrograms},
     command,
     error::KernelError,
     event::{ProbeEvent, parse_event},
     guardian::Guardian,
+    link::{Attachment, Link, LinkMode},
     link_keeper::LinkKeeper,
     load::{LoadedObject, MapMemory},
     mappings::MappingPrograms,

@@ -3,6 +3,8 @@
 
 #[path = "window/anonymous.rs"]
 mod anonymous;
+#[path = "window/close.rs"]
+mod close;
 #[path = "window/count.rs"]
 mod count;
 #[path = "window/deadline.rs"]

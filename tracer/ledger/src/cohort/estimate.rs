@@ -4,17 +4,16 @@
 //! window's length from the ages of the blocks alive at its end, beyond it from the checks. What was born between two windows and is alive now is the
 //! integral of that over the ages that such blocks have now; what was born in the window is counted.
 
+mod sums;
+
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Amount, Cohort, Cohorts, Contradictions, Occasion, RECENT, SiteCohort,
-    curve::{Hazard, Pools, kept_share, reach_end, segments},
-    fate::taken_for,
-    gaps::Gaps,
-    heirs::Heirs,
-    interval, seconds,
+    Cohorts, Contradictions, Occasion, RECENT, SiteCohort, curve::Pools, fate::taken_for,
+    heirs::Heirs, interval, seconds,
 };
 use crate::SiteId;
+use sums::{Part, Sums};
 
 /// One or two blocks say nothing of others: what rests on so few is counted, and only the interval's upper end says what there may be besides.
 const FEW: f64 = 2.0;
@@ -50,62 +49,6 @@ pub struct Estimate {
     pub windows: u64,
     /// Looks at its oldest watched block that could have found it gone.
     pub checks: u64,
-}
-
-/// Of a site's watched blocks in one cohort, what the estimate needs beside their number.
-#[derive(Clone, Copy, Debug, Default)]
-struct Part {
-    objects: f64,
-    alike: f64,
-    bytes: f64,
-    squares: f64,
-    /// Bytes that the allocator takes for them.
-    taken: f64,
-    oldest_ns: Option<u64>,
-    /// Of blocks of which none is left, what is taken for their share that looked alike.
-    gone_alike: f64,
-    /// Blocks whose chunks have most likely become another site's.
-    inherited: f64,
-}
-
-impl Part {
-    /// The share of the blocks that a successor could not be told from.
-    fn alike_share(&self) -> f64 {
-        if self.objects > 0.0 {
-            self.alike / self.objects
-        } else {
-            self.gone_alike
-        }
-    }
-
-    /// The share of what was there that is there still, for all that is known, after so many seconds unseen.
-    fn likely_share(&self, hazard: &Hazard, from_s: f64, to_s: f64) -> f64 {
-        // At the window's end they are known to be there.
-        let own = if self.objects > 0.0 && to_s > 0.0 {
-            1.0 - self.inherited / self.objects
-        } else {
-            1.0
-        };
-        own * hazard.kept_share(self.alike_share(), from_s, to_s)
-    }
-}
-
-/// The three values of a site that the interval is made from, and its variance.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    likely: Amount,
-    least: f64,
-    most: f64,
-    /// From what was counted in windows, and thinned.
-    counted_variance: f64,
-    /// From what was not seen.
-    unseen_variance: f64,
-    uncertain: f64,
-    /// From how a site's blocks disappear between two looks.
-    shape_variance: f64,
-    largest_weight: f64,
-    /// The blocks that it rests on.
-    evidence: f64,
 }
 
 impl Cohorts {
@@ -391,131 +334,3 @@ impl Stay {
 
 /// Shares of blocks that differ by less are the same: one of some is watched.
 const AS_MUCH: f64 = 0.9;
-
-impl Sums {
-    /// Adds an old window's watched blocks, each with the window's weight.
-    fn add_settled(
-        &mut self,
-        cohort: &Cohort,
-        part: &Part,
-        hazard: &Hazard,
-        now_ns: u64,
-        gaps: &Gaps,
-        scale: f64,
-    ) {
-        if part.objects <= 0.0 {
-            return;
-        }
-        let weight = cohort.span.weight(gaps) * scale;
-        let lag = seconds(cohort.span.closed_ns, now_ns);
-        self.evidence += part.objects;
-        let alike = part.alike_share();
-        let all = Amount {
-            objects: part.objects,
-            bytes: part.bytes,
-        }
-        .times(weight);
-        self.likely
-            .add(all.times(part.likely_share(hazard, lag, lag)));
-        self.least += all.bytes * kept_share(alike, hazard.most, lag, lag);
-        self.most += all.bytes;
-        self.counted_variance += scale * (scale - 1.0) * part.squares;
-        self.unseen_variance += (weight - scale).max(0.0) * weight * part.squares;
-        self.uncertain += (all.bytes - part.bytes * scale) * cohort.span.uncertainty;
-        self.largest_weight = self
-            .largest_weight
-            .max((weight - scale).max(0.0) * part.bytes / part.objects);
-    }
-
-    /// Adds a window's blocks, and what was born in the times that it stands for, between so many seconds ago and so many. It was closed `lag` seconds ago.
-    fn add_recent(
-        &mut self,
-        cohort: &Cohort,
-        site: &SiteCohort,
-        part: &Part,
-        hazard: &Hazard,
-        (ages, lag): ([(f64, f64); 2], f64),
-        scale: f64,
-    ) {
-        let length = cohort.span.length_s();
-        let alike = part.alike_share();
-        let counted = Amount {
-            objects: part.objects,
-            bytes: part.bytes,
-        }
-        .times(scale);
-        let mut likely = counted.times(part.likely_share(hazard, lag, lag));
-        let mut least = counted.bytes * kept_share(alike, hazard.most, lag, lag);
-        let mut unseen = Amount::default();
-        // Looks cannot tell that blocks that look alike have gone; by how few reach the window's end, it tells itself.
-        // Before any window has seen what becomes of them, they stand for no others.
-        let reach_end = if hazard.is_known {
-            reach_end(cohort, site, scale)
-        } else {
-            0.0
-        };
-        for segment in ages
-            .into_iter()
-            .flat_map(|(from, to)| segments(cohort, site, from, to))
-        {
-            unseen.add(segment.amount);
-            self.shape_variance += segment.shape * segment.shape;
-            let (start, end) = (
-                (segment.from - length).max(0.0),
-                (segment.to - length).max(0.0),
-            );
-            let most = reach_end * (segment.to - segment.from);
-            let there = if segment.from >= length && segment.amount.objects > most {
-                1.0 - alike + alike * most / segment.amount.objects
-            } else {
-                1.0
-            };
-            let amount = segment.amount.times(there);
-            likely.add(amount.times(part.likely_share(hazard, start, end)));
-            least += amount.bytes * kept_share(alike, hazard.most, start, end);
-        }
-        self.likely.add(likely);
-        self.least += least;
-        self.most += counted.bytes + unseen.bytes;
-        self.counted_variance += scale * (scale - 1.0) * part.squares;
-        // The relative variance of a sum of so many blocks of such sizes; and chance in what was not seen.
-        let census: Amount = site.ages.iter().fold(Amount::default(), |mut sum, class| {
-            sum.add(*class);
-            sum
-        });
-        let basis = part
-            .objects
-            .max(if ages.iter().any(|(from, _)| *from < length) {
-                census.objects
-            } else {
-                1.0
-            })
-            .max(1.0);
-        let spread = if part.bytes > 0.0 {
-            (part.squares * part.objects / (part.bytes * part.bytes)).max(1.0)
-        } else {
-            1.0
-        };
-        let mean = if part.objects > 0.0 {
-            part.bytes / part.objects
-        } else if census.objects > 0.0 {
-            census.bytes / census.objects
-        } else if site.births.objects > 0.0 {
-            site.births.bytes / site.births.objects
-        } else {
-            0.0
-        };
-        self.evidence += if unseen.objects > 0.0 {
-            basis
-        } else {
-            part.objects
-        };
-        self.unseen_variance +=
-            spread * (unseen.bytes * unseen.bytes / basis + unseen.bytes * mean);
-        self.uncertain += unseen.bytes * cohort.span.uncertainty;
-        let gap: f64 = ages.iter().map(|(from, to)| to - from).sum();
-        self.largest_weight = self
-            .largest_weight
-            .max(gap / cohort.span.effective_s() * mean * scale);
-    }
-}
