@@ -4,7 +4,7 @@
 //! maps; [`ledger`] (a crate of its own) keeps the surviving blocks per site; [`budget`] says how much may be traced; [`symbol`] names addresses; [`report`] is the immutable result and its
 //! views. [`target`] knows processes and the files they map, [`unwind`] (a crate of its own) turns call frame information into tables,
 //! [`heap`] says what a live heap holds, from what [`reader`]
-//! reads of the process; [`session`] is a running trace that ties these together; [`daemon`] answers HTTP with its reports; [`cli`] turns arguments into a plan and runs it.
+//! reads of the process; [`runtime`] knows what runtimes such as Go's keep there of themselves; [`session`] is a running trace that ties these together; [`daemon`] answers HTTP with its reports; [`cli`] turns arguments into a plan and runs it.
 
 pub mod budget;
 pub mod cli;
@@ -13,6 +13,7 @@ pub mod heap;
 pub mod kernel;
 pub mod reader;
 pub mod report;
+pub mod runtime;
 pub mod session;
 pub mod symbol;
 pub mod target;

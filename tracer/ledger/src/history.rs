@@ -189,6 +189,19 @@ impl SiteHistory {
         }
     }
 
+    /// Notes what was there before: of these blocks none is born now.
+    pub fn begin(&mut self, at_s: f64, totals: &SiteTotals) {
+        self.totals = *totals;
+        let balance = |allocated: u64, freed: u64| allocated.wrapping_sub(freed) as i64 as f64;
+        self.levels.push(
+            at_s,
+            SiteLevel::new(
+                balance(totals.alloc_bytes, totals.free_bytes),
+                balance(totals.alloc_objects, totals.free_objects),
+            ),
+        );
+    }
+
     /// Notes the totals.
     pub fn observe(&mut self, at_s: f64, at_ns: u64, totals: &SiteTotals, weight: u64) {
         let births = totals

@@ -10,6 +10,7 @@ mod history;
 mod mappings;
 mod pages;
 mod process;
+mod profiled;
 mod resumed;
 mod series;
 mod sizes;
@@ -40,6 +41,7 @@ pub use history::{ProcessLevel, SiteHistory, SiteLevel};
 pub use mappings::{Area, LookTimes, MappingKind, MappingSurvey, Mappings, PAGE, Step};
 pub use pages::{Expected, HUGE_PAGES, PageSurvey, Pages, Seen, Touch};
 pub use process::{Limit, Room, SiteOfProcess};
+pub use profiled::{ProfiledBlocks, Sampled, rises};
 pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use sizes::{BlockSize, SizeCounts};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
@@ -97,6 +99,14 @@ impl Ledger {
         // It was not there at the look before.
         if let Some(history) = self.history(site, totals, self.looks_ns.1) {
             history.observe(now_s, now_ns, totals, weight);
+        }
+    }
+
+    /// Notes what a site has that was there before it was looked at.
+    pub fn begin(&mut self, now_ns: u64, site: SiteId, totals: &SiteTotals) {
+        let now_s = self.seconds(now_ns);
+        if let Some(history) = self.history(site, totals, now_ns) {
+            history.begin(now_s, totals);
         }
     }
 
@@ -353,6 +363,17 @@ impl AgeSurvey<'_> {
             .and_then(|place| self.sites.get_mut(*place));
         if let Some(site) = site {
             site.survival.note_alive(born_ns, bytes, 1);
+        }
+    }
+
+    /// Counts so many blocks that are there, of so many bytes each.
+    pub fn note_blocks(&mut self, site: SiteId, born_ns: u64, bytes: u64, count: u32) {
+        let site = self
+            .places_of_others
+            .get(&site)
+            .and_then(|place| self.sites.get_mut(*place));
+        if let Some(site) = site {
+            site.survival.note_alive(born_ns, bytes, count);
         }
     }
 

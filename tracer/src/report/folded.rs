@@ -116,8 +116,10 @@ fn push_frame(stack: &mut String, frame: &Frame) {
     match frame.kind {
         FrameKind::Jit => stack.push_str("_[j]"),
         FrameKind::Kernel => stack.push_str("_[k]"),
-        FrameKind::Native | FrameKind::Python if frame.inlined => stack.push_str("_[i]"),
-        FrameKind::Native | FrameKind::Python => {}
+        FrameKind::Native | FrameKind::Python | FrameKind::Go if frame.inlined => {
+            stack.push_str("_[i]");
+        }
+        FrameKind::Native | FrameKind::Python | FrameKind::Go => {}
     }
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 use super::difference::{ChangeKind, Difference};
 use super::model::{Process, Report, Site, SiteKind};
-use super::names::{clean, heap_use, looked_at, process_name, why_empty};
+use super::names::{clean, go_use, heap_use, looked_at, process_name, why_empty};
 use super::text::stack_lines;
 use super::{Format, Svg};
 use crate::units;
@@ -204,6 +204,9 @@ fn describe(process: &Process, out: &mut dyn Write) -> io::Result<()> {
         units::bytes(process.rss_bytes),
         if process.exited { "; it has ended" } else { "" }
     )?;
+    if let Some(go) = &process.go {
+        writeln!(out, "<p>{}</p>", text(&go_use(go)))?;
+    }
     if let Some(heap) = process.notable_heap() {
         writeln!(out, "<p>{}</p>", text(&heap_use(heap)))?;
     }

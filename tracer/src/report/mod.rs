@@ -37,10 +37,10 @@ pub use folded::Folded;
 pub use html::Html;
 pub use json::Json;
 pub use model::{
-    CountedGrowth, CountedSize, Ended, Evidence, Frame, FrameKind, HeapUse, LostAtExit, LostType,
-    MappingKind, MemoryLimit, MemoryPoint, Omitted, Overhead, Probe, Process, Reachability,
-    ReadError, Report, ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind, SiteType,
-    Suppressed, Tier, Verdict,
+    CountedGrowth, CountedSize, Ended, Evidence, Frame, FrameKind, GoUse, HeapUse, LostAtExit,
+    LostType, MappingKind, MemoryLimit, MemoryPoint, Omitted, Overhead, Probe, Process,
+    Reachability, ReadError, Report, ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind,
+    SiteType, Suppressed, Tier, Verdict,
 };
 pub use names::LOST_AT_EXIT;
 pub(crate) use names::clean;

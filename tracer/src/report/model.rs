@@ -5,6 +5,7 @@
 //! nor how they will be shown.
 
 mod closed;
+mod go;
 mod heap;
 mod lost;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::time::Timestamp;
 pub use crate::ledger::{MappingKind, Verdict};
 pub use closed::{ReadError, Report};
+pub use go::GoUse;
 pub use heap::{CountedGrowth, CountedSize, Evidence, HeapUse, SiteHolder, SiteType};
 pub use lost::{LostAtExit, LostType, Reachability};
 
@@ -161,6 +163,9 @@ pub struct Process {
     /// Why its heap was not looked at, for people; `None` where it was, or has nothing that could be.
     #[serde(default)]
     pub heap_note: Option<String>,
+    /// Its Go runtime; `None` where there is none.
+    #[serde(default)]
+    pub go: Option<GoUse>,
 }
 
 /// How a process ended: by itself or by a signal.
@@ -313,6 +318,8 @@ pub enum SiteKind {
     Mapping,
     /// Anonymous pages, where they were first written to. Each counts as a block.
     Pages,
+    /// Blocks of Go's heap, by the runtime's own profile: as of its last collection, and allocated since the program began.
+    Go,
 }
 
 /// What an estimate from windows rests on.
@@ -380,6 +387,8 @@ pub enum FrameKind {
     Kernel,
     /// A Python function.
     Python,
+    /// A Go function.
+    Go,
 }
 
 /// The sum of the sites that a report leaves out.

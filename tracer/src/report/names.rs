@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::model::{Frame, HeapUse, Process, ReportParts, Site};
+use super::model::{Frame, GoUse, HeapUse, Process, ReportParts, Site};
 use crate::{ledger::NO_POINTER, units};
 
 /// Whether a character is kept: no control characters, none that reorder the line (Unicode's bidirectional
@@ -151,6 +151,41 @@ pub(super) fn heap_use(heap: &HeapUse) -> String {
         units::bytes(heap.bytes),
         units::blocks(heap.blocks)
     )
+}
+
+/// What is seen of a Go runtime, in words.
+pub(super) fn go_use(go: &GoUse) -> String {
+    let version = go.version.as_deref().map_or("Go".into(), clean);
+    if go.profile_rate_bytes == 0 {
+        return format!("{version}, without a heap profile");
+    }
+    let collected = match go.last_collection_s {
+        Some(age) => format!(
+            "as of a collection {} ago, the {} since tracing began",
+            units::duration(age),
+            nth(go.collections_seen)
+        ),
+        None => "as of a collection before tracing began".to_owned(),
+    };
+    let sample = units::bytes(go.profile_rate_bytes);
+    let cut = if go.is_cut {
+        "; not all of it was read, for it has very many entries"
+    } else {
+        ""
+    };
+    format!("{version}, by its heap profile, one sample for {sample}, {collected}{cut}")
+}
+
+/// `1st`, `2nd`, `11th`.
+fn nth(number: u64) -> String {
+    let ending = match (number % 100, number % 10) {
+        (11..=13, _) => "th",
+        (_, 1) => "st",
+        (_, 2) => "nd",
+        (_, 3) => "rd",
+        _ => "th",
+    };
+    format!("{}{ending}", units::count(number))
 }
 
 /// What a look at the heap says of a site's blocks, a line each.

@@ -234,6 +234,9 @@ impl Text {
             let resident = format!("{} resident{anonymous}{trend}", bytes(process.rss_bytes));
             line("memory", &resident)?;
         }
+        if let Some(go) = &process.go {
+            line("go", &names::go_use(go))?;
+        }
         if let Some(heap) = process.notable_heap() {
             line("heap", &names::heap_use(heap))?;
         } else if let Some(note) = &process.heap_note {
@@ -441,7 +444,7 @@ fn facts(site: &Site, via: Option<String>, several: bool) -> String {
         bytes(site.alloc_bytes),
         objects(site, site.alloc_objects)
     )];
-    if site.inuse_objects > 0 {
+    if site.inuse_objects > 0 && site.kind != SiteKind::Go {
         facts.push(format!("oldest {}", duration(site.oldest_age_s)));
     }
     facts.extend(rate(site.growth_bytes_per_s));

@@ -20,14 +20,14 @@ impl Session {
             return Ok(());
         }
         let traced = self.prepare(pid)?;
-        if !self.options.mappings_only && traced.sites.is_empty() {
+        let go = self.begin_go(&traced);
+        if !self.options.mappings_only && traced.sites.is_empty() && go != Some(Ok(())) {
             self.tables.remove(&mut self.probe, traced.incarnation);
+            let why = go.and_then(Result::err).or(traced.why_empty);
             return Err(TraceError::NoAllocator {
                 pid,
                 comm: traced.comm,
-                why: traced
-                    .why_empty
-                    .unwrap_or_else(|| "nothing could be attached".to_owned()),
+                why: why.unwrap_or_else(|| "nothing could be attached".to_owned()),
             });
         }
         self.growth.begin(&self.proc_root, pid, traced.incarnation);

@@ -160,6 +160,13 @@ impl Growth {
         looks.held = looks.held_first;
     }
 
+    /// Whether a site stands for anonymous memory that nobody told of.
+    pub(super) fn is_anonymous_stackless(&self, incarnation: u32, site: SiteId) -> bool {
+        self.processes.get(&incarnation).is_some_and(|growing| {
+            growing.looks.stackless.get(&MappingKind::Anonymous) == Some(&site)
+        })
+    }
+
     /// The site of what a process maps that nobody told of.
     fn stackless(next: &mut u32, looks: &mut Looks, kind: MappingKind) -> SiteId {
         *looks.stackless.entry(kind).or_insert_with(|| {

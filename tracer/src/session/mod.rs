@@ -9,6 +9,7 @@ mod ended;
 mod events;
 mod fault;
 mod follow;
+mod go;
 mod growth;
 mod heaps;
 mod inspect;
@@ -58,6 +59,7 @@ use crate::{
 };
 use calibration::Costs;
 use fault::{Faults, place};
+use go::GoHeaps;
 use growth::Growth;
 use heaps::Heaps;
 use joined::JoinedStacks;
@@ -218,6 +220,7 @@ pub struct Session {
     /// How much of the stacks of threads is in memory.
     stack_use: StackUse,
     heaps: Heaps,
+    go: GoHeaps,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
     joined_stacks: JoinedStacks,
@@ -286,6 +289,7 @@ impl Session {
             pages: PageFaults::default(),
             stack_use: StackUse::default(),
             heaps: Heaps::default(),
+            go: GoHeaps::default(),
             selecting: Selecting::default(),
             stacks: HashMap::new(),
             joined_stacks: JoinedStacks::default(),
@@ -431,6 +435,7 @@ impl Session {
         self.growth.keep(&followed);
         self.stack_use.keep(&followed);
         self.pages.keep(&followed);
+        self.go.keep(&followed);
         let mut ran = HashSet::new();
         for traced in self.processes.values_mut() {
             if traced.has_run() {
@@ -443,6 +448,7 @@ impl Session {
             }
         }
         self.look_at_mapped(&ran, all)?;
+        self.look_at_go(&ran, all);
         let mut inuse = 0_i64;
         let mut allocated = 0;
         let levels = self.note_levels(&ran, all, moment)?;

@@ -109,6 +109,7 @@ pub(super) fn make(
             sites.push(site);
         }
     }
+    session.add_go_sites(&mut sites);
     for (incarnation, survey) in &unknown {
         let Some((pid, now_ns)) = by_incarnation.get(incarnation) else {
             continue;
@@ -176,6 +177,7 @@ pub(super) fn make(
         if traced.ended.is_none() {
             session.heaps.describe(traced.incarnation, &mut told);
         }
+        session.go.describe(traced.incarnation, &mut told);
         processes.push(told);
     }
     session.faults.work_on(None);
@@ -379,6 +381,10 @@ fn name(session: &mut Session, sites: &mut [Site]) {
             continue;
         };
         if !site.frames.is_empty() {
+            continue;
+        }
+        if let Some(frames) = session.go.frames(site.incarnation, id) {
+            site.frames = frames;
             continue;
         }
         let Some(stack) = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE) else {

@@ -195,6 +195,9 @@ impl Session {
                 level.inuse_bytes += *bytes as f64;
                 level.most_inuse_bytes += *bytes as f64;
             }
+            let of_go = self.go.inuse_bytes(traced.incarnation);
+            level.inuse_bytes += of_go;
+            level.most_inuse_bytes += of_go;
             level.anonymous_bytes = traced.anonymous_bytes as f64;
             level.resident_bytes = traced.rss_last.map_or(0.0, |(_, bytes)| bytes as f64);
             level.unknown_frees = if traced.windows.cohorts.windows() > 0 {
@@ -284,7 +287,9 @@ impl Session {
         if process.verdict == Verdict::Leaking {
             return None;
         }
-        let probed = !process.probes.is_empty() || self.options.mappings_only;
+        let probed = !process.probes.is_empty()
+            || self.options.mappings_only
+            || self.go.has_profile(process.incarnation);
         if !probed && process.alloc_objects == 0 {
             let why = process.empty_reason.as_deref();
             return Some(why.unwrap_or("nothing could be attached to it").to_owned());
@@ -384,6 +389,7 @@ impl Session {
                         judgement
                     }
                     (SiteKind::Heap, None) => self.ledger.judge(id, site.incarnation),
+                    (SiteKind::Go, _) => self.go.judge(site.incarnation, id),
                     _ => self.ledger.judge_mapping(id),
                 };
                 let judgement = self.with_reachability(id, site, judgement);

@@ -228,7 +228,8 @@ impl<'a> Builder<'a> {
             .chunk_by(|inlined, holder| is_inlined_into(inlined, holder))
             .enumerate()
         {
-            location_id.push(self.location(frames, place > 0));
+            let is_call = place > 0 || frames.iter().any(|frame| frame.kind == FrameKind::Go);
+            location_id.push(self.location(frames, is_call));
         }
         if site.frames.is_empty() {
             location_id.push(self.pseudo(UNKNOWN_STACK));

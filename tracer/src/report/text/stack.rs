@@ -95,7 +95,7 @@ fn text(frame: &Frame) -> String {
         text.push_str(" [inlined]");
     }
     match frame.kind {
-        FrameKind::Native => {}
+        FrameKind::Native | FrameKind::Go => {}
         FrameKind::Jit => text.push_str(" [jit]"),
         FrameKind::Kernel => text.push_str(" [kernel]"),
         FrameKind::Python => text.push_str(" [python]"),

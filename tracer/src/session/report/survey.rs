@@ -11,6 +11,7 @@ use crate::{
     session::{
         Session, SiteLevels, Stack, Wanted,
         growth::{self, MappedSites},
+        looks::FIRST_STACKLESS,
         moment::Moment,
         process::Traced,
     },
@@ -57,10 +58,18 @@ impl Session {
         self.growth
             .sites()
             .filter(|(incarnation, site)| {
+                if *site >= FIRST_STACKLESS {
+                    // Go's heap lies at addresses that its runtime chooses.
+                    return self.go.has_profile(*incarnation)
+                        && self.growth.is_anonymous_stackless(*incarnation, *site);
+                }
                 let traced = by_incarnation.get(incarnation);
                 traced
                     .zip(self.stacks.get(site))
-                    .is_some_and(|(traced, stack)| traced.is_mapped_for_others(&stack.frames))
+                    .is_some_and(|(traced, stack)| {
+                        traced.is_mapped_for_others(&stack.frames)
+                            || self.go.maps_for_itself(*incarnation, &stack.frames)
+                    })
             })
             .map(|(_, site)| site)
             .collect()

@@ -46,7 +46,7 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts) {
         };
         let mut said = Vec::new();
         if !session.options.mappings_only {
-            said.extend(not_attached(traced));
+            said.extend(not_attached(session, traced));
         }
         said.extend(session.growth.held_note(process.incarnation));
         let slope = session.ledger.anonymous_growth(process.incarnation);
@@ -71,7 +71,13 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts) {
 }
 
 /// What could not be attached to.
-fn not_attached(traced: &Traced) -> Option<String> {
+fn not_attached(session: &Session, traced: &Traced) -> Option<String> {
+    if let Some(why) = session.go.unseen(traced.incarnation) {
+        return Some(why);
+    }
+    if session.go.has_profile(traced.incarnation) {
+        return None;
+    }
     if traced.sites.is_empty() {
         let why = traced.why_empty.as_deref();
         let why = why.map_or_else(

@@ -46,8 +46,6 @@ pub(super) struct Facts {
     pub(super) allocators: Vec<KnownAllocator>,
     /// What a report should say of the file.
     pub(super) notes: Vec<String>,
-    /// What it should say only if the file is the program itself.
-    pub(super) program_notes: Vec<String>,
     /// Why an allocator in it would not be found.
     pub(super) blind: Option<String>,
     /// The same, if the file is the program itself.
@@ -147,7 +145,6 @@ fn read(key: FileKey, file: &File, path: &Path) -> Facts {
         key,
         allocators: Vec::new(),
         notes: Vec::new(),
-        program_notes: Vec::new(),
         blind: None,
         blind_program: None,
         ends: None,
@@ -191,10 +188,8 @@ fn read(key: FileKey, file: &File, path: &Path) -> Facts {
     if !facts.allocators.is_empty() {
         facts.ends = end_of_processes(&elf, file);
     }
-    if is_go(&elf) {
-        let what = "is a Go program: its own heap is collected by its runtime and not seen here; only what C code in it allocates is";
-        facts.program_notes.push(what.to_owned());
-    } else if facts.allocators.is_empty() && elf.is_static() && !elf.has_static_symbols() {
+    // A Go program has another heap, which is read otherwise.
+    if !is_go(&elf) && facts.allocators.is_empty() && elf.is_static() && !elf.has_static_symbols() {
         let what = "is linked statically and stripped: an allocator in it has no name to find it by; keep its symbol table (.symtab)";
         facts.blind_program = Some(what.to_owned());
     }

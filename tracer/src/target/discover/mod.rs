@@ -153,11 +153,7 @@ fn look_into(
         Err(error) => return discovery.blind(path, format!("cannot be read: {error}")),
     };
     let is_executable = surroundings.executable == Some((facts.key.device, facts.key.inode));
-    for note in facts
-        .notes
-        .iter()
-        .chain(facts.program_notes.iter().filter(|_| is_executable))
-    {
+    for note in &facts.notes {
         discovery.problem(path, note.clone());
     }
     if let Some(why) = facts

@@ -1,0 +1,14 @@
+//! Go: what its runtime keeps of a program's heap, goroutines and names, read from outside. Nothing is attached, and nothing runs in the
+//! program. Must not know what becomes of it.
+
+mod bytes;
+mod code;
+mod functions;
+mod profile;
+mod program;
+mod version;
+
+pub use functions::{FunctionTable, GoFrame};
+pub use profile::{Bucket, HeapProfile, scaled};
+pub use program::{GoError, Image, Program};
+pub use version::Version;

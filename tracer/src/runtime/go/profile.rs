@@ -1,0 +1,220 @@
+//! The heap profile that Go's runtime keeps of itself (src/runtime/mprof.go): of each stack and size how many of the blocks that were
+//! sampled there were allocated and freed, as of the last collection. Scaled as runtime/pprof does.
+
+use std::{cell::RefCell, collections::HashMap};
+
+use super::{bytes::word, program::Program};
+use crate::heap::Memory;
+
+/// `bucket`: `next`, `allnext`, `typ`, `hash`, `size`, `nstk`; then the stack and the record.
+const NEXT: usize = 8;
+const KIND: usize = 16;
+const SIZE: usize = 32;
+const DEPTH: usize = 40;
+const STACK: usize = 48;
+/// `memProfile`.
+const OF_MEMORY: u64 = 1;
+/// Cycles of `memRecord` that are not published, in turn.
+const FUTURE: usize = 3;
+
+/// The most buckets that are read: real programs have some thousands.
+const MOST_BUCKETS: usize = 1 << 18;
+/// No block is larger, bytes.
+const LARGEST: u64 = 1 << 47;
+/// Memory is read in pieces of so many bytes, which are pages: no mapping begins within one.
+const PIECE: u64 = 4096;
+/// So many pieces are read for a profile.
+const MOST_PIECES: usize = 1 << 16;
+/// The largest rate that is taken for one, bytes.
+const LARGEST_RATE: u64 = 1 << 31;
+/// How often a profile is read anew that was published meanwhile.
+const TRIES: usize = 3;
+
+/// What was sampled of a stack and a size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Where it lies, which tells it from others: it stays until the process ends.
+    pub address: u64,
+    /// Bytes of each of its blocks.
+    pub size: u64,
+    /// Where calls return to, leaf first; an entry for each inlined call.
+    pub stack: Vec<u64>,
+    /// Blocks sampled, as of the last collection.
+    pub allocs: u64,
+    /// Those of them that it found free.
+    pub frees: u64,
+    /// Blocks sampled since.
+    pub pending: u64,
+}
+
+/// The profile at a moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeapProfile {
+    /// One block is sampled for so many bytes in the mean; 0: none is.
+    pub rate: u64,
+    /// How many collections there have been, modulo a large number.
+    pub cycle: u32,
+    /// The newest first.
+    pub buckets: Vec<Bucket>,
+    /// There were more buckets than are read.
+    pub is_cut: bool,
+}
+
+/// Memory read piece by piece, each once.
+struct Pieces<'a> {
+    memory: &'a dyn Memory,
+    known: RefCell<HashMap<u64, Vec<u8>>>,
+}
+
+impl Pieces<'_> {
+    fn read(&self, address: u64, bytes: usize) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(bytes);
+        let mut known = self.known.borrow_mut();
+        while out.len() < bytes {
+            let at = address.checked_add(out.len() as u64)?;
+            let begin = at - at % PIECE;
+            if !known.contains_key(&begin) {
+                if known.len() >= MOST_PIECES {
+                    return None;
+                }
+                let mut piece = vec![0; usize::try_from(PIECE).ok()?];
+                let read = self.memory.read(begin, &mut piece);
+                piece.truncate(read);
+                known.insert(begin, piece);
+            }
+            let piece = known.get(&begin)?;
+            let from = usize::try_from(at - begin).ok()?;
+            let until = piece.len().min(from.checked_add(bytes - out.len())?);
+            let part = piece.get(from..until).filter(|part| !part.is_empty())?;
+            out.extend_from_slice(part);
+        }
+        Some(out)
+    }
+}
+
+impl Program {
+    /// How many collections the profile knows of, modulo a large number; and whether the last of them is in it.
+    #[must_use]
+    pub fn cycle(&self, memory: &dyn Memory, bias: u64) -> Option<(u32, bool)> {
+        let mut bytes = [0; 4];
+        let read = memory.read(self.cycle.wrapping_add(bias), &mut bytes);
+        let value = (read == bytes.len()).then(|| u32::from_le_bytes(bytes))?;
+        Some((value >> 1, value & 1 != 0))
+    }
+
+    /// The rate at which blocks are sampled, bytes; 0: none is.
+    #[must_use]
+    pub fn rate(&self, memory: &dyn Memory, bias: u64) -> Option<u64> {
+        // The other variables of that function are addresses.
+        let read = |at: &u64| memory.word(at.wrapping_add(bias));
+        let rates = self.rates.iter().filter_map(read);
+        rates.filter(|rate| *rate < LARGEST_RATE).max()
+    }
+
+    /// Reads the profile as it is now; `None` where the process is gone, or what is there is none.
+    #[must_use]
+    pub fn heap_profile(&self, memory: &dyn Memory, bias: u64) -> Option<HeapProfile> {
+        for _ in 0..TRIES {
+            let before = self.cycle(memory, bias)?;
+            let (buckets, is_cut) = self.read_buckets(memory, bias, before.0)?;
+            // Published meanwhile, half of it would be of before.
+            if self.cycle(memory, bias)? == before {
+                return Some(HeapProfile {
+                    rate: self.rate(memory, bias)?,
+                    cycle: before.0,
+                    buckets,
+                    is_cut,
+                });
+            }
+        }
+        None
+    }
+
+    fn read_buckets(
+        &self,
+        memory: &dyn Memory,
+        bias: u64,
+        cycle: u32,
+    ) -> Option<(Vec<Bucket>, bool)> {
+        let pieces = Pieces {
+            memory,
+            known: RefCell::default(),
+        };
+        let mut buckets = Vec::new();
+        let mut next = memory.word(self.buckets.wrapping_add(bias))?;
+        while next != 0 {
+            if buckets.len() == MOST_BUCKETS {
+                return Some((buckets, true));
+            }
+            let (bucket, following) = self.read_bucket(&pieces, next, cycle)?;
+            buckets.push(bucket);
+            next = following;
+        }
+        if has_no_collection(&buckets) {
+            // As runtime.MemProfile does: with none so far, all that was sampled is in use.
+            for bucket in &mut buckets {
+                bucket.allocs = std::mem::take(&mut bucket.pending);
+            }
+        }
+        Some((buckets, false))
+    }
+
+    fn read_bucket(&self, pieces: &Pieces<'_>, address: u64, cycle: u32) -> Option<(Bucket, u64)> {
+        let head = pieces.read(address, STACK)?;
+        let depth = word(&head, DEPTH).filter(|depth| *depth <= self.layout.deepest)?;
+        let size = word(&head, SIZE).filter(|size| *size < LARGEST)?;
+        if word(&head, KIND)? != OF_MEMORY {
+            return None;
+        }
+        let depth = usize::try_from(depth).ok()?;
+        let record_words = self.layout.cycle_words * (1 + FUTURE);
+        let rest = address.checked_add(STACK as u64)?;
+        let rest = pieces.read(rest, 8 * (depth + record_words))?;
+        let (words, _) = rest.as_chunks::<8>();
+        let stack = words.iter().take(depth).map(|it| u64::from_le_bytes(*it));
+        // The cycle that is being published belongs to what is.
+        let flushed = usize::try_from(cycle).ok()? % FUTURE;
+        let (mut allocs, mut frees, mut pending) = (0_u64, 0_u64, 0_u64);
+        for part in 0..=FUTURE {
+            let at = 8 * (depth + part * self.layout.cycle_words);
+            let (born, gone) = (word(&rest, at)?, word(&rest, at + 8)?);
+            if part == 0 || part - 1 == flushed {
+                allocs = allocs.checked_add(born)?;
+                frees = frees.checked_add(gone)?;
+            } else {
+                pending = pending.checked_add(born)?;
+            }
+        }
+        let bucket = Bucket {
+            address,
+            size,
+            stack: stack.collect(),
+            allocs,
+            frees: frees.min(allocs),
+            pending,
+        };
+        Some((bucket, word(&head, NEXT)?))
+    }
+}
+
+/// Whether nothing was published so far.
+fn has_no_collection(buckets: &[Bucket]) -> bool {
+    buckets.iter().all(|it| it.allocs == 0 && it.frees == 0)
+}
+
+/// So many blocks that were sampled stand for this many, with these bytes (`scaleHeapSample` of runtime/pprof).
+#[must_use]
+pub fn scaled(sampled: u64, size: u64, rate: u64) -> (u64, u64) {
+    if sampled == 0 || size == 0 {
+        return (0, 0);
+    }
+    let bytes = sampled.saturating_mul(size);
+    if rate <= 1 {
+        return (sampled, bytes);
+    }
+    let scale = 1.0 / (1.0 - (-(size as f64) / rate as f64).exp());
+    (
+        (sampled as f64 * scale) as u64,
+        (bytes as f64 * scale) as u64,
+    )
+}

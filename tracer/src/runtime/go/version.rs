@@ -1,0 +1,159 @@
+//! Which Go built a program, by `.go.buildinfo` (debug/buildinfo), and how its runtime lays out what is read of it. Only versions whose
+//! sources were read are known; others are refused.
+
+use super::bytes::varint;
+
+/// `buildInfoMagic` (debug/buildinfo).
+const MAGIC: &[u8] = b"\xff Go buildinf:";
+/// Where the flags lie, and the one that says that the strings follow in the header itself, since Go 1.18.
+const FLAGS: usize = 15;
+const INLINE_STRINGS: u8 = 2;
+/// Bytes of the header.
+const HEADER: usize = 32;
+/// The longest version that is believed.
+const LONGEST: usize = 256;
+
+/// The versions of which the sources were read: Go 1.`OLDEST` to Go 1.`NEWEST`.
+const OLDEST: u32 = 19;
+const NEWEST: u32 = 27;
+
+/// The version of Go that built a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// As it calls itself: `go1.24.4`.
+    pub name: String,
+    /// The second number.
+    minor: Option<u32>,
+}
+
+impl Version {
+    /// The version in a `.go.buildinfo` section.
+    #[must_use]
+    pub fn of_build_info(section: &[u8]) -> Option<Self> {
+        let header = section.strip_prefix(MAGIC)?;
+        let flags = header.get(FLAGS - MAGIC.len())?;
+        if flags & INLINE_STRINGS == 0 {
+            return None;
+        }
+        let rest = section.get(HEADER..)?;
+        let (length, taken) = varint(rest)?;
+        let length = usize::try_from(length).ok().filter(|it| *it <= LONGEST)?;
+        let name = rest.get(taken..)?.get(..length)?;
+        let name = std::str::from_utf8(name).ok()?;
+        Some(Self::named(name))
+    }
+
+    fn named(name: &str) -> Self {
+        // `go1.24.4`, `go1.27rc1`, `go1.22.1 X:boringcrypto`; a development version stands between two.
+        let minor = name.strip_prefix("go1.").and_then(|rest| {
+            let end = rest.find(|it: char| !it.is_ascii_digit());
+            rest.get(..end.unwrap_or(rest.len()))?.parse().ok()
+        });
+        Self {
+            name: name.to_owned(),
+            minor,
+        }
+    }
+
+    /// How its runtime lays out what is read of it; `None` where that is not known.
+    #[must_use]
+    pub fn layout(&self) -> Option<Layout> {
+        let minor = self.minor.filter(|it| (OLDEST..=NEWEST).contains(it))?;
+        Some(Layout::of(minor))
+    }
+}
+
+/// The versions that are known, for people.
+#[must_use]
+pub(super) fn known() -> String {
+    format!("Go 1.{OLDEST} to 1.{NEWEST}")
+}
+
+/// Offsets in the runtime's structures, bytes (src/runtime: `symtab.go`, `mprof.go`, `runtime2.go`, `mheap.go`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// `moduledata.gofunc`.
+    pub(super) functions_data: usize,
+    /// The size of `_func`.
+    pub(super) function: usize,
+    /// The size of `inlinedCall`, and its members `nameOff` (`func_` before Go 1.20) and `parentPc`.
+    pub(super) inlined: usize,
+    pub(super) inlined_name: usize,
+    pub(super) inlined_parent: usize,
+    /// Words of `memRecordCycle`: the bytes are its objects times the bucket's size since Go 1.27.
+    pub(super) cycle_words: usize,
+    /// The most program counters of a bucket (`maxStack`, `maxProfStackDepth`).
+    pub(super) deepest: u64,
+    /// `g.atomicstatus`, `g.goid`, `g.waitreason`.
+    pub(super) status: usize,
+    pub(super) goroutine: usize,
+    pub(super) reason: usize,
+}
+
+impl Layout {
+    fn of(minor: u32) -> Self {
+        let (functions_data, function) = match minor {
+            ..20 => (304, 40),
+            20..27 => (320, 44),
+            27.. => (344, 44),
+        };
+        let (inlined, inlined_name, inlined_parent) = match minor {
+            ..20 => (20, 12, 16),
+            20.. => (16, 4, 8),
+        };
+        // `syscallbp` came before them in Go 1.23.
+        let status = if minor < 23 { 144 } else { 152 };
+        Self {
+            functions_data,
+            function,
+            inlined,
+            inlined_name,
+            inlined_parent,
+            cycle_words: if minor < 27 { 4 } else { 2 },
+            deepest: if minor < 23 { 32 } else { 1024 },
+            status,
+            goroutine: status + 8,
+            reason: status + 32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::Version;
+    use proptest::prelude::{any, prop, proptest};
+
+    fn section(name: &str) -> Vec<u8> {
+        let mut section = b"\xff Go buildinf:\x08\x02".to_vec();
+        section.resize(32, 0);
+        section.push(u8::try_from(name.len()).unwrap());
+        section.extend_from_slice(name.as_bytes());
+        section
+    }
+
+    #[test]
+    fn a_version_is_known_or_refused() {
+        let of = |name: &str| Version::of_build_info(&section(name)).unwrap();
+        assert_eq!(of("go1.19.8").name, "go1.19.8");
+        assert!(of("go1.19.8").layout().is_some());
+        assert!(of("go1.27rc1").layout().is_some());
+        assert!(of("go1.24").layout().is_some());
+        assert!(of("go1.18.1").layout().is_none());
+        assert!(of("go1.28.0").layout().is_none());
+        assert!(of("devel go1.24-abc").layout().is_none());
+        assert!(of("go1.99999999999").layout().is_none());
+        assert_eq!(Version::of_build_info(b"\xff Go buildinf:"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_section_is_believed(mut bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = Version::of_build_info(&bytes);
+            let mut begun = section("");
+            begun.append(&mut bytes);
+            let _ = Version::of_build_info(&begun);
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! Go's own account of its heap, read at each look from outside: from the runtime's sampled profile to the ledger, and from there to sites
+//! of the report. Nothing is attached, and nothing runs in the program.
+
+mod site;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Session, process::Traced};
+use crate::{
+    kernel::monotonic_ns,
+    ledger::{Judgement, Ledger, SiteId},
+    reader::ProcessMemory,
+    report::{Frame, GoUse, Process, Site},
+    runtime::go::{GoError, HeapProfile, Image, Program},
+    target::elf::is_go,
+};
+use site::GoSite;
+
+/// Sites from here on are of Go's profile; those of the probe and of mappings have smaller numbers.
+const FIRST_SITE: SiteId = 3 << 30;
+
+/// A look takes at most one part in so many of a processor, but there is one this often.
+const LOOK_SHARE: u32 = 200;
+const LOOK_AT_LEAST: Duration = Duration::from_secs(10);
+
+/// How the runtime's functions begin by which it maps memory for itself (src/runtime/mem_linux.go, cgo_mmap.go).
+const MAPPERS: [&[u8]; 3] = [b"runtime.sys", b"runtime.mmap", b"runtime.callCgoMmap"];
+
+/// Why a Go program's heap is not seen.
+pub(super) const NO_PROFILE: &str = "Go's runtime samples no block in it: the linker leaves the heap profile out of programs that import neither \
+     runtime/pprof nor net/http/pprof, or MemProfileRate is 0";
+
+/// What is known of all Go programs that are followed.
+#[derive(Debug)]
+pub(super) struct GoHeaps {
+    /// By module; `None` of one that holds no Go.
+    programs: HashMap<u64, Option<Result<Arc<Program>, GoError>>>,
+    /// By incarnation.
+    processes: HashMap<u32, GoProcess>,
+    /// Incarnations that hold none, as of so many mapped ranges.
+    others: HashMap<u32, usize>,
+    ledger: Ledger,
+    sites: SiteId,
+}
+
+/// A Go program that runs, or did.
+#[derive(Debug)]
+struct GoProcess {
+    /// Why nothing is read of it.
+    refused: Option<GoError>,
+    found: Option<Found>,
+    /// Its file, as the process sees its path.
+    path: String,
+    sites: BTreeMap<SiteId, GoSite>,
+    /// By stack.
+    known: HashMap<Vec<u64>, SiteId>,
+    rate: u64,
+    buckets: usize,
+    is_cut: bool,
+    /// Collections that the profile knew of at the first look.
+    first_cycle: u32,
+    cycle: u32,
+    /// When the last collection that was seen was published.
+    collected: Option<Instant>,
+    /// When the profile is read next.
+    next: Option<Instant>,
+    /// CLOCK_MONOTONIC nanoseconds of the last look; 0: none so far.
+    looked_ns: u64,
+}
+
+/// What its profile is read through.
+#[derive(Debug)]
+struct Found {
+    program: Arc<Program>,
+    bias: u64,
+    memory: ProcessMemory,
+}
+
+impl Default for GoHeaps {
+    fn default() -> Self {
+        Self {
+            programs: HashMap::new(),
+            processes: HashMap::new(),
+            others: HashMap::new(),
+            ledger: Ledger::new(monotonic_ns()),
+            sites: FIRST_SITE,
+        }
+    }
+}
+
+impl GoHeaps {
+    /// Looks whether a process holds Go's runtime. To be called once its code is known; costs little where nothing is new.
+    fn find(&mut self, proc_root: &std::path::Path, traced: &Traced) {
+        let ranges = traced.space.ranges();
+        let incarnation = traced.incarnation;
+        if self.processes.contains_key(&incarnation)
+            || self.others.get(&incarnation) == Some(&ranges.len())
+        {
+            return;
+        }
+        for range in ranges {
+            let Some((module, elf)) = range
+                .module
+                .as_ref()
+                .and_then(|module| Some((module, module.elf.as_ref()?)))
+            else {
+                continue;
+            };
+            if matches!(self.programs.get(&module.number), Some(None)) || !is_go(elf) {
+                self.programs.entry(module.number).or_insert(None);
+                continue;
+            }
+            let Ok(memory) = ProcessMemory::open(proc_root, traced.pid) else {
+                // It is gone, or not ours to read; then it may be later.
+                continue;
+            };
+            let bias = range.start.wrapping_sub(module.mapped_at(range));
+            let program = self.programs.entry(module.number).or_insert(None);
+            let program = program
+                .get_or_insert_with(|| Program::find(&memory, Image { elf, bias }).map(Arc::new));
+            let (refused, found) = match program {
+                Ok(program) => (
+                    None,
+                    Some(Found {
+                        program: Arc::clone(program),
+                        bias,
+                        memory,
+                    }),
+                ),
+                Err(error) => (Some(error.clone()), None),
+            };
+            let process = GoProcess {
+                refused,
+                found,
+                path: module.path.display().to_string(),
+                sites: BTreeMap::new(),
+                known: HashMap::new(),
+                rate: 0,
+                buckets: 0,
+                is_cut: false,
+                first_cycle: 0,
+                cycle: 0,
+                collected: None,
+                next: None,
+                looked_ns: 0,
+            };
+            self.processes.insert(incarnation, process);
+            self.others.remove(&incarnation);
+            return;
+        }
+        self.others.insert(incarnation, ranges.len());
+    }
+
+    fn look(&mut self, incarnation: u32, sizes: (u64, u64)) {
+        let Some(process) = self.processes.get_mut(&incarnation) else {
+            return;
+        };
+        let Some(found) = &process.found else {
+            return;
+        };
+        let begun = Instant::now();
+        if process.next.is_some_and(|next| begun < next) {
+            return;
+        }
+        let Some(profile) = found.program.heap_profile(&found.memory, found.bias) else {
+            // It has ended, or is about to.
+            return;
+        };
+        let now_ns = monotonic_ns();
+        process.note_collections(&profile, begun);
+        let is_first = process.looked_ns == 0;
+        for (place, site) in process.take(&profile, now_ns, sizes, &mut self.sites) {
+            let totals = site.totals();
+            if is_first {
+                self.ledger.begin(now_ns, place, &totals);
+            } else {
+                self.ledger.observe(now_ns, place, &totals, 1);
+            }
+        }
+        process.looked_ns = now_ns;
+        let rest = begun.elapsed().saturating_mul(LOOK_SHARE);
+        process.next = Some(Instant::now() + rest.min(LOOK_AT_LEAST));
+    }
+
+    /// Shows the ledger how old the blocks are that are there.
+    fn survey(&mut self) {
+        let now_ns = monotonic_ns();
+        let mut ages = self.ledger.survey_ages(now_ns, 1, 0, |site| site);
+        for process in self.processes.values() {
+            for (id, site) in &process.sites {
+                site.visit(|born_ns, bytes, count| ages.note_blocks(*id, born_ns, bytes, count));
+            }
+        }
+        ages.finish();
+    }
+
+    /// Drops what is known of other incarnations than these.
+    pub(super) fn keep(&mut self, incarnations: &HashSet<u32>) {
+        let ledger = &mut self.ledger;
+        self.processes.retain(|incarnation, process| {
+            let stays = incarnations.contains(incarnation);
+            if !stays {
+                for site in process.sites.keys() {
+                    ledger.forget(*site);
+                }
+            }
+            stays
+        });
+        self.others
+            .retain(|incarnation, _| incarnations.contains(incarnation));
+    }
+
+    /// Bytes in use by the profile of a process.
+    pub(super) fn inuse_bytes(&self, incarnation: u32) -> f64 {
+        self.processes.get(&incarnation).map_or(0.0, |process| {
+            process
+                .sites
+                .values()
+                .map(|site| site.inuse().1 as f64)
+                .sum()
+        })
+    }
+
+    /// Whether blocks of a process are seen by its profile.
+    pub(super) fn has_profile(&self, incarnation: u32) -> bool {
+        self.processes
+            .get(&incarnation)
+            .is_some_and(GoProcess::has_profile)
+    }
+
+    /// Why the heap of a Go program is not seen; `None` where it is, or where there is no Go.
+    pub(super) fn unseen(&self, incarnation: u32) -> Option<String> {
+        let process = self.processes.get(&incarnation)?;
+        match &process.refused {
+            Some(error) => Some(format!("Go's heap is not read: {error}")),
+            None if process.has_profile() || process.looked_ns == 0 => None,
+            None => Some(NO_PROFILE.to_owned()),
+        }
+    }
+
+    /// Whether memory that was mapped at a stack is for Go's own heap and books, not by a call of the program's.
+    pub(super) fn maps_for_itself(&self, incarnation: u32, frames: &[u64]) -> bool {
+        let process = self.processes.get(&incarnation);
+        let Some(found) = process.and_then(|process| process.found.as_ref()) else {
+            return false;
+        };
+        frames.iter().any(|address| {
+            let place = address.wrapping_sub(found.bias).wrapping_sub(1);
+            found
+                .program
+                .functions
+                .name_of(place)
+                .is_some_and(|name| MAPPERS.iter().any(|mapper| name.starts_with(mapper)))
+        })
+    }
+
+    /// Tells of a process's runtime.
+    pub(super) fn describe(&self, incarnation: u32, told: &mut Process) {
+        let Some(process) = self.processes.get(&incarnation) else {
+            return;
+        };
+        if process.has_profile() {
+            told.allocators.push(process.allocator());
+        }
+        told.go = Some(process.used());
+    }
+
+    /// Names the frames of a site; `None` of one that is not of Go's profile.
+    pub(super) fn frames(&self, incarnation: u32, id: SiteId) -> Option<Vec<Arc<Frame>>> {
+        let process = self.processes.get(&incarnation)?;
+        let found = process.found.as_ref()?;
+        let site = process.sites.get(&id)?;
+        Some(site.frames(&found.program, found.bias, &process.path))
+    }
+
+    /// Judges a site.
+    pub(super) fn judge(&self, incarnation: u32, id: SiteId) -> Judgement {
+        let judgement = self.ledger.judge_mapping(id);
+        let process = self.processes.get(&incarnation);
+        let site = process.and_then(|process| Some((process, process.sites.get(&id)?)));
+        match site {
+            Some((process, site)) => site.judged(&judgement, process.collections()),
+            None => judgement,
+        }
+    }
+
+    /// The sites of a process.
+    fn sites(&self, pid: u32, incarnation: u32) -> Vec<Site> {
+        let Some(process) = self.processes.get(&incarnation) else {
+            return Vec::new();
+        };
+        let made = process.sites.iter().filter(|(_, site)| site.is_shown());
+        made.map(|(id, site)| Site {
+            pid,
+            incarnation,
+            id: u64::from(*id),
+            allocator: Some(process.allocator()),
+            ..site.described()
+        })
+        .collect()
+    }
+}
+
+impl GoProcess {
+    fn has_profile(&self) -> bool {
+        self.rate > 0
+    }
+
+    /// Collections since the first look.
+    fn collections(&self) -> u32 {
+        self.cycle.wrapping_sub(self.first_cycle)
+    }
+
+    fn allocator(&self) -> String {
+        format!("Go {}", self.path)
+    }
+
+    fn note_collections(&mut self, profile: &HeapProfile, now: Instant) {
+        if self.looked_ns == 0 {
+            self.first_cycle = profile.cycle;
+        } else if profile.cycle != self.cycle {
+            self.collected = Some(now);
+        }
+        self.cycle = profile.cycle;
+        self.rate = profile.rate;
+        self.buckets = profile.buckets.len();
+        self.is_cut = profile.is_cut;
+    }
+
+    /// Takes over a profile. Gives the sites.
+    fn take(
+        &mut self,
+        profile: &HeapProfile,
+        now_ns: u64,
+        sizes: (u64, u64),
+        next: &mut SiteId,
+    ) -> impl Iterator<Item = (SiteId, &GoSite)> {
+        let looked_ns = self.looked_ns;
+        for bucket in &profile.buckets {
+            // Of blocks that were sampled before that was turned off nothing can be reckoned.
+            if profile.rate == 0 || !(sizes.0..=sizes.1).contains(&bucket.size) {
+                continue;
+            }
+            let id = match self.known.get(&bucket.stack) {
+                Some(id) => *id,
+                None => {
+                    let id = *next;
+                    // They do not run out: each is a stack of a program.
+                    *next = next.saturating_add(1).min(SiteId::MAX - 1);
+                    self.known.insert(bucket.stack.clone(), id);
+                    id
+                }
+            };
+            self.sites
+                .entry(id)
+                .or_insert_with(|| GoSite::new(bucket.stack.clone()))
+                .observe(bucket, profile.rate, now_ns, looked_ns);
+        }
+        self.sites.iter().map(|(id, site)| (*id, site))
+    }
+
+    fn used(&self) -> GoUse {
+        let version = match (&self.found, &self.refused) {
+            (Some(found), _) => Some(found.program.version.name.clone()),
+            (None, Some(GoError::Version(version) | GoError::Layout { version, .. })) => {
+                Some(version.clone())
+            }
+            _ => None,
+        };
+        GoUse {
+            version,
+            profile_rate_bytes: self.rate,
+            collections: u64::from(self.cycle),
+            collections_seen: u64::from(self.collections()),
+            last_collection_s: self.collected.map(|at| at.elapsed().as_secs_f64()),
+            is_cut: self.is_cut,
+        }
+    }
+}
+
+impl Session {
+    /// Looks whether a process that is about to be followed holds Go whose heap can be read; or why not.
+    pub(super) fn begin_go(&mut self, traced: &Traced) -> Option<Result<(), String>> {
+        self.go.find(&self.proc_root, traced);
+        let process = self.go.processes.get(&traced.incarnation)?;
+        Some(match &process.refused {
+            Some(error) => Err(error.to_string()),
+            None => Ok(()),
+        })
+    }
+
+    /// Reads the profiles of Go programs that `ran`, or of `all`.
+    pub(super) fn look_at_go(&mut self, ran: &HashSet<u32>, all: bool) {
+        for traced in self.processes.values() {
+            if traced.ended.is_none() && (all || ran.contains(&traced.incarnation)) {
+                self.go.find(&self.proc_root, traced);
+                self.go.look(traced.incarnation, self.options.probe.sizes);
+            }
+        }
+        if !self.go.processes.is_empty() {
+            self.go.survey();
+        }
+    }
+
+    /// Adds the sites of Go's profiles.
+    pub(super) fn add_go_sites(&self, sites: &mut Vec<Site>) {
+        for traced in self.processes.values() {
+            sites.extend(self.go.sites(traced.pid, traced.incarnation));
+        }
+    }
+}

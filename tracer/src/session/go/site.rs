@@ -1,0 +1,246 @@
+//! A stack of Go's heap profile: what was sampled there, size by size, and what that stands for.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use leakscope_common::SiteTotals;
+
+use crate::{
+    ledger::{Judgement, ProfiledBlocks, Sampled, Verdict, rises},
+    report::{Frame, FrameKind, Site, SiteKind},
+    runtime::go::{Bucket, GoFrame, Program, scaled},
+};
+
+/// 97.5 % of a normal distribution lie below so many standard deviations.
+const CONFIDENCE: f64 = 1.96;
+
+/// What was sampled at a stack.
+#[derive(Debug)]
+pub(super) struct GoSite {
+    /// Where calls return to, leaf first.
+    stack: Vec<u64>,
+    /// By the blocks' size.
+    sizes: BTreeMap<u64, OfSize>,
+}
+
+#[derive(Debug)]
+struct OfSize {
+    blocks: ProfiledBlocks,
+    seen: Sampled,
+    rate: u64,
+}
+
+impl OfSize {
+    /// The bytes that each sampled block stands for.
+    fn bytes(&self, size: u64) -> f64 {
+        // As for many, for the number is rounded.
+        scaled(1 << 20, size, self.rate).1 as f64 / f64::from(1 << 20)
+    }
+}
+
+impl GoSite {
+    pub(super) fn new(stack: Vec<u64>) -> Self {
+        Self {
+            stack,
+            sizes: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over what is sampled at it now. `looked_ns`: when the profile was looked at before, CLOCK_MONOTONIC nanoseconds; 0: never.
+    pub(super) fn observe(&mut self, bucket: &Bucket, rate: u64, now_ns: u64, looked_ns: u64) {
+        let seen = Sampled {
+            allocs: bucket.allocs,
+            frees: bucket.frees,
+            pending: bucket.pending,
+        };
+        let of_size = self.sizes.entry(bucket.size).or_insert_with(|| OfSize {
+            blocks: if looked_ns == 0 {
+                ProfiledBlocks::new(now_ns, seen)
+            } else {
+                ProfiledBlocks::appeared(looked_ns)
+            },
+            seen,
+            rate,
+        });
+        of_size.seen = seen;
+        of_size.rate = rate;
+        of_size.blocks.observe(now_ns, seen);
+    }
+
+    /// Blocks that were sampled as the ledger takes them: each is one, with the bytes that it stands for.
+    pub(super) fn totals(&self) -> SiteTotals {
+        let mut sum = SiteTotals::default();
+        for (size, of_size) in &self.sizes {
+            let part = of_size.blocks.totals(of_size.bytes(*size));
+            sum.alloc_objects = sum.alloc_objects.saturating_add(part.alloc_objects);
+            sum.alloc_bytes = sum.alloc_bytes.saturating_add(part.alloc_bytes);
+            sum.free_objects = sum.free_objects.saturating_add(part.free_objects);
+            sum.free_bytes = sum.free_bytes.saturating_add(part.free_bytes);
+        }
+        sum
+    }
+
+    /// Calls back with when blocks were born that are there, what each stands for, bytes, and how many they are.
+    pub(super) fn visit(&self, mut visit: impl FnMut(u64, u64, u32)) {
+        for (size, of_size) in &self.sizes {
+            let bytes = of_size.bytes(*size) as u64;
+            of_size
+                .blocks
+                .visit(|born_ns, count| visit(born_ns, bytes, count));
+        }
+    }
+
+    /// Objects and bytes in use as of the last collection, by the profile: as the program's own says.
+    pub(super) fn inuse(&self) -> (u64, u64) {
+        self.sum(|seen| seen.allocs.saturating_sub(seen.frees))
+    }
+
+    /// The same of all that was allocated since the program began.
+    fn allocated(&self) -> (u64, u64) {
+        self.sum(|seen| seen.allocs)
+    }
+
+    fn sum(&self, of: impl Fn(&Sampled) -> u64) -> (u64, u64) {
+        let mut sum = (0_u64, 0_u64);
+        for (size, of_size) in &self.sizes {
+            let (objects, bytes) = scaled(of(&of_size.seen), *size, of_size.rate);
+            sum = (sum.0.saturating_add(objects), sum.1.saturating_add(bytes));
+        }
+        sum
+    }
+
+    /// How far off the bytes in use may be, for not every block is sampled; a standard deviation.
+    fn error(&self) -> f64 {
+        let variance: f64 = self
+            .sizes
+            .iter()
+            .map(|(size, of_size)| {
+                let sampled = of_size.seen.allocs.saturating_sub(of_size.seen.frees) as f64;
+                let bytes = of_size.bytes(*size);
+                let share = (*size as f64 / bytes.max(1.0)).min(1.0);
+                sampled * (1.0 - share) * bytes * bytes
+            })
+            .sum();
+        variance.sqrt()
+    }
+
+    /// Whether there is anything to be shown.
+    pub(super) fn is_shown(&self) -> bool {
+        self.allocated().0 > 0
+    }
+
+    /// The site without its process, frames and verdict.
+    pub(super) fn described(&self) -> Site {
+        let (inuse_objects, inuse_bytes) = self.inuse();
+        let (alloc_objects, alloc_bytes) = self.allocated();
+        let error = (CONFIDENCE * self.error()) as u64;
+        Site {
+            kind: SiteKind::Go,
+            inuse_objects,
+            inuse_bytes,
+            alloc_objects: alloc_objects.max(inuse_objects),
+            alloc_bytes: alloc_bytes.max(inuse_bytes),
+            inuse_bytes_low: inuse_bytes.saturating_sub(error),
+            inuse_bytes_high: inuse_bytes.saturating_add(error),
+            weight: 1,
+            stack_complete: true,
+            ..Site::default()
+        }
+    }
+
+    /// Judges it by what the ledger says of its samples; there were so many collections meanwhile.
+    pub(super) fn judged(&self, by_ledger: &Judgement, collections: u32) -> Judgement {
+        let (births, deaths) = self.births_and_deaths();
+        let mut judgement = Judgement {
+            reason: of_samples(&by_ledger.reason),
+            verdict: by_ledger.verdict,
+            growth_bytes_per_s: by_ledger.growth_bytes_per_s,
+        };
+        if judgement.verdict == Verdict::Leaking && !rises(births, deaths) {
+            judgement.verdict = Verdict::WarmingUp;
+            judgement.reason =
+                format!("{births} sampled blocks were born and {deaths} freed: that may be chance");
+        }
+        if judgement.reason.is_empty() {
+            return judgement;
+        }
+        let seen = match collections {
+            0 => "no collection since tracing began: reckoned by how many of its earlier blocks stayed".to_owned(),
+            1 => "one collection seen".to_owned(),
+            several => format!("{several} collections seen"),
+        };
+        judgement.reason = format!("{}; {seen}", judgement.reason);
+        judgement
+    }
+
+    fn births_and_deaths(&self) -> (u64, u64) {
+        let mut sum = (0_u64, 0_u64);
+        for of_size in self.sizes.values() {
+            let (births, deaths) = of_size.blocks.births_and_deaths();
+            sum = (sum.0.saturating_add(births), sum.1.saturating_add(deaths));
+        }
+        sum
+    }
+
+    /// Its frames, without those of the runtime that lead to the allocation, as the program's own profile has them.
+    pub(super) fn frames(&self, program: &Program, bias: u64, path: &str) -> Vec<Arc<Frame>> {
+        let mut frames: Vec<Frame> = self
+            .stack
+            .iter()
+            .map(|address| frame(program, bias, path, *address))
+            .collect();
+        let own = frames
+            .iter()
+            .take_while(|frame| is_of_runtime(frame))
+            .count();
+        if own < frames.len() {
+            frames.drain(..own);
+        }
+        frames.into_iter().map(Arc::new).collect()
+    }
+}
+
+/// What is said of blocks, said of those that were sampled.
+fn of_samples(reason: &str) -> String {
+    reason
+        .replace(" block", " sampled block")
+        .replace("its sampled block", "its block")
+}
+
+/// The frame of a return address.
+fn frame(program: &Program, bias: u64, path: &str, address: u64) -> Frame {
+    let offset = address.wrapping_sub(bias);
+    // The call before it: what follows may be another line, or function.
+    let named = program.functions.innermost(offset.wrapping_sub(1));
+    let place = Frame {
+        module: Some(path.to_owned()),
+        offset: Some(offset),
+        kind: FrameKind::Go,
+        address: Some(address),
+        ..Frame::default()
+    };
+    let Some((named, inlined)) = named else {
+        return place;
+    };
+    let GoFrame {
+        function,
+        start,
+        file,
+        line,
+    } = named;
+    Frame {
+        function: Some(function),
+        function_offset: start.map(|start| offset.saturating_sub(start)),
+        file,
+        line,
+        inlined,
+        ..place
+    }
+}
+
+/// Whether a frame is the runtime's own (runtime/pprof hides the same).
+fn is_of_runtime(frame: &Frame) -> bool {
+    frame
+        .function
+        .as_deref()
+        .is_some_and(|name| name.starts_with("runtime.") || name.starts_with("internal/runtime/"))
+}
