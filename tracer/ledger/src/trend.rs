@@ -10,9 +10,8 @@ pub struct Line {
     pub scatter: f64,
 }
 
-/// The line; `None` for fewer than two different times. Takes time with the square of the number of points.
-#[must_use]
-pub fn line(points: &[(f64, f64)]) -> Option<Line> {
+/// The slopes between all pairs of points of different times.
+fn slopes(points: &[(f64, f64)]) -> Vec<f64> {
     let mut slopes = Vec::with_capacity(points.len().saturating_mul(points.len()) / 2);
     for (place, (at, value)) in points.iter().enumerate() {
         for (earlier_at, earlier) in points.iter().take(place) {
@@ -21,7 +20,29 @@ pub fn line(points: &[(f64, f64)]) -> Option<Line> {
             }
         }
     }
-    let slope = median(&mut slopes)?;
+    slopes
+}
+
+/// The 95 % interval of [`line`]'s slope: the slopes whose ranks lie so far from the median's as Kendall's S scatters
+/// (Sen 1968). `None` for fewer than two different times.
+#[must_use]
+pub fn slope_interval(points: &[(f64, f64)]) -> Option<(f64, f64)> {
+    let mut slopes = slopes(points);
+    let count = points.len() as f64;
+    let variance = count * (count - 1.0) * (2.0 * count + 5.0) / 18.0;
+    let half_width = 1.96 * variance.sqrt() / 2.0;
+    let middle = slopes.len() as f64 / 2.0;
+    let last = slopes.len().checked_sub(1)?;
+    let low = (middle - half_width).floor().max(0.0) as usize;
+    let high = ((middle + half_width).ceil() as usize).min(last);
+    slopes.sort_by(f64::total_cmp);
+    Some((*slopes.get(low.min(last))?, *slopes.get(high)?))
+}
+
+/// The line; `None` for fewer than two different times. Takes time with the square of the number of points.
+#[must_use]
+pub fn line(points: &[(f64, f64)]) -> Option<Line> {
+    let slope = median(&mut slopes(points))?;
     let mut rest: Vec<f64> = points
         .iter()
         .map(|(at, value)| value - slope * at)
@@ -119,7 +140,7 @@ mod tests {
         reason = "a failing test may panic"
     )]
 
-    use super::{line, median, rise};
+    use super::{line, median, rise, slope_interval};
     use proptest::prelude::*;
 
     #[test]
@@ -157,6 +178,15 @@ mod tests {
             let points: Vec<(f64, f64)> = (0..count).map(|at| (at as f64, offset + slope * at as f64)).collect();
             let found = line(&points).unwrap();
             prop_assert!((found.slope - slope).abs() <= 1e-6 * (1.0 + slope.abs()));
+        }
+
+        #[test]
+        fn the_interval_holds_the_slope(points in prop::collection::vec((0_u16..200, -1e6_f64..1e6), 2..40)) {
+            let points: Vec<(f64, f64)> = points.into_iter().map(|(at, value)| (f64::from(at), value)).collect();
+            if let Some(found) = line(&points) {
+                let (low, high) = slope_interval(&points).unwrap();
+                prop_assert!(low <= found.slope && found.slope <= high, "{low} {found:?} {high}");
+            }
         }
 
         #[test]

@@ -76,6 +76,22 @@ pub fn rate(bytes_per_s: f64) -> Option<String> {
     None
 }
 
+/// `+800/s`, `-3.5/s`, `+12/min`; `None` for less than one an hour.
+#[must_use]
+pub fn count_rate(per_s: f64) -> Option<String> {
+    let sign = if per_s < 0.0 { '-' } else { '+' };
+    for (seconds, unit) in [(1.0, "s"), (60.0, "min"), (3600.0, "h")] {
+        let value = per_s.abs() * seconds;
+        if value >= 9.95 {
+            return Some(format!("{sign}{}/{unit}", count(value.round() as u64)));
+        }
+        if value >= 1.0 {
+            return Some(format!("{sign}{value:.1}/{unit}"));
+        }
+    }
+    None
+}
+
 /// `350 ms`, `12.3 s`, `5 min 20 s`, `3 h 12 min`, `2 d 4 h`.
 #[must_use]
 pub fn duration(seconds: f64) -> String {
@@ -131,7 +147,15 @@ pub fn share(part: u64, whole: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{about, bytes, count, duration, percent, rate};
+    use super::{about, bytes, count, count_rate, duration, percent, rate};
+
+    #[test]
+    fn rates_of_things() {
+        assert_eq!(count_rate(812.4).as_deref(), Some("+812/s"));
+        assert_eq!(count_rate(-3.46).as_deref(), Some("-3.5/s"));
+        assert_eq!(count_rate(0.2).as_deref(), Some("+12/min"));
+        assert_eq!(count_rate(0.0001), None);
+    }
 
     #[test]
     fn sizes() {

@@ -227,6 +227,10 @@ pub(super) struct TracingArguments {
     /// Only record allocations of at most this size.
     #[arg(long, value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
     pub(super) max_size: Option<u64>,
+    /// Also watch what the kernel holds: slab caches, page tables, descriptors of each process. Needs no probe; on by default
+    /// with --all and in the daemon.
+    #[arg(long)]
+    pub(super) kernel: bool,
     /// Do not report the sites that a file in the syntax of LeakSanitizer names: `leak:PATTERN` with a part of the name of a
     /// function, source file or module.
     #[arg(long, value_name = "FILE")]

@@ -69,6 +69,7 @@ impl TracePlan {
             }),
         };
         let mut session = session(&raw.tracing, "trace")?;
+        session.kernel |= target == Target::all();
         let is_command = matches!(target, Target::Command(..));
         match raw.tracing.tier {
             TierChoice::Growth | TierChoice::Sampled if raw.at_exit => usage(
@@ -165,6 +166,7 @@ fn session(raw: &TracingArguments, subcommand: &str) -> anyhow::Result<SessionOp
         mappings_only: raw.tier == TierChoice::Growth,
         at_exit: false,
         debuginfod: debuginfod(),
+        kernel: raw.kernel,
         window: raw.window,
         suppressions: raw
             .suppress
@@ -200,7 +202,10 @@ impl DaemonPlan {
                 token_file: raw.auth_token_file,
             },
             suppress: raw.tracing.suppress.clone(),
-            session: session(&raw.tracing, "daemon")?,
+            session: SessionOptions {
+                kernel: true,
+                ..session(&raw.tracing, "daemon")?
+            },
         })
     }
 }

@@ -80,6 +80,8 @@ impl Report {
             .collect();
         if !filter.is_empty() {
             parts.omitted = super::Omitted::default();
+            // The machine's memory is not that of the processes that are wanted.
+            parts.kernel = None;
         }
         // They are sorted already: only those that are kept are copied.
         for site in &self.sites {

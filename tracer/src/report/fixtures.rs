@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::{
-    CountedGrowth, CountedSize, Frame, FrameKind, MappingKind, MemoryPoint, Overhead, Probe,
-    Process, Report, ReportParts, Sample, Site, SiteKind, Suppressed, Tier, Timestamp, Verdict,
+    CountedGrowth, CountedSize, DescriptorKind, Frame, FrameKind, Holding, KernelLevel,
+    KernelLevelKind, KernelMemory, KernelPart, MappingKind, MemoryPoint, Overhead, Probe, Process,
+    ProcessKernel, Report, ReportParts, Sample, Site, SiteKind, Suppressed, Tier, Timestamp,
+    Verdict,
 };
 
 pub(super) const KIB: u64 = 1024;
@@ -504,6 +506,130 @@ pub(super) fn growth_report() -> Report {
         },
         ..ReportParts::default()
     };
+    parts.add_up();
+    Report::new(parts)
+}
+
+/// A server that opens sockets and closes none, and what the kernel holds meanwhile.
+pub(super) fn kernel_report() -> Report {
+    let cache = |name: &str, objects: u64, object_bytes: u64, growth: f64| KernelLevel {
+        kind: KernelLevelKind::Cache,
+        name: name.to_owned(),
+        objects: Some(objects),
+        object_bytes: Some(object_bytes),
+        bytes: objects * object_bytes,
+        growth_objects_per_s: Some(growth),
+        growth_bytes_per_s: growth * object_bytes as f64,
+        growth_bytes_per_s_low: 0.9 * growth * object_bytes as f64,
+        growth_bytes_per_s_high: 1.1 * growth * object_bytes as f64,
+        verdict: Verdict::Plateau,
+        verdict_reason: "it has not grown for 60.0 s".to_owned(),
+        ..KernelLevel::default()
+    };
+    let class = |name: &str, bytes| KernelLevel {
+        kind: KernelLevelKind::Class,
+        name: name.to_owned(),
+        bytes,
+        ..KernelLevel::default()
+    };
+    let held = |kind: &str, objects, growth_per_s: f64| Holding {
+        kind: kind.to_owned(),
+        objects: Some(objects),
+        growth_per_s,
+        growth_per_s_low: 0.99 * growth_per_s,
+        growth_per_s_high: 1.01 * growth_per_s,
+        verdict: Verdict::Plateau,
+        ..Holding::default()
+    };
+    let kind = |kind: &str, open, growth_per_s| DescriptorKind {
+        kind: kind.to_owned(),
+        open,
+        growth_per_s,
+        ..DescriptorKind::default()
+    };
+    let server = ProcessKernel {
+        holdings: vec![
+            Holding {
+                limit: Some(65_536),
+                verdict: Verdict::Leaking,
+                verdict_reason: "+800/s for 60.0 s, no sign of levelling off; at this rate its limit of 65,536 is reached in about 61 s"
+                    .to_owned(),
+                ..held("descriptors", 16_514, 800.0)
+            },
+            held("threads", 4, 0.0),
+            held("zombies", 2, 0.0),
+            Holding {
+                objects: None,
+                bytes: Some(204_800),
+                ..held("page-tables", 0, 0.0)
+            },
+        ],
+        descriptor_kinds: vec![
+            kind("socket", 16_500, Some(799.0)),
+            DescriptorKind {
+                entries: 16_480,
+                ..kind("eventpoll", 8, Some(0.0))
+            },
+            DescriptorKind {
+                held_bytes: 3 * MIB,
+                ..kind("memfd", 3, None)
+            },
+            kind("file", 3, Some(0.0)),
+        ],
+    };
+    let mut parts = ReportParts {
+        captured_at: Timestamp::from_unix_ms(1_700_000_000_000),
+        duration_s: 60.0,
+        tier_reason: "asked for".to_owned(),
+        processes: vec![Process {
+            kernel: Some(server),
+            ..indexer()
+        }],
+        kernel: Some(KernelMemory {
+            levels: vec![
+                KernelLevel {
+                    verdict: Verdict::Leaking,
+                    verdict_reason: "+400/s for 2 min 0 s, no sign of levelling off".to_owned(),
+                    ..cache("sock_inode_cache", 8258, 832, 400.0)
+                },
+                KernelLevel {
+                    shared_with: ["UNIX", "\x1b[2Jevil", "a", "b", "c", "d"]
+                        .map(str::to_owned)
+                        .to_vec(),
+                    verdict: Verdict::WarmingUp,
+                    verdict_reason: "60.0 s is too short for a verdict (120 s)".to_owned(),
+                    ..cache("signal_cache", 8600, 1152, 400.0)
+                },
+                KernelLevel {
+                    reclaimable: true,
+                    verdict: Verdict::WarmingUp,
+                    verdict_reason: "it grows, but the kernel frees it when memory is short"
+                        .to_owned(),
+                    ..cache("dentry", 1_250_000, 192, 400.0)
+                },
+                class("unreclaimable slabs", 104 * MIB),
+                class("kernel stacks", 3 * MIB),
+                KernelLevel {
+                    kind: KernelLevelKind::Cgroup,
+                    name: "/system.slice/indexer.service".to_owned(),
+                    bytes: 40 * MIB,
+                    growth_bytes_per_s: 900_000.0,
+                    verdict: Verdict::WarmingUp,
+                    parts: vec![KernelPart {
+                        name: "slab_unreclaimable".to_owned(),
+                        bytes: 39 * MIB,
+                    }],
+                    ..KernelLevel::default()
+                },
+            ],
+            omitted: 12,
+            notes: vec!["/proc/slabinfo cannot be read: permission denied".to_owned()],
+        }),
+        ..ReportParts::default()
+    };
+    for process in &mut parts.processes {
+        process.verdict = Verdict::InsufficientData;
+    }
     parts.add_up();
     Report::new(parts)
 }

@@ -11,6 +11,7 @@ mod folded;
 pub mod heap;
 mod html;
 mod json;
+mod kernel_names;
 pub mod metrics;
 mod model;
 mod names;
@@ -37,10 +38,11 @@ pub use folded::Folded;
 pub use html::Html;
 pub use json::Json;
 pub use model::{
-    CountedGrowth, CountedSize, Ended, Evidence, Frame, FrameKind, GoUse, HeapUse, LostAtExit,
+    CountedGrowth, CountedSize, DESCRIPTORS, DescriptorKind, Ended, Evidence, Frame, FrameKind,
+    GoUse, HeapUse, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart, LostAtExit,
     LostType, MappingKind, MemoryLimit, MemoryPoint, Omitted, Overhead, Probe, Process,
-    Reachability, ReadError, Report, ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind,
-    SiteType, Suppressed, Tier, Verdict,
+    ProcessKernel, Reachability, ReadError, Report, ReportParts, SCHEMA, Sample, Site, SiteHolder,
+    SiteKind, SiteType, Suppressed, Tier, Verdict,
 };
 pub use names::LOST_AT_EXIT;
 pub(crate) use names::clean;

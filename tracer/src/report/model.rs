@@ -7,6 +7,7 @@
 mod closed;
 mod go;
 mod heap;
+mod kernel;
 mod lost;
 
 use std::cmp::Reverse;
@@ -20,6 +21,10 @@ pub use crate::ledger::{MappingKind, Verdict};
 pub use closed::{ReadError, Report};
 pub use go::GoUse;
 pub use heap::{CountedGrowth, CountedSize, Evidence, HeapUse, SiteHolder, SiteType};
+pub use kernel::{
+    DESCRIPTORS, DescriptorKind, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart,
+    ProcessKernel,
+};
 pub use lost::{LostAtExit, LostType, Reachability};
 
 /// The version of the JSON contract that this program writes and reads.
@@ -55,6 +60,9 @@ pub struct ReportParts {
     /// Whether the heap of a process was looked at where it ended.
     #[serde(default)]
     pub lost_at_exit: bool,
+    /// What the kernel holds on the whole machine; `None` where that was not watched. In no sum.
+    #[serde(default)]
+    pub kernel: Option<KernelMemory>,
 }
 
 /// How allocations were seen.
@@ -166,6 +174,9 @@ pub struct Process {
     /// Its Go runtime; `None` where there is none.
     #[serde(default)]
     pub go: Option<GoUse>,
+    /// What it makes the kernel hold; `None` where that was not watched. In no sum.
+    #[serde(default)]
+    pub kernel: Option<ProcessKernel>,
 }
 
 /// How a process ended: by itself or by a signal.
@@ -450,6 +461,7 @@ impl Default for ReportParts {
             losses: BTreeMap::new(),
             overhead: Overhead::default(),
             lost_at_exit: false,
+            kernel: None,
         }
     }
 }
@@ -532,12 +544,18 @@ impl ReportParts {
             losses: self.losses.clone(),
             overhead: self.overhead,
             lost_at_exit: self.lost_at_exit,
+            kernel: self.kernel.clone(),
         }
     }
 
-    /// Whether anything leaks, shown or not.
+    /// Whether anything of the traced processes leaks, shown or not: a site, or what one of them makes the kernel hold. What
+    /// the machine as a whole holds may be anybody's.
     #[must_use]
     pub fn leaks(&self) -> bool {
+        let held = |process: &Process| process.kernel.as_ref().is_some_and(ProcessKernel::leaks);
+        if self.processes.iter().any(held) {
+            return true;
+        }
         let of_processes = self.processes.iter().map(|process| process.verdict);
         let of_sites = self.sites.iter().map(|site| site.verdict);
         of_processes

@@ -16,7 +16,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::arbitrary::any_report;
-use super::fixtures::{empty_report, exact_report, growth_report, hostile_report, sampled_report};
+use super::fixtures::{
+    empty_report, exact_report, growth_report, hostile_report, kernel_report, sampled_report,
+};
 use super::pprof::proto::{Location, Profile};
 use super::{
     Difference, FORMAT_NAMES, Format, HeapUse, Process, ReadError, Report, ReportParts, Site,
@@ -36,13 +38,14 @@ fn text(report: &Report, name: &str) -> String {
     String::from_utf8(bytes(report, name)).unwrap()
 }
 
-fn all_reports() -> [(&'static str, Report); 5] {
+fn all_reports() -> [(&'static str, Report); 6] {
     [
         ("exact", exact_report()),
         ("sampled", sampled_report()),
         ("growth", growth_report()),
         ("empty", empty_report()),
         ("hostile", hostile_report()),
+        ("kernel", kernel_report()),
     ]
 }
 

@@ -6,11 +6,14 @@
 mod chart;
 mod difference;
 mod footer;
+mod kernel;
 mod stack;
 
 use std::io::{self, Write};
 
-use super::model::{CountedGrowth, Probe, Process, Report, Site, SiteKind, Tier, Verdict};
+use super::model::{
+    CountedGrowth, Probe, Process, ProcessKernel, Report, Site, SiteKind, Tier, Verdict,
+};
 use super::names::{self, UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
 use super::{Difference, Format};
 use crate::units::{blocks, bytes, count, duration, pages, plural, rate, share};
@@ -109,6 +112,7 @@ impl Format for Text {
             rank += 1;
             self.site(report, site, rank, several, total, out)?;
         }
+        self.kernel(report, out)?;
         self.footer(report, rank, out)
     }
 
@@ -161,7 +165,9 @@ impl Text {
             self.dress(DIM, &report.captured_at.to_string())
         )?;
         let few = report.processes.len() <= FEW_PROCESSES;
-        let is_shown = |process: &&Process| few || nothing || process.inuse_bytes > 0;
+        let leaks = |process: &Process| process.kernel.as_ref().is_some_and(ProcessKernel::leaks);
+        let is_shown =
+            |process: &&Process| few || nothing || process.inuse_bytes > 0 || leaks(process);
         let mut shown = 0;
         for process in report
             .processes
@@ -265,6 +271,10 @@ impl Text {
             );
             line("frees", &frees)?;
         }
+        if let Some(kernel) = &process.kernel {
+            self.process_kernel(kernel, out)?;
+        }
+        let mut line = |key: &str, value: &str| writeln!(out, "  {key:<11}{value}");
         match process.exit_note.as_deref() {
             note if process.exited => {
                 line("ended", &clean(note.unwrap_or("while it was traced")))?;

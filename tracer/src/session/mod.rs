@@ -14,6 +14,7 @@ mod growth;
 mod heaps;
 mod inspect;
 mod joined;
+mod kernel_watch;
 mod links;
 mod looks;
 mod moment;
@@ -63,6 +64,7 @@ use go::GoHeaps;
 use growth::Growth;
 use heaps::Heaps;
 use joined::JoinedStacks;
+use kernel_watch::KernelWatch;
 use links::Links;
 use moment::Moment;
 use pages::PageFaults;
@@ -121,6 +123,8 @@ pub struct SessionOptions {
     pub at_exit: bool,
     /// Who has debug information that is not on this machine.
     pub debuginfod: Option<Debuginfod>,
+    /// What the kernel holds is watched, too.
+    pub kernel: bool,
 }
 
 impl SessionOptions {
@@ -161,6 +165,7 @@ impl Default for SessionOptions {
             mappings_only: false,
             at_exit: false,
             debuginfod: None,
+            kernel: false,
         }
     }
 }
@@ -221,6 +226,8 @@ pub struct Session {
     stack_use: StackUse,
     heaps: Heaps,
     go: GoHeaps,
+    /// What the kernel holds; `None` where that is not watched.
+    kernel_watch: Option<KernelWatch>,
     selecting: Selecting,
     stacks: HashMap<SiteId, Stack>,
     joined_stacks: JoinedStacks,
@@ -290,6 +297,7 @@ impl Session {
             stack_use: StackUse::default(),
             heaps: Heaps::default(),
             go: GoHeaps::default(),
+            kernel_watch: None,
             selecting: Selecting::default(),
             stacks: HashMap::new(),
             joined_stacks: JoinedStacks::default(),
@@ -315,6 +323,9 @@ impl Session {
             session.clocks_ready = keep_clocks_ready().ok();
         }
         session.begin_pages();
+        if session.options.kernel {
+            session.kernel_watch = Some(KernelWatch::new(&session.proc_root));
+        }
         session.begin_now();
         session.ledger = Ledger::new(crate::kernel::monotonic_ns());
         Ok(session)
@@ -397,6 +408,7 @@ impl Session {
         self.step_windows()?;
         self.count_heaps();
         self.step_heaps()?;
+        self.look_at_kernel(false, &Moment::now());
         if self.last_look.elapsed() >= self.look_every {
             self.sweep()?;
             self.look(false, &Moment::now())?;
@@ -529,6 +541,7 @@ impl Session {
         self.faults.work_on(None);
         // All that follows is of this moment. Its walk through the live table looks at the ages too.
         let moment = Moment::now();
+        self.look_at_kernel(true, &moment);
         let levels = self.look(true, &moment)?;
         report::make(self, levels, top, &moment)
     }

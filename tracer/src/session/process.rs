@@ -18,6 +18,7 @@ use super::{
     at_exit::EndLook,
     code::CodeLook,
     ended::End,
+    kernel_watch::CGROUPS,
     links::{FileId, Planned},
     window::Windows,
 };
@@ -26,14 +27,15 @@ use crate::{
     kernel::{
         KernelError, Link, Probe, has_ended, missing_to_read_files, open_pidfd, process_cpu_time,
     },
+    kernel_memory::MemoryCgroup,
     symbol::AddressSpace,
     target::{
         discover::{DiscoverError, Discovery},
         elf::is_go,
         open::most_held,
         process::{
-            Process, ProcessError, cpu_time, exact_anonymous_bytes, list_threads, read_memory,
-            read_process, thread_state,
+            CgroupMembership, Process, ProcessError, cpu_time, exact_anonymous_bytes, list_threads,
+            read_memory, read_process, thread_state,
         },
     },
 };
@@ -132,6 +134,8 @@ pub(super) struct Traced {
     /// The program's file, as the process sees its path.
     pub(super) program: Option<String>,
     pub(super) cgroup: String,
+    /// The group that its memory counts in; `None` where that is the root.
+    pub(super) memory_cgroup: Option<MemoryCgroup>,
     pub(super) incarnation: u32,
     pub(super) pidfd: OwnedFd,
     pub(super) space: AddressSpace,
@@ -240,6 +244,7 @@ impl Traced {
             comm: process.comm,
             program: program(proc_root, pid),
             cgroup: process.cgroup,
+            memory_cgroup: memory_cgroup(&process.cgroups),
             incarnation: 0,
             pidfd,
             space: AddressSpace::default(),
@@ -305,6 +310,7 @@ impl Traced {
             self.comm = process.comm;
             self.program = program(proc_root, self.pid);
             self.cgroup = process.cgroup;
+            self.memory_cgroup = memory_cgroup(&process.cgroups);
         }
         self.measure(proc_root);
     }
@@ -421,6 +427,10 @@ impl Traced {
             self.notes.push(line);
         }
     }
+}
+
+fn memory_cgroup(cgroups: &[CgroupMembership]) -> Option<MemoryCgroup> {
+    MemoryCgroup::of(Path::new(CGROUPS), cgroups)
 }
 
 /// Waits until all threads of a held process have stopped, so that what it was doing is done; gives those that have memory. `thread`: one

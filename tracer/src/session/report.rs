@@ -237,6 +237,7 @@ pub(super) fn make(
     session.judge(&mut parts, moment);
     lost::judge(session, &mut parts);
     unseen::tell(session, &mut parts);
+    session.describe_kernel(&mut parts, moment);
     parts.keep_top(top);
     name(session, &mut parts.sites);
     // Some is known only now: of which files there are no names.

@@ -6,7 +6,7 @@ use leakscope_common::Loss;
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
-use super::{ReportParts, SCHEMA};
+use super::{KernelMemory, ProcessKernel, ReportParts, SCHEMA};
 
 /// A report that nobody changes any more. Its fields are read through [`ReportParts`].
 ///
@@ -58,7 +58,9 @@ impl Report {
                 .map(|point| &mut point.at_s)
                 .chain([&mut process.rss_growth_bytes_per_s])
                 .chain(process.lost_at_exit.iter_mut().map(|lost| &mut lost.held_s))
+                .chain(process.kernel.iter_mut().flat_map(ProcessKernel::floats))
         }))
+        .chain(parts.kernel.iter_mut().flat_map(KernelMemory::floats))
         .chain(parts.sites.iter_mut().flat_map(|site| {
             let counted = site.counted.iter_mut().flat_map(|counted| {
                 [

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::report::JSON_SCHEMA;
-use crate::report::fixtures::exact_report;
+use crate::report::fixtures::{exact_report, kernel_report};
 use crate::report::tests::all_reports;
 
 /// Checks a value against `schema.json`; the error names the place.
@@ -99,6 +99,28 @@ fn reports_keep_the_schema() {
 fn the_schema_describes_every_field() {
     let schema: Value = serde_json::from_str(JSON_SCHEMA).unwrap();
     let json = serde_json::to_value(exact_report()).unwrap();
+    let kernel = serde_json::to_value(kernel_report()).unwrap();
+    let names = |value: &Value, pointer: &str| {
+        let object = value.pointer(pointer).unwrap().as_object().unwrap();
+        let mut names: Vec<String> = object.keys().cloned().collect();
+        names.sort();
+        names
+    };
+    for (described, written) in [
+        ("/$defs/kernel/properties", "/kernel"),
+        ("/$defs/kernel_level/properties", "/kernel/levels/0"),
+        ("/$defs/process_kernel/properties", "/processes/0/kernel"),
+        (
+            "/$defs/holding/properties",
+            "/processes/0/kernel/holdings/0",
+        ),
+        (
+            "/$defs/descriptor_kind/properties",
+            "/processes/0/kernel/descriptor_kinds/0",
+        ),
+    ] {
+        assert_eq!(names(&schema, described), names(&kernel, written));
+    }
     for (described, written) in [
         ("/properties", ""),
         ("/$defs/process/properties", "/processes/0"),
@@ -113,12 +135,6 @@ fn the_schema_describes_every_field() {
         ("/$defs/suppressed/properties", "/suppressed/0"),
         ("/$defs/overhead/properties", "/overhead"),
     ] {
-        let names = |value: &Value, pointer: &str| {
-            let object = value.pointer(pointer).unwrap().as_object().unwrap();
-            let mut names: Vec<String> = object.keys().cloned().collect();
-            names.sort();
-            names
-        };
         assert_eq!(names(&schema, described), names(&json, written));
     }
 }

@@ -1,0 +1,177 @@
+//! What the kernel holds, in words: the lines that text and HTML share.
+
+use super::model::{
+    DESCRIPTORS, DescriptorKind, Holding, KernelLevel, KernelLevelKind, ProcessKernel, Verdict,
+};
+use super::names::clean;
+use crate::units::{bytes, count, count_rate, percent, plural, rate};
+
+/// So many kinds of descriptors are named; the others are summed up.
+const KINDS_NAMED: usize = 6;
+
+/// So many of the other names of a cache are named.
+const NAMES_NAMED: usize = 5;
+
+/// `16,514, +800/s: socket 16,500, file 8`; `None` where they are not known.
+pub(super) fn descriptors(kernel: &ProcessKernel) -> Option<String> {
+    let held = kernel.descriptors()?;
+    let mut line = amount(held);
+    if kernel.descriptor_kinds.is_empty() {
+        return Some(line);
+    }
+    let kinds: Vec<String> = kernel
+        .descriptor_kinds
+        .iter()
+        .take(KINDS_NAMED)
+        .map(|kind| of_kind(kind, held.grows()))
+        .collect();
+    line.push_str(": ");
+    line.push_str(&kinds.join(", "));
+    let others = kernel
+        .descriptor_kinds
+        .iter()
+        .skip(KINDS_NAMED)
+        .fold(0_u64, |sum, kind| sum.saturating_add(kind.open));
+    if others > 0 {
+        line.push_str(&format!(", others {}", count(others)));
+    }
+    Some(line)
+}
+
+fn of_kind(kind: &DescriptorKind, grows: bool) -> String {
+    let about = if kind.estimated { "about " } else { "" };
+    let mut more = Vec::new();
+    more.extend(kind.growth_per_s.filter(|_| grows).and_then(count_rate));
+    if kind.held_bytes > 0 {
+        more.push(format!("{} held", bytes(kind.held_bytes)));
+    }
+    if kind.entries > 0 {
+        let (one, several) = match kind.kind.as_str() {
+            "inotify" | "fanotify" => ("watch", "watches"),
+            "eventpoll" => ("entry", "entries"),
+            _ => ("lock", "locks"),
+        };
+        let what = if kind.entries == 1 { one } else { several };
+        more.push(format!("{} {what}", count(kind.entries)));
+    }
+    let more = if more.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", more.join(", "))
+    };
+    format!("{} {about}{}{more}", clean(&kind.kind), count(kind.open))
+}
+
+/// `16,514, +800/s`, `3.20 MiB`.
+fn amount(held: &Holding) -> String {
+    let (level, rate) = match held.bytes {
+        Some(held_bytes) => (bytes(held_bytes), rate(held.growth_per_s)),
+        None => (
+            count(held.objects.unwrap_or_default()),
+            count_rate(held.growth_per_s),
+        ),
+    };
+    match rate.filter(|_| held.grows()) {
+        Some(rate) => format!("{level}, {rate}"),
+        None => level,
+    }
+}
+
+/// Of a kind of holding fewer are usual, and not worth a word: things, bytes.
+fn notable(kind: &str) -> u64 {
+    match kind {
+        "zombies" => 1,
+        "timers" => 16,
+        "threads" | "queued-signals" => 64,
+        _ => 16 << 20,
+    }
+}
+
+/// What a process makes the kernel hold besides descriptors, where it grows or is worth a word: `zombies 120, +4/s`.
+pub(super) fn others(kernel: &ProcessKernel) -> Option<String> {
+    let told: Vec<String> = kernel
+        .holdings
+        .iter()
+        .filter(|held| held.kind != DESCRIPTORS)
+        .filter(|held| {
+            let size = held.objects.or(held.bytes).unwrap_or_default();
+            held.grows() || size >= notable(&held.kind)
+        })
+        .map(|held| format!("{} {}", holding_name(held), amount(held)))
+        .collect();
+    (!told.is_empty()).then(|| told.join(" · "))
+}
+
+/// `queued signals`.
+fn holding_name(held: &Holding) -> String {
+    clean(&held.kind).replace('-', " ")
+}
+
+/// Why something that a process makes the kernel hold leaks, a line each.
+pub(super) fn leaks(kernel: &ProcessKernel) -> Vec<String> {
+    kernel
+        .growing()
+        .filter(|held| held.verdict == Verdict::Leaking)
+        .map(|held| format!("{}: {}", holding_name(held), clean(&held.verdict_reason)))
+        .collect()
+}
+
+/// `cache filp (shared with UNIX, signal_cache)`.
+pub(super) fn level_name(level: &KernelLevel) -> String {
+    let name = clean(&level.name);
+    let mut text = match level.kind {
+        KernelLevelKind::Cache => format!("cache {name}"),
+        KernelLevelKind::Class | KernelLevelKind::Line => name.into_owned(),
+        KernelLevelKind::Cgroup => format!("cgroup {name}"),
+    };
+    if !level.shared_with.is_empty() {
+        let named: Vec<_> = level
+            .shared_with
+            .iter()
+            .take(NAMES_NAMED)
+            .map(|name| clean(name))
+            .collect();
+        let more = level.shared_with.len().saturating_sub(NAMES_NAMED);
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        text.push_str(&format!(" (shared with {}{more})", named.join(", ")));
+    }
+    text
+}
+
+/// `16,514 objects of 256 B, 4.03 MiB, +800/s, +200 KiB/s`.
+pub(super) fn level_figures(level: &KernelLevel) -> String {
+    let mut parts = Vec::new();
+    if let Some(objects) = level.objects {
+        let what = if level.kind == KernelLevelKind::Cache {
+            "object"
+        } else {
+            "allocation"
+        };
+        let of = level
+            .object_bytes
+            .map(|size| format!(" of {}", bytes(size)))
+            .unwrap_or_default();
+        parts.push(format!("{} {what}{}{of}", count(objects), plural(objects)));
+    }
+    parts.push(bytes(level.bytes));
+    if level.grows() {
+        parts.extend(level.growth_objects_per_s.and_then(count_rate));
+        parts.extend(rate(level.growth_bytes_per_s));
+    }
+    if level.kind == KernelLevelKind::Cgroup && level.bytes > 0 {
+        let largest = level.parts.iter().max_by_key(|part| part.bytes);
+        if let Some(part) = largest.filter(|part| part.bytes > 0) {
+            let share = part.bytes as f64 / level.bytes as f64;
+            parts.push(format!(
+                "{} of it {}",
+                percent(share.min(1.0)),
+                clean(&part.name)
+            ));
+        }
+    }
+    parts.join(", ")
+}
