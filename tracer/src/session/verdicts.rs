@@ -156,10 +156,12 @@ impl Session {
         let sites = self.joined_sites(&wanted)?;
         let mapped = self.mapped_sites(u64::MAX);
         let memory = |traced: &Traced| traced.anonymous_bytes.saturating_add(traced.swapped_bytes);
-        let sampled: HashMap<u32, u64> = self
+        // Of what windows saw, totals do not say what is in use.
+        let mut sampled: HashMap<u32, f64> = self
             .processes
             .values()
-            .filter_map(|traced| Some((traced.incarnation, traced.windows.inuse(memory(traced))?)))
+            .filter(|traced| traced.windows.is_estimated())
+            .map(|traced| (traced.incarnation, 0.0))
             .collect();
         let mut levels: BTreeMap<u32, ProcessLevel> = BTreeMap::new();
         for (site, (incarnation, totals)) in &sites {
@@ -172,10 +174,12 @@ impl Session {
             now.note(&mut self.ledger, *site, *incarnation, totals, weight);
             let level = levels.entry(*incarnation).or_default();
             let balance = totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64 as f64;
-            // Of what windows saw, totals do not say what is in use.
-            if mapped.contains_key(site) || !sampled.contains_key(incarnation) {
-                level.inuse_bytes += balance;
-                level.most_inuse_bytes += balance;
+            match sampled.get_mut(incarnation) {
+                Some(sum) if !mapped.contains_key(site) => *sum += balance,
+                _ => {
+                    level.inuse_bytes += balance;
+                    level.most_inuse_bytes += balance;
+                }
             }
             level.alloc_bytes += totals.alloc_bytes as f64;
         }
@@ -191,9 +195,11 @@ impl Session {
                 }
             }
             let mut level = levels.remove(&traced.incarnation).unwrap_or_default();
-            if let Some(bytes) = sampled.get(&traced.incarnation) {
-                level.inuse_bytes += *bytes as f64;
-                level.most_inuse_bytes += *bytes as f64;
+            if let Some(balance) = sampled.get(&traced.incarnation) {
+                let memory = memory(traced);
+                let bytes = traced.windows.inuse(memory, *balance) as f64;
+                level.inuse_bytes += bytes;
+                level.most_inuse_bytes += bytes;
             }
             let of_go = self.go.inuse_bytes(traced.incarnation);
             level.inuse_bytes += of_go;

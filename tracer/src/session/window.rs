@@ -42,7 +42,7 @@ use crate::{
 };
 use anonymous::AnonymousMemory;
 use count::CountLooks;
-use inuse::Estimated;
+use inuse::{Estimated, SeenAgain};
 use look::Looks;
 use own_time::{OwnTime, Used};
 use span::Late;
@@ -265,6 +265,7 @@ pub(super) struct Windows {
     next_observe: Instant,
     /// What its blocks held at the last look that was taken for an estimate.
     inuse: Option<Estimated>,
+    seen_again: Option<SeenAgain>,
 }
 
 impl Windows {
@@ -295,6 +296,7 @@ impl Windows {
             told: Duration::ZERO,
             next_observe: now,
             inuse: None,
+            seen_again: None,
         }
     }
 

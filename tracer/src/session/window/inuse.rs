@@ -20,6 +20,13 @@ pub(super) struct Estimated {
     counted: u64,
 }
 
+/// What the sites' totals came to, bytes, when every call had just been seen again, and when that was.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SeenAgain {
+    since_ns: u64,
+    balance: f64,
+}
+
 impl Windows {
     /// Estimates what is in use, for the series over time, where the last estimate is not of just now. `memory`: anonymous memory, bytes.
     pub(super) fn note_inuse(&mut self, memory: u64) {
@@ -42,9 +49,24 @@ impl Windows {
         });
     }
 
-    /// What was in use at the last estimate, bytes; no more than this memory can hold. `None` where every call was seen so far.
-    pub(in crate::session) fn inuse(&self, memory: u64) -> Option<u64> {
-        self.inuse
-            .map(|last| last.bytes.min(memory.max(last.counted)))
+    /// Whether what is in use is estimated: it is not where every call was seen so far.
+    pub(in crate::session) fn is_estimated(&self) -> bool {
+        self.inuse.is_some()
+    }
+
+    /// What is in use by the last estimate, bytes, with what has come since every call is seen again: `balance` is what the sites' totals come to now. No more
+    /// than this memory can hold.
+    pub(in crate::session) fn inuse(&mut self, memory: u64, balance: f64) -> u64 {
+        let Some(last) = self.inuse else {
+            return 0;
+        };
+        let seen_again = self.exact_since_ns().map(|since_ns| {
+            let before = self.seen_again.filter(|seen| seen.since_ns == since_ns);
+            before.unwrap_or(SeenAgain { since_ns, balance })
+        });
+        self.seen_again = seen_again;
+        let come = seen_again.map_or(0.0, |seen| (balance - seen.balance).max(0.0)) as u64;
+        let counted = last.counted.saturating_add(come);
+        last.bytes.saturating_add(come).min(memory.max(counted))
     }
 }
