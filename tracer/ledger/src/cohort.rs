@@ -8,6 +8,7 @@ mod fate;
 mod gaps;
 mod heirs;
 mod interval;
+mod joined;
 mod look;
 mod pool;
 mod profile;

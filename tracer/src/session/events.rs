@@ -206,6 +206,10 @@ impl Session {
             if site != now {
                 // What was seen of it is the other's.
                 self.ledger.forget(site);
+                let traced = self.processes.get_mut(&pid);
+                if let Some(traced) = traced.filter(|traced| traced.incarnation == incarnation) {
+                    traced.windows.join(site, now);
+                }
             }
         }
         self.stacks.insert(

@@ -51,6 +51,18 @@ impl Session {
         Ok(joined)
     }
 
+    /// The totals of a process's sites, each by itself: which of them are the same may be known later.
+    pub(super) fn sites_of(
+        &mut self,
+        incarnation: u32,
+    ) -> Result<impl Iterator<Item = (SiteId, &SiteTotals)>, KernelError> {
+        self.read_totals(&Wanted::Of(&HashSet::from([incarnation])))?;
+        let sites = self.totals.sites.iter();
+        Ok(sites.filter_map(move |(site, (of, totals))| {
+            (*of == incarnation).then_some((*site, totals))
+        }))
+    }
+
     fn read_totals(&mut self, wanted: &Wanted<'_>) -> Result<(), KernelError> {
         let deferred = self.deferred_stacks();
         let incarnations = match wanted {

@@ -247,7 +247,7 @@ pub(super) struct Windows {
     spent: Duration,
     /// What samples of modes in closed windows cost.
     sampling: Duration,
-    /// Each site's births (objects and bytes) when the last window was closed.
+    /// Births (objects and bytes) by the numbers of their stacks when the last window was closed: which stacks are the same may be known later.
     births: HashMap<SiteId, (u64, u64)>,
     own: OwnTime,
     anonymous: AnonymousMemory,
@@ -375,9 +375,23 @@ impl Windows {
             .filter(|_| is_exact && self.cohorts.windows() > 0)
     }
 
-    /// Births of a site in windows that are closed.
-    pub(super) fn births_before(&self, site: SiteId) -> (u64, u64) {
-        self.births.get(&site).copied().unwrap_or_default()
+    /// A site is another one from now on.
+    pub(super) fn join(&mut self, from: SiteId, to: SiteId) {
+        self.cohorts.join(from, to);
+    }
+
+    /// Births in windows that are closed, objects and bytes by the site that each `joined` gives.
+    pub(super) fn births_before(
+        &self,
+        joined: impl Fn(SiteId) -> SiteId,
+    ) -> HashMap<SiteId, (u64, u64)> {
+        let mut sums: HashMap<SiteId, (u64, u64)> = HashMap::new();
+        for (site, (objects, bytes)) in &self.births {
+            let (all_objects, all_bytes) = sums.entry(joined(*site)).or_default();
+            *all_objects = all_objects.saturating_add(*objects);
+            *all_bytes = all_bytes.saturating_add(*bytes);
+        }
+        sums
     }
 
     /// The share of the time in which calls were seen.

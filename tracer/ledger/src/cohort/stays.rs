@@ -29,6 +29,13 @@ const OLD_ENOUGH: f64 = 0.5;
 const NEARLY_ALL: f64 = 0.8;
 
 impl Stays {
+    /// Adds what was seen of others.
+    pub(super) fn add(&mut self, other: Self) {
+        self.touched = self.touched.saturating_add(other.touched);
+        self.exposure += other.exposure;
+        self.age_s = self.age_s.max(other.age_s);
+    }
+
     /// Notes a block that was watched through a window of so many seconds, which ended so long after the block's own.
     pub(super) fn note(&mut self, is_untouched: bool, window_s: f64, age_s: f64) {
         if is_untouched {

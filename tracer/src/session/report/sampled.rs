@@ -57,6 +57,7 @@ pub(super) fn add(
                 .map(|(site, _)| *site),
         );
     }
+    let before = windows.births_before(|site| session.joined(site));
     for id in ids {
         let estimate = estimates.get(&id).copied().unwrap_or_default();
         let (mut objects, mut bytes) = (estimate.inuse_objects, estimate.inuse_bytes);
@@ -73,7 +74,7 @@ pub(super) fn add(
             low += open_low;
             high += open_high;
             counted += open_bytes;
-            let (objects_before, bytes_before) = windows.births_before(id);
+            let (objects_before, bytes_before) = before.get(&id).copied().unwrap_or_default();
             if let Some((_, totals)) = totals.get(&id) {
                 alloc_objects += totals.alloc_objects.saturating_sub(objects_before);
                 alloc_bytes += totals.alloc_bytes.saturating_sub(bytes_before);

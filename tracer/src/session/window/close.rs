@@ -4,7 +4,7 @@ use hashbrown::{HashMap, HashSet};
 use leakscope_common::{Block, Loss};
 
 use super::{
-    super::{Session, Wanted, process::Traced},
+    super::{Session, process::Traced},
     Closing, Detaching, Late, Open, Used, Windows,
     look::{as_reading, look_at_newest, read_answering},
     usage::Boundary,
@@ -125,7 +125,10 @@ impl Session {
         // Stacks that the survivors' sites stand for.
         self.drain()?;
         let over = self.boundary(traced, None);
-        let births = self.births(traced.incarnation)?;
+        let births = self
+            .sites_of(traced.incarnation)?
+            .map(|(site, totals)| (site, (totals.alloc_objects, totals.alloc_bytes)))
+            .collect();
         let Some(open) = traced.windows.open.take() else {
             return Ok(());
         };
@@ -161,17 +164,6 @@ impl Session {
             );
         }
         Ok(())
-    }
-
-    /// What a process has allocated by now, objects and bytes by site.
-    fn births(&mut self, incarnation: u32) -> Result<HashMap<SiteId, (u64, u64)>, KernelError> {
-        let wanted = std::collections::HashSet::from([incarnation]);
-        let sites = self.heap_sites(&Wanted::Of(&wanted))?;
-        Ok(sites
-            .into_iter()
-            .filter(|(_, (of, _))| *of == incarnation)
-            .map(|(site, (_, totals))| (site, (totals.alloc_objects, totals.alloc_bytes)))
-            .collect())
     }
 
     /// Takes a process's blocks out of the live table, of which those since `opened_ns` are a window's.
@@ -265,17 +257,20 @@ impl Session {
                 .filter(|look| look.header != 0 || !survivor.has_header);
             (survivor, look.copied())
         });
-        let before = &windows.births;
-        let new_births = births.iter().filter_map(|(site, (objects, bytes))| {
-            let (objects_before, bytes_before) = before.get(site).copied().unwrap_or_default();
-            let (objects_early, bytes_early) = taken.early.get(site).copied().unwrap_or_default();
-            let objects = objects.checked_sub(objects_before)?;
-            let bytes = bytes.saturating_sub(bytes_before);
-            Some((
-                *site,
-                objects.saturating_sub(objects_early),
-                bytes.saturating_sub(bytes_early),
-            ))
+        let mut new_births: HashMap<SiteId, (u64, u64)> = HashMap::new();
+        for (site, (objects, bytes)) in births {
+            let before = windows.births.get(site).copied().unwrap_or_default();
+            // Totals never fall: else the number stands for another stack now.
+            let before = if before.0 <= *objects { before } else { (0, 0) };
+            let site = self.stacks.get(site).map_or(*site, |stack| stack.canonical);
+            let (all_objects, all_bytes) = new_births.entry(site).or_default();
+            *all_objects = all_objects.saturating_add(objects.saturating_sub(before.0));
+            *all_bytes = all_bytes.saturating_add(bytes.saturating_sub(before.1));
+        }
+        let new_births = new_births.into_iter().map(|(site, (objects, bytes))| {
+            let early = taken.early.get(&site).copied().unwrap_or_default();
+            let objects = objects.saturating_sub(early.0);
+            (site, objects, bytes.saturating_sub(early.1))
         });
         windows.cohorts.close(
             span,
