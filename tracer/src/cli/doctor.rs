@@ -11,6 +11,7 @@ use bytesize::ByteSize;
 use super::args::DoctorArguments;
 use crate::{
     kernel::{self, LinkMode, MappingWay, Probe, ProbeOptions, Verdict},
+    kernel_memory::read_machine_once,
     report::clean,
     session::{Unwinding, inspect},
 };
@@ -47,6 +48,7 @@ fn print(out: &mut dyn Write, arguments: &DoctorArguments) -> io::Result<bool> {
         )?;
     }
     works &= print_probe(out, links)?;
+    print_kernel_memory(out)?;
     if let Some(pid) = arguments.pid {
         works &= print_process(out, pid)?;
     }
@@ -148,6 +150,27 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
         )?;
     }
     Ok(true)
+}
+
+/// Says what the kernel tells of its own memory.
+fn print_kernel_memory(out: &mut dyn Write) -> io::Result<()> {
+    const NAME: &str = "kernel memory";
+    let (look, refused) = read_machine_once(Path::new("/proc"), Path::new("/sys"));
+    let lines = match look.lines.map_or(0, |lines| lines.len()) {
+        0 => "no lines of its source (CONFIG_MEM_ALLOC_PROFILING)".to_owned(),
+        lines => format!("{lines} lines of its source"),
+    };
+    let told = format!(
+        "watched without a probe (--kernel): {} slab caches, {} classes, {lines}",
+        look.slabs.len(),
+        look.classes.len()
+    );
+    if refused.is_empty() {
+        return line(out, Verdict::Good, NAME, &told, "");
+    }
+    let remedy = "run as root; what can be read is watched";
+    let said = format!("{told}; {}", refused.join("; "));
+    line(out, Verdict::Degraded, NAME, &said, remedy)
 }
 
 /// Says how mappings are seen, and what that costs.

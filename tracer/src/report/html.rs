@@ -7,6 +7,7 @@ mod chart;
 use std::io::{self, Write};
 
 use super::difference::{ChangeKind, Difference};
+use super::kernel_names::{descriptors, level_figures, level_name, others};
 use super::model::{Process, Report, Site, SiteKind};
 use super::names::{clean, go_use, heap_use, looked_at, process_name, why_empty};
 use super::text::stack_lines;
@@ -25,7 +26,7 @@ const STYLE: &str = "
 :root{color-scheme:light;--ink:#1c2430;--dim:#5d6875;--line:#d9dee5;--hot:#b3261e;--cold:#35618e;--warm:#9a5b00}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:1.5rem;max-width:1260px;display:flex;flex-direction:column;color:var(--ink);background:#fff;font:15px/1.5 system-ui,sans-serif}
-header{order:1}#about{order:2}#processes{order:3}#sites{order:4}#graph{order:5;overflow-x:auto}
+header{order:1}#about{order:2}#processes{order:3}#sites{order:4}#kernel{order:5}#graph{order:6;overflow-x:auto}
 h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}
 p{margin:.2rem 0}.dim{color:var(--dim)}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid var(--line)}
@@ -74,6 +75,7 @@ impl Format for Html {
         }
         writeln!(out, "</section>")?;
         sites(report, out)?;
+        kernel(report, out)?;
         writeln!(out, "</body></html>")
     }
 
@@ -210,8 +212,55 @@ fn describe(process: &Process, out: &mut dyn Write) -> io::Result<()> {
     if let Some(heap) = process.notable_heap() {
         writeln!(out, "<p>{}</p>", text(&heap_use(heap)))?;
     }
+    if let Some(kernel) = &process.kernel {
+        let held = descriptors(kernel).map(|text| format!("descriptors {text}"));
+        for line in held.into_iter().chain(others(kernel)) {
+            writeln!(out, "<p>{}</p>", text(&line))?;
+        }
+        for held in kernel.holdings.iter().filter(|held| held.grows()) {
+            writeln!(
+                out,
+                "<p class=\"dim\"><span class=\"v {verdict}\">{verdict}</span> {}: {}</p>",
+                text(&held.kind),
+                text(&held.verdict_reason),
+                verdict = held.verdict.name()
+            )?;
+        }
+    }
     chart::write(&process.memory_series, out)?;
     writeln!(out, "</figure>")
+}
+
+/// So many levels of the kernel's memory are shown that do not grow.
+const LEVELS_SHOWN: usize = 16;
+
+fn kernel(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let Some(kernel) = &report.kernel else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "<section id=\"kernel\"><h2>Kernel memory of the machine</h2><p class=\"dim\">in no total; levels overlap</p>\
+         <table><thead><tr><th>what</th><th>how much</th><th>verdict</th><th></th></tr></thead><tbody>"
+    )?;
+    for (place, level) in kernel.levels.iter().enumerate() {
+        if place >= LEVELS_SHOWN && !level.grows() {
+            continue;
+        }
+        writeln!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td><span class=\"v {verdict}\">{verdict}</span></td><td class=\"dim\">{}</td></tr>",
+            text(&level_name(level)),
+            text(&level_figures(level)),
+            text(&level.verdict_reason),
+            verdict = level.verdict.name()
+        )?;
+    }
+    writeln!(out, "</tbody></table>")?;
+    for note in &kernel.notes {
+        writeln!(out, "<p>{}</p>", text(note))?;
+    }
+    writeln!(out, "</section>")
 }
 
 fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {

@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::model::{Process, Report, Verdict};
+use super::model::{KernelLevel, KernelLevelKind, Process, Report, Verdict};
 use super::names::clean;
 
 /// Processes with series of their own.
@@ -204,6 +204,7 @@ impl ProcessSeries {
 /// Registers a report's metrics.
 pub fn register(report: &Report, registry: &mut Registry) {
     processes(report, registry);
+    kernel(report, registry);
     let losses = Counters::default();
     for (cause, count) in &report.losses {
         losses
@@ -262,6 +263,80 @@ pub fn register(report: &Report, registry: &mut Registry) {
         gauge.set(value);
         registry.register(name, help, gauge);
     }
+}
+
+/// What the kernel holds, where that is watched: on the machine, and for processes.
+fn kernel(report: &Report, registry: &mut Registry) {
+    let running = || report.processes.iter().filter(|process| !process.exited);
+    let (open, limit, growth) = (Gauges::default(), Gauges::default(), Gauges::default());
+    let mut held: Vec<(&Process, u64)> = running()
+        .filter_map(|process| Some((process, process.kernel.as_ref()?.descriptors()?.objects?)))
+        .collect();
+    held.sort_by_key(|(process, open)| (std::cmp::Reverse(*open), process.pid));
+    for (process, count) in held.iter().take(TOP) {
+        let labels = labels(
+            &process.pid.to_string(),
+            &escape(&process.comm),
+            &escape(&process.cgroup),
+        );
+        open.get_or_create(&labels).set(*count as f64);
+        let descriptors = process
+            .kernel
+            .as_ref()
+            .and_then(|kernel| kernel.descriptors());
+        if let Some(descriptors) = descriptors {
+            growth.get_or_create(&labels).set(descriptors.growth_per_s);
+            if let Some(most) = descriptors.limit {
+                limit.get_or_create(&labels).set(most as f64);
+            }
+        }
+    }
+    let Some(kernel) = &report.kernel else {
+        return;
+    };
+    registry.register(
+        "process_open_fds",
+        "Descriptors of a traced process; of the processes with the most",
+        open,
+    );
+    registry.register("process_max_fds", "Descriptors that it may have", limit);
+    registry.register(
+        "process_open_fds_growth_per_second",
+        "Trend of the descriptors of a traced process",
+        growth,
+    );
+    let (bytes, objects, leaking) = (Gauges::default(), Gauges::default(), Gauges::default());
+    for level in &kernel.levels {
+        let labels = level_labels(level);
+        bytes.get_or_create(&labels).set(level.bytes as f64);
+        if let (KernelLevelKind::Cache, Some(count)) = (level.kind, level.objects) {
+            objects.get_or_create(&labels).set(count as f64);
+        }
+        if level.grows() {
+            let leaks = level.verdict == Verdict::Leaking;
+            leaking
+                .get_or_create(&labels)
+                .set(f64::from(u8::from(leaks)));
+        }
+    }
+    registry.register(
+        "kernel_memory_bytes",
+        "What the kernel holds, by class, slab cache, line of its source and control group; they overlap",
+        bytes,
+    );
+    registry.register("kernel_slab_objects", "Objects of a slab cache", objects);
+    registry.register(
+        "kernel_memory_leaking",
+        "Whether what the kernel holds leaks, of what grows",
+        leaking,
+    );
+}
+
+fn level_labels(level: &KernelLevel) -> Labels {
+    vec![
+        ("kind", level.kind.name().to_owned()),
+        ("name", escape(&level.name)),
+    ]
 }
 
 fn processes(report: &Report, registry: &mut Registry) {
@@ -334,7 +409,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::arbitrary::any_report;
-    use super::super::fixtures::{exact_report, hostile_report};
+    use super::super::fixtures::{exact_report, hostile_report, kernel_report};
     use super::super::{Process, Report, ReportParts};
     use super::{Exposition, TOP, register, write};
 
@@ -420,6 +495,28 @@ mod tests {
                 assert!((value - process.inuse_bytes as f64).abs() < 0.5);
             }
         }
+    }
+
+    #[test]
+    fn what_the_kernel_holds_has_series() {
+        let values = parse(&text(&kernel_report()));
+        let value = |start: &str| {
+            let found = values.iter().find(|(key, _)| key.starts_with(start));
+            *found.unwrap_or_else(|| panic!("{start}: {values:?}")).1 as u64
+        };
+        assert_eq!(value("leakscope_process_open_fds{pid=\"4321\""), 16_514);
+        assert_eq!(value("leakscope_process_max_fds{pid=\"4321\""), 65_536);
+        let cache = "{kind=\"cache\",name=\"sock_inode_cache\"}";
+        assert_eq!(
+            value(&format!("leakscope_kernel_slab_objects{cache}")),
+            8258
+        );
+        assert_eq!(value(&format!("leakscope_kernel_memory_leaking{cache}")), 1);
+        assert_eq!(
+            value("leakscope_kernel_memory_bytes{kind=\"class\",name=\"kernel stacks\"}"),
+            3 << 20
+        );
+        assert!(!text(&exact_report()).contains("leakscope_kernel"));
     }
 
     #[test]

@@ -22,7 +22,7 @@ const SPENT_AT_A_LOOK: Duration = Duration::from_micros(800);
 const DETAILS_EVERY: u32 = 4;
 
 /// In a report, so much is spent on kinds of descriptors.
-const SPENT_ON_KINDS: Duration = Duration::from_millis(200);
+const SPENT_ON_KINDS: Duration = Duration::from_millis(500);
 
 /// A process's descriptors are looked at one by one where they have changed by so many.
 const CHANGED: f64 = 16.0;
@@ -140,7 +140,9 @@ impl ProcessLevels {
     }
 
     fn report_kinds(&self) -> Vec<DescriptorKind> {
-        let Some(found) = &self.last_kinds else {
+        // Those of an earlier look would not add up to what there is now.
+        let is_current = |found: &&DescriptorKinds| self.now() == Some(found.open);
+        let Some(found) = self.last_kinds.as_ref().filter(is_current) else {
             return Vec::new();
         };
         let mut kinds: Vec<DescriptorKind> = found
