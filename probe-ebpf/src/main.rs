@@ -20,6 +20,7 @@ mod heap;
 mod lifecycle;
 mod live;
 mod maps;
+mod python;
 mod stack;
 mod unwind;
 mod window;

@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, ProgramArray, RingBuf},
 };
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, ProcessRecord, SEATS, SLICE_SLOTS, Selection, Settings,
+    Bucket, HitCounts, Loss, Mapping, ProcessRecord, PythonTable, SEATS, SLICE_SLOTS, Selection, Settings,
     SiteKey, SiteTotals, Slice, ThreadRecord, UnwindPage, UnwindRow,
 };
 
@@ -115,6 +115,11 @@ pub(crate) static UNWIND_PAGES: Array<UnwindPage> = Array::with_max_entries(262_
 /// Rows of the unwind tables. Set at load. 1,048,576: about 8 MiB, the text of some hundred libraries.
 #[map]
 pub(crate) static UNWIND_ROWS: Array<UnwindRow> = Array::with_max_entries(1_048_576, MMAPABLE);
+
+/// How the Python frames of a process are found, by incarnation. As many as processes; an entry exists for processes of Python alone.
+#[map]
+pub(crate) static PYTHONS: HashMap<u32, PythonTable> =
+    HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// The settings; the array's only entry always exists.
 #[inline(always)]

@@ -12,18 +12,25 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use leakscope_common::{
-    BpRule, CfaRule, Loss, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS,
-    MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, REMEMBERED_ROWS, SLICE_SLOTS, STACK_COMPLETE,
+    BpRule, CfaRule, Loss, MAPPING_EVAL, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS,
+    MAPPING_INTERPRETER, MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, PYTHON_NOT_SOUGHT, REMEMBERED_ROWS, RememberedRows, SLICE_SLOTS, STACK_COMPLETE,
     STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, Slice, StackRecord,
-    ThreadRecord, UnwindRow, WalkState, remembered_slot,
+    ThreadRecord, UnwindRow, WALK_NATIVE, WALK_PYTHON, WALK_PYTHON_ONLY, WalkState, remembered_slot,
 };
 
+use crate::python::step_python;
 use crate::maps::{MAPPINGS, SLICES, UNWIND_PAGES, UNWIND_ROWS, lose};
 use crate::window::{NO_WINDOW, Window};
 
 /// Frames that one frame-pointer step may skip at most, bytes: more than any stack is large by default (8 MiB,
 /// `RLIMIT_STACK`) is a broken chain.
 const MAX_FRAME_BYTES: u64 = 8 << 20;
+
+/// Steps of one walk at most: frames of an interpreter that are left out take one each. The callback is followed once, however many there are.
+const MOST_STEPS: u32 = 640;
+
+/// From so many frames on those of an interpreter's own code are left out.
+const FOLDED_FROM: u32 = 64;
 
 /// Steps of the search among a process's mappings: 2^12 = 4,096 executable mappings.
 const MAPPING_SEARCH_STEPS: u32 = 12;
@@ -65,7 +72,7 @@ const CHECK_MULTIPLIER: u64 = 0xbb67_ae85_84ca_a73b;
 
 /// Appends a frame; `false` when there is no room.
 #[inline(always)]
-fn push(state: &mut WalkState, stack: &mut StackRecord, ip: u64) -> bool {
+pub(crate) fn push(state: &mut WalkState, stack: &mut StackRecord, ip: u64) -> bool {
     let depth = state.depth as usize;
     if depth >= MAX_FRAMES {
         return false;
@@ -87,8 +94,15 @@ fn cut(state: &mut WalkState, flag: u16, loss: Loss) -> i64 {
     STOP
 }
 
-const STOP: i64 = 1;
-const CONTINUE: i64 = 0;
+/// Cuts the stack short where there is no more room for frames.
+#[inline(always)]
+pub(crate) fn cut_at_limit(state: &mut WalkState) -> i64 {
+    cut(state, STACK_LIMIT, Loss::UnwindTooDeep)
+}
+
+/// A step of the loop says whether there are more.
+pub(crate) const STOP: i64 = 1;
+pub(crate) const CONTINUE: i64 = 0;
 
 /// Walks the current thread's user stack into its record, from a function's first instructions on.
 #[inline(always)]
@@ -105,7 +119,7 @@ pub(crate) fn walk(
     match context.window.refill(&mut state.window_base, sp) {
         Ok(caller) => {
             state.ip = caller;
-            push(state, stack, caller);
+            state.pending = 1;
             run(&mut context);
         }
         Err(_) => {
@@ -184,6 +198,9 @@ fn begin(settings: &Settings, thread: *mut ThreadRecord, sp: u64, bp: u64) {
     state.bp_lost = 0;
     state.frame_flags = 0;
     state.window_base = NO_WINDOW;
+    state.pending = 0;
+    state.python = WALK_NATIVE;
+    state.python_frame = PYTHON_NOT_SOUGHT;
     // SAFETY: as above.
     unsafe {
         if (*thread).remembered.slice != slice {
@@ -211,7 +228,7 @@ fn run(context: &mut Context) {
     // SAFETY: the callback has the signature that the helper asks for and the context outlives the loop.
     unsafe {
         bpf_loop(
-            MAX_FRAMES as u32,
+            MOST_STEPS,
             step as *mut c_void,
             (&raw mut *context).cast::<c_void>(),
             0,
@@ -223,7 +240,10 @@ fn run(context: &mut Context) {
 #[inline(always)]
 fn found(thread: *mut ThreadRecord) -> Walk {
     // SAFETY: `thread` points to the current thread's map value, which only it writes.
-    let state = unsafe { &(*thread).walk };
+    let state = unsafe { &mut (*thread).walk };
+    if state.flags == 0 {
+        cut_at_limit(state);
+    }
     Walk {
         depth: state.depth,
         flags: state.flags,
@@ -232,22 +252,47 @@ fn found(thread: *mut ThreadRecord) -> Walk {
     }
 }
 
-/// Leaves one frame.
+/// Looks at one frame: leaves a native one, or records one of Python.
 unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: the loop hands over the context that `walk` gave it, with the current thread's map value, which only it writes; its
     // fields do not overlap.
-    let (state, stack, window, remembered) = unsafe {
+    let (thread, state, stack, window, remembered) = unsafe {
         let context = &mut *context.cast::<Context>();
         let thread = context.thread;
         (
+            thread,
             &mut (*thread).walk,
             &mut (*thread).stack,
             &mut context.window,
             &mut (*thread).remembered,
         )
     };
+    if state.python & WALK_PYTHON != 0 {
+        return step_python(thread, state, stack, window);
+    }
+    let went = step_native(state, stack, window, remembered);
+    if went == STOP && state.flags & (STACK_COMPLETE | STACK_LIMIT) as u32 == 0 {
+        // The rest of the stack is not known; what the interpreter knows of it is.
+        state.python = WALK_PYTHON_ONLY;
+        return CONTINUE;
+    }
+    went
+}
+
+/// Leaves a native frame, or has the Python frames recorded that it runs.
+#[inline(always)]
+fn step_native(
+    state: &mut WalkState,
+    stack: &mut StackRecord,
+    window: &mut Window,
+    remembered: &mut RememberedRows,
+) -> i64 {
     if state.frame_pointers_only != 0 {
-        return step_by_frame_pointer(state, stack, window);
+        return if record(state, stack) {
+            step_by_frame_pointer(state, window)
+        } else {
+            cut_at_limit(state)
+        };
     }
     let slot = remembered_slot(state.ip);
     // SAFETY: the slot is inside the array.
@@ -261,17 +306,41 @@ unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
                 place.row = row;
                 row
             }
-            Err(stop) => return stop,
+            Err(stop) => {
+                // Why the walk ends is known; that there is no room beside is of no interest.
+                record(state, stack);
+                return stop;
+            }
         }
     };
     let flags = row.address_low as u32;
     state.frame_flags = flags;
+    if flags & MAPPING_INTERPRETER != 0 && state.depth >= FOLDED_FROM {
+        state.pending = 0;
+    }
+    if !record(state, stack) {
+        return cut_at_limit(state);
+    }
+    if flags & MAPPING_EVAL != 0 && state.python == WALK_NATIVE {
+        state.python = WALK_PYTHON;
+        return CONTINUE;
+    }
     if flags & MAPPING_FRAME_POINTERS != 0
         || row.cfa == CfaRule::None as u8 && flags & MAPPING_GAPS_KEEP_FRAME_POINTERS != 0
     {
-        return step_by_frame_pointer(state, stack, window);
+        return step_by_frame_pointer(state, window);
     }
-    apply(state, stack, window, row)
+    apply(state, window, row)
+}
+
+/// Records the current frame, if it is not yet; `false` when there is no room.
+#[inline(always)]
+fn record(state: &mut WalkState, stack: &mut StackRecord) -> bool {
+    if state.pending == 0 {
+        return true;
+    }
+    state.pending = 0;
+    push(state, stack, state.ip)
 }
 
 /// Finds the row of the current frame, with the flags of its mapping in place of the address: those of a mapping that is walked by
@@ -316,7 +385,6 @@ fn search(state: &mut WalkState) -> Result<UnwindRow, i64> {
 #[inline(always)]
 fn apply(
     state: &mut WalkState,
-    stack: &mut StackRecord,
     window: &mut Window,
     row: UnwindRow,
 ) -> i64 {
@@ -397,16 +465,12 @@ fn apply(
         }
     };
     state.sp = cfa;
-    next(state, stack, caller)
+    next(state, caller)
 }
 
 /// Leaves a frame that keeps a frame pointer: the caller's stands at bp, the return address behind it.
 #[inline(always)]
-fn step_by_frame_pointer(
-    state: &mut WalkState,
-    stack: &mut StackRecord,
-    window: &mut Window,
-) -> i64 {
+fn step_by_frame_pointer(state: &mut WalkState, window: &mut Window) -> i64 {
     let bp = state.bp;
     let known = state.frame_flags & MAPPING_FRAME_POINTERS != 0;
     if bp == 0 && known {
@@ -428,25 +492,23 @@ fn step_by_frame_pointer(
                 state.flags = STACK_COMPLETE as u32;
                 return STOP;
             }
-            next(state, stack, caller)
+            next(state, caller)
         }
         Err(_) => cut(state, STACK_FAULT, Loss::UnwindFault),
     }
 }
 
-/// Records the caller's frame and goes on with it.
+/// Goes on with the caller's frame.
 #[inline(always)]
-fn next(state: &mut WalkState, stack: &mut StackRecord, caller: u64) -> i64 {
+fn next(state: &mut WalkState, caller: u64) -> i64 {
     // Below the first page, or in the kernel's half: no code.
     if caller < 4096 || caller >> 56 != 0 {
         return cut(state, STACK_UNKNOWN_MAPPING, Loss::UnwindUnknownMapping);
     }
     state.ip = caller;
-    if push(state, stack, caller) {
-        CONTINUE
-    } else {
-        cut(state, STACK_LIMIT, Loss::UnwindTooDeep)
-    }
+    state.pending = 1;
+    state.python = WALK_NATIVE;
+    CONTINUE
 }
 
 /// The slice of a process incarnation ([`Slice::range`]); 0 where there is none.

@@ -65,6 +65,27 @@ impl Window {
         }
     }
 
+    /// Reads so many words, a constant below 16, from somewhere else; what was known of the stack is forgotten.
+    #[inline(always)]
+    pub(crate) fn read_elsewhere(&mut self, base: &mut u64, address: u64, words: u32) -> bool {
+        *base = NO_WINDOW;
+        // SAFETY: the callers keep to so many words, and the verifier holds them to it; the helper checks the address.
+        let status = unsafe {
+            generated::bpf_probe_read_user(
+                self.words.as_mut_ptr().cast::<c_void>(),
+                words * 8,
+                address as *const c_void,
+            )
+        };
+        status == 0
+    }
+
+    /// One of the words of [`Window::read_elsewhere`], by the lower four bits of its number. Beyond what was read stands what was read before.
+    #[inline(always)]
+    pub(crate) fn elsewhere(&self, number: u64) -> u64 {
+        self.word(hide(number) & 15)
+    }
+
     /// Reads the words anew, from one on; it alone where they would reach beyond what is mapped.
     #[inline(always)]
     pub(crate) fn refill(&mut self, base: &mut u64, address: u64) -> Result<u64, i32> {

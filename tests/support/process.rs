@@ -55,6 +55,16 @@ impl Victim {
         Self::launch(command)
     }
 
+    /// Starts an interpreter with a script of the programs' folder.
+    ///
+    /// # Errors
+    /// See [`Victim::start`].
+    pub fn start_script(python: &Path, script: &str) -> Result<Self> {
+        let mut command = Command::new(python);
+        command.arg(programs_folder().join(script));
+        Self::launch(command)
+    }
+
     /// Starts node with its victim, its generated code named for profilers in a perf map.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod layout;
 mod loss;
 mod page;
 mod process;
+mod python;
 mod select;
 mod site;
 mod unwind;
@@ -21,9 +22,14 @@ pub use loss::Loss;
 pub use page::{FAULT_ON_PRESENT, FaultRecord, MAX_PAGE_SHIFT, PAGE_BYTES, page_is_sampled};
 pub use process::{
     Event, EventKind, Function, HIT_SLOTS, HOLD_CHILDREN, HitCounts, Inflight,
-    PROCESS_EXEC_PENDING, ProbeCookie, ProcessRecord, REMEMBERED_ROWS, RememberedRow,
-    RememberedRows, SEAT_CLAIMED, SEATS, Settings, TELL_PLACES, TELL_STEPS, ThreadRecord,
-    UNKNOWN_FREE_SLOT, WalkState, remembered_slot, seat_of,
+    PROCESS_EXEC_PENDING, PYTHON_NOT_SOUGHT, ProbeCookie, ProcessRecord, REMEMBERED_ROWS,
+    RememberedRow, RememberedRows, SEAT_CLAIMED, SEATS, Settings, TELL_PLACES, TELL_STEPS,
+    ThreadRecord, UNKNOWN_FREE_SLOT, WALK_NATIVE, WALK_PYTHON, WALK_PYTHON_DONE, WALK_PYTHON_ONLY,
+    WalkState, remembered_slot, seat_of,
+};
+pub use python::{
+    MAX_PYTHON_POSITION, NO_CFRAME, PYTHON_FRAME, PythonEnd, PythonShape, PythonTable,
+    python_frame, python_frame_parts,
 };
 pub use select::{
     COMM_BYTES, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM, SELECT_LATER, SELECTED_CGROUPS,
@@ -36,7 +42,7 @@ pub use site::{
     WINDOW_BUCKETS, live_bucket_pair, live_key, mix, thin_keeps,
 };
 pub use unwind::{
-    BpRule, CfaRule, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS, MAPPING_NO_TABLE,
-    MAPPING_UPROBES, Mapping, SLICE_LENT, SLICE_NO_STEPS, SLICE_SLOTS, SLICE_WINDOWED, Slice,
-    UnwindPage, UnwindRow,
+    BpRule, CfaRule, MAPPING_EVAL, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS,
+    MAPPING_INTERPRETER, MAPPING_NO_TABLE, MAPPING_UPROBES, Mapping, SLICE_LENT, SLICE_NO_STEPS,
+    SLICE_SLOTS, SLICE_WINDOWED, Slice, UnwindPage, UnwindRow,
 };

@@ -50,11 +50,15 @@ pub enum Loss {
     /// The kernel skipped a program at a call that changes mappings, for it was interrupted in the same program on that processor. Counted by
     /// the kernel, for all processes of the machine.
     MappingMissed = 21,
+    /// A stack has no Python frames: the interpreter's state of the thread was not found.
+    PythonThreadUnknown = 22,
+    /// The Python frames of a stack end early: one could not be read.
+    PythonFrameUnreadable = 23,
 }
 
 impl Loss {
     /// Every cause, in the order of its number.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::LiveTableFull,
         Self::StackTableFull,
         Self::ThreadTableFull,
@@ -77,6 +81,8 @@ impl Loss {
         Self::MappingLost,
         Self::PageFaultLost,
         Self::MappingMissed,
+        Self::PythonThreadUnknown,
+        Self::PythonFrameUnreadable,
     ];
 
     /// The number of causes: the size of the `LOSSES` map.
@@ -108,6 +114,8 @@ impl Loss {
             Self::MappingLost => "mapping_lost",
             Self::PageFaultLost => "page_fault_lost",
             Self::MappingMissed => "mapping_missed",
+            Self::PythonThreadUnknown => "python_thread_unknown",
+            Self::PythonFrameUnreadable => "python_frame_unreadable",
         }
     }
 
@@ -141,6 +149,10 @@ impl Loss {
             Self::MappingMissed => {
                 "calls of mmap and the like, of any process, at which the kernel skipped the program"
             }
+            Self::PythonThreadUnknown => {
+                "stacks without Python frames: the thread's Python state was not found"
+            }
+            Self::PythonFrameUnreadable => "stacks with Python frames missing: memory unreadable",
         }
     }
 

@@ -105,6 +105,10 @@ pub struct Settings {
     pub wake_bytes: u32,
     /// The write faults of one of `2^(page_faults - 1)` pages are told of (see [`crate::page_is_sampled`]); 0: none are.
     pub page_faults: u32,
+    /// Where in the kernel's `task_struct` a thread's thread pointer (`fsbase`) stands, bytes; 0: that is not known.
+    pub thread_pointer: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// The steps of mappings are told of; otherwise only that code was mapped.
@@ -205,11 +209,31 @@ pub struct WalkState {
     pub bp_lost: u32,
     /// Flags of the mapping that the current frame lies in.
     pub frame_flags: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// `WALK_*`: what the next step looks at.
+    pub python: u32,
     /// The address of the first word of the piece of the stack that was read last; 1, which no word has: none was.
     pub window_base: u64,
+    /// The next Python frame; 0: there is none; [`PYTHON_NOT_SOUGHT`].
+    pub python_frame: u64,
+    /// [`crate::PythonTable::shape`].
+    pub python_shape: u64,
+    /// 1: the current frame is not among the recorded ones yet.
+    pub pending: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
+
+/// The next step of a walk looks at the current frame.
+pub const WALK_NATIVE: u32 = 0;
+/// It looks at a Python frame that the current one runs.
+pub const WALK_PYTHON: u32 = 1;
+/// It looks at the current frame, of which the Python frames have been seen.
+pub const WALK_PYTHON_DONE: u32 = 2;
+/// It looks at a Python frame: how the current one is left is not known, and only those of Python are to be had.
+pub const WALK_PYTHON_ONLY: u32 = 3;
+
+/// Python frames have not been looked for: an address that no frame has.
+pub const PYTHON_NOT_SOUGHT: u64 = 1;
 
 /// Return addresses whose rows a thread remembers. 128: as many as the deepest stack has frames; 2 KiB.
 pub const REMEMBERED_ROWS: usize = 128;
@@ -339,7 +363,7 @@ pub struct Event {
 }
 
 layout! {
-    Settings = 8 * 2 + 4 * 10;
+    Settings = 8 * 2 + 4 * 12;
     ProcessRecord = 4 * 4;
     HitCounts = 8 * HIT_SLOTS + 8;
     Inflight = 8 * 4 + 4 * 4 + core::mem::size_of::<Block>();
@@ -349,7 +373,7 @@ layout! {
         + core::mem::size_of::<Inflight>() + core::mem::size_of::<HitCounts>() + core::mem::size_of::<StackRecord>() + core::mem::size_of::<RememberedRows>();
     RememberedRow = 8 + core::mem::size_of::<UnwindRow>();
     RememberedRows = 8 + REMEMBERED_ROWS * core::mem::size_of::<RememberedRow>();
-    WalkState = 8 * 10 + 4 * 8;
+    WalkState = 8 * 12 + 4 * 10;
     Event = 4 * 6 + 8;
 }
 

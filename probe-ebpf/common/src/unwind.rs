@@ -184,6 +184,11 @@ pub const MAPPING_UPROBES: u32 = 4;
 /// Code in this mapping that no row covers is known to keep frame pointers (the builtins that V8 links in).
 pub const MAPPING_GAPS_KEEP_FRAME_POINTERS: u32 = 8;
 
+/// The interpreter's loop (`_PyEval_EvalFrameDefault`) or a part of it: a frame here runs Python frames, which stand behind it in the stack.
+pub const MAPPING_EVAL: u32 = 16;
+/// Code of a Python interpreter: deep in a stack its frames are left out, so that there is room for those of Python.
+pub const MAPPING_INTERPRETER: u32 = 32;
+
 layout! {
     UnwindRow = 2 + 1 + 1 + 2 + 2;
     UnwindPage = 4 + 4;

@@ -235,6 +235,10 @@ pub(super) struct TracingArguments {
     /// function, source file or module.
     #[arg(long, value_name = "FILE")]
     pub(super) suppress: Option<PathBuf>,
+
+    /// Show an interpreter's own functions beside those of Python
+    #[arg(long)]
+    pub(super) native: bool,
     /// Maximum number of distinct call stacks.
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = |text: &str| whole(text, 64..=4_194_304), allow_negative_numbers = true, help_heading = "Limits")]
     pub(super) max_stacks: u32,

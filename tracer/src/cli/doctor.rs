@@ -239,6 +239,11 @@ fn print_process(out: &mut dyn Write, pid: u32) -> io::Result<bool> {
     for note in &found.notes {
         line(out, Verdict::Degraded, "note", note, "")?;
     }
+    match &found.python {
+        Some(Ok(seen)) => line(out, Verdict::Good, "python", seen, "")?,
+        Some(Err(why)) => line(out, Verdict::Degraded, "python", why, "")?,
+        None => {}
+    }
     for file in &found.files {
         let path = file.path.display();
         match &file.unwinding {

@@ -165,6 +165,7 @@ fn session(raw: &TracingArguments, subcommand: &str) -> anyhow::Result<SessionOp
         tier,
         mappings_only: raw.tier == TierChoice::Growth,
         at_exit: false,
+        native: raw.native,
         debuginfod: debuginfod(),
         kernel: raw.kernel,
         window: raw.window,

@@ -39,6 +39,19 @@ pub(super) fn member_offset(structure: &str, member: &str) -> io::Result<Option<
     offset_in(open()?, structure, member).map_err(cannot_read)
 }
 
+/// Where in `task_struct` a thread's thread pointer stands, bytes (arch/x86/include/asm/processor.h).
+///
+/// # Errors
+/// As for [`function_numbers`], and the kernel's structures are others.
+pub(super) fn thread_pointer() -> io::Result<u32> {
+    let thread = member_offset("task_struct", "thread")?;
+    let base = member_offset("thread_struct", "fsbase")?;
+    thread
+        .zip(base)
+        .and_then(|(thread, base)| thread.checked_add(base))
+        .ok_or_else(|| unknown("it has no task_struct.thread.fsbase"))
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn cannot_read(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot read {PATH}: {error}"))

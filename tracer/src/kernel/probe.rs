@@ -14,9 +14,9 @@ use std::{
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, RingBuf};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, SLICE_SLOTS, Selection, Settings,
-    SiteKey, SiteTotals, Slice, TELL_PLACES, TELL_STEPS, TOTALS_STRIPES, UnwindPage, UnwindRow,
-    WINDOW_BUCKETS,
+    Bucket, HitCounts, Loss, Mapping, Plain, ProcessRecord, PythonTable, SLICE_SLOTS, Selection,
+    Settings, SiteKey, SiteTotals, Slice, TELL_PLACES, TELL_STEPS, TOTALS_STRIPES, UnwindPage,
+    UnwindRow, WINDOW_BUCKETS,
 };
 
 use super::{
@@ -143,6 +143,9 @@ pub struct Probe {
     pub(super) hits: BpfHashMap<MapData, u32, Value<HitCounts>>,
     pub(super) threads: Threads,
     pub(super) slices: SharedArray<Slice>,
+    pub(super) pythons: BpfHashMap<MapData, u32, Value<PythonTable>>,
+    /// Why no Python frames can be seen; `None` until it is known.
+    pub(super) thread_pointer: Option<Result<(), String>>,
     /// Slices written so far.
     pub(super) slice_generation: u32,
     pub(super) events: RingBuf<MapData>,
@@ -260,6 +263,8 @@ impl Probe {
             hits: hash(object.take_map("HITS")?)?,
             threads: Threads::new(&mut object)?,
             slices: shared(&object, "SLICES", SLICE_SLOTS)?,
+            pythons: hash(object.take_map("PYTHONS")?)?,
+            thread_pointer: None,
             slice_generation: 0,
             events,
             memory: std::mem::take(&mut object.memory),

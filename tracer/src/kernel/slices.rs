@@ -4,10 +4,15 @@
 use std::{mem::offset_of, sync::atomic::Ordering};
 
 use leakscope_common::{
-    Mapping, SLICE_LENT, SLICE_NO_STEPS, SLICE_SLOTS, SLICE_WINDOWED, Slice, UnwindPage, UnwindRow,
+    Mapping, PythonTable, SLICE_LENT, SLICE_NO_STEPS, SLICE_SLOTS, SLICE_WINDOWED, Settings, Slice,
+    UnwindPage, UnwindRow,
 };
 
-use super::probe::Probe;
+use super::{
+    btf,
+    maps::map_error,
+    probe::{Probe, Value},
+};
 
 impl Probe {
     /// Tells the probe where a process's mappings stand.
@@ -88,6 +93,39 @@ impl Probe {
             .is_some_and(|slice| {
                 slice.incarnation == incarnation && slice.flags & SLICE_WINDOWED != 0
             })
+    }
+
+    /// Tells the probe how the Python frames of an incarnation are found.
+    ///
+    /// # Errors
+    /// The kernel does not say where threads' pointers stand, or the map is full.
+    pub fn set_python(&mut self, incarnation: u32, table: PythonTable) -> Result<(), String> {
+        if self.thread_pointer.is_none() {
+            let found = btf::thread_pointer().map_err(|error| error.to_string());
+            self.thread_pointer = Some(found.map(|thread_pointer| {
+                if let Some(settings) = self.settings.read(0) {
+                    self.settings.write(
+                        0,
+                        Settings {
+                            thread_pointer,
+                            ..settings
+                        },
+                    );
+                }
+            }));
+        }
+        if let Some(Err(why)) = &self.thread_pointer {
+            return Err(why.clone());
+        }
+        self.pythons
+            .insert(incarnation, Value(table), 0)
+            .map_err(|error| map_error("PYTHONS", &error).to_string())
+    }
+
+    /// The incarnation has no Python frames any more.
+    pub fn clear_python(&mut self, incarnation: u32) {
+        // Most have none.
+        let _ = self.pythons.remove(&incarnation);
     }
 
     /// The process's mappings are not to be used any more.

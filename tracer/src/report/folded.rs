@@ -3,14 +3,16 @@
 //!
 //! Stacks that touched pages stand apart below a frame of that name: other stacks hold the same bytes as mappings.
 //!
-//! Frames carry the annotations of `stackcollapse-perf`: `_[i]` inlined, `_[j]` generated code, `_[k]` kernel.
+//! Functions of Python carry their file and line. Frames carry the annotations of `stackcollapse-perf`: `_[i]` inlined, `_[j]` generated code, `_[k]` kernel.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 
 use super::model::{Frame, FrameKind, Report, Site, SiteKind};
-use super::names::{TOUCHED_PAGES, UNKNOWN_STACK, clean, function, incomplete, omitted, unnamed};
+use super::names::{
+    TOUCHED_PAGES, UNKNOWN_STACK, base_name, clean, function, incomplete, omitted, unnamed,
+};
 use super::{Difference, Format};
 
 /// See the module.
@@ -112,6 +114,12 @@ fn push_frame(stack: &mut String, frame: &Frame) {
     match function(frame).map(field) {
         Some(function) if !function.is_empty() => stack.push_str(&function),
         _ => stack.push_str(&field(&unnamed(frame))),
+    }
+    if frame.kind == FrameKind::Python
+        && let (Some(file), Some(line)) = (&frame.file, frame.line)
+    {
+        // Python's functions are often called alike, `<lambda>` or `<module>`.
+        stack.push_str(&format!(" ({}:{line})", field(base_name(file))));
     }
     match frame.kind {
         FrameKind::Jit => stack.push_str("_[j]"),

@@ -10,7 +10,7 @@ use super::difference::{ChangeKind, Difference};
 use super::kernel_names::{descriptors, level_figures, level_name, others};
 use super::model::{Process, Report, Site, SiteKind};
 use super::names::{clean, go_use, heap_use, looked_at, process_name, why_empty};
-use super::text::stack_lines;
+use super::text::{headline, stack_lines};
 use super::{Format, Svg};
 use crate::units;
 
@@ -312,7 +312,7 @@ fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "</section>")
 }
 
-/// A stack, of which the first caller shows until it is opened.
+/// A stack, of which the headline shows until it is opened.
 fn stack(site: &Site, out: &mut dyn Write) -> io::Result<()> {
     if site.kind == SiteKind::Pages {
         writeln!(
@@ -321,8 +321,11 @@ fn stack(site: &Site, out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
     let lines = stack_lines(site);
-    let first = lines.first().map(String::as_str).unwrap_or_default();
-    write!(out, "<details><summary>{}</summary><ol>", text(first))?;
+    write!(
+        out,
+        "<details><summary>{}</summary><ol>",
+        text(&headline(site))
+    )?;
     for line in &lines {
         write!(out, "<li>{}</li>", text(line))?;
     }

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::model::{Frame, GoUse, HeapUse, Process, ReportParts, Site};
+use super::model::{Frame, FrameKind, GoUse, HeapUse, Process, ReportParts, Site};
 use crate::{ledger::NO_POINTER, units};
 
 /// Whether a character is kept: no control characters, none that reorder the line (Unicode's bidirectional
@@ -49,6 +49,9 @@ pub(super) fn function(frame: &Frame) -> Option<&str> {
 
 /// What stands for a frame's function where that is not known: `[module+0x1234]`, or less.
 pub(super) fn unnamed(frame: &Frame) -> String {
+    if frame.kind == FrameKind::Python {
+        return "[python code that is gone]".to_owned();
+    }
     let module = frame
         .module
         .as_ref()

@@ -121,6 +121,14 @@ impl Format for Text {
     }
 }
 
+/// What a person looks for first: the line of Python, else the first caller.
+pub(super) fn headline(site: &Site) -> String {
+    let (_, callers) = stack::split(&site.frames);
+    stack::python_line(callers)
+        .or_else(|| stack_lines(site).into_iter().next())
+        .unwrap_or_default()
+}
+
 /// A site's stack without the allocator's own frames, a line each.
 pub(super) fn stack_lines(site: &Site) -> Vec<String> {
     let (own, callers) = stack::split(&site.frames);
@@ -323,13 +331,16 @@ impl Text {
         }
         let verdict = self.dress(verdict_color(site.verdict), site.verdict.name());
         writeln!(out, "  {verdict}")?;
+        let (own, callers) = stack::split(&site.frames);
+        if let Some(line) = stack::python_line(callers) {
+            writeln!(out, "    in {line}")?;
+        }
         if !site.verdict_reason.is_empty() {
             writeln!(out, "    {}", clean(&site.verdict_reason))?;
         }
         if let Some(estimate) = estimate(site) {
             writeln!(out, "    {}", self.dress(DIM, &estimate))?;
         }
-        let (own, callers) = stack::split(&site.frames);
         let process = report.process_of(site);
         let several = process.is_some_and(|process| process.allocators.len() > 1);
         let facts = facts(site, stack::via(own), several);

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leakscope_common::STACK_UNKNOWN_MAPPING;
+use leakscope_common::{PYTHON_FRAME, STACK_UNKNOWN_MAPPING};
 
 use super::{
     Session, Stack,
@@ -169,7 +169,7 @@ impl Session {
         site: SiteId,
         flags: u16,
         hit_slot: u8,
-        frames: Vec<u64>,
+        mut frames: Vec<u64>,
     ) {
         self.note_code_maps();
         if let Some(traced) = self.processes.get_mut(&pid) {
@@ -177,7 +177,7 @@ impl Session {
             if traced.incarnation == incarnation
                 && frames
                     .iter()
-                    .any(|address| traced.space.find(*address).is_none())
+                    .any(|frame| frame & PYTHON_FRAME == 0 && traced.space.find(*frame).is_none())
                 && traced.may_refresh()
             {
                 // A process that is gone keeps what was known.
@@ -185,6 +185,9 @@ impl Session {
                     .space
                     .refresh(&self.proc_root, pid, &mut self.modules)
                     .unwrap_or(false);
+            }
+            if traced.incarnation == incarnation {
+                frames = traced.name_python(&self.proc_root, frames);
             }
         }
         let identity = self

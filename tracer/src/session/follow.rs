@@ -102,9 +102,10 @@ impl Session {
         if self.options.probe.frame_pointers_only {
             return Ok(());
         }
-        let problems = self
-            .tables
-            .install(&mut self.probe, traced.incarnation, &traced.space)?;
+        let marks = self.find_python(traced);
+        let problems =
+            self.tables
+                .install(&mut self.probe, traced.incarnation, &traced.space, &marks)?;
         for problem in problems {
             traced.note(problem);
         }

@@ -10,6 +10,8 @@ use super::{
     tables::{Builder, Unwinding},
 };
 use crate::{
+    reader::ProcessMemory,
+    runtime::cpython::Interpreters,
     symbol::{AddressSpace, Modules},
     target::discover::{Files, discover},
 };
@@ -47,6 +49,8 @@ pub struct Inspection {
     pub notes: Vec<String>,
     /// What is seen without a probe of its own, a line for each allocator.
     pub covered: Vec<String>,
+    /// What is known of the Python in it; an error says what cannot be seen.
+    pub python: Option<Result<String, String>>,
     /// Files with code, by address.
     pub files: Vec<InspectedFile>,
 }
@@ -97,6 +101,27 @@ pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
     }
     let mut space = AddressSpace::default();
     space.refresh(proc_root, pid, &mut Modules::default())?;
+    inspection.python = Interpreters::default().find(&space).map(|found| {
+        let python = found?;
+        let path = python.module().path.display();
+        let threads = ProcessMemory::open(proc_root, pid)
+            .ok()
+            .and_then(|memory| python.threads(&memory));
+        match threads {
+            Some((all, found)) if found == all => Ok(format!(
+                "CPython {} in {path}: functions and lines in stacks; {found} of {all} thread states found",
+                python.release()
+            )),
+            Some((all, found)) => Err(format!(
+                "CPython {} in {path}: {found} of {all} thread states are where they are looked for; stacks of the other threads have no Python functions",
+                python.release()
+            )),
+            None => Err(format!(
+                "CPython {} in {path}: its threads cannot be read yet",
+                python.release()
+            )),
+        }
+    });
     let builder = Builder::default();
     let mut seen = HashSet::new();
     for range in space.ranges() {

@@ -20,6 +20,7 @@ mod looks;
 mod moment;
 mod pages;
 mod process;
+mod python;
 mod report;
 mod room;
 mod select;
@@ -53,6 +54,7 @@ use crate::{
     },
     ledger::{Ledger, SiteId},
     report::{Report, Suppressions},
+    runtime::cpython::Interpreters,
     symbol::{Debuginfod, ElfSymbols, Modules, Resolver},
     target::discover::Files,
     units::{bytes, duration},
@@ -121,6 +123,8 @@ pub struct SessionOptions {
     pub mappings_only: bool,
     /// The heaps of commands of ours are looked at where they end.
     pub at_exit: bool,
+    /// An interpreter's own functions are shown, too.
+    pub native: bool,
     /// Who has debug information that is not on this machine.
     pub debuginfod: Option<Debuginfod>,
     /// What the kernel holds is watched, too.
@@ -164,6 +168,7 @@ impl Default for SessionOptions {
             suppressions: Suppressions::default(),
             mappings_only: false,
             at_exit: false,
+            native: false,
             debuginfod: None,
             kernel: false,
         }
@@ -215,6 +220,7 @@ pub struct Session {
     code_maps: Option<CodeMaps>,
     files: Files,
     resolver: Resolver,
+    interpreters: Interpreters,
     ledger: Ledger,
     /// When the ages of the live blocks are looked at next.
     next_survey: Instant,
@@ -288,6 +294,7 @@ impl Session {
             code_maps: CodeMaps::start(),
             files: Files::default(),
             resolver: Resolver::new(Box::new(ElfSymbols::with_servers(servers))),
+            interpreters: Interpreters::default(),
             ledger: Ledger::new(crate::kernel::monotonic_ns()),
             next_survey: now,
             processes: BTreeMap::new(),

@@ -20,6 +20,7 @@ use super::{
     ended::End,
     kernel_watch::CGROUPS,
     links::{FileId, Planned},
+    python::PythonProcess,
     window::Windows,
 };
 use crate::{
@@ -153,6 +154,8 @@ pub(super) struct Traced {
     lends: bool,
     /// The files of which the link sees those too.
     lent: HashSet<FileId>,
+    /// The Python in it.
+    pub(super) python: Option<PythonProcess>,
     /// Its windows.
     pub(super) windows: Windows,
     pub(super) sites: Vec<ProbeSite>,
@@ -255,6 +258,7 @@ impl Traced {
             planned: Vec::new(),
             lends: false,
             lent: HashSet::new(),
+            python: None,
             windows: Windows::new(limits, pid),
             sites: Vec::new(),
             execs: 0,
@@ -300,6 +304,7 @@ impl Traced {
     pub(super) fn begin_program(&mut self, proc_root: &Path, incarnation: u32) {
         self.incarnation = incarnation;
         self.space = AddressSpace::default();
+        self.python = None;
         self.lends = false;
         self.code_look = None;
         self.has_new_code = false;

@@ -9,6 +9,7 @@ mod room;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     num::NonZeroUsize,
+    ops::Range,
     path::Path,
     sync::Arc,
 };
@@ -162,7 +163,7 @@ impl Tables {
         }
     }
 
-    /// Installs the tables of everything that a process has mapped, and its mappings. Returns what went wrong, a line for each
+    /// Installs the tables of everything that a process has mapped, and its mappings, of which parts are marked with more flags. Returns what went wrong, a line for each
     /// file.
     ///
     /// # Errors
@@ -172,6 +173,7 @@ impl Tables {
         probe: &mut Probe,
         incarnation: u32,
         space: &AddressSpace,
+        marks: &[(Range<u64>, u32)],
     ) -> Result<Vec<String>, KernelError> {
         let mut problems = Vec::new();
         let modules: BTreeMap<u64, &Arc<Module>> = space
@@ -221,7 +223,7 @@ impl Tables {
                     }
                 }
             }
-            mappings.push(mapping);
+            mappings.extend(marked(mapping, marks));
         }
         let Some(first) = self.mappings.take(mappings.len().max(1)) else {
             problems.push(format!(
@@ -246,6 +248,7 @@ impl Tables {
     /// Gives back what an incarnation that has ended used.
     pub fn remove(&mut self, probe: &mut Probe, incarnation: u32) {
         probe.clear_slice(incarnation);
+        probe.clear_python(incarnation);
         if let Some((first, len)) = self.slices.remove(&incarnation) {
             self.mappings.retire(first, len);
         }
@@ -343,6 +346,36 @@ impl Tables {
     }
 }
 
+/// A mapping in pieces, each with the flags of all marks that it lies in.
+fn marked(mapping: Mapping, marks: &[(Range<u64>, u32)]) -> Vec<Mapping> {
+    let mut edges: Vec<u64> = marks
+        .iter()
+        .flat_map(|(range, _)| [range.start, range.end])
+        .chain([mapping.start, mapping.end])
+        .filter(|edge| (mapping.start..=mapping.end).contains(edge))
+        .collect();
+    edges.sort_unstable();
+    edges.dedup();
+    edges
+        .windows(2)
+        .filter_map(|edges| match edges {
+            [start, end] => {
+                let flags = marks
+                    .iter()
+                    .filter(|(range, _)| range.contains(start))
+                    .fold(mapping.flags, |flags, (_, more)| flags | more);
+                Some(Mapping {
+                    start: *start,
+                    end: *end,
+                    flags,
+                    ..mapping
+                })
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 /// The 64 KiB pages that addresses in the file's executable segments, or rows of its table, can have.
 fn page_span(module: &Module, table: &Table) -> (u64, u64) {
     let mut first = table.first_page;
@@ -430,4 +463,38 @@ enum TableError {
     /// What is in it.
     #[error(transparent)]
     Unwind(#[from] UnwindError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Mapping, marked};
+
+    #[test]
+    fn marks_that_overlap_cut_a_mapping_in_pieces() {
+        let mapping = Mapping {
+            start: 0x1000,
+            end: 0x5000,
+            bias: 0x1000,
+            first_page: 7,
+            flags: 1,
+        };
+        let marks = [
+            (0x2000..0x3000, 2),
+            (0x2800..0x3000, 4),
+            (0x1000..0x5000, 8),
+            (0x6000..0x7000, 16),
+        ];
+        let pieces: Vec<_> = marked(mapping, &marks)
+            .iter()
+            .map(|piece| (piece.start, piece.end, piece.flags))
+            .collect();
+        let expected = [
+            (0x1000, 0x2000, 9),
+            (0x2000, 0x2800, 11),
+            (0x2800, 0x3000, 15),
+            (0x3000, 0x5000, 9),
+        ];
+        assert_eq!(pieces, expected);
+        assert_eq!(marked(mapping, &[]), [mapping]);
+    }
 }

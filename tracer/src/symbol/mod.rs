@@ -6,6 +6,7 @@ mod debuginfod;
 mod demangle;
 mod elf;
 mod perf_map;
+mod python;
 mod space;
 mod vetted;
 
@@ -13,6 +14,7 @@ pub use debug::DebugFiles;
 pub use debuginfod::{Debuginfod, DebuginfodSettings};
 pub use elf::{ElfSymbols, Named, Symbols};
 pub use perf_map::PerfMap;
+pub use python::PythonFrames;
 pub(crate) use space::nanoseconds;
 pub use space::{AddressSpace, Module, Modules, Place, Range};
 
@@ -69,8 +71,15 @@ impl Resolver {
             }
         }
         let mut frames = Vec::with_capacity(addresses.len());
+        let is_python = PythonFrames::are_in(addresses);
         for (depth, address) in addresses.iter().enumerate() {
-            self.frame(space, *address, called(*address, depth), &mut frames);
+            let looked_up = called(*address, depth);
+            if !(is_python && space.python().is_folded(looked_up)) {
+                self.frame(space, *address, looked_up, &mut frames);
+            }
+        }
+        if is_python && space.python().folds() {
+            drop_beginning(&mut frames);
         }
         frames
     }
@@ -82,6 +91,10 @@ impl Resolver {
         looked_up: u64,
         frames: &mut Vec<Arc<Frame>>,
     ) {
+        if let Some(python) = space.python().frame(address) {
+            frames.push(Arc::clone(python));
+            return;
+        }
         let Some(range) = space.find(looked_up) else {
             frames.push(Arc::new(Frame {
                 address: Some(address),
@@ -142,6 +155,29 @@ impl Resolver {
         };
         frames.extend(made.iter().cloned());
         self.known.insert(key, made);
+    }
+}
+
+/// Drops what starts the program or a thread below its first Python function.
+fn drop_beginning(frames: &mut Vec<Arc<Frame>>) {
+    const BEGINNINGS: [&str; 11] = [
+        "_start",
+        "main",
+        "__libc_start_main",
+        "__libc_start_main_impl",
+        "__libc_start_main_alias_1",
+        "__libc_start_call_main",
+        "start_thread",
+        "clone",
+        "clone3",
+        "__clone",
+        "__clone3",
+    ];
+    while frames.last().is_some_and(|frame| {
+        let name = frame.function.as_deref().unwrap_or_default();
+        frame.kind == FrameKind::Native && BEGINNINGS.contains(&name)
+    }) {
+        frames.pop();
     }
 }
 

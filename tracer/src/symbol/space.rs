@@ -9,7 +9,9 @@ use std::{
     sync::Arc,
 };
 
-use super::perf_map::PerfMap;
+use leakscope_common::PYTHON_FRAME;
+
+use super::{perf_map::PerfMap, python::PythonFrames};
 use crate::target::{
     elf::ElfFile,
     loading::read_maps_with_coming_code,
@@ -177,6 +179,8 @@ pub enum Place {
     Generated,
     /// At an address of which nothing else is known.
     Address(u64),
+    /// In a function and line of Python: the number of its frame.
+    Python(u64),
 }
 
 /// What a process has had mapped. Later mappings replace earlier ones where they overlap; what was unmapped stays
@@ -189,6 +193,8 @@ pub struct AddressSpace {
     has_perf_map: bool,
     /// Its contents, when they were last read.
     perf_map: PerfMap,
+    /// The frames of Python that were seen.
+    python: PythonFrames,
 }
 
 impl AddressSpace {
@@ -279,12 +285,16 @@ impl AddressSpace {
 
     /// What tells one stack from another: where in which file its frames are, for a module that is mapped again lies elsewhere; of code
     /// without a file its addresses, but of a row of them in generated code that has no names only that it is there. A compiler at run time
-    /// moves a function whenever it compiles it better, and inlines more; its callers see one place all the time.
+    /// moves a function whenever it compiles it better, and inlines more; its callers see one place all the time. Of Python, functions and lines
+    /// tell; by which of its own functions the interpreter gets from one to the next does not.
     #[must_use]
     pub fn identity(&self, frames: &[u64]) -> Vec<Place> {
+        let is_python = PythonFrames::are_in(frames);
         let mut identity: Vec<Place> = frames
             .iter()
+            .filter(|address| !(is_python && self.python.is_folded(**address)))
             .map(|address| match self.find(*address) {
+                _ if address & PYTHON_FRAME != 0 => Place::Python(*address),
                 Some(Range {
                     module: Some(module),
                     start,
@@ -297,6 +307,17 @@ impl AddressSpace {
             .collect();
         identity.dedup_by(|one, two| *one == Place::Generated && *two == Place::Generated);
         identity
+    }
+
+    /// Its frames of Python.
+    #[must_use]
+    pub fn python(&self) -> &PythonFrames {
+        &self.python
+    }
+
+    /// The same, to be added to.
+    pub fn python_mut(&mut self) -> &mut PythonFrames {
+        &mut self.python
     }
 
     /// Reads the perf map, if there is one. What was known stays known where it cannot be read.

@@ -355,6 +355,10 @@ impl<'a> Builder<'a> {
     fn line(&mut self, frame: &Frame) -> Line {
         let file = frame.file.as_deref().unwrap_or_default();
         let function_id = match function(frame) {
+            // Where the two names are the same, pprof takes `<module>` for the parameters of a template, and drops it.
+            Some(function) if frame.kind == FrameKind::Python => {
+                self.function_of(function, &format!("python {function}"), file)
+            }
             Some(function) => self.function(function, file),
             None => self.function(&unnamed(frame), file),
         };
@@ -365,6 +369,12 @@ impl<'a> Builder<'a> {
     }
 
     fn function(&mut self, name: &str, file: &str) -> u64 {
+        self.function_of(name, name, file)
+    }
+
+    /// A function that its runtime calls otherwise.
+    fn function_of(&mut self, name: &str, system_name: &str, file: &str) -> u64 {
+        let system_name = self.string(system_name);
         let key = (self.string(name), self.string(file));
         if let Some(&id) = self.functions.get(&key) {
             return id;
@@ -373,7 +383,7 @@ impl<'a> Builder<'a> {
         self.profile.function.push(Function {
             id,
             name: key.0,
-            system_name: key.0,
+            system_name,
             filename: key.1,
             start_line: 0,
         });

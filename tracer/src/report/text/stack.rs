@@ -50,6 +50,14 @@ pub(super) fn via(own: &[Arc<Frame>]) -> Option<String> {
     }
 }
 
+/// The line of Python that a programmer looks for: the innermost, where other code stands before it.
+pub(super) fn python_line(callers: &[Arc<Frame>]) -> Option<String> {
+    let place = callers
+        .iter()
+        .position(|frame| frame.kind == FrameKind::Python)?;
+    (place > 0).then(|| callers.get(place).map(|frame| text(frame)))?
+}
+
 /// The stack, leaf first, with what repeats shown once.
 pub(super) fn lines(frames: &[Arc<Frame>]) -> Vec<Line> {
     let frames: Vec<String> = frames.iter().map(|frame| text(frame)).collect();
@@ -96,6 +104,8 @@ fn text(frame: &Frame) -> String {
     }
     match frame.kind {
         FrameKind::Native | FrameKind::Go => {}
+        // Its file says it.
+        FrameKind::Python if frame.file.is_some() => {}
         FrameKind::Jit => text.push_str(" [jit]"),
         FrameKind::Kernel => text.push_str(" [kernel]"),
         FrameKind::Python => text.push_str(" [python]"),
@@ -141,7 +151,7 @@ fn cut(name: &str) -> Cow<'_, str> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
 
-    use super::{Line, cut, lines, split, text, via};
+    use super::{Line, cut, lines, python_line, split, text, via};
     use crate::report::model::{Frame, FrameKind};
     use std::sync::Arc;
 
@@ -190,6 +200,23 @@ mod tests {
             "alloc::alloc::alloc",
         ]);
         assert_eq!(via(&frames).unwrap(), "alloc::alloc::alloc ← … ← malloc");
+    }
+
+    #[test]
+    fn the_line_of_python_is_told_where_other_code_stands_before_it() {
+        let python = Arc::new(Frame {
+            function: Some("serve".to_owned()),
+            file: Some("/srv/app.py".to_owned()),
+            line: Some(12),
+            kind: FrameKind::Python,
+            ..Frame::default()
+        });
+        let mut frames = stack(&["ffi_call"]);
+        assert_eq!(python_line(&frames), None);
+        frames.push(python);
+        assert_eq!(python_line(&frames).unwrap(), "serve (/srv/app.py:12)");
+        frames.remove(0);
+        assert_eq!(python_line(&frames), None);
     }
 
     #[test]
