@@ -1,6 +1,12 @@
-//! Programs with a runtime of their own between C and the kernel: Go that calls C, node with code that it generates.
+//! Programs with a runtime of their own between C and the kernel: Go with its own heap, Go that calls C, node with code that it
+//! generates.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests"
+)]
 
 use std::fs;
 use std::path::PathBuf;
@@ -55,6 +61,77 @@ fn c_that_go_calls() {
             sites
                 .iter()
                 .all(|site| site.names().last() == Some(&"runtime.asmcgocall"))
+        );
+    }
+}
+
+/// What Go has in use is what its own profile says, to the byte, with names, files and lines also where nothing else is left in the file;
+/// and goroutines that nobody wakes are counted where they were started.
+#[test]
+fn go_by_its_own_profile() {
+    let _alone = require_kernel!();
+    for name in ["entries", "entries-stripped", "entries-pie"] {
+        if let Some(reason) = missing(name) {
+            leave_out(&reason);
+            return;
+        }
+        let mut running = Victim::start(&require_victim!(name)).expect("started");
+        let pid = running.pid();
+        // There is no allocator in it that could be attached to.
+        let mut tracer = Tracer::start(&["-p", &pid.to_string()]).expect("started");
+        tracer.wait_until_following().expect("followed");
+        let truths = running.go().expect("the victim's truth");
+        let report = tracer.stop().expect("the report");
+        assert!(running.quit().expect("ends").success());
+        for truth in &truths {
+            let is_stacks = truth.function == "main.waitForever";
+            let kind = if is_stacks { "goroutines" } else { "go" };
+            let sites: Vec<_> = report
+                .sites
+                .iter()
+                .filter(|site| site.pid == pid && site.kind == kind)
+                .filter(|site| site.names().first() == Some(&truth.function.as_str()))
+                .collect();
+            let [site] = sites.as_slice() else {
+                panic!("{name}: {}: {sites:?}", truth.function);
+            };
+            assert_eq!(
+                site.inuse_objects, truth.objects,
+                "{name}: {}",
+                truth.function
+            );
+            if !is_stacks {
+                assert_eq!(site.inuse_bytes, truth.bytes, "{name}: {}", truth.function);
+            }
+            let leaf = site.frames.first().expect("a frame");
+            assert_eq!(leaf.kind, "go");
+            let file = leaf.file.as_deref().unwrap_or_default();
+            assert!(file.ends_with("entries.go"), "{name}: {file}");
+            assert!(leaf.line.is_some());
+            assert!(site.stack_complete);
+        }
+        // An inlined call has a frame of its own.
+        let cache = report
+            .sites
+            .iter()
+            .find(|site| site.names().first() == Some(&"main.fillCache"))
+            .expect("the cache");
+        let refill = cache
+            .frames
+            .iter()
+            .find(|frame| frame.function.as_deref() == Some("main.refill"));
+        assert!(
+            refill.is_some_and(|frame| frame.inlined),
+            "{:?}",
+            cache.names()
+        );
+        // The runtime maps its heap for itself.
+        assert!(
+            report
+                .sites
+                .iter()
+                .all(|site| site.kind != "mapping" || site.inuse_bytes < 1 << 20),
+            "{name}"
         );
     }
 }

@@ -14,7 +14,7 @@ use leakscope_tests::{
 };
 
 /// Victims that do not speak the protocol, or not by themselves.
-const SILENT: [&str; 24] = [
+const SILENT: [&str; 27] = [
     "behaviours",
     "family",
     "short",
@@ -34,6 +34,9 @@ const SILENT: [&str; 24] = [
     "fragments",
     "lost",
     "hoard",
+    "entries",
+    "entries-stripped",
+    "entries-pie",
     "hostile",
     "records",
     "shapes",

@@ -79,6 +79,18 @@ const fn musl(name: &'static str, flags: &'static [&'static str]) -> Program {
     }
 }
 
+/// The Go program whose heap and goroutines are looked at, built one way.
+const fn entries(name: &'static str, flags: &'static [&'static str]) -> Program {
+    Program {
+        name,
+        compiler: "go",
+        source: "entries.go",
+        flags,
+        beside: &[],
+        needs: Needs::Go,
+    }
+}
+
 const fn rust(name: &'static str, flags: &'static [&'static str]) -> Program {
     Program {
         name,
@@ -254,6 +266,9 @@ const PROGRAMS: &[Program] = &[
         beside: &[],
         needs: Needs::Go,
     },
+    entries("entries", &[]),
+    entries("entries-stripped", &["-ldflags=-s -w"]),
+    entries("entries-pie", &["-buildmode=pie", "-ldflags=-s -w"]),
     c("realloc_race", "realloc_race.c", POINTERS),
     c("crowd", "crowd.c", POINTERS),
     c("library", "library.c", POINTERS),

@@ -331,6 +331,8 @@ pub enum SiteKind {
     Pages,
     /// Blocks of Go's heap, by the runtime's own profile: as of its last collection, and allocated since the program began.
     Go,
+    /// Goroutines by where they were started; bytes are those of their stacks, and types what they do.
+    Goroutines,
 }
 
 /// What an estimate from windows rests on.

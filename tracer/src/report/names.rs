@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::model::{Frame, FrameKind, GoUse, HeapUse, Process, ReportParts, Site};
+use super::model::{Frame, FrameKind, GoUse, HeapUse, Process, ReportParts, Site, SiteKind};
 use crate::{ledger::NO_POINTER, units};
 
 /// Whether a character is kept: no control characters, none that reorder the line (Unicode's bidirectional
@@ -159,8 +159,13 @@ pub(super) fn heap_use(heap: &HeapUse) -> String {
 /// What is seen of a Go runtime, in words.
 pub(super) fn go_use(go: &GoUse) -> String {
     let version = go.version.as_deref().map_or("Go".into(), clean);
+    let goroutines = format!(
+        "{} goroutine{}",
+        units::count(go.goroutines),
+        units::plural(go.goroutines)
+    );
     if go.profile_rate_bytes == 0 {
-        return format!("{version}, without a heap profile");
+        return format!("{version}, {goroutines}, without a heap profile");
     }
     let collected = match go.last_collection_s {
         Some(age) => format!(
@@ -176,7 +181,9 @@ pub(super) fn go_use(go: &GoUse) -> String {
     } else {
         ""
     };
-    format!("{version}, by its heap profile, one sample for {sample}, {collected}{cut}")
+    format!(
+        "{version}, {goroutines}; by its heap profile, one sample for {sample}, {collected}{cut}"
+    )
 }
 
 /// `1st`, `2nd`, `11th`.
@@ -200,7 +207,12 @@ pub(super) fn looked_at(site: &Site) -> Vec<String> {
             .iter()
             .map(|of| format!("{} {}", units::count(of.objects), clean(&of.name)))
             .collect();
-        lines.push(format!("types: {}", types.join(", ")));
+        let what = if site.kind == SiteKind::Goroutines {
+            "they are in"
+        } else {
+            "types"
+        };
+        lines.push(format!("{what}: {}", types.join(", ")));
     }
     // The verdict may say it already.
     let is_said = [LOST_AT_EXIT, NO_POINTER]

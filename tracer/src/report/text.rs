@@ -154,8 +154,14 @@ fn missing(no_allocator: bool) -> &'static str {
     }
 }
 
+/// Fewer goroutines of a place than this are counted, not listed: every program has some.
+const FEW_GOROUTINES: u64 = 8;
+
 /// Sites whose blocks are all freed are counted, not listed.
 fn survives(site: &Site) -> bool {
+    if site.kind == SiteKind::Goroutines {
+        return site.inuse_objects >= FEW_GOROUTINES;
+    }
     site.inuse_objects > 0 || site.inuse_bytes > 0
 }
 
@@ -329,6 +335,9 @@ impl Text {
         if let Some(kind) = site.mapping {
             write!(out, "  {}", kind.label())?;
         }
+        if site.kind == SiteKind::Goroutines {
+            write!(out, "  stacks of goroutines")?;
+        }
         let verdict = self.dress(verdict_color(site.verdict), site.verdict.name());
         writeln!(out, "  {verdict}")?;
         let (own, callers) = stack::split(&site.frames);
@@ -392,6 +401,8 @@ fn verdict_color(verdict: Verdict) -> &'static str {
 fn objects(site: &Site, number: u64) -> String {
     if site.kind == SiteKind::Pages {
         pages(number)
+    } else if site.kind == SiteKind::Goroutines {
+        format!("{} goroutine{}", count(number), plural(number))
     } else {
         blocks(number)
     }
@@ -459,13 +470,15 @@ fn facts(site: &Site, via: Option<String>, several: bool) -> String {
         "{} {} in {}",
         if site.kind == SiteKind::Pages {
             "touched"
+        } else if site.kind == SiteKind::Goroutines {
+            "started"
         } else {
             "allocated"
         },
         bytes(site.alloc_bytes),
         objects(site, site.alloc_objects)
     )];
-    if site.inuse_objects > 0 && site.kind != SiteKind::Go {
+    if site.inuse_objects > 0 && !matches!(site.kind, SiteKind::Go | SiteKind::Goroutines) {
         facts.push(format!("oldest {}", duration(site.oldest_age_s)));
     }
     facts.extend(rate(site.growth_bytes_per_s));

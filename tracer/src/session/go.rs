@@ -1,6 +1,7 @@
 //! Go's own account of its heap, read at each look from outside: from the runtime's sampled profile to the ledger, and from there to sites
 //! of the report. Nothing is attached, and nothing runs in the program.
 
+mod goroutines;
 mod site;
 
 use std::{
@@ -12,12 +13,14 @@ use std::{
 use super::{Session, process::Traced};
 use crate::{
     kernel::monotonic_ns,
-    ledger::{Judgement, Ledger, SiteId},
+    ledger::{Judgement, Ledger, SiteId, Verdict},
     reader::ProcessMemory,
     report::{Frame, GoUse, Process, Site},
     runtime::go::{GoError, HeapProfile, Image, Program},
     target::elf::is_go,
+    units::rate,
 };
+use goroutines::GoroutineSites;
 use site::GoSite;
 
 /// Sites from here on are of Go's profile; those of the probe and of mappings have smaller numbers.
@@ -29,6 +32,14 @@ const LOOK_AT_LEAST: Duration = Duration::from_secs(10);
 
 /// How the runtime's functions begin by which it maps memory for itself (src/runtime/mem_linux.go, cgo_mmap.go).
 const MAPPERS: [&[u8]; 3] = [b"runtime.sys", b"runtime.mmap", b"runtime.callCgoMmap"];
+
+/// What names the frames of a program.
+#[derive(Clone, Copy)]
+struct Names<'a> {
+    program: &'a Program,
+    bias: u64,
+    path: &'a str,
+}
 
 /// Why a Go program's heap is not seen.
 pub(super) const NO_PROFILE: &str = "Go's runtime samples no block in it: the linker leaves the heap profile out of programs that import neither \
@@ -58,6 +69,7 @@ struct GoProcess {
     sites: BTreeMap<SiteId, GoSite>,
     /// By stack.
     known: HashMap<Vec<u64>, SiteId>,
+    goroutines: GoroutineSites,
     rate: u64,
     buckets: usize,
     is_cut: bool,
@@ -139,6 +151,7 @@ impl GoHeaps {
                 path: module.path.display().to_string(),
                 sites: BTreeMap::new(),
                 known: HashMap::new(),
+                goroutines: GoroutineSites::default(),
                 rate: 0,
                 buckets: 0,
                 is_cut: false,
@@ -170,6 +183,7 @@ impl GoHeaps {
             // It has ended, or is about to.
             return;
         };
+        let goroutines = found.program.goroutines(&found.memory, found.bias);
         let now_ns = monotonic_ns();
         process.note_collections(&profile, begun);
         let is_first = process.looked_ns == 0;
@@ -180,6 +194,10 @@ impl GoHeaps {
             } else {
                 self.ledger.observe(now_ns, place, &totals, 1);
             }
+        }
+        if let Some(seen) = goroutines {
+            process.goroutines.take(&seen, now_ns, &mut self.sites);
+            process.goroutines.note(&mut self.ledger, now_ns, is_first);
         }
         process.looked_ns = now_ns;
         let rest = begun.elapsed().saturating_mul(LOOK_SHARE);
@@ -194,6 +212,9 @@ impl GoHeaps {
             for (id, site) in &process.sites {
                 site.visit(|born_ns, bytes, count| ages.note_blocks(*id, born_ns, bytes, count));
             }
+            process
+                .goroutines
+                .visit(|id, born_ns, bytes| ages.note_blocks(id, born_ns, bytes, 1));
         }
         ages.finish();
     }
@@ -204,8 +225,13 @@ impl GoHeaps {
         self.processes.retain(|incarnation, process| {
             let stays = incarnations.contains(incarnation);
             if !stays {
-                for site in process.sites.keys() {
-                    ledger.forget(*site);
+                for site in process
+                    .sites
+                    .keys()
+                    .copied()
+                    .chain(process.goroutines.ids())
+                {
+                    ledger.forget(site);
                 }
             }
             stays
@@ -217,11 +243,12 @@ impl GoHeaps {
     /// Bytes in use by the profile of a process.
     pub(super) fn inuse_bytes(&self, incarnation: u32) -> f64 {
         self.processes.get(&incarnation).map_or(0.0, |process| {
-            process
+            let blocks: f64 = process
                 .sites
                 .values()
                 .map(|site| site.inuse().1 as f64)
-                .sum()
+                .sum();
+            blocks + process.goroutines.stack_bytes() as f64
         })
     }
 
@@ -239,6 +266,40 @@ impl GoHeaps {
             Some(error) => Some(format!("Go's heap is not read: {error}")),
             None if process.has_profile() || process.looked_ns == 0 => None,
             None => Some(NO_PROFILE.to_owned()),
+        }
+    }
+
+    /// Whether a process's runtime is one whose layout is known.
+    pub(super) fn is_known(&self, incarnation: u32) -> bool {
+        let process = self.processes.get(&incarnation);
+        process.is_some_and(|process| process.found.is_some())
+    }
+
+    /// What is to be thought of pages that are first written to at a stack, and which seem to leak: of those of Go's heap that says nothing.
+    pub(super) fn judge_pages(
+        &self,
+        incarnation: u32,
+        frames: &[u64],
+        seen: Judgement,
+    ) -> Judgement {
+        let found = self
+            .processes
+            .get(&incarnation)
+            .and_then(|it| it.found.as_ref());
+        let is_go = found.zip(frames.first()).is_some_and(|(found, address)| {
+            let place = address.wrapping_sub(found.bias);
+            found.program.functions.name_of(place).is_some()
+        });
+        if !is_go || seen.verdict != Verdict::Leaking {
+            return seen;
+        }
+        Judgement {
+            verdict: Verdict::WarmingUp,
+            reason: format!(
+                "Go code touches ever more pages, {}; what its heap keeps of them, a collection tells",
+                rate(seen.growth_bytes_per_s).unwrap_or_default()
+            ),
+            ..seen
         }
     }
 
@@ -273,8 +334,15 @@ impl GoHeaps {
     pub(super) fn frames(&self, incarnation: u32, id: SiteId) -> Option<Vec<Arc<Frame>>> {
         let process = self.processes.get(&incarnation)?;
         let found = process.found.as_ref()?;
-        let site = process.sites.get(&id)?;
-        Some(site.frames(&found.program, found.bias, &process.path))
+        let names = Names {
+            program: &found.program,
+            bias: found.bias,
+            path: &process.path,
+        };
+        match process.sites.get(&id) {
+            Some(site) => Some(site.frames(names)),
+            None => process.goroutines.frames(id, names),
+        }
     }
 
     /// Judges a site.
@@ -284,7 +352,7 @@ impl GoHeaps {
         let site = process.and_then(|process| Some((process, process.sites.get(&id)?)));
         match site {
             Some((process, site)) => site.judged(&judgement, process.collections()),
-            None => judgement,
+            None => goroutines::judged(&judgement),
         }
     }
 
@@ -293,6 +361,11 @@ impl GoHeaps {
         let Some(process) = self.processes.get(&incarnation) else {
             return Vec::new();
         };
+        let goroutines = process.goroutines.described().map(|site| Site {
+            pid,
+            incarnation,
+            ..site
+        });
         let made = process.sites.iter().filter(|(_, site)| site.is_shown());
         made.map(|(id, site)| Site {
             pid,
@@ -301,6 +374,7 @@ impl GoHeaps {
             allocator: Some(process.allocator()),
             ..site.described()
         })
+        .chain(goroutines)
         .collect()
     }
 }
@@ -377,6 +451,7 @@ impl GoProcess {
             collections: u64::from(self.cycle),
             collections_seen: u64::from(self.collections()),
             last_collection_s: self.collected.map(|at| at.elapsed().as_secs_f64()),
+            goroutines: self.goroutines.count(),
             is_cut: self.is_cut,
         }
     }

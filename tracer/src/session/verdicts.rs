@@ -395,7 +395,13 @@ impl Session {
                         judgement
                     }
                     (SiteKind::Heap, None) => self.ledger.judge(id, site.incarnation),
-                    (SiteKind::Go, _) => self.go.judge(site.incarnation, id),
+                    (SiteKind::Go | SiteKind::Goroutines, _) => self.go.judge(site.incarnation, id),
+                    (SiteKind::Pages, _) => {
+                        let stack = self.stacks.get(&id).map(|it| it.frames.as_slice());
+                        let seen = self.ledger.judge_mapping(id);
+                        self.go
+                            .judge_pages(site.incarnation, stack.unwrap_or_default(), seen)
+                    }
                     _ => self.ledger.judge_mapping(id),
                 };
                 let judgement = self.with_reachability(id, site, judgement);

@@ -20,6 +20,9 @@ pub struct GoUse {
     /// How long ago the last of these was, seconds.
     #[serde(default)]
     pub last_collection_s: Option<f64>,
+    /// Goroutines that have not ended.
+    #[serde(default)]
+    pub goroutines: u64,
     /// There were more entries in the profile than are read.
     #[serde(default)]
     pub is_cut: bool,

@@ -266,6 +266,10 @@ impl<'a> Builder<'a> {
             site.alloc_bytes,
             site.alloc_objects,
         );
+        if site.kind == SiteKind::Goroutines {
+            // They have a profile of their own.
+            value.fill(0);
+        }
         if has_pages(report) {
             value.resize(6, 0);
             if site.kind == SiteKind::Pages {

@@ -4,11 +4,14 @@
 mod bytes;
 mod code;
 mod functions;
+mod goroutines;
+mod pieces;
 mod profile;
 mod program;
 mod version;
 
 pub use functions::{FunctionTable, GoFrame};
+pub use goroutines::{GoroutineGroup, GoroutineKind, Goroutines, Member, Waiting};
 pub use profile::{Bucket, HeapProfile, scaled};
 pub use program::{GoError, Image, Program};
 pub use version::Version;

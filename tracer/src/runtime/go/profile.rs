@@ -1,9 +1,7 @@
 //! The heap profile that Go's runtime keeps of itself (src/runtime/mprof.go): of each stack and size how many of the blocks that were
 //! sampled there were allocated and freed, as of the last collection. Scaled as runtime/pprof does.
 
-use std::{cell::RefCell, collections::HashMap};
-
-use super::{bytes::word, program::Program};
+use super::{bytes::word, pieces::Pieces, program::Program};
 use crate::heap::Memory;
 
 /// `bucket`: `next`, `allnext`, `typ`, `hash`, `size`, `nstk`; then the stack and the record.
@@ -21,10 +19,6 @@ const FUTURE: usize = 3;
 const MOST_BUCKETS: usize = 1 << 18;
 /// No block is larger, bytes.
 const LARGEST: u64 = 1 << 47;
-/// Memory is read in pieces of so many bytes, which are pages: no mapping begins within one.
-const PIECE: u64 = 4096;
-/// So many pieces are read for a profile.
-const MOST_PIECES: usize = 1 << 16;
 /// The largest rate that is taken for one, bytes.
 const LARGEST_RATE: u64 = 1 << 31;
 /// How often a profile is read anew that was published meanwhile.
@@ -58,38 +52,6 @@ pub struct HeapProfile {
     pub buckets: Vec<Bucket>,
     /// There were more buckets than are read.
     pub is_cut: bool,
-}
-
-/// Memory read piece by piece, each once.
-struct Pieces<'a> {
-    memory: &'a dyn Memory,
-    known: RefCell<HashMap<u64, Vec<u8>>>,
-}
-
-impl Pieces<'_> {
-    fn read(&self, address: u64, bytes: usize) -> Option<Vec<u8>> {
-        let mut out = Vec::with_capacity(bytes);
-        let mut known = self.known.borrow_mut();
-        while out.len() < bytes {
-            let at = address.checked_add(out.len() as u64)?;
-            let begin = at - at % PIECE;
-            if !known.contains_key(&begin) {
-                if known.len() >= MOST_PIECES {
-                    return None;
-                }
-                let mut piece = vec![0; usize::try_from(PIECE).ok()?];
-                let read = self.memory.read(begin, &mut piece);
-                piece.truncate(read);
-                known.insert(begin, piece);
-            }
-            let piece = known.get(&begin)?;
-            let from = usize::try_from(at - begin).ok()?;
-            let until = piece.len().min(from.checked_add(bytes - out.len())?);
-            let part = piece.get(from..until).filter(|part| !part.is_empty())?;
-            out.extend_from_slice(part);
-        }
-        Some(out)
-    }
 }
 
 impl Program {
@@ -136,10 +98,7 @@ impl Program {
         bias: u64,
         cycle: u32,
     ) -> Option<(Vec<Bucket>, bool)> {
-        let pieces = Pieces {
-            memory,
-            known: RefCell::default(),
-        };
+        let pieces = Pieces::new(memory);
         let mut buckets = Vec::new();
         let mut next = memory.word(self.buckets.wrapping_add(bias))?;
         while next != 0 {

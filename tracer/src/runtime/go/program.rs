@@ -78,6 +78,10 @@ pub struct Program {
     pub(super) cycle: u64,
     /// Where `runtime.MemProfileRate` may be: the one that holds a rate.
     pub(super) rates: Vec<u64>,
+    /// Where `runtime.allgs` may be.
+    pub(super) all_goroutines: Vec<u64>,
+    /// `runtime.waitReasonStrings`.
+    pub(super) reasons: Option<u64>,
 }
 
 /// A program's file where a process has it.
@@ -187,10 +191,26 @@ impl Program {
         if rates.is_empty() {
             return Err(missing("runtime.MemProfileRate"));
         }
+        let added = code.of("runtime.allgadd");
+        let is_named = |address: u64| added.iter().any(|it| it.address == address);
+        // A slice: its address, length and capacity.
+        let mut all_goroutines: Vec<u64> = added
+            .iter()
+            .map(|it| it.address)
+            .filter(|it| is_named(it.wrapping_add(8)) && is_named(it.wrapping_add(16)))
+            .collect();
+        all_goroutines.dedup();
+        let reasons = code.of("runtime.waitReason.String");
+        let reasons = reasons
+            .iter()
+            .map(|it| it.address)
+            .find(|it| is_table_of_reasons(memory, image, *it));
         Ok(Self {
             buckets,
             cycle,
             rates,
+            all_goroutines,
+            reasons,
             version,
             functions,
             layout,
@@ -218,6 +238,17 @@ impl Code<'_> {
         });
         code.map_or_else(Vec::new, |(start, code)| references(&code, start))
     }
+}
+
+/// Whether an array of strings is that of the reasons to wait: its third is the same in all known versions.
+fn is_table_of_reasons(memory: &dyn Memory, image: Image<'_>, address: u64) -> bool {
+    const THIRD: &[u8] = b"IO wait";
+    let entry = image.read(memory, address.wrapping_add(32), 16);
+    let Some((text, length)) = entry.and_then(|it| Some((word(&it, 0)?, word(&it, 8)?))) else {
+        return false;
+    };
+    let mut bytes = [0; THIRD.len()];
+    length == THIRD.len() as u64 && memory.read(text, &mut bytes) == bytes.len() && bytes == *THIRD
 }
 
 /// Which Go built it.

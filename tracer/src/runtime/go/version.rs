@@ -88,6 +88,8 @@ pub struct Layout {
     pub(super) status: usize,
     pub(super) goroutine: usize,
     pub(super) reason: usize,
+    /// `gobuf.bp`.
+    pub(super) frame_pointer: usize,
 }
 
 impl Layout {
@@ -101,8 +103,8 @@ impl Layout {
             ..20 => (20, 12, 16),
             20.. => (16, 4, 8),
         };
-        // `syscallbp` came before them in Go 1.23.
-        let status = if minor < 23 { 144 } else { 152 };
+        // Before them `syscallbp` came in Go 1.23, and `gobuf.ret` went in Go 1.25.
+        let status = if matches!(minor, 23 | 24) { 152 } else { 144 };
         Self {
             functions_data,
             function,
@@ -114,6 +116,7 @@ impl Layout {
             status,
             goroutine: status + 8,
             reason: status + 32,
+            frame_pointer: if minor < 25 { 48 } else { 40 },
         }
     }
 }

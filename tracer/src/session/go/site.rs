@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use leakscope_common::SiteTotals;
 
+use super::Names;
 use crate::{
     ledger::{Judgement, ProfiledBlocks, Sampled, Verdict, rises},
     report::{Frame, FrameKind, Site, SiteKind},
-    runtime::go::{Bucket, GoFrame, Program, scaled},
+    runtime::go::{Bucket, GoFrame, scaled},
 };
 
 /// 97.5 % of a normal distribution lie below so many standard deviations.
@@ -182,11 +183,11 @@ impl GoSite {
     }
 
     /// Its frames, without those of the runtime that lead to the allocation, as the program's own profile has them.
-    pub(super) fn frames(&self, program: &Program, bias: u64, path: &str) -> Vec<Arc<Frame>> {
+    pub(super) fn frames(&self, names: Names<'_>) -> Vec<Arc<Frame>> {
         let mut frames: Vec<Frame> = self
             .stack
             .iter()
-            .map(|address| frame(program, bias, path, *address))
+            .map(|address| frame(names, *address))
             .collect();
         let own = frames
             .iter()
@@ -194,6 +195,10 @@ impl GoSite {
             .count();
         if own < frames.len() {
             frames.drain(..own);
+        }
+        // Where every goroutine ends, as the program's own profile leaves it out.
+        if frames.len() > 1 && frames.last().is_some_and(is_the_end) {
+            frames.pop();
         }
         frames.into_iter().map(Arc::new).collect()
     }
@@ -207,12 +212,12 @@ fn of_samples(reason: &str) -> String {
 }
 
 /// The frame of a return address.
-fn frame(program: &Program, bias: u64, path: &str, address: u64) -> Frame {
-    let offset = address.wrapping_sub(bias);
+pub(super) fn frame(names: Names<'_>, address: u64) -> Frame {
+    let offset = address.wrapping_sub(names.bias);
     // The call before it: what follows may be another line, or function.
-    let named = program.functions.innermost(offset.wrapping_sub(1));
+    let named = names.program.functions.innermost(offset.wrapping_sub(1));
     let place = Frame {
-        module: Some(path.to_owned()),
+        module: Some(names.path.to_owned()),
         offset: Some(offset),
         kind: FrameKind::Go,
         address: Some(address),
@@ -237,8 +242,12 @@ fn frame(program: &Program, bias: u64, path: &str, address: u64) -> Frame {
     }
 }
 
+pub(super) fn is_the_end(frame: &Frame) -> bool {
+    frame.function.as_deref() == Some("runtime.goexit")
+}
+
 /// Whether a frame is the runtime's own (runtime/pprof hides the same).
-fn is_of_runtime(frame: &Frame) -> bool {
+pub(super) fn is_of_runtime(frame: &Frame) -> bool {
     frame
         .function
         .as_deref()

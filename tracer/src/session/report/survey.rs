@@ -60,7 +60,7 @@ impl Session {
             .filter(|(incarnation, site)| {
                 if *site >= FIRST_STACKLESS {
                     // Go's heap lies at addresses that its runtime chooses.
-                    return self.go.has_profile(*incarnation)
+                    return self.go.is_known(*incarnation)
                         && self.growth.is_anonymous_stackless(*incarnation, *site);
                 }
                 let traced = by_incarnation.get(incarnation);
