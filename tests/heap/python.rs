@@ -60,8 +60,7 @@ fn objects_are_counted_as_the_interpreter_counts_them_and_their_holders_have_nam
                 others.push(format!("{name}: {way}"));
             }
         }
-        // A word that was left over may lead to one of the lists by fewer steps.
-        assert!(others.len() <= 1, "{place}: {others:?}");
+        assert!(others.is_empty(), "{place}: {others:?}");
         assert_eq!(sum(&report, "OnStack", "unreachable_objects"), 0, "{place}");
         for name in ["Parent", "Child"] {
             let known = victim.truth(name);

@@ -195,5 +195,37 @@ fn free_blocks(bytes: &[u8], start: u64, header: &Header) -> Option<Vec<u64>> {
     }
     free.sort_unstable();
     free.dedup();
-    (free.len() as u64 == expected).then_some(free)
+    // A longer list is of a moment before or after the count.
+    (block == 0 && free.len() as u64 == expected).then_some(free)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Header, OVERHEAD, free_blocks};
+
+    #[test]
+    fn a_list_longer_than_the_count_says_had_free_blocks_in_use() {
+        const START: u64 = 0x7f00_0000_4000;
+        const BLOCK: u64 = 64;
+        let mut bytes = vec![0; 4096];
+        let block = |number: u64| START + OVERHEAD + number * BLOCK;
+        let mut link = |from: u64, to: u64| {
+            let at = (block(from) - START) as usize;
+            if let Some(place) = bytes.get_mut(at..at + 8) {
+                place.copy_from_slice(&to.to_le_bytes());
+            }
+        };
+        link(1, block(3));
+        link(3, block(4));
+        let header = |count| Header {
+            count,
+            free: block(1),
+            block: BLOCK,
+            next: OVERHEAD + 6 * BLOCK,
+        };
+        let found = free_blocks(&bytes, START, &header(3));
+        assert_eq!(found, Some(vec![block(1), block(3), block(4)]));
+        assert_eq!(free_blocks(&bytes, START, &header(4)), None);
+        assert_eq!(free_blocks(&bytes, START, &header(2)), None);
+    }
 }

@@ -12,12 +12,19 @@ const ROOT: u32 = 1 << 31;
 /// Nobody reaches it.
 const NOBODY: u32 = u32::MAX;
 
+/// Stands in [`Graph::targets`] beside a block that is pointed to somewhere in its middle.
+const INSIDE: u32 = 1 << 31;
+/// So far from its beginning pointers lead to what a block is for: behind what the runtime keeps there (`OBJECT_AT` of the types; the order
+/// in which attributes were set, `Objects/dictobject.c` of 3.11 and 3.12).
+const BEGINNING: u64 = 32;
+
 /// The edges between blocks in use.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
     /// Where each block's edges begin, and one behind the last.
     offsets: Vec<u32>,
-    targets: Vec<BlockId>,
+    /// Each with [`INSIDE`] where the pointer is not to an object's beginning.
+    targets: Vec<u32>,
     /// Edges that there was no room for.
     pub(super) dropped: u64,
 }
@@ -98,12 +105,13 @@ impl Graph {
             }
             for (number, word) in bytes.chunks_exact(WORD as usize).enumerate() {
                 let word = word.try_into().map_or(0, u64::from_le_bytes);
-                if let Some((target, _)) = blocks.find(word)
+                if let Some((target, distance)) = blocks.find(word)
                     && target != block
                     && !skipped.contains(&(place + number as u64 * WORD))
                 {
                     if graph.targets.len() < most_edges {
-                        graph.targets.push(target);
+                        let inside = if distance <= BEGINNING { 0 } else { INSIDE };
+                        graph.targets.push(target | inside);
                     } else {
                         graph.dropped += 1;
                     }
@@ -114,8 +122,27 @@ impl Graph {
         graph
     }
 
+    /// Doubts what leads to blocks that are doubted, so many steps up.
+    pub(super) fn doubt(&self, doubted: &mut Vec<bool>, steps: usize) {
+        for _ in 0..steps {
+            let is_doubted = |block: &BlockId| doubted.get(*block as usize) == Some(&true);
+            if !doubted.contains(&true) {
+                return;
+            }
+            let leads = |block: BlockId| self.targets(block).any(|target| is_doubted(&target));
+            let next = (0..)
+                .zip(doubted.iter())
+                .map(|(block, is)| *is || leads(block));
+            *doubted = next.collect();
+        }
+    }
+
     /// What a block points to.
-    pub(super) fn targets(&self, block: BlockId) -> &[BlockId] {
+    pub(super) fn targets(&self, block: BlockId) -> impl Iterator<Item = BlockId> + '_ {
+        self.edges(block).iter().map(|edge| edge & !INSIDE)
+    }
+
+    fn edges(&self, block: BlockId) -> &[u32] {
         let place = block as usize;
         let (Some(from), Some(to)) = (self.offsets.get(place), self.offsets.get(place + 1)) else {
             return &[];
@@ -127,7 +154,7 @@ impl Graph {
 }
 
 /// As much of a block's content as is needed to say what it is, bytes.
-const VISITED: u64 = 96;
+pub(super) const VISITED: u64 = 96;
 
 /// Of a block of more bytes, what was never written to is passed over.
 const LARGE: u64 = 16 * PAGE;
@@ -230,8 +257,8 @@ impl Reach {
         });
     }
 
-    /// The same roots once more, but with what hangs on the blocks in `first` as theirs; what hangs on a leaf, which can only have a
-    /// stale word, last. The process is not read again.
+    /// The same roots once more, but with what hangs on the blocks in `first` as theirs; what only hangs on a pointer into the middle of
+    /// a block, or on a leaf, which can only have a stale word, last. The process is not read again.
     pub(super) fn again(
         self,
         graph: &Graph,
@@ -244,31 +271,35 @@ impl Reach {
             parents,
             ..Self::default()
         };
-        for (block, address) in first {
-            reach.root(*block, *address);
-        }
-        reach.spread(graph, 0, |block| !is_leaf(block));
-        let begun = reach.order.len();
+        let mut begun = 0;
         // All roots were found before anything else was reached.
-        for (block, address) in self.order.iter().zip(&self.roots) {
-            reach.root(*block, *address);
+        let others: Vec<(BlockId, u64)> = self.order.into_iter().zip(self.roots).collect();
+        for roots in [first, &others] {
+            for (block, address) in roots {
+                reach.root(*block, *address);
+            }
+            while let Some(block) = reach.order.get(begun).copied() {
+                begun += 1;
+                if !is_leaf(block) {
+                    reach.expand_exactly(graph, block);
+                }
+            }
         }
-        reach.spread(graph, begun, |block| !is_leaf(block));
-        let leaves: Vec<BlockId> = reach
-            .order
-            .iter()
-            .copied()
-            .filter(|block| is_leaf(*block))
-            .collect();
-        let begun = reach.order.len();
-        for block in leaves {
-            reach.expand(graph, block);
+        for leaves in [false, true] {
+            let begun = reach.order.len();
+            for place in 0..begun {
+                let block = reach.order.get(place).copied();
+                if let Some(block) = block.filter(|block| is_leaf(*block) == leaves) {
+                    reach.expand(graph, block);
+                }
+            }
+            reach.spread(graph, begun, |block| leaves || !is_leaf(block));
         }
-        reach.spread(graph, begun, |_| true);
         reach
     }
 
-    fn root(&mut self, block: BlockId, address: u64) {
+    /// Takes a block as one that a word at an address leads to.
+    pub(super) fn root(&mut self, block: BlockId, address: u64) {
         let Some(parent) = self.parents.get_mut(block as usize) else {
             return;
         };
@@ -302,12 +333,27 @@ impl Reach {
 
     fn expand(&mut self, graph: &Graph, block: BlockId) {
         for target in graph.targets(block) {
-            if let Some(parent) = self.parents.get_mut(*target as usize)
-                && *parent == NOBODY
-            {
-                *parent = block;
-                self.order.push(*target);
-            }
+            self.reach_by(block, target);
+        }
+    }
+
+    /// The same, but only what it points to the beginning of.
+    fn expand_exactly(&mut self, graph: &Graph, block: BlockId) {
+        for edge in graph
+            .edges(block)
+            .iter()
+            .filter(|edge| **edge & INSIDE == 0)
+        {
+            self.reach_by(block, *edge);
+        }
+    }
+
+    fn reach_by(&mut self, parent: BlockId, target: BlockId) {
+        if let Some(place) = self.parents.get_mut(target as usize)
+            && *place == NOBODY
+        {
+            *place = parent;
+            self.order.push(target);
         }
     }
 
@@ -370,7 +416,7 @@ pub(super) fn heads(
     let mut states = vec![UNSEEN; lost.len()];
     for block in lost {
         for target in graph.targets(*block) {
-            if let Some(state) = place(target).and_then(|place| states.get_mut(place)) {
+            if let Some(state) = place(&target).and_then(|place| states.get_mut(place)) {
                 *state = HELD;
             }
         }
@@ -392,7 +438,7 @@ pub(super) fn heads(
                 Some(state) if *state != VISITED => *state = VISITED,
                 _ => continue,
             }
-            work.extend(graph.targets(block).iter().filter(|target| {
+            work.extend(graph.targets(block).filter(|target| {
                 place(target)
                     .and_then(|place| states.get(place))
                     .is_some_and(|state| *state != VISITED)

@@ -11,7 +11,7 @@ use super::{
     boxed::Boxed,
     census::{Group, GroupId, GroupKind, OTHER},
     cpython, glibc,
-    graph::{Graph, Reach, Reader, heads},
+    graph::{Graph, Reach, Reader, VISITED, heads},
     holders::{Held, Holder, RootName, holders, jumps},
     memory::{Memory, Region},
     modules::Modules,
@@ -169,7 +169,7 @@ pub fn look(
         },
     );
     result.dropped_edges = graph.dropped;
-    let mut groups = types.into_census().into_groups();
+    let mut groups = types.take_census().into_groups();
     let reach = {
         let is_pointer = apart.is_pointer(&groups, &group_of);
         let torn = &apart.torn;
@@ -209,10 +209,11 @@ pub fn look(
     if options.is_stopped {
         result.count_lost();
     } else {
-        let digests = result.digests(memory);
+        let digests = result.digests(memory, &result.lost);
         for (block, digest) in result.lost.iter_mut().zip(digests) {
             block.digest = digest;
         }
+        result.drop_others(memory, &types);
     }
     Some(result)
 }
@@ -361,6 +362,22 @@ impl Look {
                 .unwrap_or(OTHER);
         }
         self.groups = groups.into_iter().map(|(_, group)| group).collect();
+    }
+
+    /// Leaves out lost blocks that hold another object by now.
+    fn drop_others(&mut self, memory: &dyn Memory, types: &Types<'_>) {
+        let groups = &self.groups;
+        let mut bytes = [0; VISITED as usize];
+        self.lost.retain(|block| {
+            let group = groups.get(usize::from(block.group));
+            group.is_none_or(|group| {
+                let length = match group.object_at {
+                    0 => 0,
+                    _ => memory.read(block.address, &mut bytes),
+                };
+                types.is_still(group, bytes.get(..length).unwrap_or_default())
+            })
+        });
     }
 
     /// Counts the lost blocks in their groups.

@@ -5,8 +5,8 @@
 use proptest::prelude::*;
 
 use super::{
-    Look, LookOptions, Owned, Region, RegionKind, RootName, confirm, look,
-    testing::{ARENA, DATA, HEAP, MadeUp, STACK},
+    Look, LookOptions, Memory, Owned, Region, RegionKind, RootName, confirm, look,
+    testing::{ARENA, DATA, HEAP, Image, MadeUp, STACK},
 };
 
 struct Addresses;
@@ -155,6 +155,46 @@ fn a_block_that_was_freed_or_written_to_between_two_looks_was_called_lost() {
     assert!(left.contains(&lost) && !left.contains(&written) && !left.contains(&freed));
     assert_eq!(counts(&look, 0x38), (1, 0, 0));
     assert_eq!(counts(&look, 0x58), (1, 0, 0));
+}
+
+/// Memory that changes while it is read.
+struct Changing(std::cell::RefCell<Image>);
+
+impl Memory for Changing {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
+        self.0.borrow().read(address, buffer)
+    }
+}
+
+#[test]
+fn a_block_born_again_during_the_last_look_and_what_leads_to_it_were_called_lost() {
+    let mut heap = MadeUp::new();
+    let [node, value, other, lost, end] = [0x40; 5].map(|size| heap.used(size));
+    heap.used(0xa0);
+    for (from, to) in [(node, value), (node + 8, other), (lost, end)] {
+        heap.image.put(from, to);
+    }
+    let regions = heap.regions();
+    let mut look = look(&heap.image, &regions, OPTIONS, &[], &mut Addresses).unwrap();
+    let memory = Changing(heap.image.into());
+    let mut asked = 0;
+    let mut regions = || {
+        asked += 1;
+        if asked == 2 {
+            memory.0.borrow_mut().put(value + 16, 7);
+        }
+        Some(regions.clone())
+    };
+    assert_eq!(
+        confirm(&memory, &mut regions, OPTIONS, &[], &mut look),
+        3,
+        "the node with its values"
+    );
+    let left: Vec<u64> = look.lost.iter().map(|block| block.address).collect();
+    assert!(left.contains(&lost) && left.contains(&end), "{left:x?}");
+    for held in [node, value, other] {
+        assert!(!left.contains(&held), "{held:x}: {left:x?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, fmt};
 
 use super::{
-    census::{Census, GroupId, GroupKind},
+    census::{Census, Group, GroupId, GroupKind},
     memory::{Memory, Region, RegionKind, WORD, region_of},
 };
 
@@ -108,9 +108,24 @@ impl<'look> Types<'look> {
         (self.census.is(group, GroupKind::Python, "frame") && is_stale(from, bytes)).then_some(from)
     }
 
-    /// What was counted.
-    pub(super) fn into_census(self) -> Census {
-        self.census
+    /// Takes what was counted.
+    pub(super) fn take_census(&mut self) -> Census {
+        std::mem::take(&mut self.census)
+    }
+
+    /// Whether a block that begins with these bytes still holds an object of its group, where that tells which pointers lead to it: what was
+    /// born in its place may be found otherwise.
+    pub(super) fn is_still(&self, group: &Group, bytes: &[u8]) -> bool {
+        if group.object_at == 0 {
+            return true;
+        }
+        let number = usize::try_from(group.object_at)
+            .ok()
+            .and_then(|at| bytes.get(at..)?.get(OB_TYPE..OB_TYPE + WORD as usize))
+            .and_then(|word| Some(u64::from_le_bytes(word.try_into().ok()?)))
+            .and_then(|address| *self.types.get(&address)?);
+        let name = number.and_then(|number| self.names.get(number as usize));
+        name == Some(&group.name)
     }
 
     fn kind(&mut self, bytes: &[u8], pointed: Option<&str>) -> (GroupKind, u32, u64) {
@@ -363,6 +378,20 @@ mod tests {
         };
         assert_eq!(kind(INSTANCE), GroupKind::Size);
         assert_eq!(kind(CLASS), GroupKind::Python);
+        // References lead to the beginning of what is born in an object's place where that has no collector's links.
+        let block =
+            |words: [u64; 5]| -> Vec<u8> { words.into_iter().flat_map(u64::to_le_bytes).collect() };
+        let linked = block([0, 0, 1, CLASS, 0]);
+        let (group, object_at) = types.count(64, &linked, None);
+        assert_eq!(object_at, 16);
+        let groups = types.take_census().into_groups();
+        let is_still = |bytes: &[u8]| {
+            let group = groups.get(usize::from(group));
+            group.map(|group| types.is_still(group, bytes))
+        };
+        assert_eq!(is_still(&linked), Some(true));
+        assert_eq!(is_still(&block([1, CLASS, 9, 8, 7])), Some(false));
+        assert_eq!(is_still(&[]), Some(false));
     }
 
     #[test]

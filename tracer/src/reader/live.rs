@@ -13,6 +13,7 @@ use super::{
 use crate::{
     heap::{self, Look, LookOptions, Owned},
     symbol::Debuginfod,
+    target::process::cpu_time,
 };
 
 /// Between two looks: a block that is only held by a register in one is held by memory in the other.
@@ -21,6 +22,9 @@ const BETWEEN: Duration = Duration::from_millis(300);
 /// A look that found blocks held which another one had not is followed by others, until so many in a row find none, at most so many.
 const CONFIRMING: usize = 2;
 const MOST_CONFIRMING: usize = 10;
+
+/// A process that takes a smaller part of a processor hardly changes while it is looked at.
+const IDLE: f64 = 0.02;
 
 /// How much is wanted of a look, and how long it may take.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +54,7 @@ pub fn look_at(
     owned: &[Owned],
     servers: Option<&Debuginfod>,
 ) -> Result<Option<(Look, AddressSpaceImage)>, ReadError> {
+    let (begun, cpu) = (Instant::now(), cpu_time(proc_root, pid).ok());
     let image = read_address_space(proc_root, pid)?;
     let memory = WithRegisters::new(ProcessMemory::open(proc_root, pid)?);
     let regions = memory.with_own(image.regions.clone(), &image.registers);
@@ -69,7 +74,12 @@ pub fn look_at(
     let Some(mut found) = found.filter(|_| !first.is_over()) else {
         return Ok(None);
     };
-    let mut agreeing = CONFIRMING - 1;
+    // Of a process that does nothing the first look is one of those that agree.
+    let worked = cpu_time(proc_root, pid).ok().zip(cpu);
+    let is_idle = worked.is_some_and(|(now, before)| {
+        now.saturating_sub(before).as_secs_f64() <= IDLE * begun.elapsed().as_secs_f64()
+    });
+    let mut agreeing = if is_idle { CONFIRMING - 1 } else { 0 };
     for _ in 0..MOST_CONFIRMING {
         if found.lost.is_empty() {
             break;

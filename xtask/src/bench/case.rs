@@ -154,8 +154,10 @@ pub(super) const BUDGET: &str = "budget";
 pub(super) const TWINS: &str = "twins";
 /// What following fresh pages takes from page faults.
 pub(super) const FAULTS: &str = "faults";
-/// What looks at heaps take, and whether they are right.
+/// What looks at heaps take.
 pub(super) const HEAP: &str = "heap";
+/// Whether looks at heaps that change all the time are right.
+pub(super) const LOOKS: &str = "looks";
 /// How soon a server's leak is found.
 pub(super) const LEAK: &str = "leak";
 /// The same where blocks look alike, and with other allocators.
@@ -178,6 +180,7 @@ pub(super) fn names() -> Vec<&'static str> {
             PROFILE,
             FAULTS,
             HEAP,
+            LOOKS,
             BUDGET,
             TWINS,
             LEAK,

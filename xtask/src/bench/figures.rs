@@ -29,6 +29,8 @@ pub(super) struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) heap: Option<HeapFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) looks: Option<TurnoverFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) budget: Option<BudgetFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) twins: Option<TwinFigures>,
@@ -105,11 +107,17 @@ pub(super) struct HeapFigures {
     pub(super) slowed: f64,
     /// The program's longest operation meanwhile.
     pub(super) pause_ms: f64,
-    pub(super) looks: Vec<LooksFigures>,
     pub(super) bars: Vec<BarFigures>,
 }
 
-/// Looks at a program that changes all the time and loses nothing.
+/// Looks at programs that change all the time and lose nothing.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct TurnoverFigures {
+    pub(super) programs: Vec<LooksFigures>,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// Looks at one of them.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct LooksFigures {
     pub(super) program: String,

@@ -1,15 +1,11 @@
-//! What a look at a heap of a gibibyte takes, from us and from the program, and whether looks at programs that change all the time call
-//! blocks lost that are held.
+//! What a look at a heap of a gibibyte takes, from us and from the program.
 
 use super::Bench;
-use super::child::Running;
-use super::figures::{BarFigures, HeapFigures, LooksFigures, median};
+use super::figures::{BarFigures, HeapFigures, median};
 use super::proc;
 use super::victim::{Victim, compile};
-use crate::shell::root;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -25,9 +21,6 @@ const BEFORE: Duration = Duration::from_secs(5);
 const POLLED: Duration = Duration::from_millis(20);
 /// A tick of `/proc/PID/stat`, seconds (`USER_HZ`).
 const TICK_S: f64 = 0.01;
-/// How often programs that change are looked at, and how soon after their start.
-const LOOKS: u32 = 100;
-const WARM: Duration = Duration::from_secs(5);
 
 /// Measures.
 ///
@@ -72,37 +65,21 @@ pub(super) fn measure(bench: &mut Bench) -> Result<HeapFigures> {
         BarFigures::at_most("program slowed by".into(), figures.slowed, SLOWED),
         BarFigures::at_most("longest operation, ms".into(), figures.pause_ms, PAUSE_MS),
     ];
-    figures.looks.push(looks(
-        bench,
-        "turnover.c",
-        &mut Command::new(compile("turnover")?),
-    )?);
-    let script = root().join("tests/programs/turnover.py");
-    if let Some(python) = crate::shell::find_program("python3") {
-        figures.looks.push(looks(
-            bench,
-            "turnover.py",
-            Command::new(python).arg(script),
-        )?);
-    }
-    for looks in &figures.looks {
-        let what = format!("looks at {} that called a held block lost", looks.program);
-        figures
-            .bars
-            .push(BarFigures::at_most(what, f64::from(looks.wrong), 0.0));
-    }
     Ok(figures)
 }
 
-/// A look from outside.
-struct Look {
-    report: Value,
+/// A look from outside, and what it took.
+pub(super) struct Look {
+    pub(super) report: Value,
     took_s: f64,
     cpu_s: f64,
     peak_bytes: u64,
 }
 
-fn look(bench: &Bench, pid: u32) -> Result<Look> {
+///
+/// # Errors
+/// When leakscope fails.
+pub(super) fn look(bench: &Bench, pid: u32) -> Result<Look> {
     let path = bench.folder().join("heap.json");
     let begun = Instant::now();
     let mut child = Command::new(&bench.leakscope)
@@ -141,50 +118,4 @@ fn cpu(pid: u32) -> Option<f64> {
     let fields = text.rsplit_once(") ")?.1.split(' ');
     let ticks = fields.skip(11).take(2).map(str::parse::<u64>);
     Some(ticks.sum::<Result<u64, _>>().ok()? as f64 * TICK_S)
-}
-
-/// Looks at a program again and again that loses nothing.
-fn looks(bench: &Bench, name: &str, command: &mut Command) -> Result<LooksFigures> {
-    let mut running = Running::start(command, &bench.folder().join("victim.log"))?;
-    thread::sleep(WARM);
-    let mut figures = LooksFigures {
-        program: name.to_owned(),
-        looks: LOOKS,
-        ..LooksFigures::default()
-    };
-    for number in 1..=LOOKS {
-        if number % 10 == 0 {
-            bench.say(&format!(
-                "looks at {name}: {number}/{LOOKS}, {} wrong",
-                figures.wrong
-            ));
-        }
-        let found = look(bench, running.pid())?.report;
-        let groups = found
-            .get("groups")
-            .and_then(Value::as_array)
-            .context("no groups")?;
-        let mut lost = BTreeMap::new();
-        for group in groups {
-            let objects = group
-                .get("unreachable_objects")
-                .and_then(Value::as_u64)
-                .unwrap_or(0);
-            if objects > 0 {
-                lost.insert(
-                    group.get("name").map(Value::to_string).unwrap_or_default(),
-                    objects,
-                );
-            }
-        }
-        if !lost.is_empty() {
-            figures.wrong += 1;
-            bench.say(&format!("look {number} at {name} called lost: {lost:?}"));
-        }
-        figures.blocks = found.get("blocks").and_then(Value::as_u64).unwrap_or(0);
-    }
-    if running.ended()?.is_some() {
-        bail!("{name} has ended: {}", bench.log("victim.log"));
-    }
-    Ok(figures)
 }

@@ -15,6 +15,7 @@ mod figures;
 mod heap;
 mod leak;
 mod loads;
+mod looks;
 mod proc;
 mod processes;
 mod profile;
@@ -30,8 +31,8 @@ mod victim;
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use case::{
-    ATTACH, BUDGET, CASES, DAEMON, FAULTS, HEAP, LEAK, LEAK_OTHERS, PROCESSES, PROFILE, REPORT,
-    SCALING, SERVERS, TWINS, VERDICTS,
+    ATTACH, BUDGET, CASES, DAEMON, FAULTS, HEAP, LEAK, LEAK_OTHERS, LOOKS, PROCESSES, PROFILE,
+    REPORT, SCALING, SERVERS, TWINS, VERDICTS,
 };
 use clap::Args;
 use figures::Figures;
@@ -211,7 +212,17 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
         .into_iter()
         .filter(|name| {
             if arguments.cases.is_empty() {
-                ![HEAP, BUDGET, TWINS, LEAK, LEAK_OTHERS, SERVERS, VERDICTS].contains(name)
+                ![
+                    HEAP,
+                    LOOKS,
+                    BUDGET,
+                    TWINS,
+                    LEAK,
+                    LEAK_OTHERS,
+                    SERVERS,
+                    VERDICTS,
+                ]
+                .contains(name)
                     && (arguments.full_set || !large(name))
             } else {
                 arguments.cases.iter().any(|wanted| wanted == name)
@@ -239,6 +250,7 @@ fn run(
             .to_string(),
         REPORT => figures.report.insert(asked::measure(bench)?).to_string(),
         DAEMON => figures.daemon.insert(daemon::measure(bench)?).to_string(),
+        LOOKS => figures.looks.insert(looks::measure(bench)?).to_string(),
         HEAP => figures.heap.insert(heap::measure(bench)?).to_string(),
         FAULTS => figures.faults.insert(faults::measure(bench)?).to_string(),
         SERVERS => figures.servers.insert(servers::measure(bench)?).to_string(),

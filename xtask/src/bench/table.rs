@@ -3,7 +3,7 @@
 use super::figures::{
     AttachFigures, BarFigures, BudgetFigures, CaseFigures, DaemonFigures, FaultFigures, Figures,
     HeapFigures, LeakFigures, LeakRun, ProcessesFigures, ProfileFigures, ReportFigures, Scaling,
-    ServersFigures, SubjectFigures, Times, TwinFigures,
+    ServersFigures, SubjectFigures, Times, TurnoverFigures, TwinFigures,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -254,10 +254,20 @@ impl Display for HeapFigures {
             self.slowed * 100.0,
             self.pause_ms
         )?;
-        for looks in &self.looks {
+        bars(out, &self.bars)
+    }
+}
+
+impl Display for TurnoverFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "looks at programs that change all the time and lose nothing"
+        )?;
+        for looks in &self.programs {
             writeln!(
                 out,
-                "  {} looks at {} with {} blocks, which loses none: {} called some lost",
+                "  {} looks at {} with {} blocks: {} called some lost",
                 looks.looks, looks.program, looks.blocks, looks.wrong
             )?;
         }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::{LookOptions, LostBlock, described, has_type, is_stale, present, walk};
 use crate::heap::{
-    blocks::BlockId,
-    census::OTHER,
+    blocks::{BlockId, Blocks},
+    census::{GroupId, OTHER},
     graph::{Graph, Reach, Reader, heads},
     look::Look,
     memory::{Memory, Region, RegionKind, WORD, Window},
@@ -15,8 +15,12 @@ use crate::heap::{
 /// So many bytes of a block tell whether it was written to.
 const DIGESTED: u64 = 256;
 
-/// Another look at what one found unreachable: only what is unreachable now as well may be lost. `regions` is asked before and after.
-/// Gives how many blocks that was not true of; where there were some, there may be more, for pointers move while they are looked for.
+/// What leads to a block that was written to may have been born with it: so many steps up.
+const DOUBTED_STEPS: usize = 4;
+
+/// Another look at what one found unreachable: only what is unreachable now as well, and was not written to up to its end, may be lost.
+/// `regions` is asked before and after. Gives how many blocks that was not true of; where there were some, there may be more, for
+/// pointers move while they are looked for.
 pub fn confirm(
     memory: &dyn Memory,
     regions: &mut dyn FnMut() -> Option<Vec<Region>>,
@@ -25,38 +29,35 @@ pub fn confirm(
     look: &mut Look,
 ) -> u64 {
     let found = look.lost.len();
-    // Nobody can write to a lost block: one that was written to has given its place to another, or is held after all.
-    let mut digests = look.digests(memory).into_iter();
-    let mut before = std::mem::take(&mut look.lost);
-    before.retain(|block| digests.next() == Some(block.digest));
-    if !before.is_empty() {
-        look.lost = still_lost(memory, regions, options, owned, look, &before).unwrap_or_default();
-    }
+    let confirmed = still_lost(memory, regions, options, owned, look);
+    look.lost = confirmed.unwrap_or_default();
     look.count_lost();
     (found - look.lost.len()) as u64
 }
 
-/// What of some blocks no root reaches now, in order.
+/// What of the lost blocks no root reaches now, in order.
 fn still_lost(
     memory: &dyn Memory,
     regions: &mut dyn FnMut() -> Option<Vec<Region>>,
     options: LookOptions,
     owned: &[Owned],
     look: &mut Look,
-    before: &[LostBlock],
 ) -> Option<Vec<LostBlock>> {
     let is_python = options.is_python;
+    let before = std::mem::take(&mut look.lost);
+    // Nobody can write to a lost block: one that was written to has given its place to another, or is held after all.
+    let written = look.written(memory, &before);
     let known = || before.iter().map(|block| (block.address, block.bytes));
     let first = regions()?;
     let first_present = present(&first);
     let (_, mut others, apart) = walk(memory, &first, is_python, owned)?;
     let blocks = others.take(known());
-    let mut same = before.iter().peekable();
-    let mut group_of = Vec::with_capacity(blocks.count() as usize);
-    for (_, address, _) in blocks.iter() {
-        while same.next_if(|block| block.address < address).is_some() {}
-        group_of.push(same.peek().map_or(OTHER, |block| block.group));
-    }
+    let of_blocks = places(&blocks, &before);
+    let group_of: Vec<GroupId> = of_blocks
+        .iter()
+        .map(|place| place.and_then(|place| before.get(place)))
+        .map(|block| block.map_or(OTHER, |block| block.group))
+        .collect();
     let reader = Reader {
         memory,
         present: &first_present,
@@ -90,6 +91,20 @@ fn still_lost(
     let is_pointer = apart.is_pointer(&look.groups, &group_of);
     reach.add_blocks(reader, &new, &blocks, stale, &is_pointer);
     reach.add_roots(reader, &now, &apart.torn, &blocks, &is_pointer);
+    // Once more, for while all this was read its place may have changed hands.
+    let since = look.written(memory, &before);
+    let was_written =
+        |place: usize| written.get(place) != Some(&false) || since.get(place) != Some(&false);
+    let mut doubted: Vec<bool> = of_blocks
+        .iter()
+        .map(|place| place.is_none_or(was_written))
+        .collect();
+    graph.doubt(&mut doubted, DOUBTED_STEPS);
+    for (block, is_doubted) in (0..).zip(&doubted) {
+        if *is_doubted {
+            reach.root(block, 0);
+        }
+    }
     reach.spread(&graph, 0, |_| true);
     let is_lost = |block: &BlockId| look.dropped_edges == 0 && !reach.has(*block);
     let lost: Vec<BlockId> = (0..blocks.count()).filter(is_lost).collect();
@@ -101,6 +116,20 @@ fn still_lost(
         block.digest = same.peek().map_or(0, |same| same.digest);
     }
     Some(lost)
+}
+
+/// For each of some blocks its place among the lost ones; both are in order.
+fn places(blocks: &Blocks, lost: &[LostBlock]) -> Vec<Option<usize>> {
+    let mut same = lost.iter().enumerate().peekable();
+    blocks
+        .iter()
+        .map(|(_, address, _)| {
+            while same.next_if(|(_, block)| block.address < address).is_some() {}
+            same.peek()
+                .filter(|(_, block)| block.address == address)
+                .map(|(place, _)| *place)
+        })
+        .collect()
 }
 
 /// What of some ranges lies in none of others; both are in order.
@@ -126,9 +155,16 @@ fn without(ranges: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range<u64>> {
 }
 
 impl Look {
+    /// Of each of some blocks whether it was written to since it was found.
+    fn written(&self, memory: &dyn Memory, lost: &[LostBlock]) -> Vec<bool> {
+        let digests = self.digests(memory, lost);
+        let both = lost.iter().zip(digests);
+        both.map(|(block, digest)| block.digest != digest).collect()
+    }
+
     /// Of each lost block, what it begins with, without what the runtime writes to objects that it does not move.
-    pub(super) fn digests(&self, memory: &dyn Memory) -> Vec<u32> {
-        let (Some(first), Some(last)) = (self.lost.first(), self.lost.last()) else {
+    pub(super) fn digests(&self, memory: &dyn Memory, lost: &[LostBlock]) -> Vec<u32> {
+        let (Some(first), Some(last)) = (lost.first(), lost.last()) else {
             return Vec::new();
         };
         let end = last.address.saturating_add(last.bytes);
@@ -158,6 +194,6 @@ impl Look {
             };
             (words.fold(length, mix) >> 32) as u32
         };
-        self.lost.iter().map(digest).collect()
+        lost.iter().map(digest).collect()
     }
 }
