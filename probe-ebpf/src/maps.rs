@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, ProgramArray, RingBuf},
 };
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, ProcessRecord, PythonTable, SEATS, SLICE_SLOTS, Selection, Settings,
-    SiteKey, SiteTotals, Slice, ThreadRecord, UnwindPage, UnwindRow,
+    Bucket, HitCounts, Loss, Mapping, ProcessRecord, PythonTable, SEATS, SLICE_SLOTS, Selection,
+    Settings, SiteKey, SiteTotals, Slice, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space maps the array into its memory.

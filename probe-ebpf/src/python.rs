@@ -7,8 +7,8 @@ use aya_ebpf::helpers::{
     bpf_probe_read_kernel, bpf_probe_read_user, generated::bpf_get_current_task,
 };
 use leakscope_common::{
-    Loss, NO_CFRAME, PYTHON_NOT_SOUGHT, PythonEnd, PythonTable, StackRecord, ThreadRecord, WALK_PYTHON_DONE,
-    WALK_PYTHON_ONLY, WalkState, python_frame,
+    Loss, NO_CFRAME, PYTHON_NOT_SOUGHT, PythonEnd, PythonTable, StackRecord, ThreadRecord,
+    WALK_PYTHON_DONE, WALK_PYTHON_ONLY, WalkState, python_frame,
 };
 
 use crate::{

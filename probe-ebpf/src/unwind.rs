@@ -13,13 +13,14 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_loop;
 use leakscope_common::{
     BpRule, CfaRule, Loss, MAPPING_EVAL, MAPPING_FRAME_POINTERS, MAPPING_GAPS_KEEP_FRAME_POINTERS,
-    MAPPING_INTERPRETER, MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, PYTHON_NOT_SOUGHT, REMEMBERED_ROWS, RememberedRows, SLICE_SLOTS, STACK_COMPLETE,
-    STACK_FAULT, STACK_LIMIT, STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, Slice, StackRecord,
-    ThreadRecord, UnwindRow, WALK_NATIVE, WALK_PYTHON, WALK_PYTHON_ONLY, WalkState, remembered_slot,
+    MAPPING_INTERPRETER, MAPPING_NO_TABLE, MAPPING_UPROBES, MAX_FRAMES, PYTHON_NOT_SOUGHT,
+    REMEMBERED_ROWS, RememberedRows, SLICE_SLOTS, STACK_COMPLETE, STACK_FAULT, STACK_LIMIT,
+    STACK_NO_RULE, STACK_UNKNOWN_MAPPING, Settings, Slice, StackRecord, ThreadRecord, UnwindRow,
+    WALK_NATIVE, WALK_PYTHON, WALK_PYTHON_ONLY, WalkState, remembered_slot,
 };
 
-use crate::python::step_python;
 use crate::maps::{MAPPINGS, SLICES, UNWIND_PAGES, UNWIND_ROWS, lose};
+use crate::python::step_python;
 use crate::window::{NO_WINDOW, Window};
 
 /// Frames that one frame-pointer step may skip at most, bytes: more than any stack is large by default (8 MiB,
@@ -383,11 +384,7 @@ fn search(state: &mut WalkState) -> Result<UnwindRow, i64> {
 
 /// Leaves a frame by its row.
 #[inline(always)]
-fn apply(
-    state: &mut WalkState,
-    window: &mut Window,
-    row: UnwindRow,
-) -> i64 {
+fn apply(state: &mut WalkState, window: &mut Window, row: UnwindRow) -> i64 {
     const CFA_NONE: u8 = CfaRule::None as u8;
     const CFA_SP: u8 = CfaRule::Sp as u8;
     const CFA_BP: u8 = CfaRule::Bp as u8;
