@@ -105,12 +105,12 @@ fn debian(folder: &Path, name: &str, suite: &str, packages: &str) -> Result<Path
     }
     make_dir(&place)?;
     let mut command = command("debootstrap");
-    command
-        .arg("--variant=minbase")
-        .arg(format!("--include={packages}"))
-        .arg(suite)
-        .arg(&place)
-        .arg(MIRROR);
+    command.arg("--variant=minbase");
+    // Its option takes no empty list.
+    if !packages.is_empty() {
+        command.arg(format!("--include={packages}"));
+    }
+    command.arg(suite).arg(&place).arg(MIRROR);
     shell::run(command.stdout(Stdio::null())).context("debootstrap (Debian: debootstrap)")?;
     Ok(place)
 }
