@@ -197,3 +197,21 @@ fn a_sparse_file_of_gigabytes_takes_no_memory() {
     let (_, most) = hostile.traced();
     assert!(most < 512 << 10, "{most} KiB");
 }
+
+#[test]
+fn thousands_of_files_take_neither_memory_nor_all_descriptors() {
+    let _turn = require_kernel!();
+    let program = require_victim!("hostile");
+    let hostile = Hostile::start(&program, &["files", "3000"]);
+    let (_, most) = hostile.traced();
+    assert!(most < 512 << 10, "{most} KiB");
+}
+
+#[test]
+fn thousands_of_pages_of_code_are_known_in_time() {
+    let _turn = require_kernel!();
+    let program = require_victim!("hostile");
+    let hostile = Hostile::start(&program, &["pages", "30000"]);
+    let (_, most) = hostile.traced();
+    assert!(most < 512 << 10, "{most} KiB");
+}

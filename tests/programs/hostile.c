@@ -1,7 +1,9 @@
 /* What an unprivileged user may prepare for whoever traces his programs. It says "ready" and leaks, 64 bytes each millisecond.
  *   hostile map FILE...      maps files to be executed
  *   hostile load LIBRARY     leaks through its function leak_one
- *   hostile link TARGET      its perf map, in namespaces of its own, is a link */
+ *   hostile link TARGET      its perf map, in namespaces of its own, is a link
+ *   hostile files N          maps N files to be executed, none of which has a name any more
+ *   hostile pages N          has N pages of code, each apart from the others */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -28,6 +30,30 @@ static void say(const char *file, const char *text)
 	close(fd);
 }
 
+static void map_files(int count)
+{
+	char head[4096], line[64];
+	int self = open("/proc/self/exe", O_RDONLY);
+	must(self >= 0 && read(self, head, sizeof head) == sizeof head, "itself");
+	for (int i = 0; i < count; i++) {
+		snprintf(line, sizeof line, "/tmp/hostile-%d", getpid());
+		int file = open(line, O_RDWR | O_CREAT | O_EXCL, 0700);
+		must(file >= 0 && write(file, head, sizeof head) == sizeof head, line);
+		must(mmap(0, sizeof head, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0) != MAP_FAILED, "mmap");
+		unlink(line);
+		close(file);
+	}
+	close(self);
+}
+
+static void make_pages(int count)
+{
+	char *pages = mmap(0, (size_t)count * 8192, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	must(pages != MAP_FAILED, "mmap");
+	for (int i = 0; i < count; i++)
+		must(mprotect(pages + (size_t)i * 8192, 4096, PROT_READ | PROT_EXEC) == 0, "mprotect");
+}
+
 static void *leak_here(int size)
 {
 	return malloc(size);
@@ -49,6 +75,10 @@ int main(int count, char **words)
 		must(library != 0, words[2]);
 		leak = (void *(*)(int))dlsym(library, "leak_one");
 		must(leak != 0, "leak_one");
+	} else if (strcmp(words[1], "files") == 0) {
+		map_files(atoi(words[2]));
+	} else if (strcmp(words[1], "pages") == 0) {
+		make_pages(atoi(words[2]));
 	} else {
 		char line[128];
 		int user = getuid(), group = getgid();

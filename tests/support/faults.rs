@@ -119,7 +119,9 @@ pub fn command_of(leakscope: u32) -> Option<u32> {
         .filter(|thread| thread.file_name() != own.as_str())
         .find_map(|thread| {
             let text = fs::read_to_string(thread.path().join("children")).ok()?;
-            text.split_whitespace().next()?.parse().ok()
+            text.split_whitespace()
+                .filter(|pid| !is_reader(pid))
+                .find_map(|pid| pid.parse().ok())
         })
 }
 
@@ -138,4 +140,9 @@ pub fn send(name: &str, pid: u32) -> Result<()> {
         "kill -s {name} {pid}: {output:?}"
     );
     Ok(())
+}
+
+/// Whether a child is one that reads files for leakscope: they are started by whichever thread needs one first.
+fn is_reader(pid: &str) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"leakscope\0reader\0")
 }

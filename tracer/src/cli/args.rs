@@ -72,6 +72,9 @@ pub(super) enum Command {
     /// Watch over a command's processes until `trace` has ended.
     #[command(hide = true)]
     Guard,
+    /// Read files of processes for the leakscope that started it.
+    #[command(hide = true)]
+    Reader,
 }
 
 /// How allocations are seen.

@@ -44,7 +44,7 @@ mod tests {
                     }
                 }
             }
-            for hidden in ["floor", "guard", "manual"] {
+            for hidden in ["floor", "guard", "manual", "reader"] {
                 assert!(!script.contains(hidden), "{shell}: {hidden}");
             }
         }

@@ -17,6 +17,7 @@ mod output;
 mod places;
 mod plan;
 mod progress;
+mod reader;
 mod schema;
 mod stop;
 mod trace;
@@ -37,6 +38,9 @@ pub fn run() -> ExitCode {
     say_panics();
     crate::kernel::look_up_hosts_by_ourselves();
     let arguments = Arguments::try_parse().unwrap_or_else(|error| without_hidden(error).exit());
+    if !matches!(arguments.command, Command::Reader) {
+        crate::apart::use_processes();
+    }
     let result = match arguments.command {
         Command::Trace(raw) => plan::TracePlan::new(*raw).and_then(|plan| trace::run(&plan)),
         Command::Daemon(raw) => plan::DaemonPlan::new(*raw).and_then(daemon::run),
@@ -49,6 +53,7 @@ pub fn run() -> ExitCode {
         Command::Manual(raw) => manual::run(&raw),
         Command::Floor(raw) => floor::run(&raw),
         Command::Guard => guard::run(),
+        Command::Reader => reader::run(),
     };
     match result {
         Ok(code) => code,

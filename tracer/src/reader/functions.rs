@@ -2,14 +2,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fs::File,
     path::Path,
     sync::Arc,
 };
 
 use super::{names::code_vaddr, regions::AddressSpaceImage};
 use crate::{
-    symbol::{Module, Modules},
-    target::elf::SymbolKind,
+    apart,
+    symbol::{Module, Modules, demangled},
+    target::elf::{ElfFile, SymbolKind},
 };
 
 /// What `.comment` says of a file that rustc has compiled a part of; it stays where a file is stripped.
@@ -47,7 +49,7 @@ impl RustFunctions {
             maps.any(|map| {
                 modules
                     .open(proc_root, pid, map)
-                    .is_some_and(|module| is_rust(&module))
+                    .is_some_and(|module| apart::holds_rust(&module.file))
             })
         })
     }
@@ -95,18 +97,13 @@ impl RustFunctions {
 impl Named {
     fn read(module: &Module) -> Self {
         let mut named = Self::default();
-        let Some(elf) = &module.elf else {
-            return named;
-        };
-        let symbols = elf.symbols(&module.file, has_type).unwrap_or_default();
-        named.is_cut = symbols.len() >= MOST;
-        for symbol in symbols {
-            if symbol.kind != SymbolKind::Function {
-                continue;
-            }
-            let name = format!("{:#}", rustc_demangle::demangle(&symbol.name));
+        let functions = apart::rust_functions(&module.file);
+        named.is_cut = functions
+            .as_ref()
+            .map_or(true, |functions| functions.len() >= MOST);
+        for (address, name) in functions.unwrap_or_default() {
             named.all.insert(name.clone());
-            named.by_address.entry(symbol.vaddr).or_default().push(name);
+            named.by_address.entry(address).or_default().push(name);
         }
         named
     }
@@ -126,14 +123,23 @@ fn has_type(name: &[u8]) -> bool {
     name.starts_with(b"_R") && (methods.iter().any(begins) || has(b"13drop_in_place"))
 }
 
-fn is_rust(module: &Module) -> bool {
-    let section = module
-        .elf
-        .as_ref()
-        .and_then(|elf| elf.section(".comment"))
+/// The functions of a file whose names have types in them, with their addresses.
+pub(crate) fn rust_functions(elf: &ElfFile, file: &File) -> Vec<(u64, String)> {
+    let symbols = elf.symbols(file, has_type).unwrap_or_default();
+    symbols
+        .into_iter()
+        .filter(|symbol| symbol.kind == SymbolKind::Function)
+        .map(|symbol| (symbol.vaddr, demangled(&symbol.name)))
+        .collect()
+}
+
+/// Whether rustc has compiled a part of a file.
+pub(crate) fn holds_rust(elf: &ElfFile, file: &File) -> bool {
+    let section = elf
+        .section(".comment")
         .filter(|section| section.size <= LONGEST_COMMENT);
     section
-        .and_then(|section| section.read(&module.file).ok())
+        .and_then(|section| section.read(file).ok())
         .is_some_and(|text| text.windows(COMPILER.len()).any(|part| part == COMPILER))
 }
 

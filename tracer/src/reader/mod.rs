@@ -9,6 +9,7 @@ mod regions;
 mod registers;
 mod stacks;
 
+pub(crate) use functions::{holds_rust, rust_functions};
 pub use live::{LookWish, look_at};
 pub use memory::{Bounded, ProcessMemory};
 pub use names::Names;

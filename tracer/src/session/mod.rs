@@ -44,9 +44,11 @@ use leakscope_common::{Loss, SiteTotals};
 
 pub use inspect::{InspectedFile, Inspection, PlannedProbe, inspect};
 pub use process::{ProbeSite, TraceError, check_target};
+pub(crate) use tables::read_table;
 pub use tables::{Tables, Unwinding};
 
 use crate::{
+    apart,
     budget::Choice,
     kernel::{
         CodeMaps, KernelError, Link, Probe, ProbeOptions, close_links, keep_clocks_ready,
@@ -203,10 +205,11 @@ pub struct Progress {
     pub lost: u64,
 }
 
-/// Processor time of all our threads.
+/// Processor time of all our threads, and of the readers.
 fn own_cpu_time() -> Duration {
     // A process can always ask for its own.
-    process_cpu_time(std::process::id()).unwrap_or_default()
+    let own = process_cpu_time(std::process::id()).unwrap_or_default();
+    own.saturating_add(apart::spent())
 }
 
 /// A running trace.

@@ -374,7 +374,20 @@ fn incomplete_reason(known: bool, flags: u16, id: SiteId) -> Option<String> {
 fn name(session: &mut Session, sites: &mut [Site]) {
     let proc_root = session.proc_root().to_owned();
     for traced in session.processes.values_mut() {
-        traced.space.read_perf_map(&proc_root, traced.pid);
+        let stacks = sites.iter().filter_map(|site| {
+            let id = SiteId::try_from(site.id).ok()?;
+            let stack = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE)?;
+            let is_wanted = site.frames.is_empty()
+                && site.pid == traced.pid
+                && stack.incarnation == traced.incarnation;
+            is_wanted.then_some(&stack.frames[..])
+        });
+        let read = traced.space.read_perf_map(&proc_root, traced.pid, stacks);
+        if let Err(why) = read {
+            traced.note(format!(
+                "the functions that it generated have no names: {why}"
+            ));
+        }
     }
     let nothing = AddressSpace::default();
     for site in sites {

@@ -6,6 +6,8 @@
 mod file;
 mod room;
 
+pub(crate) use file::read_table;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     num::NonZeroUsize,
@@ -20,9 +22,10 @@ use leakscope_common::{
 };
 
 use crate::{
+    apart::{self, Unread},
     kernel::{KernelError, Probe},
     symbol::{AddressSpace, Module},
-    target::elf::{Segment, SymbolKind, is_go},
+    target::elf::{Segment, is_go},
     unwind::{BuildOptions, Cache, Key, Table, UnwindError, Wanted},
 };
 use room::Room;
@@ -101,7 +104,7 @@ impl Builder {
         // Each file's outcome is asked for again when it is installed.
         let _ = self
             .cache
-            .build_many(&requests, |module| file::read(module), threads);
+            .build_many(&requests, |module, options| make(module, options), threads);
     }
 
     /// The table of a file: built, or remembered.
@@ -111,7 +114,7 @@ impl Builder {
             Some(known) => known.map_err(TableError::from),
             None => self
                 .cache
-                .get_or_build(&wanted(key, module), || file::read(module)),
+                .get_or_build(&wanted(key, module), |options| make(module, options)),
         }
     }
 
@@ -267,7 +270,7 @@ impl Tables {
     /// What to do where a file's table has no rule.
     fn gap_flags(&mut self, module: &Module) -> u32 {
         *self.gap_flags.entry(module.number).or_insert_with(|| {
-            if holds_v8_builtins(module) || holds_go(module) {
+            if apart::holds_v8(&module.file) || holds_go(module) {
                 MAPPING_GAPS_KEEP_FRAME_POINTERS
             } else {
                 0
@@ -411,25 +414,6 @@ fn holds_go(module: &Module) -> bool {
     module.elf.as_ref().is_some_and(is_go)
 }
 
-/// Whether V8's builtins are linked into a file: assembler without call frame information that keeps frame pointers, as all
-/// code that V8 generates. A builtin's own name tells, or, where the file was stripped, the function that gives the builtins'
-/// address, which shared builds of node export.
-fn holds_v8_builtins(module: &Module) -> bool {
-    const NAMES: [&[u8]; 2] = [
-        b"Builtins_CallApiCallback",
-        // v8::internal::DefaultEmbeddedBlobCode()
-        b"_ZN2v88internal23DefaultEmbeddedBlobCodeEv",
-    ];
-    module.elf.as_ref().is_some_and(|elf| {
-        elf.symbols(&module.file, |name| NAMES.contains(&name))
-            .is_ok_and(|found| {
-                found
-                    .iter()
-                    .any(|symbol| symbol.kind != SymbolKind::Undefined)
-            })
-    })
-}
-
 /// What the table of a file that is not in memory is found by.
 fn wanted(key: Key, module: &Module) -> Wanted {
     Wanted {
@@ -454,12 +438,20 @@ fn key(module: &Module) -> Key {
     }
 }
 
+/// Has a file's table made.
+fn make(module: &Module, options: &BuildOptions) -> Result<Result<Table, UnwindError>, TableError> {
+    match apart::unwinding(&module.file, options.kept) {
+        Err(why) if why.is_for_now() => Err(TableError::Read(why)),
+        made => Ok(made.map_err(|why| UnwindError::Unread(why.to_string()))),
+    }
+}
+
 /// Why a file has no table.
 #[derive(Clone, Debug, thiserror::Error)]
 enum TableError {
-    /// It cannot be read.
-    #[error("it cannot be read: {0}")]
-    Read(String),
+    /// It cannot be read now.
+    #[error(transparent)]
+    Read(Unread),
     /// What is in it.
     #[error(transparent)]
     Unwind(#[from] UnwindError),

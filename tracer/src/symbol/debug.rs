@@ -4,7 +4,6 @@
 use std::{
     collections::HashMap,
     fs::File,
-    os::fd::AsRawFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -13,7 +12,10 @@ use super::{
     debuginfod::{Debuginfod, Found},
     space::Module,
 };
-use crate::target::{elf::ElfFile, open::open_below};
+use crate::{
+    apart,
+    target::{elf::ElfFile, open::open_below},
+};
 
 /// Where distributions put separate debug files (gdb's `debug-file-directory`).
 const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
@@ -108,8 +110,8 @@ impl DebugFiles {
         arrived
     }
 
-    /// The path to read a module's symbols from: its debug file where there is one, else the module itself.
-    pub fn path_for(&mut self, module: &Module) -> PathBuf {
+    /// The separate debug file of a module, where there is one.
+    pub fn file_for(&mut self, module: &Module) -> Option<&File> {
         self.prepare(module);
         if let Some(network) = &mut self.network
             && !network.patience.is_zero()
@@ -122,10 +124,8 @@ impl DebugFiles {
             }
         }
         match self.found.get(&module.number) {
-            Some(Debug::Apart(file)) => {
-                PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
-            }
-            _ => module.open_path(),
+            Some(Debug::Apart(file)) => Some(file),
+            _ => None,
         }
     }
 }
@@ -188,6 +188,6 @@ fn candidates(module: &Module) -> Vec<(PathBuf, PathBuf)> {
 /// alone has to do.
 fn open_matching(root: &Path, name: &Path, module: &ElfFile) -> Option<File> {
     let file = open_below(root, name).ok()?;
-    let debug = ElfFile::parse(&file).ok()?;
+    let debug = apart::headers(&file).ok()?;
     (debug.build_id == module.build_id).then_some(file)
 }

@@ -11,7 +11,7 @@ const LONGEST_SHOWN: usize = 16 * 1024;
 const DEEPEST: u32 = 96;
 
 /// What a mangled name stands for; the name itself where it is none, or stands for too much.
-pub(super) fn demangled(name: &str) -> String {
+pub(crate) fn demangled(name: &str) -> String {
     let is_mangled = ["_Z", "_R", "__Z", "__R"]
         .iter()
         .any(|start| name.starts_with(start));

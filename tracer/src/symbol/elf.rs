@@ -1,25 +1,24 @@
-//! The backend for ELF files: blazesym. Files are what traced processes please, and the library is not ours: whatever it does on
-//! a damaged one costs that file's names and nothing else.
+//! The backend for ELF files: blazesym, in the reader. Files are what traced processes please, and the library is not ours: whatever it
+//! does on a damaged one costs that file's names and nothing else.
 
-use std::{
-    collections::HashSet,
-    panic::{AssertUnwindSafe, catch_unwind},
-};
+use std::{collections::HashSet, fs::File};
 
 use blazesym::symbolize::{Input, Symbolized, Symbolizer, source};
+use serde::{Deserialize, Serialize};
 
 use super::{
     DebugFiles, Debuginfod,
     demangle::demangled,
     space::Module,
-    vetted::{Readable, Vetted},
+    vetted::{Identity, Readable, Vetted},
 };
+use crate::apart;
 
 /// Said of a file that is copied to be read.
 const DEBUG_LEFT_OUT: &str = "its debug information is not read: others than root can change it, and it is larger than what is copied";
 
 /// A function at an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Named {
     /// Its name, demangled.
     pub function: String,
@@ -35,9 +34,16 @@ pub struct Named {
 
 /// Names addresses of a module.
 pub trait Symbols {
-    /// The functions at an ELF virtual address: inlined ones first, innermost first; the last is the one that was
-    /// called. Empty when there is no name.
-    fn name(&mut self, module: &Module, virtual_address: u64) -> Vec<Named>;
+    /// The functions at each of some ELF virtual addresses: inlined ones first, innermost first; the last is the one that
+    /// was called. Empty when there is no name.
+    fn names(&mut self, module: &Module, virtual_addresses: &[u64]) -> Vec<Vec<Named>>;
+
+    /// The functions at one.
+    fn name(&mut self, module: &Module, virtual_address: u64) -> Vec<Named> {
+        self.names(module, &[virtual_address])
+            .pop()
+            .unwrap_or_default()
+    }
 
     /// Addresses of this module are going to be named.
     fn prepare(&mut self, _module: &Module) {}
@@ -56,50 +62,76 @@ pub trait Symbols {
     }
 }
 
-/// ELF symbols and DWARF.
-pub struct ElfSymbols {
-    symbolizer: Symbolizer,
-    debug: DebugFiles,
-    vetted: Vetted,
-    /// Modules that the library is not given, or on which it failed, by number: they are not looked at again.
-    broken: HashSet<u64>,
-    /// Modules whose debug information is left out, by number.
-    without_debug: HashSet<u64>,
-    /// What is to be said of modules, as long as nobody was told.
-    refused: Vec<(u64, String)>,
+/// What a file says of some addresses.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Answered {
+    /// For each address: see [`Symbols::names`].
+    names: Vec<Vec<Named>>,
+    /// Why there is no name.
+    refused: Option<String>,
+    /// Whether there is debug information that is not read.
+    without_debug: bool,
 }
 
-impl Default for ElfSymbols {
+/// Reads names from files that are handed to it, and remembers what it has read.
+pub(crate) struct Namer {
+    symbolizer: Symbolizer,
+    vetted: Vetted,
+}
+
+impl Default for Namer {
     fn default() -> Self {
+        // Separate debug files are looked for by `DebugFiles`, by build-id; the files are named by descriptors, of which blazesym
+        // could not find the folder.
+        let symbolizer = Symbolizer::builder()
+            .set_debug_dirs(Some(std::iter::empty::<&str>()))
+            .enable_auto_reload(false)
+            // It knows no bound for names.
+            .enable_demangling(false)
+            .build();
         Self {
-            symbolizer: symbolizer(),
-            debug: DebugFiles::default(),
+            symbolizer,
             vetted: Vetted::default(),
-            broken: HashSet::new(),
-            without_debug: HashSet::new(),
-            refused: Vec::new(),
         }
     }
 }
 
-fn symbolizer() -> Symbolizer {
-    // Separate debug files are looked for by `DebugFiles`, by build-id; the files are named by descriptors, of which blazesym
-    // could not find the folder.
-    Symbolizer::builder()
-        .set_debug_dirs(Some(std::iter::empty::<&str>()))
-        .enable_auto_reload(false)
-        // It knows no bound for names.
-        .enable_demangling(false)
-        .build()
-}
-
-impl ElfSymbols {
-    /// Asks servers for debug information that is not on this machine.
-    #[must_use]
-    pub fn with_servers(servers: Option<Debuginfod>) -> Self {
-        Self {
-            debug: servers.map_or_else(DebugFiles::default, DebugFiles::with_servers),
-            ..Self::default()
+impl Namer {
+    /// The functions at some addresses of a file, which may have a separate debug file.
+    pub(crate) fn names(
+        &mut self,
+        (identity, file): (Identity, File),
+        debug: Option<File>,
+        addresses: &[u64],
+    ) -> Answered {
+        if self.vetted.is_full() {
+            *self = Self::default();
+        }
+        // A debug file may lack what the module's own dynamic symbols have; those are better than nothing.
+        let mut all: Vec<Readable> = Vec::new();
+        all.extend(debug.and_then(|debug| self.vetted.readable_now(debug).ok()));
+        match self.vetted.readable(identity, file) {
+            Ok(own) => all.push(own),
+            Err(why) => {
+                return Answered {
+                    refused: Some(why),
+                    ..Answered::default()
+                };
+            }
+        }
+        Answered {
+            without_debug: all.iter().any(|readable| !readable.has_debug),
+            names: addresses
+                .iter()
+                .map(|address| {
+                    let mut found = all
+                        .iter()
+                        .map(|readable| self.look_up(readable, *address))
+                        .skip_while(Vec::is_empty);
+                    found.next().unwrap_or_default()
+                })
+                .collect(),
+            refused: None,
         }
     }
 
@@ -116,11 +148,56 @@ impl ElfSymbols {
             Ok(Symbolized::Unknown(_)) | Err(_) => Vec::new(),
         }
     }
+}
 
-    fn give_up(&mut self, module: &Module, why: &str) {
-        self.broken.insert(module.number);
-        self.refused
-            .push((module.number, format!("its functions have no names: {why}")));
+/// ELF symbols and DWARF, through the reader.
+#[derive(Debug, Default)]
+pub struct ElfSymbols {
+    debug: DebugFiles,
+    /// Modules that have no names, by number: they are not looked at again.
+    broken: HashSet<u64>,
+    /// Modules whose debug information is left out, by number.
+    without_debug: HashSet<u64>,
+    /// What is to be said of modules, as long as nobody was told.
+    refused: Vec<(u64, String)>,
+}
+
+impl ElfSymbols {
+    /// Asks servers for debug information that is not on this machine.
+    #[must_use]
+    pub fn with_servers(servers: Option<Debuginfod>) -> Self {
+        Self {
+            debug: servers.map_or_else(DebugFiles::default, DebugFiles::with_servers),
+            ..Self::default()
+        }
+    }
+
+    /// What the reader says of addresses that are loaded.
+    fn ask(&mut self, module: &Module, addresses: &[u64]) -> Vec<Vec<Named>> {
+        let debug = self.debug.file_for(module);
+        let (answered, is_for_now) =
+            match apart::names((module.identity, &module.file), debug, addresses) {
+                Ok(answered) => (answered, false),
+                Err(why) => (
+                    Answered {
+                        refused: Some(why.to_string()),
+                        ..Answered::default()
+                    },
+                    why.is_for_now(),
+                ),
+            };
+        if let Some(why) = answered.refused {
+            if !is_for_now {
+                self.broken.insert(module.number);
+            }
+            self.refused
+                .push((module.number, format!("its functions have no names: {why}")));
+        }
+        if answered.without_debug && self.without_debug.insert(module.number) {
+            self.refused
+                .push((module.number, DEBUG_LEFT_OUT.to_owned()));
+        }
+        answered.names
     }
 }
 
@@ -141,53 +218,36 @@ impl Symbols for ElfSymbols {
         std::mem::take(&mut self.refused)
     }
 
-    fn name(&mut self, module: &Module, virtual_address: u64) -> Vec<Named> {
+    fn names(&mut self, module: &Module, virtual_addresses: &[u64]) -> Vec<Vec<Named>> {
         // Nothing is loaded elsewhere, and the library adds to addresses without a care.
-        let is_loaded = module.elf.as_ref().is_some_and(|elf| {
-            elf.segments.iter().any(|segment| {
-                virtual_address
-                    .checked_sub(segment.vaddr)
-                    .is_some_and(|distance| distance < segment.memory_size)
+        let is_loaded = |address: &u64| {
+            *address != u64::MAX
+                && module.elf.as_ref().is_some_and(|elf| {
+                    elf.segments.iter().any(|segment| {
+                        address
+                            .checked_sub(segment.vaddr)
+                            .is_some_and(|distance| distance < segment.memory_size)
+                    })
+                })
+        };
+        let loaded: Vec<u64> = virtual_addresses
+            .iter()
+            .copied()
+            .filter(is_loaded)
+            .collect();
+        let named = if loaded.is_empty() || self.broken.contains(&module.number) {
+            Vec::new()
+        } else {
+            self.ask(module, &loaded)
+        };
+        let mut named = named.into_iter();
+        virtual_addresses
+            .iter()
+            .map(|address| {
+                let next = is_loaded(address).then(|| named.next()).flatten();
+                next.unwrap_or_default()
             })
-        });
-        if !is_loaded || virtual_address == u64::MAX || self.broken.contains(&module.number) {
-            return Vec::new();
-        }
-        let own = module.open_path();
-        let best = self.debug.path_for(module);
-        // A debug file may lack what the module's own dynamic symbols have.
-        let mut paths = vec![(false, best)];
-        paths.retain(|(_, best)| *best != own);
-        paths.push((true, own));
-        for (is_own, path) in paths {
-            let readable = match self.vetted.readable(module.number, is_own, &path) {
-                Ok(readable) => readable,
-                // Its own symbols are better than nothing.
-                Err(_) if !is_own => continue,
-                Err(why) => {
-                    self.give_up(module, &why);
-                    return Vec::new();
-                }
-            };
-            if !readable.has_debug && self.without_debug.insert(module.number) {
-                self.refused
-                    .push((module.number, DEBUG_LEFT_OUT.to_owned()));
-            }
-            let looked_up = catch_unwind(AssertUnwindSafe(|| {
-                self.look_up(&readable, virtual_address)
-            }));
-            match looked_up {
-                Ok(names) if names.is_empty() => {}
-                Ok(names) => return names,
-                Err(_) => {
-                    // What it remembers of its files may be half made.
-                    self.symbolizer = symbolizer();
-                    self.give_up(module, "it is damaged");
-                    return Vec::new();
-                }
-            }
-        }
-        Vec::new()
+            .collect()
     }
 }
 

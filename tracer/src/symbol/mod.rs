@@ -12,11 +12,15 @@ mod vetted;
 
 pub use debug::DebugFiles;
 pub use debuginfod::{Debuginfod, DebuginfodSettings};
+pub(crate) use demangle::demangled;
+pub(crate) use elf::{Answered, Namer};
 pub use elf::{ElfSymbols, Named, Symbols};
+pub(crate) use perf_map::Generated;
 pub use perf_map::PerfMap;
 pub use python::PythonFrames;
 pub(crate) use space::nanoseconds;
 pub use space::{AddressSpace, Module, Modules, Place, Range};
+pub(crate) use vetted::Identity;
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -63,13 +67,7 @@ impl Resolver {
             self.known
                 .retain(|(module, _), _| !improved.contains(module));
         }
-        // All at once, so that one is not waited for after the other.
-        for (depth, address) in addresses.iter().enumerate() {
-            let range = space.find(called(*address, depth));
-            if let Some(module) = range.and_then(|range| range.module.as_ref()) {
-                self.symbols.prepare(module);
-            }
-        }
+        self.learn(space, addresses);
         let mut frames = Vec::with_capacity(addresses.len());
         let is_python = PythonFrames::are_in(addresses);
         for (depth, address) in addresses.iter().enumerate() {
@@ -84,8 +82,50 @@ impl Resolver {
         frames
     }
 
+    /// Has what is not known yet named, all of a module at once, so that one is not waited for after the other.
+    fn learn(&mut self, space: &AddressSpace, addresses: &[u64]) {
+        let mut unknown: Vec<(&Arc<Module>, Vec<Wanted>)> = Vec::new();
+        for (depth, address) in addresses.iter().enumerate() {
+            let looked_up = called(*address, depth);
+            let Some((range, module)) = space
+                .find(looked_up)
+                .and_then(|range| Some((range, range.module.as_ref()?)))
+            else {
+                continue;
+            };
+            let wanted = Wanted {
+                virtual_address: module.virtual_address(range.file_offset(looked_up)),
+                file_offset: range.file_offset(looked_up),
+                address: *address,
+                behind: address.wrapping_sub(looked_up),
+            };
+            let key = (module.number, wanted.virtual_address);
+            if self.known.contains_key(&key) {
+                continue;
+            }
+            let of_module = unknown
+                .iter_mut()
+                .find(|(other, _)| other.number == module.number);
+            match of_module {
+                Some((_, all)) => all.push(wanted),
+                None => unknown.push((module, vec![wanted])),
+            }
+        }
+        for (module, _) in &unknown {
+            self.symbols.prepare(module);
+        }
+        for (module, all) in unknown {
+            let addresses: Vec<u64> = all.iter().map(|one| one.virtual_address).collect();
+            let named = self.symbols.names(module, &addresses);
+            for (wanted, named) in all.into_iter().zip(named) {
+                let key = (module.number, wanted.virtual_address);
+                self.known.insert(key, wanted.frames(module, named));
+            }
+        }
+    }
+
     fn frame(
-        &mut self,
+        &self,
         space: &AddressSpace,
         address: u64,
         looked_up: u64,
@@ -118,43 +158,55 @@ impl Resolver {
             }));
             return;
         };
-        let file_offset = looked_up - range.start + range.offset;
-        let virtual_address = module.virtual_address(file_offset);
-        let key = (module.number, virtual_address);
-        if let Some(known) = self.known.get(&key) {
-            frames.extend(known.iter().map(|frame| placed(frame, address)));
-            return;
-        }
-        let named = self.symbols.name(module, virtual_address);
-        let behind = address - looked_up;
-        let offset = virtual_address + behind;
+        let virtual_address = module.virtual_address(range.file_offset(looked_up));
+        let known = self.known.get(&(module.number, virtual_address));
+        frames.extend(
+            known
+                .into_iter()
+                .flatten()
+                .map(|frame| placed(frame, address)),
+        );
+    }
+}
+
+/// An address of a module that is to be named.
+struct Wanted {
+    virtual_address: u64,
+    file_offset: u64,
+    /// In the process.
+    address: u64,
+    /// How far that lies behind what is looked up, bytes.
+    behind: u64,
+}
+
+impl Wanted {
+    /// Its frames: one, named or not, and those of the functions that were inlined there.
+    fn frames(self, module: &Module, named: Vec<Named>) -> Vec<Arc<Frame>> {
+        let offset = self.virtual_address.wrapping_add(self.behind);
         let place = Frame {
             module: Some(display(&module.path)),
             offset: Some(offset),
-            file_offset: Some(file_offset + behind),
+            file_offset: Some(self.file_offset.wrapping_add(self.behind)),
             build_id: module.build_id.clone(),
-            address: Some(address),
+            address: Some(self.address),
             ..Frame::default()
         };
-        let made: Vec<Arc<Frame>> = if named.is_empty() {
-            vec![Arc::new(place)]
-        } else {
-            named
-                .into_iter()
-                .map(|named| {
-                    Arc::new(Frame {
-                        function: Some(named.function),
-                        function_offset: named.start.map(|start| offset.saturating_sub(start)),
-                        file: named.file,
-                        line: named.line,
-                        inlined: named.inlined,
-                        ..place.clone()
-                    })
+        if named.is_empty() {
+            return vec![Arc::new(place)];
+        }
+        named
+            .into_iter()
+            .map(|named| {
+                Arc::new(Frame {
+                    function: Some(named.function),
+                    function_offset: named.start.map(|start| offset.saturating_sub(start)),
+                    file: named.file,
+                    line: named.line,
+                    inlined: named.inlined,
+                    ..place.clone()
                 })
-                .collect()
-        };
-        frames.extend(made.iter().cloned());
-        self.known.insert(key, made);
+            })
+            .collect()
     }
 }
 
@@ -213,14 +265,15 @@ mod tests {
     struct Everywhere;
 
     impl Symbols for Everywhere {
-        fn name(&mut self, _: &Module, _: u64) -> Vec<Named> {
-            vec![Named {
+        fn names(&mut self, _: &Module, addresses: &[u64]) -> Vec<Vec<Named>> {
+            let named = Named {
                 function: "everywhere".to_owned(),
                 start: Some(0),
                 file: None,
                 line: None,
                 inlined: false,
-            }]
+            };
+            vec![vec![named]; addresses.len()]
         }
     }
 
@@ -232,12 +285,12 @@ mod tests {
     }
 
     impl Symbols for Late {
-        fn name(&mut self, module: &Module, address: u64) -> Vec<Named> {
+        fn names(&mut self, module: &Module, addresses: &[u64]) -> Vec<Vec<Named>> {
             assert!(self.prepared);
             if self.asked < 3 {
-                return Vec::new();
+                return vec![Vec::new(); addresses.len()];
             }
-            Everywhere.name(module, address)
+            Everywhere.names(module, addresses)
         }
 
         fn prepare(&mut self, _: &Module) {

@@ -17,24 +17,21 @@ const MAX_FUNCTIONS: usize = 1 << 20;
 /// The most that is read of a line, bytes.
 const MAX_LINE: u64 = 4096;
 
+/// A generated function: start, end, name.
+pub(crate) type Generated = (u64, u64, String);
+
 /// The functions of a perf map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PerfMap {
-    /// Start, end, name; sorted by start.
-    functions: Vec<(u64, u64, String)>,
+    /// Sorted by start.
+    functions: Vec<Generated>,
 }
 
 impl PerfMap {
-    /// Whether a process has a perf map: its runtime wants its code to be profiled.
-    #[must_use]
-    pub fn exists(proc_root: &Path, pid: u32) -> bool {
-        open_map(proc_root, pid).is_some()
-    }
-
-    /// Reads the perf map of a process; empty where it has none.
-    #[must_use]
-    pub fn of_process(proc_root: &Path, pid: u32) -> Self {
-        open_map(proc_root, pid).map(Self::read).unwrap_or_default()
+    /// Opens the perf map of a process, if there is one: its runtime wants its code to be profiled. It has the process's id in its own PID
+    /// namespace or in ours, and is a file of its owner's (or of root) in its own root: anybody may write to `/tmp`.
+    pub(super) fn open(proc_root: &Path, pid: u32) -> Option<File> {
+        open_map(proc_root, pid)
     }
 
     /// Reads a perf map, as far as it can be read and no further than the limits of memory allow: the process that is named by
@@ -63,21 +60,45 @@ impl PerfMap {
     }
 
     /// Of functions that share an address, the last one written holds: the runtime has used the memory again.
-    fn new(mut functions: Vec<(u64, u64, String)>) -> Self {
+    fn new(mut functions: Vec<Generated>) -> Self {
         functions.reverse();
         functions.sort_by_key(|(start, ..)| *start);
         functions.dedup_by_key(|(start, ..)| *start);
         Self { functions }
     }
 
-    /// The function at an address: its name and start.
-    #[must_use]
-    pub fn find(&self, address: u64) -> Option<(&str, u64)> {
+    /// The functions at some addresses, each once.
+    pub(crate) fn at(&self, addresses: &[u64]) -> Vec<Generated> {
+        let mut found: Vec<Generated> = addresses
+            .iter()
+            .filter_map(|address| self.entry(*address).cloned())
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// Takes functions over in the place of those at the same addresses.
+    pub(super) fn learn(&mut self, new: Vec<Generated>) {
+        let mut all = std::mem::take(&mut self.functions);
+        all.retain(|(start, end, _)| !new.iter().any(|(from, to, _)| from < end && start < to));
+        all.extend(new);
+        *self = Self::new(all);
+    }
+
+    fn entry(&self, address: u64) -> Option<&Generated> {
         let behind = self
             .functions
             .partition_point(|(start, ..)| *start <= address);
-        let (start, end, name) = self.functions.get(behind.checked_sub(1)?)?;
-        (address < *end).then_some((name.as_str(), *start))
+        let function = self.functions.get(behind.checked_sub(1)?)?;
+        (address < function.1).then_some(function)
+    }
+
+    /// The function at an address: its name and start.
+    #[must_use]
+    pub fn find(&self, address: u64) -> Option<(&str, u64)> {
+        let (start, _, name) = self.entry(address)?;
+        Some((name.as_str(), *start))
     }
 }
 
@@ -96,8 +117,6 @@ fn skip_line(reader: &mut impl BufRead) -> io::Result<()> {
     }
 }
 
-/// The map of a process, under its id in its own PID namespace or in ours: a file of its owner's (or of root) in its own root. Anybody
-/// may write to `/tmp`.
 fn open_map(proc_root: &Path, pid: u32) -> Option<File> {
     let folder = proc_root.join(pid.to_string());
     let root = folder.join("root");

@@ -11,13 +11,21 @@ use std::{
 
 use leakscope_common::PYTHON_FRAME;
 
-use super::{perf_map::PerfMap, python::PythonFrames};
-use crate::target::{
-    elf::ElfFile,
-    loading::read_maps_with_coming_code,
-    open::most_held,
-    process::{MemoryMap, ProcessError, open_mapped},
+use super::called;
+use super::perf_map::{Generated, PerfMap};
+use super::python::PythonFrames;
+use crate::{
+    apart,
+    target::{
+        elf::ElfFile,
+        loading::read_maps_with_coming_code,
+        open::most_held,
+        process::{MemoryMap, ProcessError, open_mapped},
+    },
 };
+
+/// So many addresses are looked up at once.
+const MOST_ADDRESSES: usize = 1024;
 
 /// A file that a process has mapped, held open.
 #[derive(Debug)]
@@ -84,6 +92,14 @@ pub struct Range {
     pub label: Option<String>,
 }
 
+impl Range {
+    /// Where an address of it lies in the file, bytes.
+    #[must_use]
+    pub fn file_offset(&self, address: u64) -> u64 {
+        address.wrapping_sub(self.start).wrapping_add(self.offset)
+    }
+}
+
 /// Mapped files by identity, shared between processes.
 #[derive(Debug, Default)]
 pub struct Modules {
@@ -122,7 +138,7 @@ impl Modules {
             self.refused = self.refused.saturating_add(1);
             return None;
         }
-        let elf = ElfFile::parse(&file).ok();
+        let elf = apart::headers(&file).ok();
         let build_id = elf
             .as_ref()
             .and_then(|elf| elf.build_id.as_deref())
@@ -189,10 +205,10 @@ pub enum Place {
 pub struct AddressSpace {
     /// Sorted by start, disjoint.
     ranges: Vec<Range>,
-    /// Whether the process writes a perf map.
-    has_perf_map: bool,
-    /// Its contents, when they were last read.
-    perf_map: PerfMap,
+    /// The perf map that the process writes, held open.
+    perf_map: Option<Arc<File>>,
+    /// What is known of it: the functions at addresses that were asked for.
+    generated: PerfMap,
     /// The frames of Python that were seen.
     python: PythonFrames,
 }
@@ -208,7 +224,7 @@ impl AddressSpace {
         pid: u32,
         modules: &mut Modules,
     ) -> Result<bool, ProcessError> {
-        self.has_perf_map |= PerfMap::exists(proc_root, pid);
+        self.find_perf_map(proc_root, pid);
         let new: Vec<Range> = read_maps_with_coming_code(proc_root, pid)?
             .iter()
             .filter_map(|map| self.new_range(proc_root, pid, map, modules))
@@ -280,7 +296,14 @@ impl AddressSpace {
     /// not use the names.
     #[must_use]
     pub fn has_perf_map(&self) -> bool {
-        self.has_perf_map
+        self.perf_map.is_some()
+    }
+
+    /// The file of that name may be a new one each time.
+    fn find_perf_map(&mut self, proc_root: &Path, pid: u32) {
+        if let Some(map) = PerfMap::open(proc_root, pid) {
+            self.perf_map = Some(Arc::new(map));
+        }
     }
 
     /// What tells one stack from another: where in which file its frames are, for a module that is mapped again lies elsewhere; of code
@@ -301,7 +324,7 @@ impl AddressSpace {
                     offset,
                     ..
                 }) => Place::Code(module.code, (address - start).saturating_add(*offset)),
-                Some(Range { label: None, .. }) if !self.has_perf_map => Place::Generated,
+                Some(Range { label: None, .. }) if self.perf_map.is_none() => Place::Generated,
                 _ => Place::Address(*address),
             })
             .collect();
@@ -320,20 +343,51 @@ impl AddressSpace {
         &mut self.python
     }
 
-    /// Reads the perf map, if there is one. What was known stays known where it cannot be read.
-    pub fn read_perf_map(&mut self, proc_root: &Path, pid: u32) {
-        if self.has_perf_map {
-            let read = PerfMap::of_process(proc_root, pid);
-            if read != PerfMap::default() {
-                self.perf_map = read;
-            }
+    /// Looks the generated code of some stacks up in the perf map, if there is one. What was known stays known where it cannot be read.
+    ///
+    /// # Errors
+    /// Why the map could not be read.
+    pub fn read_perf_map<'stack>(
+        &mut self,
+        proc_root: &Path,
+        pid: u32,
+        stacks: impl Iterator<Item = &'stack [u64]>,
+    ) -> Result<(), apart::Unread> {
+        if self.perf_map.is_none() {
+            return Ok(());
         }
+        let mut addresses: Vec<u64> = stacks
+            .flat_map(|stack| {
+                (0..)
+                    .zip(stack)
+                    .map(|(depth, address)| called(*address, depth))
+            })
+            .filter(|address| {
+                self.find(*address)
+                    .is_some_and(|range| range.module.is_none() && range.label.is_none())
+            })
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        if addresses.is_empty() {
+            return Ok(());
+        }
+        self.find_perf_map(proc_root, pid);
+        let Some(map) = &self.perf_map else {
+            return Ok(());
+        };
+        let mut all: Vec<Generated> = Vec::new();
+        for some in addresses.chunks(MOST_ADDRESSES) {
+            all.extend(apart::generated(map, some)?);
+        }
+        self.generated.learn(all);
+        Ok(())
     }
 
     /// The generated function at an address: its name and start.
     #[must_use]
     pub fn generated(&self, address: u64) -> Option<(&str, u64)> {
-        self.perf_map.find(address)
+        self.generated.find(address)
     }
 
     /// Adds a range and cuts those that it covers.
@@ -511,7 +565,7 @@ mod tests {
             [Place::Address(0x1010), Place::Address(0xa000)]
         );
         let named = AddressSpace {
-            has_perf_map: true,
+            perf_map: Some(Arc::new(File::open("/dev/null").unwrap())),
             ..space.clone()
         };
         assert_eq!(

@@ -6,16 +6,20 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{self, Read},
-    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
-    path::{Path, PathBuf},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileExt as _, MetadataExt as _},
+    },
+    path::PathBuf,
 };
 
 use object::elf::{ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, SHF_COMPRESSED, SHT_NOBITS};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
+use super::nanoseconds;
 use crate::target::{
     elf::{ElfFile, Section},
-    open::is_trusted,
+    open::{is_trusted, most_held},
 };
 
 /// Most sections of a file. The library looks for each by name, one after the other; the largest real files have some hundreds.
@@ -67,64 +71,77 @@ pub(super) struct Readable {
     pub(super) has_debug: bool,
 }
 
+/// What tells files apart: see [`Module::identity`](super::Module::identity).
+pub(crate) type Identity = (u64, u64, u64, i64);
+
 /// What is known of files, and the copies that were made of them. A file is looked at once: what was read of it stays, whatever its owner
 /// does to it.
 #[derive(Debug, Default)]
 pub(super) struct Vetted {
-    /// By module, and whether it is the module itself or its debug file.
-    known: HashMap<(u64, bool), Result<Option<Copy>, String>>,
+    known: HashMap<Identity, Result<Held, String>>,
     copied: u64,
 }
 
+/// A file that is held open, or a copy in its place.
 #[derive(Debug)]
-struct Copy {
+struct Held {
     file: File,
     has_debug: bool,
 }
 
 impl Vetted {
-    /// What may be read in the place of a module, or of its debug file, which is held open; or why nothing may.
-    pub(super) fn readable(
-        &mut self,
-        module: u64,
-        is_own: bool,
-        path: &Path,
-    ) -> Result<Readable, String> {
+    /// Whether there is no room for much more: all of it is to be forgotten then, so that one user's files take nothing from another's.
+    pub(super) fn is_full(&self) -> bool {
+        self.known.len() >= most_held() || self.copied > ALL_COPIES.saturating_sub(LARGEST_COPY)
+    }
+
+    /// What may be read in the place of a file as it is now; or why nothing may.
+    pub(super) fn readable_now(&mut self, file: File) -> Result<Readable, String> {
+        let metadata = file.metadata().map_err(|error| error.to_string())?;
+        let identity = (
+            metadata.dev(),
+            metadata.ino(),
+            metadata.len(),
+            nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+        );
+        self.readable(identity, file)
+    }
+
+    /// What may be read in the place of a file that had this identity when it was first seen; or why nothing may.
+    pub(super) fn readable(&mut self, identity: Identity, file: File) -> Result<Readable, String> {
         let copied = &mut self.copied;
-        let verdict = self.known.entry((module, is_own)).or_insert_with(|| {
-            let file = File::open(path).map_err(|error| error.to_string())?;
-            look(&file, ALL_COPIES.saturating_sub(*copied), copied)
-        });
+        let verdict = self
+            .known
+            .entry(identity)
+            .or_insert_with(|| look(file, copied));
         match verdict {
-            Ok(None) => Ok(Readable {
-                path: path.to_owned(),
-                has_debug: true,
-            }),
-            Ok(Some(copy)) => Ok(Readable {
-                path: PathBuf::from(format!("/proc/self/fd/{}", copy.file.as_raw_fd())),
-                has_debug: copy.has_debug,
+            Ok(held) => Ok(Readable {
+                path: PathBuf::from(format!("/proc/self/fd/{}", held.file.as_raw_fd())),
+                has_debug: held.has_debug,
             }),
             Err(why) => Err(why.clone()),
         }
     }
 }
 
-/// Looks at a file: it may be read as it is (`None`), or as a copy, or not at all.
-fn look(file: &File, room: u64, copied: &mut u64) -> Result<Option<Copy>, String> {
-    let elf = ElfFile::parse(file).map_err(|error| error.to_string())?;
+/// Looks at a file: it may be read as it is, or as a copy, or not at all.
+fn look(file: File, copied: &mut u64) -> Result<Held, String> {
+    let elf = ElfFile::parse(&file).map_err(|error| error.to_string())?;
     if elf.sections.len() > MOST_SECTIONS {
         return Err(format!("it has {} sections", elf.sections.len()));
     }
-    if is_trusted(file) {
-        let unpacked = unpacked(file, &elf, |_| true).map_err(|error| error.to_string())?;
+    if is_trusted(&file) {
+        let unpacked = unpacked(&file, &elf, |_| true).map_err(|error| error.to_string())?;
         return if unpacked > MOST_UNPACKED {
             Err(format!("its sections claim to unpack to {unpacked} bytes"))
         } else {
-            Ok(None)
+            Ok(Held {
+                file,
+                has_debug: true,
+            })
         };
     }
-    copy(file, &elf, room, copied)
-        .map(Some)
+    copy(&file, &elf, copied)
         .map_err(|error| format!("it is not trusted, and cannot be copied: {error}"))
 }
 
@@ -196,21 +213,16 @@ fn is_debug(section: &Section) -> bool {
 }
 
 /// Copies what names need to where nobody else can change it.
-fn copy(file: &File, elf: &ElfFile, room: u64, copied: &mut u64) -> io::Result<Copy> {
+fn copy(file: &File, elf: &ElfFile, copied: &mut u64) -> io::Result<Held> {
     let length = file.metadata()?.len();
     if length > LARGEST_FILE {
         return Err(damaged("it is absurdly large"));
     }
-    let most = LARGEST_COPY.min(room);
-    let has_debug = unpacked(file, elf, is_for_names)? <= most;
+    let has_debug = unpacked(file, elf, is_for_names)? <= LARGEST_COPY;
     let wanted = |section: &Section| is_for_names(section) && (has_debug || !is_debug(section));
     let bytes = unpacked(file, elf, wanted)?;
-    if bytes > most {
-        return Err(damaged(if room < LARGEST_COPY {
-            "too much is copied of other files"
-        } else {
-            "its symbols are absurdly large"
-        }));
+    if bytes > LARGEST_COPY {
+        return Err(damaged("its symbols are absurdly large"));
     }
     let mut header = [0; HEADER_BYTES as usize];
     file.read_exact_at(&mut header, 0)?;
@@ -247,7 +259,7 @@ fn copy(file: &File, elf: &ElfFile, room: u64, copied: &mut u64) -> io::Result<C
         }
     }
     *copied = copied.saturating_add(bytes);
-    Ok(Copy {
+    Ok(Held {
         file: to.seal(end)?,
         has_debug,
     })

@@ -6,6 +6,8 @@
 
 use std::{collections::HashSet, path::Path};
 
+use crate::apart;
+
 use super::{
     elf::ElfFile,
     process::{MemoryMap, ProcessError, open_mapped, read_maps},
@@ -34,7 +36,7 @@ pub fn read_maps_with_coming_code(
         .flat_map(|map| {
             // What cannot be opened or is no ELF file has no code to come.
             let file = open_mapped(proc_root, pid, map).ok();
-            let elf = file.and_then(|file| ElfFile::parse(&file).ok());
+            let elf = file.and_then(|file| apart::headers(&file).ok());
             elf.map(|elf| coming_code(map, &elf)).unwrap_or_default()
         })
         .collect();

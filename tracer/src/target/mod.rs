@@ -4,6 +4,7 @@
 //! knows nothing of BPF: it says where a probe belongs and why, and leaves attaching it to [`crate::kernel`].
 
 pub mod allocator;
+mod by_number;
 pub mod discover;
 pub mod elf;
 mod flow;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use leakscope_common::{CfaRule, UnwindRow};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::calls;
@@ -20,7 +21,7 @@ use super::writes;
 const BATCH: usize = 4096;
 
 /// Which rows of a table are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kept {
     /// Those that can hold a return address, or where a system call leaves a thread.
     #[default]
@@ -80,6 +81,9 @@ pub enum UnwindError {
         /// Entries that cover no executable byte of the file.
         outside: u32,
     },
+    /// Whoever was to read the file says why there is no table.
+    #[error("{0}")]
+    Unread(String),
     /// A size that no real file has; refused so that memory stays bounded.
     #[error("ELF file with {value} {what}; the limit is {limit}")]
     TooLarge {

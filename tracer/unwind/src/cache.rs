@@ -11,7 +11,7 @@ use hashbrown::HashMap;
 use object::elf;
 use object::read::elf::{FileHeader, ProgramHeader};
 
-use super::build::{BuildOptions, UnwindError, build};
+use super::build::{BuildOptions, UnwindError};
 use super::disk;
 use super::elf::header;
 use super::table::Table;
@@ -124,22 +124,18 @@ impl Cache {
         self.tables().get(key).cloned()
     }
 
-    /// A file's table: from memory, from the directory, or built from the file's bytes. `load` is called only if the file is needed.
+    /// A file's table: from memory, from the directory, or made by `make`, which is called only if it is needed.
     ///
     /// Two threads that ask for the same new file at once may both build it; both get the same table.
     ///
     /// # Errors
-    /// What `load` says, or the reason why the file has no table ([`UnwindError`]); the latter is remembered.
-    pub fn get_or_build<B, E>(
+    /// Why `make` could not be done, or why the file has no table ([`UnwindError`]); the latter is remembered.
+    pub fn get_or_build<E: From<UnwindError>>(
         &self,
         wanted: &Wanted,
-        load: impl FnOnce() -> Result<B, E>,
-    ) -> Result<Arc<Table>, E>
-    where
-        B: AsRef<[u8]>,
-        E: From<UnwindError>,
-    {
-        let outcome = self.get_or_build_with(wanted, load, self.options);
+        make: impl FnOnce(&BuildOptions) -> Result<Result<Table, UnwindError>, E>,
+    ) -> Result<Arc<Table>, E> {
+        let outcome = self.get_or_build_with(wanted, make, self.options);
         self.tidy();
         outcome
     }
@@ -154,16 +150,12 @@ impl Cache {
         }
     }
 
-    fn get_or_build_with<B, E>(
+    fn get_or_build_with<E: From<UnwindError>>(
         &self,
         wanted: &Wanted,
-        load: impl FnOnce() -> Result<B, E>,
+        make: impl FnOnce(&BuildOptions) -> Result<Result<Table, UnwindError>, E>,
         options: BuildOptions,
-    ) -> Result<Arc<Table>, E>
-    where
-        B: AsRef<[u8]>,
-        E: From<UnwindError>,
-    {
+    ) -> Result<Arc<Table>, E> {
         if let Some(known) = self.get(&wanted.key) {
             return known.map_err(E::from);
         }
@@ -177,7 +169,7 @@ impl Cache {
         let outcome = match stored {
             Some(table) => Ok(Arc::new(table)),
             None => {
-                let built = build(load()?.as_ref(), &options).map(Arc::new);
+                let built = make(&options)?.map(Arc::new);
                 // A full or read-only disk costs the next start some time, nothing more.
                 if let (Ok(table), Some((directory, file))) = (&built, &kept)
                     && file.write(directory, table).is_ok()
@@ -196,17 +188,12 @@ impl Cache {
 
     /// [`Cache::get_or_build`] for many files at once, on at most `threads` threads; the results are in the order of `requests`.
     /// At most `threads` files are held in memory at a time.
-    pub fn build_many<R, B, E>(
+    pub fn build_many<R: Sync, E: From<UnwindError> + Send>(
         &self,
         requests: &[(Wanted, R)],
-        load: impl Fn(&R) -> Result<B, E> + Sync,
+        make: impl Fn(&R, &BuildOptions) -> Result<Result<Table, UnwindError>, E> + Sync,
         threads: NonZeroUsize,
-    ) -> Vec<Result<Arc<Table>, E>>
-    where
-        R: Sync,
-        B: AsRef<[u8]>,
-        E: From<UnwindError> + Send,
-    {
+    ) -> Vec<Result<Arc<Table>, E>> {
         let threads = threads.get().min(requests.len());
         // The processors are shared between the files; only the last few large ones could use more.
         let options = BuildOptions {
@@ -224,7 +211,8 @@ impl Cache {
                 let Some((wanted, request)) = requests.get(index) else {
                     return;
                 };
-                let result = self.get_or_build_with(wanted, || load(request), options);
+                let make = |options: &BuildOptions| make(request, options);
+                let result = self.get_or_build_with(wanted, make, options);
                 done.lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .push((index, result));

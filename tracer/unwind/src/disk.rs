@@ -182,6 +182,29 @@ fn suffix(kept: Kept) -> &'static str {
     }
 }
 
+/// Of a table that is not kept.
+const NOWHERE: FileState = FileState {
+    device: 0,
+    inode: 0,
+    size: 0,
+    modified: 0,
+    changed: 0,
+};
+
+impl Table {
+    /// The table as bytes; `None` where it is too large.
+    #[must_use]
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+        encode(&[], &NOWHERE, self)
+    }
+
+    /// What [`Table::to_bytes`] made, if a walk can rely on it.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        decode(bytes, &[], &NOWHERE)
+    }
+}
+
 fn state_bytes(state: &FileState) -> Vec<u8> {
     let numbers = [state.device, state.inode, state.size].map(u64::to_le_bytes);
     let times = [state.modified, state.changed].map(i64::to_le_bytes);

@@ -1,46 +1,60 @@
-//! The bytes of a file that its unwind table is made from. It knows nothing of what stands in them.
+//! A file's unwind table, in the reader: the bytes that it is made from. It knows nothing of what stands in them.
 
-use std::{fs::File, ops::Range, os::unix::fs::MetadataExt};
+use std::{fs::File, num::NonZeroUsize, ops::Range, os::unix::fs::MetadataExt};
 
 use rustix::{
     fs::{SeekFrom, seek},
     io::Errno,
 };
 
-use super::TableError;
 use crate::{
     symbol::{Module, nanoseconds},
     target::elf::{ElfFile, ReadAt},
-    unwind::FileState,
+    unwind::{BuildOptions, FileState, Kept, build},
 };
 
 /// The largest file that is read for its unwind table, bytes.
-const MAX_FILE: u64 = 4 << 30;
+const MAX_FILE: u64 = 3 << 29;
 
 /// The most that is read of it, bytes: it is all in memory for a moment. Browsers and databases need some 300 MiB.
 const MOST_READ: u64 = 512 << 20;
+
+/// A file's unwind table, as bytes; or why it has none.
+pub(crate) fn read_table(file: &File, kept: Kept) -> Result<Vec<u8>, String> {
+    let bytes = read(file).map_err(|why| format!("it cannot be read: {why}"))?;
+    let options = BuildOptions {
+        kept,
+        // No thread can be started there.
+        threads: Some(NonZeroUsize::MIN),
+    };
+    let table = build(&bytes, &options).map_err(|error| error.to_string())?;
+    table
+        .to_bytes()
+        .ok_or_else(|| "its table is too large".to_owned())
+}
 
 /// A file's bytes, with zeros in the place of what no table needs.
 ///
 /// # Errors
 /// The file cannot be read, or there is no memory for it.
-pub(super) fn read(module: &Module) -> Result<Vec<u8>, TableError> {
-    let failed = |error: std::io::Error| TableError::Read(error.to_string());
-    let size = module.file.size().map_err(failed)?;
+fn read(file: &File) -> Result<Vec<u8>, String> {
+    let failed = |error: std::io::Error| error.to_string();
+    let size = file.size().map_err(failed)?;
     if size > MAX_FILE {
-        return Err(TableError::Read(format!("it has {size} bytes")));
+        return Err(format!("it has {size} bytes"));
     }
     let length = usize::try_from(size).unwrap_or(0);
     // The memory is asked for twice: what is refused here would end us there, and only there it comes zeroed without being touched.
     Vec::<u8>::new()
         .try_reserve_exact(length)
-        .map_err(|_| TableError::Read(format!("there is no memory for its {size} bytes")))?;
-    let parts = written(&module.file, &needed(module.elf.as_ref(), size)).map_err(failed)?;
+        .map_err(|_| format!("there is no memory for its {size} bytes"))?;
+    let elf = ElfFile::parse(file).ok();
+    let parts = written(file, &needed(elf.as_ref(), size)).map_err(failed)?;
     let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
     if bytes > MOST_READ {
-        return Err(TableError::Read(format!("{bytes} bytes of it are needed")));
+        return Err(format!("{bytes} bytes of it are needed"));
     }
-    read_parts(&module.file, length, &parts).map_err(failed)
+    read_parts(file, length, &parts).map_err(failed)
 }
 
 /// What of some parts of a file is more than a hole: holes take no space in the file, and shall take none in memory.

@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::NamedTempFile;
 
-use crate::target::elf::ElfFile;
+use crate::apart;
 
 /// How long it is believed that no server has a file, and the file that says otherwise, in seconds.
 const MISS: (&str, Duration) = ("cache_miss_s", Duration::from_secs(600));
@@ -140,7 +140,7 @@ impl Cache {
 
 /// Whether an ELF file has a build id.
 fn is_of(file: &File, build_id: &str) -> bool {
-    let own = ElfFile::parse(file).ok().and_then(|elf| elf.build_id);
+    let own = apart::headers(file).ok().and_then(|elf| elf.build_id);
     own.is_some_and(|own| super::super::space::hex(&own) == build_id)
 }
 

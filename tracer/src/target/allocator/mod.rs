@@ -10,6 +10,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use leakscope_common::Function;
+use serde::{Deserialize, Serialize};
 
 use super::elf::{ElfError, ElfFile, MACHINE_X86_64, ReadAt, Symbol, SymbolKind};
 use super::flow::{CodeView, Coverage, Role};
@@ -19,7 +20,7 @@ use names::{Family, MARKERS, Meaning, meaning};
 const MOST_FUNCTIONS: usize = 512;
 
 /// Whose allocator it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum AllocatorKind {
     /// The GNU C library's.
     Glibc,

@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use leakscope_common::{Function, ProbeCookie};
+use serde::{Deserialize, Serialize};
 
 use super::FoundFunction;
 use super::code::code_of;
+use crate::apart;
 use crate::target::allocator::{Allocator, AllocatorFunction, AllocatorKind, find_allocators};
 use crate::target::elf::{ElfError, ElfFile, MACHINE_X86_64, SymbolKind, is_go};
 use crate::target::site::select_with;
@@ -31,7 +33,7 @@ const HOOKED: u64 = 16;
 const LONGEST_INSTRUCTION: u64 = 15;
 
 /// A file at one time: what changes when its content does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct FileKey {
     /// `st_dev`.
     pub(super) device: u64,
@@ -41,7 +43,9 @@ pub(super) struct FileKey {
 }
 
 /// What a file holds.
-pub(super) struct Facts {
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    #[serde(skip)]
     pub(super) key: FileKey,
     pub(super) allocators: Vec<KnownAllocator>,
     /// What a report should say of the file.
@@ -64,6 +68,7 @@ impl Facts {
     }
 }
 
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct KnownAllocator {
     pub(super) kind: AllocatorKind,
     pub(super) functions: Vec<KnownFunction>,
@@ -71,6 +76,7 @@ pub(super) struct KnownAllocator {
     pub(super) code: Arc<[Range<u64>]>,
 }
 
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct KnownFunction {
     pub(super) found: FoundFunction,
     /// Its bytes in the file, from the first to behind the instruction at the site.
@@ -121,7 +127,12 @@ impl Files {
         }
         // Two threads may read the same file at the same time: that is harmless, and waiting for each other is not.
         self.read.fetch_add(1, Ordering::Relaxed);
-        let facts = Arc::new(read(key, &file, path));
+        let (mut facts, is_for_now) = read(&file, path);
+        facts.key = key;
+        let facts = Arc::new(facts);
+        if is_for_now {
+            return Ok((facts, file));
+        }
         let mut known = self.lock();
         if known.len() >= MOST_FILES {
             known.clear();
@@ -140,60 +151,77 @@ pub(super) fn wants_return(function: Function) -> bool {
     function != Function::Free
 }
 
-fn read(key: FileKey, file: &File, path: &Path) -> Facts {
-    let mut facts = Facts {
-        key,
-        allocators: Vec::new(),
-        notes: Vec::new(),
-        blind: None,
-        blind_program: None,
-        ends: None,
-        soname: None,
-    };
-    let elf = match ElfFile::parse(file) {
-        Ok(elf) => elf,
+/// Has a file read; also whether that is to be tried again.
+fn read(file: &File, path: &Path) -> (Facts, bool) {
+    if !apart::is_elf(file) {
         // Code that was written by a just-in-time compiler, or the like.
-        Err(ElfError::NotElf) => return facts,
-        Err(ElfError::Unsupported(kind)) => {
+        return (Facts::default(), false);
+    }
+    match apart::allocators(file, path) {
+        Ok(facts) => (facts, false),
+        Err(why) => {
+            let facts = Facts {
+                blind: Some(why.to_string()),
+                ..Facts::default()
+            };
+            (facts, why.is_for_now())
+        }
+    }
+}
+
+impl Facts {
+    /// Reads a file, which the process names so.
+    pub(crate) fn read(file: &File, path: &Path) -> Self {
+        let mut facts = Self::default();
+        let elf = match ElfFile::parse(file) {
+            Ok(elf) => elf,
+            // Code that was written by a just-in-time compiler, or the like.
+            Err(ElfError::NotElf) => return facts,
+            Err(ElfError::Unsupported(kind)) => {
+                facts.blind = Some(format!(
+                    "is {kind}; probes can be attached to 64-bit x86-64 code only"
+                ));
+                return facts;
+            }
+            Err(error) => {
+                facts.blind = Some(error.to_string());
+                return facts;
+            }
+        };
+        facts.soname.clone_from(&elf.soname);
+        if elf.machine != MACHINE_X86_64 {
             facts.blind = Some(format!(
-                "is {kind}; probes can be attached to 64-bit x86-64 code only"
+                "holds code for another processor (ELF machine {}); leakscope reads x86-64",
+                elf.machine
             ));
             return facts;
         }
-        Err(error) => {
-            facts.blind = Some(error.to_string());
-            return facts;
-        }
-    };
-    facts.soname.clone_from(&elf.soname);
-    if elf.machine != MACHINE_X86_64 {
-        facts.blind = Some(format!(
-            "holds code for another processor (ELF machine {}); leakscope reads x86-64",
-            elf.machine
-        ));
-        return facts;
-    }
-    match find_allocators(&elf, file, path) {
-        Ok(found) => {
-            facts.notes.extend(found.notes);
-            for allocator in &found.allocators {
-                let known = place(&elf, file, allocator, &mut facts.notes);
-                if !known.functions.is_empty() {
-                    facts.allocators.push(known);
+        match find_allocators(&elf, file, path) {
+            Ok(found) => {
+                facts.notes.extend(found.notes);
+                for allocator in &found.allocators {
+                    let known = place(&elf, file, allocator, &mut facts.notes);
+                    if !known.functions.is_empty() {
+                        facts.allocators.push(known);
+                    }
                 }
             }
+            Err(error) => facts.blind = Some(format!("its symbols: {error}")),
         }
-        Err(error) => facts.blind = Some(format!("its symbols: {error}")),
+        if !facts.allocators.is_empty() {
+            facts.ends = end_of_processes(&elf, file);
+        }
+        // A Go program has another heap, which is read otherwise.
+        if !is_go(&elf)
+            && facts.allocators.is_empty()
+            && elf.is_static()
+            && !elf.has_static_symbols()
+        {
+            let what = "is linked statically and stripped: an allocator in it has no name to find it by; keep its symbol table (.symtab)";
+            facts.blind_program = Some(what.to_owned());
+        }
+        facts
     }
-    if !facts.allocators.is_empty() {
-        facts.ends = end_of_processes(&elf, file);
-    }
-    // A Go program has another heap, which is read otherwise.
-    if !is_go(&elf) && facts.allocators.is_empty() && elf.is_static() && !elf.has_static_symbols() {
-        let what = "is linked statically and stripped: an allocator in it has no name to find it by; keep its symbol table (.symtab)";
-        facts.blind_program = Some(what.to_owned());
-    }
-    facts
 }
 
 /// Where `_exit` is defined in a file.

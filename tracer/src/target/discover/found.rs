@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use leakscope_common::{Function, ProbeCookie};
+use serde::{Deserialize, Serialize};
 
 use crate::target::allocator::AllocatorKind;
+use crate::target::by_number;
 use crate::target::process::{Device, Process};
 use crate::target::site::ProbeSite;
 
@@ -67,9 +69,10 @@ impl MappedFile {
 }
 
 /// A function to put a probe on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundFunction {
     /// What it is.
+    #[serde(with = "by_number::function")]
     pub function: Function,
     /// Its name.
     pub name: String,
@@ -82,6 +85,7 @@ pub struct FoundFunction {
     /// Where the probe goes.
     pub site: ProbeSite,
     /// The cookie of the probe at the site. The hit slots are handed out for this process alone.
+    #[serde(with = "by_number::cookie")]
     pub cookie: ProbeCookie,
     /// A breakpoint stands in its code in memory, this many bytes from its first: see [`Discovery::foreign_breakpoints`].
     pub breakpoint: Option<u64>,

@@ -27,7 +27,7 @@ use super::loading::read_maps_with_coming_code;
 use super::process::{
     Device, MemoryMap, ProcessError, open_mapped_through, read_environment, read_process,
 };
-use files::Facts;
+pub(crate) use files::Facts;
 use memory::{CodeInMemory, Comparison};
 
 /// Why a process has no allocators to look for.

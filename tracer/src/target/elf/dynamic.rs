@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use object::elf;
 use object::endian::LittleEndian as LE;
+use serde::{Deserialize, Serialize};
 
 use super::headers::read_pods;
 use super::symbols::read_string;
@@ -21,13 +22,13 @@ const DF_1_PIE: u64 = 0x0800_0000;
 const SYMBOL_RELOCATIONS: [u32; 3] = [1, 6, 7];
 
 /// A table in the file: offset and size, bytes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Range {
     pub(super) offset: u64,
     pub(super) size: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Dynamic {
     pub(super) is_program: bool,
     pub(super) soname: Option<String>,

@@ -13,6 +13,8 @@ use super::{DebugLink, ElfError, ReadAt, Section};
 
 /// Longest note segment, interpreter and string that is read, bytes. Real ones are shorter than a hundredth of it.
 pub(super) const SMALL: u64 = 64 * 1024;
+/// Most program headers that are believed. Real files have some dozens.
+const MOST_PROGRAMS: u64 = 1024;
 /// Most section headers that are read. The largest real files have some thousands.
 const MOST_SECTIONS: u64 = 262_144;
 
@@ -65,6 +67,11 @@ pub(super) fn program_headers(
     header: &elf::FileHeader64<LE>,
 ) -> Result<Vec<elf::ProgramHeader64<LE>>, ElfError> {
     let count = u64::from(header.e_phnum.get(LE));
+    if count > MOST_PROGRAMS {
+        return Err(ElfError::Damaged(
+            "it claims an absurd number of program headers",
+        ));
+    }
     if count > 0 && usize::from(header.e_phentsize.get(LE)) != size_of::<elf::ProgramHeader64<LE>>()
     {
         return Err(ElfError::Damaged(

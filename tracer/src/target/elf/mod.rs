@@ -5,6 +5,7 @@
 //! large tables are streamed, so that a hostile or a huge file costs an error or some time, never memory. Must not know
 //! what an allocator is.
 
+mod as_bytes;
 mod dynamic;
 mod headers;
 mod source;
@@ -13,13 +14,12 @@ mod symbols;
 pub use source::ReadAt;
 pub use symbols::{Symbol, SymbolKind};
 
-use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use object::elf;
 use object::endian::LittleEndian as LE;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use dynamic::Dynamic;
@@ -34,6 +34,15 @@ pub const MACHINE_X86_64: u16 = 62;
 
 /// Most note segments that are looked into for the build-id. Real files have two or three.
 const MOST_NOTES: usize = 64;
+
+/// The sections by which files are told apart.
+const KEPT_SECTIONS: [&str; 5] = [
+    ".debug_info",
+    ".eh_frame",
+    ".go.buildinfo",
+    ".gopclntab",
+    ".note.go.buildid",
+];
 
 /// Bytes of a page of x86_64, the unit of mappings.
 const PAGE: u64 = 4096;
@@ -56,7 +65,7 @@ pub enum ElfError {
 }
 
 /// The file's type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ElfKind {
     /// ET_EXEC: a program at fixed addresses.
     Executable,
@@ -67,7 +76,7 @@ pub enum ElfKind {
 }
 
 /// A PT_LOAD segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// Address before relocation.
     pub vaddr: u64,
@@ -84,7 +93,7 @@ pub struct Segment {
 }
 
 /// Where a section lies.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Section {
     /// Its name.
     pub name: String,
@@ -116,9 +125,10 @@ impl Section {
 }
 
 /// `.gnu_debuglink`: the file that holds the debug information.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DebugLink {
     /// The file's name, without a folder.
+    #[serde(with = "as_bytes")]
     pub name: PathBuf,
     /// CRC-32 of the whole file.
     pub crc: u32,
@@ -132,8 +142,25 @@ pub fn is_go(elf: &ElfFile) -> bool {
         .any(|name| elf.section(name).is_some())
 }
 
+/// Whether V8's builtins are linked into a file: assembler without call frame information that keeps frame pointers, as all
+/// code that V8 generates. A builtin's own name tells, or, where the file was stripped, the function that gives the builtins'
+/// address, which shared builds of node export.
+pub(crate) fn holds_v8(elf: &ElfFile, source: &(impl ReadAt + ?Sized)) -> bool {
+    const NAMES: [&[u8]; 2] = [
+        b"Builtins_CallApiCallback",
+        // v8::internal::DefaultEmbeddedBlobCode()
+        b"_ZN2v88internal23DefaultEmbeddedBlobCodeEv",
+    ];
+    elf.symbols(source, |name| NAMES.contains(&name))
+        .is_ok_and(|found| {
+            found
+                .iter()
+                .any(|symbol| symbol.kind != SymbolKind::Undefined)
+        })
+}
+
 /// What the headers of an ELF file say. The bytes stay where they are: methods that need more take the source again.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ElfFile {
     /// `e_machine`.
     pub machine: u16,
@@ -141,8 +168,8 @@ pub struct ElfFile {
     pub kind: ElfKind,
     /// Address of the first instruction of a program.
     pub entry: u64,
-    /// The dynamic loader that a program asks for.
-    pub interpreter: Option<PathBuf>,
+    /// Whether it is a program that asks for a dynamic loader.
+    pub has_interpreter: bool,
     /// The GNU build-id.
     pub build_id: Option<Vec<u8>>,
     /// `DT_SONAME`.
@@ -207,16 +234,11 @@ impl ElfFile {
                 .filter(move |program| program.p_type.get(LE) == kind)
         };
 
-        let interpreter = match of_type(elf::PT_INTERP).next() {
-            None => None,
+        let has_interpreter = match of_type(elf::PT_INTERP).next() {
+            None => false,
             Some(program) => {
-                let mut name = read_program(source, program, "its interpreter lies outside of it")?;
-                name.truncate(
-                    name.iter()
-                        .position(|&byte| byte == 0)
-                        .unwrap_or(name.len()),
-                );
-                Some(PathBuf::from(OsString::from_vec(name)))
+                read_program(source, program, "its interpreter lies outside of it")?;
+                true
             }
         };
         let mut build_id = None;
@@ -249,7 +271,7 @@ impl ElfFile {
             .and_then(|section| read_debug_link(source, section));
 
         let is_program =
-            interpreter.is_some() || dynamic.as_ref().is_some_and(|dynamic| dynamic.is_program);
+            has_interpreter || dynamic.as_ref().is_some_and(|dynamic| dynamic.is_program);
         Ok(Self {
             machine: header.e_machine.get(LE).0,
             kind: if kind == elf::ET_EXEC.0 {
@@ -260,7 +282,7 @@ impl ElfFile {
                 ElfKind::SharedObject
             },
             entry: header.e_entry.get(LE),
-            interpreter,
+            has_interpreter,
             build_id,
             soname: dynamic.as_ref().and_then(|dynamic| dynamic.soname.clone()),
             needed: dynamic
@@ -279,7 +301,19 @@ impl ElfFile {
     /// Whether it is a program that needs no dynamic loader.
     #[must_use]
     pub fn is_static(&self) -> bool {
-        self.kind != ElfKind::SharedObject && self.interpreter.is_none()
+        self.kind != ElfKind::SharedObject && !self.has_interpreter
+    }
+
+    /// What is kept of it for as long as a process is traced: a file may have as many sections and needed libraries as it likes.
+    #[must_use]
+    pub fn abridged(mut self) -> Self {
+        self.sections
+            .retain(|section| KEPT_SECTIONS.contains(&section.name.as_str()));
+        self.sections.truncate(KEPT_SECTIONS.len());
+        self.needed.truncate(1);
+        self.soname = None;
+        self.dynamic = None;
+        self
     }
 
     /// Whether the full symbol table (`.symtab`) is there, with local functions in it.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use object::elf;
 use object::endian::LittleEndian as LE;
+use serde::{Deserialize, Serialize};
 
 use super::dynamic::{Dynamic, Range};
 use super::headers::{read_bytes, read_pod, read_pods};
@@ -51,7 +52,7 @@ pub struct Symbol {
     pub is_dynamic: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct SymbolTable {
     offset: u64,
     count: u64,

@@ -74,13 +74,7 @@ fn the_test_program_itself_is_read() {
     let elf = ElfFile::parse(&file).unwrap();
     assert_eq!(elf.kind, ElfKind::PositionIndependentExecutable);
     assert!(!elf.is_static() && elf.has_static_symbols());
-    assert!(
-        elf.interpreter
-            .as_ref()
-            .unwrap()
-            .to_string_lossy()
-            .contains("ld-")
-    );
+    assert!(elf.has_interpreter);
     let imports = elf.symbols(&file, |name| name == b"malloc").unwrap();
     assert!(
         imports

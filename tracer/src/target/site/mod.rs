@@ -11,11 +11,13 @@ use std::fmt;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use leakscope_common::Function;
+use serde::{Deserialize, Serialize};
 
+use super::by_number;
 use walk::{Jumps, Step};
 
 /// What the kernel does with the instruction under a probe, cheapest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum SiteCost {
     /// Emulated by every kernel: about half a microsecond.
     Emulated,
@@ -36,7 +38,7 @@ impl fmt::Display for SiteCost {
 }
 
 /// The place for a probe in a function.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeSite {
     /// Bytes behind the function's first.
     pub offset_from_entry: u64,
@@ -44,6 +46,7 @@ pub struct ProbeSite {
     pub stack_moved: u16,
     /// What the probe is to take the function for: the function itself, or one that reads the same values from the registers that hold
     /// them at the site. It belongs into the cookie, at the return too.
+    #[serde(with = "by_number::function")]
     pub function: Function,
     /// What the instruction there costs.
     pub cost: SiteCost,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::{
-    BuildOptions, Cache, FileState, Kept, Key, Table, UnwindError, Wanted, build_id,
+    BuildOptions, Cache, FileState, Kept, Key, Table, UnwindError, Wanted, build, build_id,
 };
 use super::made_up::{Frames, INITIAL, TEXT, elf};
 use super::{files, pruned};
@@ -62,12 +62,21 @@ fn through(directory: &Path, kept: Kept, wanted: &Wanted) -> (Arc<Table>, bool) 
     let cache = Cache::new(options(kept)).with_directory(directory.to_owned());
     let loaded = Cell::new(false);
     let table = cache
-        .get_or_build(wanted, || {
+        .get_or_build(wanted, |options| {
             loaded.set(true);
-            Ok::<_, UnwindError>(file())
+            made(&file(), options)
         })
         .unwrap();
     (table, loaded.get())
+}
+
+/// What a file's bytes make.
+fn made(file: &[u8], options: &BuildOptions) -> Result<Result<Table, UnwindError>, UnwindError> {
+    Ok(build(file, options))
+}
+
+fn not_again(_: &BuildOptions) -> Result<Result<Table, UnwindError>, UnwindError> {
+    panic!("made again")
 }
 
 fn names(directory: &Path) -> Vec<String> {
@@ -83,14 +92,10 @@ fn names(directory: &Path) -> Vec<String> {
 fn memory_holds_what_is_used_and_forgets_the_rest() {
     let cache = Cache::new(options(Kept::Calls));
     let table = cache
-        .get_or_build(&wanted(), || Ok::<_, UnwindError>(file()))
+        .get_or_build(&wanted(), |options| made(&file(), options))
         .unwrap();
     assert_eq!(cache.usage(), (1, table.bytes()));
-    let again = cache
-        .get_or_build(&wanted(), || -> Result<Vec<u8>, UnwindError> {
-            panic!("loaded again")
-        })
-        .unwrap();
+    let again = cache.get_or_build(&wanted(), not_again).unwrap();
     assert!(Arc::ptr_eq(&table, &again));
     drop(again);
     assert_eq!(cache.release_unused(), 0);
@@ -102,11 +107,9 @@ fn memory_holds_what_is_used_and_forgets_the_rest() {
 #[test]
 fn a_file_that_cannot_be_unwound_is_read_once() {
     let cache = Cache::new(options(Kept::Calls));
-    let result = cache.get_or_build(&wanted(), || Ok::<_, UnwindError>(b"no"));
+    let result = cache.get_or_build(&wanted(), |options| made(b"no", options));
     assert_eq!(result, Err(UnwindError::NotElf));
-    let again = cache.get_or_build(&wanted(), || -> Result<Vec<u8>, UnwindError> {
-        panic!("loaded again")
-    });
+    let again = cache.get_or_build(&wanted(), not_again);
     assert_eq!(again, Err(UnwindError::NotElf));
     // A file that could not be loaded may be there the next time.
     let other = of(Key::File {
@@ -115,11 +118,11 @@ fn a_file_that_cannot_be_unwound_is_read_once() {
         size: 3,
         modified: 4,
     });
-    let failed = cache.get_or_build(&other, || Err::<Vec<u8>, _>(UnwindError::NoText));
+    let failed = cache.get_or_build(&other, |_| Err(UnwindError::NoText));
     assert_eq!(failed, Err(UnwindError::NoText));
     assert!(
         cache
-            .get_or_build(&other, || Ok::<_, UnwindError>(file()))
+            .get_or_build(&other, |options| made(&file(), options))
             .is_ok()
     );
 }
@@ -149,6 +152,19 @@ fn the_directory_gives_the_table_back() {
     });
     assert!(through(directory.path(), Kept::Calls, &other).1);
     assert_eq!(names(directory.path()).len(), 3);
+}
+
+#[test]
+fn a_table_goes_through_bytes_unless_they_are_damaged() {
+    let table = pruned(&file());
+    let good = table.to_bytes().unwrap();
+    assert_eq!(Table::from_bytes(&good), Some(table));
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        assert_eq!(Table::from_bytes(&bad), None, "byte {at}");
+        assert_eq!(Table::from_bytes(&good[..at]), None, "{at} bytes");
+    }
 }
 
 #[test]
@@ -244,8 +260,10 @@ fn many_files_are_built_in_order() {
 
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::new(options(Kept::Calls)).with_directory(directory.path().to_owned());
-    let load = |path: &PathBuf| std::fs::read(path).map_err(anyhow::Error::from);
-    let tables = cache.build_many(&requests, load, NonZeroUsize::new(3).unwrap());
+    let make = |path: &PathBuf, options: &BuildOptions| -> anyhow::Result<_> {
+        Ok(build(&std::fs::read(path)?, options))
+    };
+    let tables = cache.build_many(&requests, make, NonZeroUsize::new(3).unwrap());
     assert_eq!(tables.len(), requests.len());
     for (table, (name, file)) in tables.iter().zip(&files) {
         assert_eq!(**table.as_ref().unwrap(), pruned(file), "{name}");
@@ -264,7 +282,9 @@ fn many_files_are_built_in_order() {
             .all(|name| name.ends_with(".calls"))
     );
     let cache = Cache::new(options(Kept::Calls)).with_directory(directory.path().to_owned());
-    let unwanted = |_: &PathBuf| -> anyhow::Result<Vec<u8>> { panic!("loaded again") };
+    let unwanted = |_: &PathBuf, _: &BuildOptions| -> anyhow::Result<Result<Table, UnwindError>> {
+        panic!("made again")
+    };
     let again = cache.build_many(&requests[..files.len()], unwanted, NonZeroUsize::MIN);
     for (again, table) in again.iter().zip(&tables) {
         assert_eq!(again.as_ref().unwrap(), table.as_ref().unwrap());

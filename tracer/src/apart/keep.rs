@@ -1,0 +1,361 @@
+//! The readers from the tracer's side: they are started, asked, given up when they take too long or end, and started anew. Knows nothing
+//! of what they are asked.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    num::NonZeroUsize,
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::{fs::MetadataExt as _, net::UnixStream, process::CommandExt as _},
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{
+        Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{SUBCOMMAND, Unread, wire};
+use crate::kernel::{is_readable, spent_by};
+
+/// The time for an answer about a small file. What is damaged on purpose takes no longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// For each so many bytes that a file has on its disk there is a second more.
+const BYTES_IN_A_SECOND: u64 = 8 << 20;
+/// On a busy machine it may take so many times as long, if the reader has not had that much processor time.
+const MOST_TIMES: u32 = 3;
+/// However large the files are.
+const MOST_PATIENCE: Duration = Duration::from_secs(60);
+
+/// So many files of a user may end or hang a reader; then nothing of his is read for a while.
+const MOST_STRIKES: u32 = 8;
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// So many readers read files at the same time, at most, where there are as many processors.
+const MOST_AT_ONCE: usize = 4;
+
+/// What a reader is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// What is in files: asked by the tracing thread, which waits for no names.
+    Files,
+    /// Names, for reports. There is one, which remembers what it has read.
+    Names,
+}
+
+/// All readers.
+#[derive(Debug)]
+pub(super) struct Readers {
+    program: PathBuf,
+    files: Vec<Mutex<Slot>>,
+    names: Mutex<Slot>,
+    /// By user: files that ended or hung a reader, and when one did last.
+    strikes: Mutex<HashMap<u32, (u32, Instant)>>,
+    /// The processor time of all, up to their last answers, nanoseconds.
+    spent: AtomicU64,
+    /// Readers that were given up.
+    given_up: AtomicU64,
+}
+
+/// The place of a reader.
+#[derive(Debug, Default)]
+struct Slot {
+    running: Option<Running>,
+    /// Those that were killed and have not ended yet: what waits for a disk does so uninterruptibly.
+    ending: Vec<Child>,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    socket: UnixStream,
+    /// It has answered before: whether it is the question that it ends over is not certain.
+    has_answered: bool,
+    /// Its processor time up to its last answer.
+    spent: Duration,
+}
+
+impl Readers {
+    /// Those that this program is; none runs yet.
+    pub(super) fn new(program: PathBuf) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self {
+            program,
+            files: (0..processors.min(MOST_AT_ONCE))
+                .map(|_| Mutex::default())
+                .collect(),
+            names: Mutex::default(),
+            strikes: Mutex::default(),
+            spent: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
+        }
+    }
+
+    /// The answer of a reader, of at most so many bytes.
+    pub(super) fn ask(
+        &self,
+        role: Role,
+        question: &[u8],
+        files: &[&File],
+        most: usize,
+    ) -> Result<Vec<u8>, Unread> {
+        let owner = files.first().and_then(|file| file.metadata().ok());
+        let owner = owner.map_or(0, |metadata| metadata.uid());
+        if self.is_on_pause(owner) {
+            return Err(Unread::Paused);
+        }
+        let patience = patience(files);
+        let fds: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
+        let mut slot = self.slot(role);
+        let mut answer = self.ask_one(&mut slot, question, &fds, most, patience);
+        if let Err((Unread::Ended, true)) = answer {
+            // One that had read much before may have had no memory left: another gets the same question.
+            answer = self.ask_one(&mut slot, question, &fds, most, patience);
+        }
+        drop(slot);
+        answer.map_err(|(why, _)| {
+            if owner != 0 && matches!(why, Unread::Ended | Unread::Late(_)) {
+                let mut strikes = lock(&self.strikes);
+                let (count, at) = strikes.entry(owner).or_insert((0, Instant::now()));
+                *count = count.saturating_add(1);
+                *at = Instant::now();
+            }
+            why
+        })
+    }
+
+    /// The answer of the reader in a slot; or why there is none, and whether it had answered before.
+    fn ask_one(
+        &self,
+        slot: &mut Slot,
+        question: &[u8],
+        files: &[BorrowedFd<'_>],
+        most: usize,
+        patience: Duration,
+    ) -> Result<Vec<u8>, (Unread, bool)> {
+        let running = match &mut slot.running {
+            Some(running) => running,
+            none => {
+                let started = start(&self.program);
+                none.insert(
+                    started.map_err(|error| (Unread::NotStarted(error.to_string()), false))?,
+                )
+            }
+        };
+        let has_answered = std::mem::replace(&mut running.has_answered, true);
+        let deadline = Instant::now() + patience;
+        // The reader ends itself where nobody is left to do it.
+        let seconds = u32::try_from(patience.as_secs()).unwrap_or(u32::MAX);
+        let answer = wire::ask(
+            &running.socket,
+            question,
+            files,
+            seconds.saturating_mul(MOST_TIMES).saturating_add(2),
+            deadline,
+        )
+        .and_then(|()| wait(running, patience))
+        .and_then(|()| wire::answer(&running.socket, most, Instant::now() + patience));
+        self.count_time(running);
+        answer.map_err(|error| {
+            self.give_up(slot);
+            let why = match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Unread::Late(patience),
+                io::ErrorKind::InvalidData => Unread::TooLong,
+                _ => Unread::Ended,
+            };
+            (why, has_answered)
+        })
+    }
+
+    /// Ends the reader in a slot; the next question starts another.
+    fn give_up(&self, slot: &mut Slot) {
+        if let Some(mut running) = slot.running.take() {
+            self.given_up.fetch_add(1, Ordering::Relaxed);
+            // It may have ended by itself.
+            let _ = running.child.kill();
+            slot.ending.push(running.child);
+        }
+        slot.ending
+            .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    }
+
+    /// A slot for a role: one that nobody asks now, if there is one.
+    fn slot(&self, role: Role) -> MutexGuard<'_, Slot> {
+        let slots = match role {
+            Role::Names => return lock(&self.names),
+            Role::Files => &self.files,
+        };
+        let free = slots.iter().find_map(|slot| match slot.try_lock() {
+            Ok(slot) => Some(slot),
+            Err(TryLockError::Poisoned(slot)) => Some(slot.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        });
+        free.unwrap_or_else(|| lock(slots.first().unwrap_or(&self.names)))
+    }
+
+    fn is_on_pause(&self, owner: u32) -> bool {
+        let mut strikes = lock(&self.strikes);
+        let Some((count, at)) = strikes.get(&owner) else {
+            return false;
+        };
+        if at.elapsed() >= PAUSE {
+            strikes.remove(&owner);
+            return false;
+        }
+        *count >= MOST_STRIKES
+    }
+
+    /// Adds what a reader has taken since its last answer.
+    fn count_time(&self, running: &mut Running) {
+        let now = spent_by(running.child.id());
+        let since = now.saturating_sub(running.spent);
+        running.spent = now.max(running.spent);
+        let since = u64::try_from(since.as_nanos()).unwrap_or(0);
+        self.spent.fetch_add(since, Ordering::Relaxed);
+    }
+
+    /// The processor time of all readers.
+    pub(super) fn spent(&self) -> Duration {
+        Duration::from_nanos(self.spent.load(Ordering::Relaxed))
+    }
+
+    /// How many readers were given up.
+    pub(super) fn given_up(&self) -> u64 {
+        self.given_up.load(Ordering::Relaxed)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A slot whose user ended in the middle of a question has an answer that nobody waits for: it is too short, or of another form, and
+    // the reader is given up over it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until a reader answers, or has had its time.
+fn wait(running: &Running, patience: Duration) -> io::Result<()> {
+    let begun = Instant::now();
+    let mut pause = patience;
+    while !is_readable(running.socket.as_fd(), pause)? {
+        let spent = spent_by(running.child.id()).saturating_sub(running.spent);
+        let most = patience.saturating_mul(MOST_TIMES);
+        let left = most.saturating_sub(begun.elapsed());
+        if begun.elapsed() >= patience && (spent >= patience || left.is_zero()) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        pause = left.min(patience / 8);
+    }
+    Ok(())
+}
+
+/// The time for an answer about some files, by what they take on their disks: holes take nobody's time.
+fn patience(files: &[&File]) -> Duration {
+    let bytes: u64 = files
+        .iter()
+        .filter_map(|file| file.metadata().ok())
+        .map(|metadata| metadata.blocks().saturating_mul(512))
+        .fold(0, u64::saturating_add);
+    PATIENCE
+        .saturating_add(Duration::from_secs(bytes / BYTES_IN_A_SECOND))
+        .min(MOST_PATIENCE)
+}
+
+/// Starts a reader. It closes the descriptors that it has of us itself: they are few, and marked to be closed anyway.
+fn start(program: &PathBuf) -> io::Result<Running> {
+    let (socket, its) = UnixStream::pair()?;
+    let child = Command::new(program)
+        .arg0("leakscope")
+        .arg(SUBCOMMAND)
+        .env_clear()
+        .current_dir("/")
+        .stdin(OwnedFd::from(its))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    Ok(Running {
+        child,
+        socket,
+        has_answered: false,
+        spent: Duration::ZERO,
+    })
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(running) = &mut self.running {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::{MOST_STRIKES, PATIENCE, Readers, Role, patience};
+    use crate::apart::Unread;
+    use std::{fs::File, os::unix::fs::PermissionsExt as _, path::PathBuf};
+
+    /// A program in a reader's place.
+    fn readers(script: &str) -> (Readers, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("reader");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        (Readers::new(path), folder)
+    }
+
+    #[test]
+    fn a_reader_that_ends_is_another_the_next_time() {
+        let (readers, _folder) = readers("exit 3");
+        for asked in 1..=3 {
+            let answer = readers.ask(Role::Files, b"?", &[], 100);
+            assert!(matches!(answer, Err(Unread::Ended)), "{answer:?}");
+            assert_eq!(readers.given_up(), asked);
+        }
+    }
+
+    #[test]
+    fn a_reader_that_hangs_is_given_up() {
+        let (readers, _folder) = readers("exec sleep 1000");
+        let answer = readers.ask(Role::Names, b"?", &[], 100);
+        assert!(matches!(answer, Err(Unread::Late(PATIENCE))), "{answer:?}");
+    }
+
+    #[test]
+    fn who_cannot_be_started_reads_nothing() {
+        let readers = Readers::new(PathBuf::from("/nowhere"));
+        let answer = readers.ask(Role::Files, b"?", &[], 100);
+        assert!(matches!(answer, Err(Unread::NotStarted(_))), "{answer:?}");
+    }
+
+    #[test]
+    fn a_user_whose_files_end_readers_is_not_read_for_a_while() {
+        let (readers, folder) = readers("exit 3");
+        let path = folder.path().join("file");
+        std::fs::write(&path, "x").unwrap();
+        let is_root = std::os::unix::fs::chown(&path, Some(65534), None).is_ok();
+        let file = File::open(&path).unwrap();
+        let mut last = None;
+        for _ in 0..=MOST_STRIKES {
+            last = readers.ask(Role::Files, b"?", &[&file], 100).err();
+        }
+        if is_root {
+            assert!(matches!(last, Some(Unread::Paused)), "{last:?}");
+        }
+        // Others' files are read on.
+        let answer = readers.ask(Role::Files, b"?", &[], 100);
+        assert!(matches!(answer, Err(Unread::Ended)), "{answer:?}");
+    }
+
+    #[test]
+    fn holes_give_no_time() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 40).unwrap();
+        assert_eq!(patience(&[&file, &file]), PATIENCE);
+    }
+}

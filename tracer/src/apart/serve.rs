@@ -1,0 +1,101 @@
+//! What runs in the reader: it takes one question after the other and answers. Whatever a parser does is caught, or ends this process,
+//! which others are ready for.
+
+use std::{
+    cell::RefCell,
+    ffi::OsString,
+    fs::File,
+    io,
+    os::{
+        fd::AsFd as _,
+        unix::{ffi::OsStringExt as _, net::UnixStream},
+    },
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+use serde::Serialize;
+
+use super::{Question, wire};
+use crate::{
+    kernel::{confine, end_after},
+    reader::{holds_rust, rust_functions},
+    session::read_table,
+    symbol::{Namer, PerfMap},
+    target::{
+        discover::Facts,
+        elf::{ElfFile, holds_v8},
+        open::most_held,
+    },
+};
+
+thread_local! {
+    /// Where no process is asked.
+    static HERE: RefCell<Namer> = RefCell::default();
+}
+
+/// Gives up all but the socket that is the standard input, and answers until nobody asks any more.
+///
+/// # Errors
+/// The standard input is no socket, or what has to be given up could not be: nothing is read then.
+pub fn serve() -> io::Result<()> {
+    std::panic::set_hook(Box::new(|_| ()));
+    // The limit of descriptors cannot be asked for afterwards.
+    let _ = most_held();
+    confine()?;
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut namer = Namer::default();
+    while let Some(asked) = wire::asked(&socket)? {
+        end_after(asked.seconds);
+        let files = asked.files.into_iter().map(File::from).collect();
+        let answered = match postcard::from_bytes(&asked.question) {
+            Ok(question) => answer(&question, files, &mut namer),
+            Err(error) => encode(&Err::<(), _>(error.to_string())),
+        };
+        wire::reply(&socket, &answered)?;
+        end_after(0);
+    }
+    Ok(())
+}
+
+/// Answers in this process.
+pub(super) fn answer_here(question: &Question, files: Vec<File>) -> Vec<u8> {
+    HERE.with_borrow_mut(|namer| answer(question, files, namer))
+}
+
+/// Answers.
+fn answer(question: &Question, files: Vec<File>, namer: &mut Namer) -> Vec<u8> {
+    let answered = catch_unwind(AssertUnwindSafe(|| say(question, files, namer)));
+    answered.unwrap_or_else(|_| {
+        // What it remembers may be half made.
+        *namer = Namer::default();
+        encode(&Err::<(), _>("it is damaged".to_owned()))
+    })
+}
+
+fn say(question: &Question, files: Vec<File>, namer: &mut Namer) -> Vec<u8> {
+    let mut files = files.into_iter();
+    let Some(file) = files.next() else {
+        return encode(&Err::<(), _>("no file".to_owned()));
+    };
+    let headers = |file: &File| ElfFile::parse(file).map_err(|error| error.to_string());
+    match question {
+        Question::Headers => encode(&headers(&file).map(ElfFile::abridged)),
+        Question::Allocators(path) => {
+            let path = OsString::from_vec(path.clone());
+            encode(&Ok(Facts::read(&file, Path::new(&path))))
+        }
+        Question::Unwinding(kept) => encode(&read_table(&file, *kept)),
+        Question::HoldsV8 => encode(&headers(&file).map(|elf| holds_v8(&elf, &file))),
+        Question::HoldsRust => encode(&headers(&file).map(|elf| holds_rust(&elf, &file))),
+        Question::RustFunctions => encode(&headers(&file).map(|elf| rust_functions(&elf, &file))),
+        Question::Names(identity, addresses) => {
+            encode(&Ok(namer.names((*identity, file), files.next(), addresses)))
+        }
+        Question::PerfMap(addresses) => encode(&Ok(PerfMap::read(file).at(addresses))),
+    }
+}
+
+fn encode<A: Serialize>(answer: &Result<A, String>) -> Vec<u8> {
+    postcard::to_stdvec(answer).unwrap_or_default()
+}
