@@ -121,7 +121,7 @@ fn a_report_is_made_though_readers_are_killed() {
     let _turn = require_kernel!();
     let program = require_victim!("basic");
     let report = traced(&program, |reader| {
-        run("kill", &["-KILL", &reader.to_string()])
+        run("kill", &["-KILL", &reader.to_string()]);
     });
     assert!(is_honest(&report));
 }
@@ -131,7 +131,7 @@ fn a_report_is_made_though_readers_hang() {
     let _turn = require_kernel!();
     let program = require_victim!("basic");
     let report = traced(&program, |reader| {
-        run("kill", &["-STOP", &reader.to_string()])
+        run("kill", &["-STOP", &reader.to_string()]);
     });
     assert!(is_honest(&report));
 }
