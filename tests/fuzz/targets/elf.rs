@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
-use leakscope::target::allocator::find_allocators;
-use leakscope::target::elf::ElfFile;
-use leakscope::target::site::select;
+use leakscope::process::allocator::find_allocators;
+use leakscope::process::elf::ElfFile;
+use leakscope::process::site::select;
 use leakscope_common::Function;
 use libfuzzer_sys::fuzz_target;
 

@@ -1,7 +1,7 @@
 //! `/proc/PID/maps`, in which the names of files are what a process pleases.
 #![no_main]
 
-use leakscope::target::process::parse_maps;
+use leakscope::process::procfs::parse_maps;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &[u8]| {

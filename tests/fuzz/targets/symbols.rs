@@ -8,7 +8,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use leakscope::symbol::{ElfSymbols, Module, Symbols};
-use leakscope::target::elf::ElfFile;
+use leakscope::process::elf::ElfFile;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

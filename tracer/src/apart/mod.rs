@@ -26,8 +26,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
 use crate::{
+    process::{discover::Facts, elf::ElfFile},
     symbol::{Answered, Generated, Identity, nanoseconds},
-    target::{discover::Facts, elf::ElfFile},
     unwind::{Kept, Table},
 };
 use keep::{Readers, Role};

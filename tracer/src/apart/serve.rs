@@ -19,14 +19,14 @@ use serde::Serialize;
 use super::{Question, wire};
 use crate::{
     kernel::{confine, end_after},
-    reader::{holds_rust, rust_functions},
-    session::read_table,
-    symbol::{Namer, PerfMap},
-    target::{
+    process::{
         discover::Facts,
         elf::{ElfFile, holds_v8},
         open::most_held,
     },
+    reader::{holds_rust, rust_functions},
+    session::read_table,
+    symbol::{Namer, PerfMap},
 };
 
 thread_local! {

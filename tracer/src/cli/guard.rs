@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path, process::ExitCode, thread::sleep, time::Duration};
 
-use crate::{kernel::Watched, target::process::is_stopped};
+use crate::{kernel::Watched, process::procfs::is_stopped};
 
 /// Between two looks. A signal that the probe sent last may still be on its way.
 const PAUSE: Duration = Duration::from_millis(5);

@@ -16,13 +16,13 @@ use super::{
     places::debuginfod,
 };
 use crate::{
+    process::procfs::read_process,
     reader::{LookWish, look_at},
     report::{
         Timestamp,
         heap::{About, GroupBy, HeapReport, HeapStyle, write_dot, write_html, write_text},
     },
     session::check_target,
-    target::process::read_process,
 };
 
 /// Where the kernel shows its processes.

@@ -15,9 +15,9 @@ use crate::{
     budget::Choice,
     daemon::DaemonOptions,
     kernel::ProbeOptions,
+    process::select::{CgroupPath, Selector},
     report::Suppressions,
     session::SessionOptions,
-    target::select::{CgroupPath, Selector},
     unwind::{BuildOptions, Kept},
 };
 

@@ -7,8 +7,8 @@ use leakscope_common::Selection;
 
 use super::{error::Refusal, snapshots};
 use crate::{
+    process::select::Selector,
     report::{FORMAT_NAMES, Filter},
-    target::select::Selector,
 };
 
 /// Where control groups are mounted, which is no part of a group's path.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{lines, number, read_at_most};
-use crate::target::process::CgroupMembership;
+use crate::process::procfs::CgroupMembership;
 
 /// What a control group's processes, and those of the groups below it, make the kernel hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,7 +105,7 @@ mod tests {
     use std::path::Path;
 
     use super::{MemoryCgroup, parse_stat};
-    use crate::target::process::CgroupMembership;
+    use crate::process::procfs::CgroupMembership;
     use proptest::prelude::*;
 
     #[test]

@@ -10,8 +10,8 @@ use std::{
 use super::{names::code_vaddr, regions::AddressSpaceImage};
 use crate::{
     apart,
+    process::elf::{ElfFile, SymbolKind},
     symbol::{Module, Modules, demangled},
-    target::elf::{ElfFile, SymbolKind},
 };
 
 /// What `.comment` says of a file that rustc has compiled a part of; it stays where a file is stripped.

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     heap::{self, Look, LookOptions, Owned},
+    process::procfs::cpu_time,
     symbol::Debuginfod,
-    target::process::cpu_time,
 };
 
 /// Between two looks: a block that is only held by a register in one is held by memory in the other.

@@ -20,7 +20,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-use crate::target::process::ProcessError;
+use crate::process::procfs::ProcessError;
 
 /// Why a process's memory cannot be read.
 #[derive(Debug, Error)]

@@ -7,8 +7,8 @@ use leakscope_common::PAGE_BYTES;
 use super::{functions::RustFunctions, regions::AddressSpaceImage};
 use crate::{
     heap::{RegionKind, RootName},
+    process::{elf::ElfFile, procfs::MemoryMap},
     symbol::{Debuginfod, ElfSymbols, Module, Modules, Symbols as _},
-    target::{elf::ElfFile, process::MemoryMap},
     units::bytes,
 };
 

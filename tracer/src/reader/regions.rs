@@ -9,12 +9,12 @@ use leakscope_common::PAGE_BYTES;
 use super::{ReadError, names::data_vaddr, stacks};
 use crate::{
     heap::{Region, RegionKind},
-    symbol::Modules,
-    target::process::{
+    process::procfs::{
         Device, MemoryMap,
         pagemap::{FILE_OR_SHARED, PRESENT, SWAPPED, read_entries},
         read_maps,
     },
+    symbol::Modules,
 };
 
 /// So many pages are asked for at once: those of 128 MiB.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::target::process::list_threads;
+use crate::process::procfs::list_threads;
 
 /// A thread and its stack pointer.
 #[derive(Clone, Debug, PartialEq, Eq)]

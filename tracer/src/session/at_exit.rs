@@ -13,9 +13,9 @@ use crate::{
     heap::{self, LookOptions, LostBlock, RootName},
     kernel::{LiveBlock, monotonic_ns, read_registers, shares_memory},
     ledger::SiteId,
+    process::procfs::read_process,
     reader::{ProcessMemory, WithRegisters, read_address_space},
     report::{LostAtExit, LostType, Reachability, Site, SiteKind},
-    target::process::read_process,
 };
 
 /// Of so many types at most is said how many blocks of them are lost.

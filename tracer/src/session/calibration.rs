@@ -8,7 +8,7 @@ use crate::{
     budget::{Choice, Limits},
     duration::{seconds, times},
     kernel::{KernelError, ModeSamples, close_links, process_cpu_time},
-    target::process::list_threads,
+    process::procfs::list_threads,
 };
 
 /// Pairs of malloc and free to time. At some microseconds each, about a millisecond.

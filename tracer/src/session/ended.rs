@@ -4,8 +4,8 @@ use std::{os::fd::BorrowedFd, path::Path};
 
 use crate::{
     kernel::exit_code,
+    process::procfs::{CgroupMembership, OomKills, OutOfMemory, signal_name, zombie_exit_code},
     report::{Ended, MemoryLimit},
-    target::process::{CgroupMembership, OomKills, OutOfMemory, signal_name, zombie_exit_code},
 };
 
 /// The signal in an exit code of wait(2) (`WTERMSIG`), and the one that nobody can catch.

@@ -17,8 +17,8 @@ use super::{
 use crate::{
     kernel::{KernelError, ProbeEvent},
     ledger::SiteId,
+    process::procfs::{Device, MemoryMap},
     symbol::AddressSpace,
-    target::process::{Device, MemoryMap},
 };
 
 /// So many events are dealt with before anything else has its turn, and for so long: those of a process that maps code without end come

@@ -4,7 +4,7 @@ use super::{Session, TraceError, process::Traced};
 use crate::{
     budget::{Beginning, Limits},
     kernel::KernelError,
-    target::process::ProcessError,
+    process::procfs::ProcessError,
 };
 
 impl Session {

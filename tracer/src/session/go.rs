@@ -14,10 +14,10 @@ use super::{Session, process::Traced};
 use crate::{
     kernel::monotonic_ns,
     ledger::{Judgement, Ledger, SiteId, Verdict},
+    process::elf::is_go,
     reader::ProcessMemory,
     report::{Frame, GoUse, Process, Site},
     runtime::go::{GoError, HeapProfile, Image, Program},
-    target::elf::is_go,
     units::rate,
 };
 use goroutines::GoroutineSites;

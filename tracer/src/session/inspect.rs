@@ -10,10 +10,10 @@ use super::{
     tables::{Builder, Unwinding},
 };
 use crate::{
+    process::discover::{Files, discover},
     reader::ProcessMemory,
     runtime::cpython::Interpreters,
     symbol::{AddressSpace, Modules},
-    target::discover::{Files, discover},
 };
 
 /// A probe that would be attached.

@@ -11,10 +11,10 @@ use leakscope_common::UNKNOWN_FREE_SLOT;
 use super::process::ProbeSite;
 use crate::{
     kernel::{Attachment, KernelError, Link, Probe, close_links},
-    target::{
+    process::{
         allocator::AllocatorKind,
         discover::{FoundAllocator, MappedFile},
-        process::Device,
+        procfs::Device,
     },
 };
 

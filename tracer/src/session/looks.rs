@@ -15,7 +15,7 @@ use super::{Session, growth::Growth, process::Traced};
 use crate::{
     kernel::{KernelError, MappingWay, monotonic_ns},
     ledger::{Area, LookTimes, MappingKind, SiteId},
-    target::process::{MemoryMap, read_maps},
+    process::procfs::{MemoryMap, read_maps},
 };
 
 /// How often a process is looked at that has run meanwhile. Sooner at first, each time after twice as long.
@@ -340,7 +340,7 @@ mod tests {
     #![expect(clippy::expect_used, reason = "tests")]
 
     use super::{areas, held};
-    use crate::{ledger::MappingKind, target::process::parse_maps};
+    use crate::{ledger::MappingKind, process::procfs::parse_maps};
 
     const MAPS: &str = "\
 10000000-10001000 r--p 00000000 08:01 77 /usr/bin/program

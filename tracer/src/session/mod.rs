@@ -55,10 +55,10 @@ use crate::{
         process_cpu_time,
     },
     ledger::{Ledger, SiteId},
+    process::discover::Files,
     report::{Report, Suppressions},
     runtime::cpython::Interpreters,
     symbol::{Debuginfod, ElfSymbols, Modules, Resolver},
-    target::discover::Files,
     units::{bytes, duration},
     unwind::BuildOptions,
 };

@@ -18,11 +18,11 @@ use super::{Session, SiteLevels, verdicts::Observed};
 use crate::{
     kernel::monotonic_ns,
     ledger::{AgeSurvey, Expected, HUGE_PAGES, PageSurvey, Pages, Seen, SiteId, Touch},
-    report::{Site, SiteKind},
-    target::process::{
+    process::procfs::{
         pagemap::{FRAME, PRESENT, read_entries},
         read_maps,
     },
+    report::{Site, SiteKind},
 };
 
 use page_table::{PageTable, is_huge, is_own};

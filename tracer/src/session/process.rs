@@ -29,16 +29,16 @@ use crate::{
         KernelError, Link, Probe, has_ended, missing_to_read_files, open_pidfd, process_cpu_time,
     },
     kernel_memory::MemoryCgroup,
-    symbol::AddressSpace,
-    target::{
+    process::{
         discover::{DiscoverError, Discovery},
         elf::is_go,
         open::most_held,
-        process::{
+        procfs::{
             CgroupMembership, Process, ProcessError, cpu_time, exact_anonymous_bytes, list_threads,
             read_memory, read_process, thread_state,
         },
     },
+    symbol::AddressSpace,
 };
 
 /// How often a process's mappings are read for a stack that they do not explain.

@@ -12,9 +12,9 @@ use leakscope_common::PYTHON_FRAME;
 use super::{Session, process::Traced};
 use crate::{
     heap::Memory,
+    process::procfs::{answering_memory, lies_in},
     reader::ProcessMemory,
     runtime::cpython::Python,
-    target::process::{answering_memory, lies_in},
 };
 
 /// How often it is looked which memory can be read.

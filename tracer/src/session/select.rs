@@ -10,8 +10,8 @@ use super::{Session, TraceError, process::Traced};
 use crate::{
     budget::Choice,
     kernel::{KernelError, LinkMode},
-    target::{
-        process::{list_pids, read_name, read_process},
+    process::{
+        procfs::{list_pids, read_name, read_process},
         select::Selector,
     },
 };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::Session;
-use crate::{ledger::SiteId, target::process::pagemap::bytes_in_memory};
+use crate::{ledger::SiteId, process::procfs::pagemap::bytes_in_memory};
 
 /// The stacks of a site.
 #[derive(Clone, Copy, Debug, Default)]

@@ -24,8 +24,8 @@ use leakscope_common::{
 use crate::{
     apart::{self, Unread},
     kernel::{KernelError, Probe},
+    process::elf::{Segment, is_go},
     symbol::{AddressSpace, Module},
-    target::elf::{Segment, is_go},
     unwind::{BuildOptions, Cache, Key, Table, UnwindError, Wanted},
 };
 use room::Room;

@@ -16,8 +16,8 @@ use crate::{
         Alike, Cohorts, Counted, Judgement, LEAK_AFTER_S, Ledger, ProcessLevel, SiteId,
         SiteOfProcess, ToldApart, Unreachable, Verdict, are_enough, judge_windows,
     },
+    process::procfs::list_threads,
     report::{ALL_SUPPRESSED, Evidence, MemoryPoint, Process, ReportParts, Site, SiteKind},
-    target::process::list_threads,
     units::duration,
 };
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     apart,
-    target::{elf::ElfFile, open::open_below},
+    process::{elf::ElfFile, open::open_below},
 };
 
 /// Where distributions put separate debug files (gdb's `debug-file-directory`).

@@ -287,7 +287,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::{ElfSymbols, Symbols as _};
-    use crate::{symbol::Module, target::elf::ElfFile};
+    use crate::{process::elf::ElfFile, symbol::Module};
     use std::{fs::File, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
     fn ourselves() -> Module {

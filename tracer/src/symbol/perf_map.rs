@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use crate::target::open::open_below;
+use crate::process::open::open_below;
 
 /// The most that is read of a map, bytes. Names that are no UTF-8 take three times as much.
 const MAX_BYTES: u64 = 64 << 20;

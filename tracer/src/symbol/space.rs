@@ -16,11 +16,11 @@ use super::perf_map::{Generated, PerfMap};
 use super::python::PythonFrames;
 use crate::{
     apart,
-    target::{
+    process::{
         elf::ElfFile,
         loading::read_maps_with_coming_code,
         open::most_held,
-        process::{MemoryMap, ProcessError, open_mapped},
+        procfs::{MemoryMap, ProcessError, open_mapped},
     },
 };
 

@@ -17,7 +17,7 @@ use object::elf::{ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, SHF_COMPRESSED, SHT_NOBITS
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use super::nanoseconds;
-use crate::target::{
+use crate::process::{
     elf::{ElfFile, Section},
     open::{is_trusted, most_held},
 };

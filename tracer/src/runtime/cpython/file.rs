@@ -9,7 +9,7 @@ use super::{
     key::key_address,
     layout::{Layout, TOLD_BYTES, Version},
 };
-use crate::target::elf::{ElfFile, ReadAt, Symbol, SymbolKind};
+use crate::process::elf::{ElfFile, ReadAt, Symbol, SymbolKind};
 
 /// The function that runs Python functions.
 const EVAL: &str = "_PyEval_EvalFrameDefault";

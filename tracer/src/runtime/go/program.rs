@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     heap::Memory,
-    target::elf::{ElfFile, MACHINE_X86_64, Segment},
+    process::elf::{ElfFile, MACHINE_X86_64, Segment},
 };
 
 /// `pcHeader.magic` since Go 1.18 and 1.20, with `pad1`, `pad2`, `minLC` (1 on x86) and `ptrSize`.

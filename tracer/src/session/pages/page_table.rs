@@ -6,7 +6,7 @@ use leakscope_common::PAGE_BYTES;
 
 use crate::{
     ledger::HUGE_PAGES,
-    target::process::pagemap::{FILE_OR_SHARED, FRAME, PRESENT, SWAPPED, read_entries},
+    process::procfs::pagemap::{FILE_OR_SHARED, FRAME, PRESENT, SWAPPED, read_entries},
 };
 
 /// Whether the entries of a huge page's range are those of a huge page. `None`: the frames are hidden.

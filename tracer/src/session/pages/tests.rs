@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use leakscope_common::{FAULT_ON_PRESENT, FaultRecord, MAX_PAGE_SHIFT};
 
 use super::{Area, FAULTS_PER_SECOND, PRESENT, PageFaults, is_huge, is_own, touch};
-use crate::target::process::pagemap::{FILE_OR_SHARED, SWAPPED};
+use crate::process::procfs::pagemap::{FILE_OR_SHARED, SWAPPED};
 
 fn area(start: u64, shared: bool, file: bool) -> Area {
     Area {

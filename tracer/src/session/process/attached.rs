@@ -6,12 +6,12 @@ use std::{path::Path, sync::Arc};
 use super::{AllocatorCode, TraceError, Traced, why_empty};
 use crate::{
     kernel::{LinkMode, Probe},
+    process::{
+        discover::{Files, discover},
+        procfs::{Device, interpreter_base, read_process},
+    },
     session::links::{FileId, Links, Planned, file_id, first_slot},
     symbol::Range as AddressRange,
-    target::{
-        discover::{Files, discover},
-        process::{Device, interpreter_base, read_process},
-    },
 };
 
 impl Traced {

@@ -8,8 +8,8 @@ use rustix::{
 };
 
 use crate::{
+    process::elf::{ElfFile, ReadAt},
     symbol::{Module, nanoseconds},
-    target::elf::{ElfFile, ReadAt},
     unwind::{BuildOptions, FileState, Kept, build},
 };
 
@@ -155,7 +155,7 @@ mod tests {
 
     use super::{needed, read_parts, written};
     use crate::{
-        target::elf::ElfFile,
+        process::elf::ElfFile,
         unwind::{BuildOptions, build},
     };
     use std::{fs, os::unix::fs::FileExt as _};

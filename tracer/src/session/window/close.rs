@@ -14,7 +14,7 @@ use crate::{
     duration::times,
     kernel::{BlockToRead, KernelError, close_links, thread_cpu_time},
     ledger::{MOST_WATCHED, Reading, SiteId, Span, Survivor},
-    target::process::{list_threads, mode_ticks},
+    process::procfs::{list_threads, mode_ticks},
 };
 
 /// A process's blocks, out of the live table.

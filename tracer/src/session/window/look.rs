@@ -10,7 +10,7 @@ use super::super::{Session, process::Traced};
 use crate::{
     kernel::{BlockReading, BlockToRead, monotonic_ns, read_blocks, thread_cpu_time},
     ledger::{Reading, Survivor},
-    target::process::{answering_memory, lies_in},
+    process::procfs::{answering_memory, lies_in},
 };
 
 /// Looks at the last window's survivors after its end: most blocks that do not last go soon.

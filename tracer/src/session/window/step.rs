@@ -13,7 +13,7 @@ use crate::{
     budget::{Close, Mode, Usage},
     kernel::{BlockToPut, KernelError, monotonic_ns, raise_priority, thread_cpu_time},
     ledger::Cohorts,
-    target::process::mode_ticks,
+    process::procfs::mode_ticks,
 };
 
 /// How often what a process has used is looked at where nothing tells of its calls.

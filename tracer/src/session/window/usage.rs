@@ -15,7 +15,7 @@ use crate::{
     duration::times,
     kernel::{ModeSamples, Modes, ThreadClocks, monotonic_ns, next_tick_ns},
     ledger::Occasion,
-    target::process::{list_threads, mode_ticks},
+    process::procfs::{list_threads, mode_ticks},
 };
 
 /// Processor time of a thread between two samples of its mode. A prime number of nanoseconds, for what it does may come back in steps. A sample

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{Debuginfod, DebuginfodSettings, Found, public};
-use crate::{symbol::space::hex, target::elf::ElfFile};
+use crate::{process::elf::ElfFile, symbol::space::hex};
 
 /// What a server does with a request, whose path it is given.
 type Behaviour = fn(&str, &mut TcpStream);

@@ -10,7 +10,7 @@ use crate::apart;
 
 use super::{
     elf::ElfFile,
-    process::{MemoryMap, ProcessError, open_mapped, read_maps},
+    procfs::{MemoryMap, ProcessError, open_mapped, read_maps},
 };
 
 /// A page, bytes (x86_64).
@@ -92,9 +92,9 @@ mod tests {
     #![expect(clippy::expect_used, reason = "tests")]
 
     use super::{coming_code, is_beginning};
-    use crate::target::{
+    use crate::process::{
         elf::ElfFile,
-        process::{MemoryMap, read_maps},
+        procfs::{MemoryMap, read_maps},
     };
     use std::{fs::File, path::Path};
 

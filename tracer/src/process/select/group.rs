@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::SelectError;
-use crate::target::process::CgroupMembership;
+use crate::process::procfs::CgroupMembership;
 
 /// A control group.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use super::allocator::AllocatorKind;
 use super::loading::read_maps_with_coming_code;
-use super::process::{
+use super::procfs::{
     Device, MemoryMap, ProcessError, open_mapped_through, read_environment, read_process,
 };
 pub(crate) use files::Facts;

@@ -10,7 +10,7 @@ pub mod elf;
 mod flow;
 pub mod loading;
 pub mod open;
-pub mod process;
+pub mod procfs;
 pub mod select;
 pub mod site;
 #[cfg(test)]

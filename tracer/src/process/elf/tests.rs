@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
-use crate::target::process::read_maps;
+use crate::process::procfs::read_maps;
 
 /// The C library of the test process itself.
 static LIBC: LazyLock<Vec<u8>> = LazyLock::new(|| {

@@ -21,14 +21,14 @@ pub(super) mod function {
         Function::HeapRealloc,
     ];
 
-    pub(in crate::target) fn serialize<S: Serializer>(
+    pub(in crate::process) fn serialize<S: Serializer>(
         function: &Function,
         to: S,
     ) -> Result<S::Ok, S::Error> {
         (*function as u8).serialize(to)
     }
 
-    pub(in crate::target) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::process) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<Function, D::Error> {
         let number = u8::deserialize(from)?;
@@ -44,14 +44,14 @@ pub(super) mod cookie {
     use leakscope_common::ProbeCookie;
     use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
 
-    pub(in crate::target) fn serialize<S: Serializer>(
+    pub(in crate::process) fn serialize<S: Serializer>(
         cookie: &ProbeCookie,
         to: S,
     ) -> Result<S::Ok, S::Error> {
         cookie.to_bits().serialize(to)
     }
 
-    pub(in crate::target) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::process) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
     ) -> Result<ProbeCookie, D::Error> {
         u64::deserialize(from).map(ProbeCookie::from_bits)

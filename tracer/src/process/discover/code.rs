@@ -8,7 +8,7 @@ use std::ops::Range;
 use gimli::{BaseAddresses, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, UnwindSection as _};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, OpKind};
 
-use crate::target::{
+use crate::process::{
     allocator::Allocator,
     elf::{ElfFile, ReadAt},
 };
@@ -148,7 +148,7 @@ mod tests {
     )]
 
     use super::code_of;
-    use crate::target::{
+    use crate::process::{
         allocator::find_allocators,
         elf::ElfFile,
         testing::{GLIBC, JEMALLOC, MIMALLOC, MUSL, TCMALLOC, library},

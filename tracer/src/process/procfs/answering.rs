@@ -4,7 +4,7 @@
 use std::{collections::HashMap, fs, ops::Range, path::Path};
 
 use super::{Device, MemoryMap, ProcessError, read_maps};
-use crate::target::open::{has_fuse_list, is_fuse};
+use crate::process::open::{has_fuse_list, is_fuse};
 
 /// `env_start` of `/proc/PID/stat`, before `env_end` (proc_pid_stat(5)).
 const ENVIRONMENT_FIELD: usize = 50;
@@ -130,7 +130,7 @@ fn mounted(text: &[u8]) -> HashMap<Device, bool> {
 #[cfg(test)]
 mod tests {
     use super::{Device, Devices, joined, lies_in, mounted};
-    use crate::target::process::parse_maps;
+    use crate::process::procfs::parse_maps;
 
     #[test]
     fn memory_that_a_program_of_the_targets_serves_is_not_read() {

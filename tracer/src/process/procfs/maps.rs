@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{ProcessError, malformed, read};
-use crate::target::open::{open_below, open_here};
+use crate::process::open::{open_below, open_here};
 
 /// What the kernel appends to the name of a file that has been unlinked (`d_path()` of `fs/d_path.c`).
 const DELETED: &[u8] = b" (deleted)";

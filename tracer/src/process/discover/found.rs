@@ -11,10 +11,10 @@ use std::sync::Arc;
 use leakscope_common::{Function, ProbeCookie};
 use serde::{Deserialize, Serialize};
 
-use crate::target::allocator::AllocatorKind;
-use crate::target::by_number;
-use crate::target::process::{Device, Process};
-use crate::target::site::ProbeSite;
+use crate::process::allocator::AllocatorKind;
+use crate::process::by_number;
+use crate::process::procfs::{Device, Process};
+use crate::process::site::ProbeSite;
 
 use super::files::wants_return;
 

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::super::*;
 use super::check;
-use crate::target::allocator::{AllocatorFunction, find_allocators};
-use crate::target::elf::ElfFile;
-use crate::target::testing::{GLIBC, JEMALLOC, MIMALLOC, MUSL, TCMALLOC, library};
+use crate::process::allocator::{AllocatorFunction, find_allocators};
+use crate::process::elf::ElfFile;
+use crate::process::testing::{GLIBC, JEMALLOC, MIMALLOC, MUSL, TCMALLOC, library};
 
 /// Build-ids of Debian 12's libc6 2.36-9+deb12u14 and libjemalloc2 5.3.0-1, as far as it takes to tell them.
 const GLIBC_ID: &[u8] = &[0x93, 0xac, 0x61, 0xec, 0x5a, 0x8e];

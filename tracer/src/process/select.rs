@@ -9,7 +9,7 @@ use leakscope_common::{
     COMM_BYTES, SELECT_ACTIVE, SELECT_CGROUP, SELECT_COMM, SELECTED_CGROUPS, Selection,
 };
 
-use super::process::Process;
+use super::procfs::Process;
 pub use group::CgroupPath;
 
 /// States of the automaton for name patterns: the bits of a word.
@@ -277,7 +277,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
 
     use super::{CgroupPath, SelectError, Selector};
-    use crate::target::process::{CgroupMembership, Process};
+    use crate::process::procfs::{CgroupMembership, Process};
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
     fn process(comm: &str, cgroup: &str) -> Process {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 
 use super::*;
-use crate::target::testing::{GLIBC, JEMALLOC, MIMALLOC, MUSL, TCMALLOC, build, library};
+use crate::process::testing::{GLIBC, JEMALLOC, MIMALLOC, MUSL, TCMALLOC, build, library};
 
 const C_PROGRAM: &str = "#include <stdlib.h>\n#include <stdio.h>\nint main(void) { void *p = malloc(10); p = realloc(p, 99); printf(\"%p\", p); free(p); }";
 const CPP_PROGRAM: &str = "#include <string>\n#include <new>\nstruct alignas(64) A { char c[64]; };\nint main(int c, char **) { std::string s(c * 99, 'x'); auto *a = new A; delete a; auto *z = new int[c]; delete[] z; return s[0]; }";

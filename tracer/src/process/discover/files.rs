@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::FoundFunction;
 use super::code::code_of;
 use crate::apart;
-use crate::target::allocator::{Allocator, AllocatorFunction, AllocatorKind, find_allocators};
-use crate::target::elf::{ElfError, ElfFile, MACHINE_X86_64, SymbolKind, is_go};
-use crate::target::site::select_with;
+use crate::process::allocator::{Allocator, AllocatorFunction, AllocatorKind, find_allocators};
+use crate::process::elf::{ElfError, ElfFile, MACHINE_X86_64, SymbolKind, is_go};
+use crate::process::site::select_with;
 
 /// Most files that are remembered. A machine with a thousand containers maps some tens of thousands; they are a few hundred bytes each.
 const MOST_FILES: usize = 65_536;

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 use super::*;
-use crate::target::site::SiteCost;
-use crate::target::testing::{JEMALLOC, MIMALLOC, MUSL, TCMALLOC, build, skip};
+use crate::process::site::SiteCost;
+use crate::process::testing::{JEMALLOC, MIMALLOC, MUSL, TCMALLOC, build, skip};
 
 /// A process that runs until the test is over.
 struct Running(Child);
