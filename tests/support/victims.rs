@@ -275,6 +275,7 @@ const PROGRAMS: &[Program] = &[
     c("library-omit", "library.c", TABLES),
     c("signal", "signal.c", POINTERS),
     c("longjmp", "longjmp.c", POINTERS),
+    c("kernel_leak", "kernel_leak.c", POINTERS),
     c("load", "load.c", LOAD),
     c("load_threads", "load_threads.c", LOAD),
     c("endless", "endless.c", POINTERS),

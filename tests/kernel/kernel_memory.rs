@@ -1,0 +1,286 @@
+//! What processes make the kernel hold, without a probe: each way to grow it, by kind, process and number, beside the
+//! program's truth; and ways that only look like leaks.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+use std::io::{BufRead, BufReader, Lines};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use leakscope_tests::{Tracer, require_kernel, require_victim};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// How long the programs go on, seconds; the trace is so much longer that what they hold by then is what is reported.
+const GROWS_S: u32 = 26;
+const TRACED: &str = "30s";
+
+/// A program that makes the kernel hold more and more. Ends with its standard input.
+struct Leak {
+    mode: &'static str,
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    pid: u32,
+}
+
+/// What it held in the end.
+#[derive(Debug, Deserialize)]
+struct Truth {
+    kind: String,
+    held: u64,
+}
+
+impl Leak {
+    fn start(program: &Path, mode: &'static str, rate: u32, seconds: u32) -> Self {
+        let mut child = Command::new(program)
+            .args([mode, &rate.to_string(), &seconds.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("started");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let ready = lines.next().expect("a line").expect("ready");
+        let pid = ready
+            .strip_prefix("ready ")
+            .expect("ready")
+            .parse()
+            .unwrap();
+        Self {
+            mode,
+            child,
+            lines,
+            pid,
+        }
+    }
+
+    /// What it says in the end; `None` where the machine refused it.
+    fn truth(&mut self) -> Option<Truth> {
+        let line = self.lines.next()?.ok()?;
+        Some(serde_json::from_str(&line).expect("its truth"))
+    }
+}
+
+impl Drop for Leak {
+    fn drop(&mut self) {
+        // It cleans up when its input ends.
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The report of a trace of these processes that watches the kernel.
+fn traced(leaks: &[Leak], duration: &str) -> Value {
+    let pids: Vec<String> = leaks.iter().map(|leak| leak.pid.to_string()).collect();
+    let arguments = [
+        "--tier",
+        "growth",
+        "--kernel",
+        "--for",
+        duration,
+        "-p",
+        &pids.join(","),
+    ];
+    let mut tracer = Tracer::start(&arguments).expect("leakscope starts");
+    let finished = tracer.end().expect("leakscope ends");
+    assert_eq!(finished.code(), 0, "{}", finished.stderr);
+    let text = std::fs::read(tracer.report_path()).expect("a report");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+    value
+        .get(name)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn number(value: &Value, name: &str) -> f64 {
+    value.get(name).and_then(Value::as_f64).unwrap_or_default()
+}
+
+/// What the report says that a process holds of a kind: a holding, a kind of descriptor, or what those of a kind hold; and how
+/// fast it grows, where that is told.
+fn held(report: &Value, pid: u32, kind: &str) -> Option<(f64, Option<f64>)> {
+    let process = list(report, "processes")
+        .iter()
+        .find(|process| number(process, "pid") as u32 == pid)?;
+    let kernel = process.get("kernel")?;
+    let holding = list(kernel, "holdings")
+        .iter()
+        .find(|held| text(held, "kind") == kind)
+        .map(|held| (number(held, "objects"), Some(number(held, "growth_per_s"))));
+    let kinds = list(kernel, "descriptor_kinds");
+    let entries = |name: &str| {
+        let of = kinds.iter().find(|found| text(found, "kind") == name)?;
+        Some((number(of, "entries"), None))
+    };
+    let descriptors = || {
+        let of = kinds.iter().find(|found| text(found, "kind") == kind)?;
+        let growth = of.get("growth_per_s").and_then(Value::as_f64);
+        Some((number(of, "open"), growth))
+    };
+    match kind {
+        "watches" => entries("inotify"),
+        "locks" => entries("file"),
+        _ => holding.or_else(descriptors),
+    }
+}
+
+/// The caches that grow, the first first; each by all of its names.
+fn growing_caches(report: &Value) -> Vec<Vec<String>> {
+    list(report.get("kernel").expect("watched"), "levels")
+        .iter()
+        .filter(|level| text(level, "kind") == "cache")
+        .filter(|level| ["leaking", "warming-up"].contains(&text(level, "verdict")))
+        .map(|level| {
+            let others = list(level, "shared_with").iter();
+            let others = others.filter_map(Value::as_str);
+            std::iter::once(text(level, "name"))
+                .chain(others)
+                .map(str::to_owned)
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn what_each_process_makes_the_kernel_hold_is_named_and_counted() {
+    let _alone = require_kernel!();
+    let program = require_victim!("kernel_leak");
+    let ways = [
+        ("pipe", 200),
+        ("pipe-full", 20),
+        ("unix", 200),
+        ("queue", 100),
+        ("tcp", 200),
+        ("eventfd", 200),
+        ("timerfd", 200),
+        ("timer", 200),
+        ("memfd", 100),
+        ("epoll", 100),
+        ("inotify", 100),
+        ("bpf-map", 50),
+        ("mount-namespace", 20),
+        ("net-namespace", 4),
+        ("ring", 50),
+        ("zombie", 20),
+        ("signal", 100),
+        ("lock", 100),
+    ];
+    let mut leaks: Vec<Leak> = ways
+        .into_iter()
+        .map(|(mode, rate)| Leak::start(&program, mode, rate, GROWS_S))
+        .collect();
+    let report = traced(&leaks, TRACED);
+    let (mut named, mut wrong) = (0, Vec::new());
+    for leak in &mut leaks {
+        let Some(truth) = leak.truth() else {
+            eprintln!("{}: the machine refuses it", leak.mode);
+            continue;
+        };
+        let found = held(&report, leak.pid, &truth.kind);
+        eprintln!("{}: {truth:?}: {found:?}", leak.mode);
+        let is_right = found.is_some_and(|(count, _)| {
+            (count - truth.held as f64).abs() <= 0.1 * truth.held as f64 + 2.0
+        });
+        if is_right {
+            named += 1;
+        } else {
+            wrong.push(format!("{}: {truth:?}: {found:?}", leak.mode));
+        }
+    }
+    assert!(named >= 12, "{wrong:?}");
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn the_cache_that_fills_is_among_the_first_of_the_machine() {
+    let _alone = require_kernel!();
+    let program = require_victim!("kernel_leak");
+    for (mode, names) in [
+        ("unix", ["UNIX", "UNIX-STREAM", "filp"]),
+        ("sysv", ["shmem_inode_cache", "filp", "filp"]),
+    ] {
+        let leaks = [Leak::start(&program, mode, 150, GROWS_S)];
+        let report = traced(&leaks, TRACED);
+        let caches = growing_caches(&report);
+        let is_named =
+            |cache: &Vec<String>| cache.iter().any(|name| names.contains(&name.as_str()));
+        assert!(caches.iter().take(3).any(is_named), "{mode}: {caches:?}");
+    }
+}
+
+#[test]
+fn descriptors_that_leak_fail_the_trace_and_say_when_the_limit_is_reached() {
+    let _alone = require_kernel!();
+    let program = require_victim!("kernel_leak");
+    let leak = Leak::start(&program, "eventfd", 200, 70);
+    let pid = leak.pid.to_string();
+    let arguments = [
+        "--kernel",
+        "--fail-on-leak",
+        "--tier",
+        "growth",
+        "--for",
+        "60s",
+        "-p",
+        &pid,
+    ];
+    let mut tracer = Tracer::start(&arguments).expect("leakscope starts");
+    let finished = tracer.end().expect("leakscope ends");
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(tracer.report_path()).unwrap()).unwrap();
+    let kernel = list(&report, "processes")
+        .first()
+        .and_then(|process| process.get("kernel"));
+    let held = list(kernel.expect("watched"), "holdings");
+    let descriptors = held
+        .iter()
+        .find(|held| text(held, "kind") == "descriptors")
+        .unwrap();
+    assert_eq!(text(descriptors, "verdict"), "leaking", "{descriptors}");
+    assert!(
+        text(descriptors, "verdict_reason").contains("its limit of"),
+        "{descriptors}"
+    );
+    let rate = number(descriptors, "growth_per_s");
+    assert!((rate - 200.0).abs() <= 20.0, "{descriptors}");
+    assert_eq!(finished.code(), 3, "{}", finished.stderr);
+}
+
+/// Names that do not exist, inodes and pages of files: caches, which the kernel frees.
+#[test]
+fn what_the_kernel_caches_is_never_called_leaking() {
+    let _alone = require_kernel!();
+    let program = require_victim!("kernel_leak");
+    let leaks: Vec<Leak> = [("negative", 400), ("inodes", 100), ("buffers", 100)]
+        .into_iter()
+        .map(|(mode, rate)| Leak::start(&program, mode, rate, 150))
+        .collect();
+    // Caches are judged after two minutes.
+    let report = traced(&leaks, "140s");
+    let leaking: Vec<&Value> = list(report.get("kernel").expect("watched"), "levels")
+        .iter()
+        .filter(|level| text(level, "verdict") == "leaking")
+        .collect();
+    assert!(leaking.is_empty(), "{leaking:?}");
+    let grow = growing_caches(&report);
+    assert!(
+        grow.iter().flatten().any(|name| name == "dentry"),
+        "{grow:?}"
+    );
+    for process in list(&report, "processes") {
+        for held in list(process.get("kernel").expect("watched"), "holdings") {
+            assert_ne!(text(held, "verdict"), "leaking", "{held}");
+        }
+    }
+}
