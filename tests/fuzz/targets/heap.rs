@@ -111,8 +111,18 @@ fuzz_target!(|input: &[u8]| {
     };
     assert!(found.bytes <= most, "{}", found.bytes);
     let second = image(&changed);
-    confirm(&second, &mut || Some(around.clone()), options, &owned, &mut found);
-    let lost: u64 = found.groups.iter().map(|group| group.unreachable_objects).sum();
+    confirm(
+        &second,
+        &mut || Some(around.clone()),
+        options,
+        &owned,
+        &mut found,
+    );
+    let lost: u64 = found
+        .groups
+        .iter()
+        .map(|group| group.unreachable_objects)
+        .sum();
     assert_eq!(lost, found.lost.len() as u64);
     for group in &found.groups {
         assert!(group.lost_heads <= group.unreachable_objects);

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use leakscope::symbol::{ElfSymbols, Module, Symbols};
 use leakscope::process::elf::ElfFile;
+use leakscope::symbol::{ElfSymbols, Module, Symbols};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,3 +1,5 @@
+//! Allocators by the symbols of their files.
+
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::collections::BTreeSet;

@@ -1,3 +1,5 @@
+//! What is found in real processes: allocators, their functions, what stands in the way.
+
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::collections::BTreeSet;

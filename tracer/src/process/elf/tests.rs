@@ -1,3 +1,5 @@
+//! ELF files of this machine and made-up ones, whole and damaged.
+
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::fs;

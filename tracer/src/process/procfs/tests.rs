@@ -1,3 +1,5 @@
+//! What is read of /proc, of this process and of made-up folders.
+
 #![expect(
     clippy::unwrap_used,
     clippy::panic,

@@ -1,3 +1,5 @@
+//! Where a probe goes, in functions of real libraries and in made-up ones.
+
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
