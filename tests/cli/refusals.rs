@@ -43,6 +43,25 @@ fn a_pid_that_does_not_exist() {
     assert_refused(&trace(pid), &[&pid.to_string()]);
 }
 
+/// The report was of no process, and said that every call had been seen.
+#[test]
+fn process_ids_of_a_container() {
+    let _alone = require_kernel!();
+    for arguments in [
+        "trace -p 1 --for 1s",
+        "trace --all --for 1s",
+        "trace -- true",
+    ] {
+        let mut inside = Command::new("unshare");
+        inside
+            .args(["--pid", "--fork", "--mount-proc"])
+            .arg(leakscope().unwrap())
+            .args(arguments.split(' '));
+        let finished = run_command(inside).unwrap();
+        assert_refused(&finished, &["PID namespace", "pid:["]);
+    }
+}
+
 #[test]
 fn a_process_that_has_ended_but_was_not_waited_for() {
     let _alone = require_kernel!();

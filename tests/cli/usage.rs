@@ -52,6 +52,11 @@ fn usage_errors_end_with_2_and_name_what_is_wrong() {
         misused(&["trace", "-p", "1", "--", "true"], "--pid"),
         misused(&["trace", "--"], "--pid"),
         misused(&["trace", "-p", "1", "--at-exit"], "-- COMMAND"),
+        misused(
+            &["heap", "-p", "1", "--holders", "99999999999"],
+            "99999999999",
+        ),
+        misused(&["heap", "-p", "1", "--holders", "-1"], "from 0 to 100"),
         misused(&["trace", "-p", "1", "--suppress"], "--suppress"),
     ]
     .into_iter()

@@ -99,6 +99,7 @@ fuzz_target!(|input: &[u8]| {
         is_stopped: tail[0] % 2 == 0,
         levels: 5,
         groups_with_holders: 20,
+        by_size: tail[0] % 4 < 2,
         most_edges: 1 << 16,
     };
     let around = regions(&first);

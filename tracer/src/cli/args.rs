@@ -414,8 +414,8 @@ pub(super) struct HeapArguments {
     #[arg(long)]
     pub(super) unreachable: bool,
     /// Follow who holds the largest groups at most N steps up; 0 leaves it out.
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub(super) holders: usize,
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = |text: &str| whole(text, 0..=100), allow_negative_numbers = true)]
+    pub(super) holders: u32,
     /// What blocks are put together by.
     #[arg(long, value_enum, default_value = "type")]
     pub(super) by: HeapBy,

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     daemon::{self, Source},
-    kernel::{require_address_space, require_capabilities},
+    kernel::{require_address_space, require_capabilities, require_pids_of_the_machine},
     report::{Report, Suppressions},
     session::Session,
 };
@@ -78,6 +78,7 @@ impl Source for Traced {
 
 /// Runs the plan.
 pub(super) fn run(plan: DaemonPlan) -> anyhow::Result<ExitCode> {
+    require_pids_of_the_machine()?;
     require_capabilities()?;
     require_address_space()?;
     let DaemonPlan {

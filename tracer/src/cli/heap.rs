@@ -41,7 +41,7 @@ pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
     let process = read_process(Path::new(PROC), raw.pid)?;
     let servers = debuginfod();
     let wish = LookWish {
-        levels: raw.holders,
+        levels: raw.holders as usize,
         groups_with_holders: GROUPS_WITH_HOLDERS,
         by_size: raw.by == HeapBy::Size,
         until: None,

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     kernel::{
         HeldCommand, KernelError, RunningCommand, require_address_space, require_capabilities,
+        require_pids_of_the_machine,
     },
     report::Report,
     session::{Session, SessionOptions, TraceError, check_target},
@@ -84,6 +85,7 @@ fn trace(
     plan: &TracePlan,
     child: &mut Option<(RunningCommand, bool)>,
 ) -> anyhow::Result<(Report, bool)> {
+    require_pids_of_the_machine()?;
     require_capabilities()?;
     require_address_space()?;
     let mut output = Output::open(plan.output.as_deref(), plan.format)?;

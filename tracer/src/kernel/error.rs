@@ -60,6 +60,15 @@ pub enum KernelError {
         /// What is missing.
         missing: String,
     },
+    /// Process ids are not those that the kernel reports.
+    #[error(
+        "process ids here are those of a container ({found}), not those that the kernel reports: run leakscope in the machine's PID namespace (with \
+         containers: --pid=host)"
+    )]
+    PidNamespace {
+        /// The namespace.
+        found: String,
+    },
     /// Memory could run out at any moment.
     #[error(
         "the address space is limited to {allowed_kib} KiB (`ulimit -v`), and leakscope needs at least {needed_kib} KiB; raise the limit"

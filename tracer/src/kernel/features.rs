@@ -136,6 +136,19 @@ pub fn require_capabilities() -> Result<(), KernelError> {
     }
 }
 
+/// Refuses to go on where process ids are not those that the kernel reports: nothing that it says would be of the process asked for.
+///
+/// # Errors
+/// This is another PID namespace than the machine's.
+pub fn require_pids_of_the_machine() -> Result<(), KernelError> {
+    match fs::read_link(PID_NAMESPACE) {
+        Ok(link) if link != Path::new(INITIAL_PID_NAMESPACE) => Err(KernelError::PidNamespace {
+            found: link.display().to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// What Debian's and Ubuntu's kernels add to the levels that there are: from here on perf_event_open(2) is for CAP_SYS_ADMIN alone.
 const FOR_ADMINISTRATORS: i64 = 3;
 
@@ -272,9 +285,12 @@ fn check_btf() -> Check {
 /// The inode of the initial PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
+/// The own one.
+const PID_NAMESPACE: &str = "/proc/self/ns/pid";
+
 fn check_pid_namespace() -> Check {
     const NAME: &str = "PID namespace";
-    match fs::read_link("/proc/self/ns/pid") {
+    match fs::read_link(PID_NAMESPACE) {
         Ok(link) if link == Path::new(INITIAL_PID_NAMESPACE) => {
             Check::new(NAME, Verdict::Good, "the machine's own".to_owned(), "")
         }
@@ -290,7 +306,7 @@ fn check_pid_namespace() -> Check {
         Err(error) => Check::new(
             NAME,
             Verdict::Degraded,
-            format!("/proc/self/ns/pid: {error}"),
+            format!("{PID_NAMESPACE}: {error}"),
             "mount /proc",
         ),
     }

@@ -46,7 +46,7 @@ pub use event::ProbeEvent;
 pub use exit::exit_code;
 pub use features::{
     Capability, Check, Verdict, checks, effective_capabilities, missing_to_read_files,
-    require_capabilities,
+    require_capabilities, require_pids_of_the_machine,
 };
 pub use guardian::Watched;
 pub use host_names::look_up_hosts_by_ourselves;
