@@ -5,9 +5,9 @@
 
 use leakscope_tests::{Report, Tracer, Truth, Victim, require_kernel, require_victim};
 
-fn trace(mut running: Victim) -> (Report, Vec<Truth>, u32) {
+fn trace(mut running: Victim, options: &[&str]) -> (Report, Vec<Truth>, u32) {
     let pid = running.pid();
-    let tracer = Tracer::attach(&running, &[]).expect("attached");
+    let tracer = Tracer::attach(&running, options).expect("attached");
     let truths = running.go().expect("the victim's truth");
     let report = tracer.stop().expect("the report");
     assert!(running.quit().expect("the victim ends").success());
@@ -27,7 +27,7 @@ fn the_extension_speaks_through_an_interpreter() {
 fn a_leak_in_an_extension_is_exact() {
     let _alone = require_kernel!();
     let leakext = require_victim!("leakext.so");
-    let (report, truths, pid) = trace(Victim::start_python(&leakext).expect("started"));
+    let (report, truths, pid) = trace(Victim::start_python(&leakext).expect("started"), &[]);
     let differences = report.differences(&truths, |report, truth| {
         report.called_by(pid, &truth.function)
     });
@@ -38,7 +38,11 @@ fn a_leak_in_an_extension_is_exact() {
 fn the_stack_of_an_extension_reaches_the_interpreters_main() {
     let _alone = require_kernel!();
     let leakext = require_victim!("leakext.so");
-    let (report, _, pid) = trace(Victim::start_python(&leakext).expect("started"));
+    // With the interpreter's own frames, which are left out otherwise.
+    let (report, _, pid) = trace(
+        Victim::start_python(&leakext).expect("started"),
+        &["--native"],
+    );
     let mut sites = report
         .sites
         .iter()

@@ -27,6 +27,7 @@ use thiserror::Error;
 
 use crate::{
     process::{discover::Facts, elf::ElfFile},
+    runtime::cpython,
     symbol::{Answered, Generated, Identity, nanoseconds},
     unwind::{Kept, Table},
 };
@@ -111,6 +112,8 @@ pub(crate) enum Question {
     HoldsV8,
     /// Whether rustc compiled a part of it.
     HoldsRust,
+    /// The CPython in it.
+    Interpreter,
     /// Functions of Rust whose names have types in them.
     RustFunctions,
     /// The functions at these ELF virtual addresses of a file that had this identity when it was first seen: what was read of it then
@@ -133,7 +136,7 @@ impl Question {
         match self {
             // There is room for why not.
             Self::HoldsV8 | Self::HoldsRust => 4096,
-            Self::Headers => 256 << 10,
+            Self::Headers | Self::Interpreter => 256 << 10,
             Self::Allocators(_) => 1 << 20,
             Self::Names(..) | Self::PerfMap(_) => 8 << 20,
             // 65,536 names of some hundred bytes.
@@ -183,6 +186,11 @@ pub(crate) fn holds_rust(file: &File) -> bool {
     ask(&Question::HoldsRust, &[file]).unwrap_or(false)
 }
 
+/// What a file says of the CPython in it; nothing, where that cannot be told.
+pub(crate) fn interpreter(file: &File) -> Option<cpython::Facts> {
+    ask(&Question::Interpreter, &[file]).ok().flatten()
+}
+
 /// Functions of Rust by their addresses.
 pub(crate) fn rust_functions(file: &File) -> Result<Vec<(u64, String)>, Unread> {
     ask(&Question::RustFunctions, &[file])
@@ -227,6 +235,7 @@ pub fn ask_all(file: &File, path: &Path) -> usize {
         unwinding(file, Kept::Calls).is_ok(),
         ask::<bool>(&Question::HoldsV8, &[file]).is_ok(),
         ask::<bool>(&Question::HoldsRust, &[file]).is_ok(),
+        ask::<Option<cpython::Facts>>(&Question::Interpreter, &[file]).is_ok(),
         rust_functions(file).is_ok(),
         names((identity, file), None, &addresses).is_ok(),
         generated(file, &addresses).is_ok(),

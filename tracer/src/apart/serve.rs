@@ -25,6 +25,7 @@ use crate::{
         open::most_held,
     },
     reader::{holds_rust, rust_functions},
+    runtime::cpython,
     session::read_table,
     symbol::{Namer, PerfMap},
 };
@@ -88,6 +89,7 @@ fn say(question: &Question, files: Vec<File>, namer: &mut Namer) -> Vec<u8> {
         Question::Unwinding(kept) => encode(&read_table(&file, *kept)),
         Question::HoldsV8 => encode(&headers(&file).map(|elf| holds_v8(&elf, &file))),
         Question::HoldsRust => encode(&headers(&file).map(|elf| holds_rust(&elf, &file))),
+        Question::Interpreter => encode(&headers(&file).map(|elf| cpython::find(&elf, &file))),
         Question::RustFunctions => encode(&headers(&file).map(|elf| rust_functions(&elf, &file))),
         Question::Names(identity, addresses) => {
             encode(&Ok(namer.names((*identity, file), files.next(), addresses)))

@@ -1,6 +1,6 @@
 //! `leakscope dump`: asks a daemon over HTTP, and writes what it answers.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::ErrorKind, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use axum::body::Bytes;
@@ -150,12 +150,14 @@ async fn ask(
     let (name, host, stream) = match place {
         Place::Socket(path) => {
             let connected = within(CONNECT_WITHIN, UnixStream::connect(path)).await;
-            let stream = connected.with_context(|| {
-                format!(
-                    "no daemon answers at {}; start one with `leakscope daemon`, or name its socket with --socket",
-                    path.display()
-                )
-            })?;
+            let is_refused = |error: &std::io::Error| error.kind() == ErrorKind::PermissionDenied;
+            let why = if connected.as_ref().err().is_some_and(is_refused) {
+                "this user may not ask the daemon at {}; its owner may (mostly root)"
+            } else {
+                "no daemon answers at {}; start one with `leakscope daemon`, or name its socket with --socket"
+            };
+            let stream =
+                connected.with_context(|| why.replace("{}", &path.display().to_string()))?;
             (
                 path.display().to_string(),
                 "localhost".to_owned(),
@@ -233,7 +235,7 @@ async fn within<T>(
 ) -> std::io::Result<T> {
     match tokio::time::timeout(at_most, future).await {
         Ok(result) => result,
-        Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+        Err(_) => Err(ErrorKind::TimedOut.into()),
     }
 }
 

@@ -110,6 +110,11 @@ fn trace(
         *is_over = session.running() == 0;
     }
     result?;
+    if plan.session.at_exit && session.running() > 0 {
+        complain(
+            "leakscope: the command has not ended: what it loses is seen where it ends, so that was not looked at; give it longer (--for)",
+        );
+    }
     let report = session.last_report(plan.top)?;
     let failed = report_faults(&session, 0) > 0;
     if output.is_regular_file() {

@@ -285,11 +285,28 @@ fn kind_of(
     Some((kind, pages.anonymous))
 }
 
+/// The first minor version of CPython 3 whose objects are known.
+const FIRST_PYTHON: u32 = 8;
+
+/// Whether a file is CPython, of a version whose objects are known as far as its name says one.
 fn is_python(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| {
-        let name = name.as_encoded_bytes();
-        name.starts_with(b"libpython") || name.starts_with(b"python")
-    })
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some(version) = name
+        .strip_prefix("lib")
+        .unwrap_or(&name)
+        .strip_prefix("python")
+    else {
+        return false;
+    };
+    let mut numbers = version.split(|letter: char| !letter.is_ascii_digit());
+    match numbers.next().map(str::parse::<u32>) {
+        Some(Ok(3)) => numbers
+            .next()
+            .and_then(|minor| minor.parse().ok())
+            .is_none_or(|minor: u32| minor >= FIRST_PYTHON),
+        Some(Ok(_)) => false,
+        _ => true,
+    }
 }
 
 /// Devices of the process's mounts whose file systems are served by the kernel: a page of another one may never come, and who reads
@@ -334,7 +351,36 @@ fn answering_devices(folder: &Path) -> HashSet<Device> {
 
 #[cfg(test)]
 mod tests {
-    use super::{add, from};
+    use super::{add, from, is_python};
+    use std::path::Path;
+
+    #[test]
+    fn objects_of_python_3_6_were_read_as_those_of_later_ones() {
+        for known in [
+            "python3.8",
+            "python",
+            "python3",
+            "libpython3.11.so.1.0",
+            "libpython3.13t.so",
+        ] {
+            assert!(
+                is_python(Path::new("/usr/bin").join(known).as_path()),
+                "{known}"
+            );
+        }
+        for other in [
+            "python3.6",
+            "libpython3.7m.so.1.0",
+            "python2.7",
+            "perl",
+            "libpython2.7.so.1",
+        ] {
+            assert!(
+                !is_python(Path::new("/usr/bin").join(other).as_path()),
+                "{other}"
+            );
+        }
+    }
 
     #[test]
     fn pages_that_follow_each_other_are_one_range() {

@@ -9,7 +9,7 @@ mod sums;
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Cohorts, Contradictions, Occasion, RECENT, SiteCohort, curve::Pools, fate::taken_for,
+    Cohort, Cohorts, Contradictions, Occasion, RECENT, SiteCohort, curve::Pools, fate::taken_for,
     heirs::Heirs, interval, seconds,
 };
 use crate::SiteId;
@@ -231,6 +231,10 @@ impl Cohorts {
             (interval::low(sums.least, relative(sums.least)) as u64).min(result.inuse_bytes);
         result.inuse_bytes_high = (interval::high(sums.most, variance, sums.largest_weight) as u64)
             .max(result.inuse_bytes);
+        if self.saw_only_a_start(covered_until_ns) {
+            // Of what came after it nothing is known but the memory of the process, which is the caller's to know.
+            result.inuse_bytes_high = u64::MAX;
+        }
         result.taken_per_byte = if watched_bytes > 0.0 {
             taken / watched_bytes
         } else {
@@ -249,6 +253,17 @@ impl Cohorts {
             0.0
         };
         result
+    }
+
+    /// Whether all windows were at a program's start, and it went on long after them: it does other things then.
+    fn saw_only_a_start(&self, now_ns: u64) -> bool {
+        let ended_ns = self
+            .cohorts
+            .last()
+            .map_or(now_ns, |last| last.span.closed_ns);
+        let is_start = |cohort: &Cohort| cohort.span.occasion == Occasion::Start;
+        self.cohorts.iter().all(is_start)
+            && seconds(ended_ns, now_ns) > seconds(self.began_ns().unwrap_or(ended_ns), ended_ns)
     }
 
     /// Whether any block of the site was seen to go, in its own window, by a look, or in a later window.

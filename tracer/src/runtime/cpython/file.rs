@@ -4,12 +4,13 @@
 use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use serde::{Deserialize, Serialize};
 
 use super::{
     key::key_address,
     layout::{Layout, TOLD_BYTES, Version},
 };
-use crate::process::elf::{ElfFile, ReadAt, Symbol, SymbolKind};
+use crate::process::elf::{ElfFile, ReadAt, SymbolKind};
 
 /// The function that runs Python functions.
 const EVAL: &str = "_PyEval_EvalFrameDefault";
@@ -26,6 +27,18 @@ const MOST_GETTER: u64 = 128;
 /// The most constants that are searched for the version, bytes.
 const MOST_CONSTANTS: u64 = 64 << 20;
 
+/// What is read of a file with an interpreter in it; its parts are parsed by the process apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Facts {
+    /// The version, and how the file says it.
+    release: Option<(Version, String)>,
+    /// The first bytes of `_PyRuntime`, which since 3.13 tell offsets.
+    told: Option<Vec<u8>>,
+    eval: Vec<Range<u64>>,
+    runtime: u64,
+    key: Option<u64>,
+}
+
 /// An interpreter, in addresses of its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Interpreter {
@@ -40,11 +53,8 @@ pub(super) struct Interpreter {
     pub(super) layout: Layout,
 }
 
-/// Looks for an interpreter in a file. `None` where there is none; an error says why its frames cannot be seen.
-pub(super) fn find(
-    elf: &ElfFile,
-    source: &(impl ReadAt + ?Sized),
-) -> Option<Result<Interpreter, String>> {
+/// Looks for an interpreter in a file.
+pub(crate) fn find(elf: &ElfFile, source: &(impl ReadAt + ?Sized)) -> Option<Facts> {
     let wanted = |name: &[u8]| {
         [RUNTIME, VERSION, GETTER]
             .iter()
@@ -69,71 +79,65 @@ pub(super) fn find(
     eval_parts.extend(cold_parts(elf, source, &hot));
     eval_parts.sort_by_key(|part| (part.start, part.end));
     eval_parts.dedup();
-    Some(describe(
-        elf,
-        source,
-        runtime,
-        eval_parts,
-        named(VERSION),
-        named(GETTER),
-    ))
-}
-
-fn describe(
-    elf: &ElfFile,
-    source: &(impl ReadAt + ?Sized),
-    runtime: u64,
-    eval: Vec<Range<u64>>,
-    version: Option<&Symbol>,
-    getter: Option<&Symbol>,
-) -> Result<Interpreter, String> {
-    let told = bytes_at(elf, source, runtime, TOLD_BYTES);
-    let (version, release) = match version.and_then(|symbol| number_at(elf, source, symbol.vaddr)) {
-        Some(hex) => (
-            Version {
-                major: (hex >> 24) as u8,
-                minor: (hex >> 16) as u8,
-            },
-            format!(
-                "{}.{}.{}",
-                hex >> 24 & 0xff,
-                hex >> 16 & 0xff,
-                hex >> 8 & 0xff
-            ),
-        ),
-        None => version_among_constants(elf, source)
-            .ok_or("which version of CPython it is cannot be told")?,
-    };
-    let layout = match told.as_deref().and_then(Layout::told) {
-        Some((_, true, _)) => {
-            return Err(format!(
-                "CPython {release} is free-threaded, which is not read"
-            ));
-        }
-        Some((_, false, layout)) => Some(layout),
-        None => Layout::of(version),
-    };
-    let layout =
-        layout.ok_or_else(|| format!("CPython {release} is not known (3.8 to 3.13 are)"))?;
-    let key = getter
-        .and_then(|getter| {
-            let size = if getter.size == 0 {
-                MOST_GETTER
-            } else {
-                getter.size.min(MOST_GETTER)
-            };
-            let code = elf.code_at(source, getter.vaddr, size).ok()?;
-            key_address(&code, getter.vaddr, runtime)
-        })
-        .ok_or_else(|| format!("where CPython {release} keeps threads' states is not found"))?;
-    Ok(Interpreter {
-        version,
-        release,
-        eval,
+    let number = named(VERSION).and_then(|symbol| number_at(elf, source, symbol.vaddr));
+    let key = named(GETTER).and_then(|getter| {
+        let size = match getter.size {
+            0 => MOST_GETTER,
+            size => size.min(MOST_GETTER),
+        };
+        let code = elf.code_at(source, getter.vaddr, size).ok()?;
+        key_address(&code, getter.vaddr, runtime)
+    });
+    Some(Facts {
+        release: match number {
+            Some(number) => Some(release_of(number)),
+            None => version_among_constants(elf, source),
+        },
+        told: bytes_at(elf, source, runtime, TOLD_BYTES),
+        eval: eval_parts,
         runtime,
         key,
-        layout,
     })
+}
+
+/// What `PY_VERSION_HEX` says.
+fn release_of(number: u32) -> (Version, String) {
+    let [major, minor, micro, _] = number.to_be_bytes();
+    (Version { major, minor }, format!("{major}.{minor}.{micro}"))
+}
+
+impl Facts {
+    /// The interpreter.
+    ///
+    /// # Errors
+    /// Why its frames cannot be seen.
+    pub(super) fn interpreter(self) -> Result<Interpreter, String> {
+        let (version, release) = self
+            .release
+            .ok_or("which version of CPython it is cannot be told")?;
+        let layout = match self.told.as_deref().and_then(Layout::told) {
+            Some((_, true, _)) => {
+                return Err(format!(
+                    "CPython {release} is free-threaded, which is not read"
+                ));
+            }
+            Some((_, false, layout)) => Some(layout),
+            None => Layout::of(version),
+        };
+        let layout =
+            layout.ok_or_else(|| format!("CPython {release} is not known (3.8 to 3.13 are)"))?;
+        let key = self
+            .key
+            .ok_or_else(|| format!("where CPython {release} keeps threads' states is not found"))?;
+        Ok(Interpreter {
+            version,
+            release,
+            eval: self.eval,
+            runtime: self.runtime,
+            key,
+            layout,
+        })
+    }
 }
 
 /// The parts of a function that stand apart from it: a jump out of it, other than to where a function begins, leads there. Where they begin and

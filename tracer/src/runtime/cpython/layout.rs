@@ -1,10 +1,12 @@
 //! Where in CPython's structures stands what is read of them, by version. Up to 3.12 as its own headers say (`offsetof`, x86_64, release
 //! builds); from 3.13 on the process says it itself: `_Py_DebugOffsets`, `Include/internal/pycore_runtime.h`.
 
+use serde::{Deserialize, Serialize};
+
 use leakscope_common::{NO_CFRAME, PythonEnd, PythonShape};
 
 /// A version of CPython.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Version {
     /// The 3 of 3.11.
     pub major: u8,

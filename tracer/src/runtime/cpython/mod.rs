@@ -12,12 +12,14 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 use leakscope_common::{MAPPING_EVAL, MAPPING_INTERPRETER, PythonTable, python_frame_parts};
 
 use crate::{
+    apart,
     heap::Memory,
     report::{Frame, FrameKind},
     symbol::{AddressSpace, Module},
 };
 use code::{Code, Mark};
 use file::Interpreter;
+pub(crate) use file::{Facts, find};
 pub use layout::Version;
 
 /// `struct pthread.specific_1stblock` of glibc from the thread pointer on, x86_64 (nptl/descr.h: 2.4 to 2.41).
@@ -62,8 +64,9 @@ impl Interpreters {
         self.files
             .entry(module.number)
             .or_insert_with(|| {
-                let elf = module.elf.as_ref()?;
-                Some(file::find(elf, &module.file)?.map(Arc::new))
+                module.elf.as_ref()?;
+                let facts = apart::interpreter(&module.file)?;
+                Some(facts.interpreter().map(Arc::new))
             })
             .clone()
     }

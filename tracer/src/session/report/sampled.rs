@@ -72,7 +72,7 @@ pub(super) fn add(
             objects += open_objects;
             bytes += open_bytes;
             low += open_low;
-            high += open_high;
+            high = high.saturating_add(open_high);
             counted += open_bytes;
             let (objects_before, bytes_before) = before.get(&id).copied().unwrap_or_default();
             if let Some((_, totals)) = totals.get(&id) {
