@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
+    fs::{File, Metadata},
     io,
     num::NonZeroUsize,
     os::{
@@ -28,6 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const BYTES_IN_A_SECOND: u64 = 8 << 20;
 /// On a busy machine it may take so many times as long, if the reader has not had that much processor time.
 const MOST_TIMES: u32 = 3;
+/// Of a processor, a reader may take so many times as long over files that only root can write: it is the machine that is slow.
+const TRUSTED_TIMES: u32 = 10;
+/// `S_IWGRP | S_IWOTH`.
+const OTHERS_WRITE: u32 = 0o022;
 /// However large the files are.
 const MOST_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -135,7 +139,7 @@ impl Readers {
         question: &[u8],
         files: &[BorrowedFd<'_>],
         most: usize,
-        patience: Duration,
+        patience: Patience,
     ) -> Result<Vec<u8>, (Unread, bool)> {
         let running = match &mut slot.running {
             Some(running) => running,
@@ -147,9 +151,9 @@ impl Readers {
             }
         };
         let has_answered = std::mem::replace(&mut running.has_answered, true);
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + patience.usual;
         // The reader ends itself where nobody is left to do it.
-        let seconds = u32::try_from(patience.as_secs()).unwrap_or(u32::MAX);
+        let seconds = u32::try_from(patience.most.as_secs()).unwrap_or(u32::MAX);
         let answer = wire::ask(
             &running.socket,
             question,
@@ -158,12 +162,12 @@ impl Readers {
             deadline,
         )
         .and_then(|()| wait(running, patience))
-        .and_then(|()| wire::answer(&running.socket, most, Instant::now() + patience));
+        .and_then(|()| wire::answer(&running.socket, most, Instant::now() + patience.usual));
         self.count_time(running);
         answer.map_err(|error| {
             self.give_up(slot);
             let why = match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Unread::Late(patience),
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Unread::Late(patience.usual),
                 io::ErrorKind::InvalidData => Unread::TooLong,
                 _ => Unread::Ended,
             };
@@ -235,32 +239,53 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until a reader answers, or has had its time.
-fn wait(running: &Running, patience: Duration) -> io::Result<()> {
+/// Waits until a reader answers, or has had its time: so much of a processor, or a while in which it got little of one.
+fn wait(running: &Running, patience: Patience) -> io::Result<()> {
     let begun = Instant::now();
-    let mut pause = patience;
+    let mut pause = patience.usual;
     while !is_readable(running.socket.as_fd(), pause)? {
         let spent = spent_by(running.child.id()).saturating_sub(running.spent);
-        let most = patience.saturating_mul(MOST_TIMES);
-        let left = most.saturating_sub(begun.elapsed());
-        if begun.elapsed() >= patience && (spent >= patience || left.is_zero()) {
+        let waited = begun.elapsed();
+        let is_idle = waited >= patience.usual.saturating_mul(MOST_TIMES)
+            && spent.saturating_mul(MOST_TIMES) <= waited;
+        if waited >= patience.usual && (spent >= patience.most || is_idle) {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        pause = left.min(patience / 8);
+        pause = patience.usual / 8;
     }
     Ok(())
 }
 
-/// The time for an answer about some files, by what they take on their disks: holes take nobody's time.
-fn patience(files: &[&File]) -> Duration {
-    let bytes: u64 = files
+/// How long a reader may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Patience {
+    /// On a machine of today.
+    usual: Duration,
+    /// Of a processor, at the most.
+    most: Duration,
+}
+
+/// The time for an answer about some files, by what they take on their disks: holes take nobody's time. Files that only root can write are as they should be,
+/// and slow machines may take longer over them.
+fn patience(files: &[&File]) -> Patience {
+    let found: Vec<Metadata> = files
         .iter()
         .filter_map(|file| file.metadata().ok())
+        .collect();
+    let bytes = found
+        .iter()
         .map(|metadata| metadata.blocks().saturating_mul(512))
         .fold(0, u64::saturating_add);
-    PATIENCE
+    let usual = PATIENCE
         .saturating_add(Duration::from_secs(bytes / BYTES_IN_A_SECOND))
-        .min(MOST_PATIENCE)
+        .min(MOST_PATIENCE);
+    let is_roots = |metadata: &Metadata| metadata.uid() == 0 && metadata.mode() & OTHERS_WRITE == 0;
+    let are_trusted = !found.is_empty() && found.len() == files.len() && found.iter().all(is_roots);
+    let times = if are_trusted { TRUSTED_TIMES } else { 1 };
+    Patience {
+        usual,
+        most: usual.saturating_mul(times).min(MOST_PATIENCE),
+    }
 }
 
 /// Starts a reader. It closes the descriptors that it has of us itself: they are few, and marked to be closed anyway.
@@ -356,6 +381,18 @@ mod tests {
     fn holes_give_no_time() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 40).unwrap();
-        assert_eq!(patience(&[&file, &file]), PATIENCE);
+        assert_eq!(patience(&[&file, &file]).usual, PATIENCE);
+    }
+
+    #[test]
+    fn on_a_slow_machine_the_c_library_was_given_up() {
+        let libc = File::open("/etc/passwd").unwrap();
+        assert_eq!(patience(&[&libc]).most, PATIENCE * super::TRUSTED_TIMES);
+        let file = tempfile::tempfile().unwrap();
+        let open_to_all = std::fs::Permissions::from_mode(0o666);
+        file.set_permissions(open_to_all).unwrap();
+        assert_eq!(patience(&[&file]).most, PATIENCE);
+        assert_eq!(patience(&[&libc, &file]).most, PATIENCE);
+        assert_eq!(patience(&[]).most, PATIENCE);
     }
 }
