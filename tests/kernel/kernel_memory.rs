@@ -188,8 +188,11 @@ fn what_each_process_makes_the_kernel_hold_is_named_and_counted() {
             continue;
         };
         let found = held(&report, leak.pid, &truth.kind);
-        let is_right = found.is_some_and(|(count, _)| {
-            (count - truth.held as f64).abs() <= 0.1 * truth.held as f64 + 2.0
+        let held = truth.held as f64;
+        let is_right = found.is_some_and(|(count, _)| match truth.kind.as_str() {
+            // Those of its user, timers among them, as the report says.
+            "queued-signals" => count >= held,
+            _ => (count - held).abs() <= 0.1 * held + 2.0,
         });
         if is_right {
             named += 1;
