@@ -11,6 +11,8 @@
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use leakscope_tests::{Tracer, require_kernel, require_victim};
 use serde::Deserialize;
@@ -18,7 +20,7 @@ use serde_json::Value;
 
 /// How long the programs go on, seconds; the trace is so much longer that what they hold by then is what is reported.
 const GROWS_S: u32 = 26;
-const TRACED: &str = "30s";
+const TRACED: Duration = Duration::from_secs(30);
 
 /// A program that makes the kernel hold more and more. Ends with its standard input.
 struct Leak {
@@ -74,18 +76,21 @@ impl Drop for Leak {
 }
 
 /// The report of a trace of these processes that watches the kernel.
-fn traced(leaks: &[Leak], duration: &str) -> Value {
+fn traced(leaks: &[Leak], duration: Duration) -> Value {
+    let seconds = format!("{}s", duration.as_secs());
     let pids: Vec<String> = leaks.iter().map(|leak| leak.pid.to_string()).collect();
     let arguments = [
         "--tier",
         "growth",
         "--kernel",
         "--for",
-        duration,
+        &seconds,
         "-p",
         &pids.join(","),
     ];
     let mut tracer = Tracer::start(&arguments).expect("leakscope starts");
+    // An end is not waited for that long.
+    sleep(duration);
     let finished = tracer.end().expect("leakscope ends");
     assert_eq!(finished.code(), 0, "{}", finished.stderr);
     let text = std::fs::read(tracer.report_path()).expect("a report");
@@ -269,7 +274,7 @@ fn what_the_kernel_caches_is_never_called_leaking() {
         .map(|(mode, rate)| Leak::start(&program, mode, rate, 150))
         .collect();
     // Caches are judged after two minutes.
-    let report = traced(&leaks, "140s");
+    let report = traced(&leaks, Duration::from_secs(140));
     let leaking: Vec<&Value> = list(report.get("kernel").expect("watched"), "levels")
         .iter()
         .filter(|level| text(level, "verdict") == "leaking")
