@@ -55,6 +55,8 @@ pub(super) enum Command {
     Dump(DumpArguments),
     /// Show what changed between two saved reports or profiles.
     Diff(DiffArguments),
+    /// Show a saved report or profile, in any format.
+    Report(ReportArguments),
     /// Show what a live heap holds, without a probe: by type, what is unreachable, who holds it.
     Heap(HeapArguments),
     /// Check what this machine, this user and a process allow; exit with 1 if tracing cannot work.
@@ -111,6 +113,17 @@ impl FormatChoice {
     /// Whether people read it, who want the most important first and not everything.
     pub(super) fn is_for_people(self) -> bool {
         matches!(self, Self::Text | Self::Json | Self::Html)
+    }
+
+    /// How many call stacks are shown: as `asked` for, else few to people and all to programs.
+    pub(super) fn top(self, asked: Option<usize>) -> usize {
+        /// Call stacks for people.
+        const TOP: usize = 20;
+        match asked {
+            Some(top) => top,
+            None if self.is_for_people() => TOP,
+            None => usize::MAX,
+        }
     }
 
     /// The name that the report room knows.
@@ -300,7 +313,7 @@ pub(super) struct DaemonArguments {
     pub(super) tracing: TracingArguments,
 }
 
-/// Which of the processes that a daemon traces.
+/// Which of the processes that were traced.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct FilterArguments {
     /// Show these processes only.
@@ -322,7 +335,7 @@ pub(super) struct FilterArguments {
         help_heading = "Filter"
     )]
     pub(super) cgroup: Vec<PathBuf>,
-    /// Show all processes that the daemon traces, which is the default.
+    /// Show all processes that were traced, which is the default.
     #[arg(long, help_heading = "Filter")]
     pub(super) all: bool,
 }
@@ -384,6 +397,31 @@ pub(super) struct DiffArguments {
     /// The later one.
     pub(super) new: PathBuf,
     /// Show at most N call stacks and a total for the rest.
+    #[arg(long, value_name = "N", value_parser = top, allow_negative_numbers = true)]
+    pub(super) top: Option<usize>,
+    /// Output format.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) format: FormatChoice,
+    /// Write the result to a file instead of stdout.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  leakscope trace -p 1234 --for 5m --top 1000 --format json -o monday.json
+  leakscope report monday.json               read it
+  leakscope report monday.json --comm 'redis*' --format html -o redis.html
+  leakscope report heap.pb.gz                a heap profile of pprof, from whatever program
+
+The file is a report (--format json) or a heap profile of pprof, compressed or not. What was not saved (--top) cannot be shown.
+Exit status: 0 done, 1 could not do it, 2 usage.")]
+pub(super) struct ReportArguments {
+    /// The saved report.
+    pub(super) file: PathBuf,
+    #[command(flatten)]
+    pub(super) only: FilterArguments,
+    /// Show at most N call stacks and a total for the rest; by default 20 in text, JSON and HTML, else all.
     #[arg(long, value_name = "N", value_parser = top, allow_negative_numbers = true)]
     pub(super) top: Option<usize>,
     /// Output format.

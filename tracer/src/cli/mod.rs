@@ -18,6 +18,8 @@ mod places;
 mod plan;
 mod progress;
 mod reader;
+mod report;
+mod saved;
 mod schema;
 mod stop;
 mod trace;
@@ -46,6 +48,7 @@ pub fn run() -> ExitCode {
         Command::Daemon(raw) => plan::DaemonPlan::new(*raw).and_then(daemon::run),
         Command::Dump(raw) => dump::run(&raw),
         Command::Diff(raw) => diff::run(&raw),
+        Command::Report(raw) => report::run(&raw),
         Command::Heap(raw) => heap::run(&raw),
         Command::Doctor(raw) => doctor::run(&raw),
         Command::Completions(raw) => completions::run(&raw),
