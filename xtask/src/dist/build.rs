@@ -35,6 +35,7 @@ pub(super) fn build(checkout: &Path, target_dir: &Path) -> Result<PathBuf> {
     // Where it was built is nobody's business, and would make it another binary each time.
     let flags = [
         "-Ctarget-feature=+crt-static".to_owned(),
+        "-Clink-arg=-Wl,--icf=all".to_owned(),
         format!("--remap-path-prefix={}=leakscope", checkout.display()),
         format!("--remap-path-prefix={}=cargo", home.display()),
     ];
