@@ -30,6 +30,7 @@ pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
 fn print(out: &mut dyn Write, arguments: &DoctorArguments) -> io::Result<bool> {
     let links = arguments.links.map(LinkMode::from);
     let mut works = true;
+    let mut limited = false;
     writeln!(out, "leakscope {}", env!("CARGO_PKG_VERSION"))?;
     let provenance = kernel::provenance();
     writeln!(
@@ -39,6 +40,7 @@ fn print(out: &mut dyn Write, arguments: &DoctorArguments) -> io::Result<bool> {
     )?;
     for check in kernel::checks(links) {
         works &= check.verdict != Verdict::Missing;
+        limited |= check.verdict == Verdict::Degraded;
         line(
             out,
             check.verdict,
@@ -55,10 +57,10 @@ fn print(out: &mut dyn Write, arguments: &DoctorArguments) -> io::Result<bool> {
     writeln!(
         out,
         "\n{}",
-        if works {
-            "Tracing works here."
-        } else {
-            "Tracing cannot work here: see the lines marked MISSING."
+        match (works, limited) {
+            (true, false) => "Tracing works here.",
+            (true, true) => "Tracing works here, but for what the lines marked DEGRADED say.",
+            (false, _) => "Tracing cannot work here: see the lines marked MISSING.",
         }
     )?;
     Ok(works)

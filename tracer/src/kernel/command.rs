@@ -11,13 +11,15 @@ use std::{
     thread,
 };
 
-/// A child that has not called exec yet. Dropping it without [`HeldCommand::release`] ends the child.
+/// A child that has not called exec yet. Dropping it without [`HeldCommand::release`] ends the child, and waits for that: the child says
+/// why it ends to the thread that is its parent, and would abort, in words of its own, if that were gone.
 #[derive(Debug)]
 pub struct HeldCommand {
     pid: u32,
-    go: io::PipeWriter,
+    /// Until the child is told to go on.
+    go: Option<io::PipeWriter>,
     spawned: Receiver<io::Result<Child>>,
-    parent: ParentThread,
+    parent: Option<ParentThread>,
 }
 
 /// The thread that is the child's parent. The kernel sends the child SIGCONT when it ends (`PR_SET_PDEATHSIG`), so that a
@@ -79,11 +81,11 @@ impl HeldCommand {
         }
         Ok(Self {
             pid: u32::from_ne_bytes(pid),
-            go,
+            go: Some(go),
             spawned,
-            parent: ParentThread {
+            parent: Some(ParentThread {
                 _until_dropped: until_dropped,
-            },
+            }),
         })
     }
 
@@ -97,23 +99,27 @@ impl HeldCommand {
     ///
     /// # Errors
     /// The program cannot be executed.
-    pub fn release(self) -> io::Result<RunningCommand> {
-        let Self {
-            mut go,
-            spawned,
-            parent,
-            ..
-        } = self;
-        let told = go.write_all(&[1]);
-        drop(go);
-        let child = spawned
-            .recv()
-            .map_err(|_| io::Error::other("the thread that starts the command failed"))??;
+    pub fn release(mut self) -> io::Result<RunningCommand> {
+        let failed = || io::Error::other("the thread that starts the command failed");
+        let told = match self.go.take() {
+            Some(mut go) => go.write_all(&[1]),
+            None => Ok(()),
+        };
+        let child = self.spawned.recv().map_err(|_| failed())??;
         told?;
         Ok(RunningCommand {
             child,
-            _parent: parent,
+            _parent: self.parent.take().ok_or_else(failed)?,
         })
+    }
+}
+
+impl Drop for HeldCommand {
+    fn drop(&mut self) {
+        // Where it was not released: the end of its wait is an error that it reports, and ends by.
+        if self.go.take().is_some() {
+            let _ = self.spawned.recv();
+        }
     }
 }
 

@@ -321,8 +321,7 @@ fn check_tracefs() -> Check {
             NAME,
             Verdict::Degraded,
             format!(
-                "{error}; without it --tier auto and sampled see allocator calls, but mappings only where the line `mappings` below says \
-                 fentry; --tier exact and growth need one of the two"
+                "{error}; without it only processes that run are traced (-p): no command, no --comm, --cgroup or --all"
             ),
             "",
         ),
