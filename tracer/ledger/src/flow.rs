@@ -301,10 +301,10 @@ impl Flow {
             )
         } else {
             let since = if self.died < 0.5 {
-                "and no old one was freed since".to_owned()
+                "the others were freed young".to_owned()
             } else {
                 format!(
-                    "and only {} older ones were freed since",
+                    "of the older ones only {} were freed since",
                     count(self.died as u64)
                 )
             };

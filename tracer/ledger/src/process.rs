@@ -55,6 +55,9 @@ const EXIT_TAKES_S: f64 = 3.0;
 /// A site counts towards the process's verdict with at least this share of the bytes in use.
 const COUNTS: f64 = 0.05;
 
+/// A time below this says nothing to a reader, seconds.
+const SHOWN_S: f64 = 0.1;
+
 /// See [`ProcessHistory::late_anonymous`].
 struct Late {
     /// Bytes per second.
@@ -205,7 +208,11 @@ impl ProcessHistory {
         } else if unknown > plateau + churn {
             with(
                 Verdict::InsufficientData,
-                format!("too little was seen in {time} to judge most of the {inuse} in use"),
+                if observed < SHOWN_S {
+                    format!("too little was seen to judge most of the {inuse} in use")
+                } else {
+                    format!("too little was seen in {time} to judge most of the {inuse} in use")
+                },
             )
         } else if plateau >= churn && all > 0 {
             with(

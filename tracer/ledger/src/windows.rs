@@ -325,15 +325,18 @@ pub fn judge_windows(
         )
     } else {
         format!(
-            "{} of {} sampled in {} more than {} ago are still live, and {} since",
+            "{} of {} sampled in {} more than {} ago are still live, {}",
             count(stay as u64),
             blocks(old_born as u64),
             of_time(&old),
             duration(now_s / 8.0),
             if died < 0.5 {
-                "no old one was freed".to_owned()
+                "the others were freed young".to_owned()
             } else {
-                format!("only {} old ones were freed", count(died as u64))
+                format!(
+                    "of the older ones only {} were freed since",
+                    count(died as u64)
+                )
             }
         )
     };
