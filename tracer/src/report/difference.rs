@@ -263,6 +263,22 @@ impl Moment {
     }
 }
 
+/// Two starts so far apart are those of two traces, seconds: reports say when they were captured to a millisecond.
+const SAME_START_S: f64 = 2.0;
+
+impl Difference {
+    /// Whether the reports are known to be of two traces, each of which counted from a start of its own.
+    #[must_use]
+    pub fn of_two_traces(&self) -> bool {
+        let [base, new] = [&self.base, &self.new].map(|moment| {
+            // Profiles of other programs may not say for how long they were taken.
+            (moment.duration_s > 0.0)
+                .then(|| moment.captured_at.unix_ms() as f64 / 1000.0 - moment.duration_s)
+        });
+        matches!((base, new), (Some(base), Some(new)) if (base - new).abs() > SAME_START_S)
+    }
+}
+
 impl Changed {
     /// Adds the stack of a change; of one of pages, which are in no sum, that there is one.
     fn add_change(&mut self, change: &Change) {

@@ -9,6 +9,7 @@ fn difference() -> Difference {
     let base = exact_report();
     let mut parts = base.clone().into_parts();
     parts.captured_at = Timestamp::from_unix_ms(parts.captured_at.unix_ms() + 60_000);
+    parts.duration_s += 60.0;
     let grown = &mut parts.sites[0];
     grown.inuse_bytes += 4096;
     grown.inuse_objects += 1;
@@ -63,6 +64,20 @@ fn profiles_of_differences_hold_negative_values_and_all_sums() {
             assert!(profile.sample.iter().any(|sample| sample.value[0] < 0));
         }
     }
+}
+
+/// Survivors of a second trace were more than "allocated meanwhile", which was the difference of two sums from two starts.
+#[test]
+fn of_two_traces_nothing_is_said_to_be_allocated_meanwhile() {
+    let base = exact_report();
+    let mut parts = base.clone().into_parts();
+    parts.captured_at = Timestamp::from_unix_ms(parts.captured_at.unix_ms() + 600_000);
+    parts.sites[0].inuse_bytes += 4096;
+    parts.sites[0].alloc_objects += 1;
+    parts.sites[0].alloc_bytes += 1;
+    let said = view_text(&Difference::between(&base, &Report::new(parts)), "text");
+    assert!(said.contains("Two traces"), "{said}");
+    assert!(!said.contains("meanwhile"), "{said}");
 }
 
 #[test]

@@ -45,6 +45,15 @@ pub(super) fn write(text: Text, difference: &Difference, out: &mut dyn Write) ->
     if between_ms < 0.0 {
         writeln!(out, "The base is the later of the two.\n")?;
     }
+    let two_traces = difference.of_two_traces();
+    if two_traces {
+        writeln!(
+            out,
+            "Two traces: each counts what was allocated in it and survives, for {} and for {}.\n",
+            duration(base.duration_s),
+            duration(new.duration_s)
+        )?;
+    }
     let mut rank = 0_u64;
     let mut churned = Changed::default();
     for change in &difference.changes {
@@ -53,7 +62,7 @@ pub(super) fn write(text: Text, difference: &Difference, out: &mut dyn Write) ->
             continue;
         }
         rank += 1;
-        one(text, change, rank, out)?;
+        one(text, change, rank, two_traces, out)?;
     }
     if rank == 0 {
         writeln!(
@@ -74,15 +83,18 @@ pub(super) fn write(text: Text, difference: &Difference, out: &mut dyn Write) ->
         ),
         out,
     )?;
-    text.line(
-        "Allocated",
-        &format!(
-            "{} in {} meanwhile",
-            signed_bytes(total.alloc_bytes_change),
-            signed_blocks(total.alloc_objects_change)
-        ),
-        out,
-    )?;
+    // The sums of two traces are of different times.
+    if !two_traces {
+        text.line(
+            "Allocated",
+            &format!(
+                "{} in {} meanwhile",
+                signed_bytes(total.alloc_bytes_change),
+                signed_blocks(total.alloc_objects_change)
+            ),
+            out,
+        )?;
+    }
     if churned.stacks > 0 {
         text.line(
             "Churned",
@@ -112,7 +124,13 @@ pub(super) fn write(text: Text, difference: &Difference, out: &mut dyn Write) ->
     Ok(())
 }
 
-fn one(text: Text, change: &Change, rank: u64, out: &mut dyn Write) -> io::Result<()> {
+fn one(
+    text: Text,
+    change: &Change,
+    rank: u64,
+    two_traces: bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let site = &change.site;
     let head = format!(
         "#{rank}  {} in {}",
@@ -144,7 +162,7 @@ fn one(text: Text, change: &Change, rank: u64, out: &mut dyn Write) -> io::Resul
         bytes(site.inuse_bytes)
     );
     // Of a stack that the later report does not have, nothing is known of what it allocated.
-    if change.by.alloc_objects_change > 0 {
+    if change.by.alloc_objects_change > 0 && !two_traces {
         facts.push_str(&format!(
             " · {} allocated meanwhile",
             blocks(change.by.alloc_objects_change.unsigned_abs())
