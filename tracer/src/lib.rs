@@ -17,6 +17,7 @@ pub mod process;
 pub mod reader;
 pub mod report;
 pub mod runtime;
+pub mod screen;
 pub mod session;
 pub mod symbol;
 use leakscope_model::{duration, units};

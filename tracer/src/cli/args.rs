@@ -51,6 +51,8 @@ pub(super) enum Command {
     Trace(Box<TraceArguments>),
     /// Trace continuously and serve results over HTTP: pprof, flame graph, JSON, metrics.
     Daemon(Box<DaemonArguments>),
+    /// Watch processes and their call stacks live, on the terminal.
+    Top(Box<TopArguments>),
     /// Show what a running daemon has traced.
     Dump(DumpArguments),
     /// Show what changed between two saved reports or profiles.
@@ -222,8 +224,74 @@ pub(super) struct TraceArguments {
     pub(super) tracing: TracingArguments,
 }
 
-/// How to trace, whoever asks for it.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  leakscope top                              what the daemon of this machine traces, else the whole machine
+  leakscope top -p 1234                      a running process
+  leakscope top --comm 'php-fpm*'
+  leakscope top --url http://127.0.0.1:7117  what another daemon traces
+  leakscope top -- ./server --port 80        a command, which ends with the screen; what it prints is not shown
+
+Enter goes into a process, its sites and one of them; / filters, s sorts, t shows the call tree, b takes a snapshot and
+d what changed since, p pauses, ? shows all keys, q quits. NO_COLOR is respected.
+Exit status: 0 done, 1 could not do it, 2 usage.")]
+pub(super) struct TopArguments {
+    #[command(flatten)]
+    pub(super) target: TargetArguments,
+    /// A command to run and trace, with its children.
+    #[arg(
+        last = true,
+        value_name = "COMMAND",
+        conflicts_with_all = ["pid", "comm", "cgroup", "all", "socket", "url"],
+        help_heading = "Target"
+    )]
+    pub(super) command: Vec<OsString>,
+    /// Leave out the children of COMMAND.
+    #[arg(long, requires = "command", help_heading = "Target")]
+    pub(super) no_follow: bool,
+    /// Show what the daemon with this Unix socket traces.
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with_all = ["url", "TracingArguments"],
+        help_heading = "Daemon"
+    )]
+    pub(super) socket: Option<PathBuf>,
+    /// Show what the daemon at this address traces, such as http://127.0.0.1:7117 or localhost:7117.
+    #[arg(
+        long,
+        value_name = "URL",
+        conflicts_with = "TracingArguments",
+        help_heading = "Daemon"
+    )]
+    pub(super) url: Option<String>,
+    /// File with the token to send to the daemon.
+    #[arg(long, value_name = "FILE", requires = "url", help_heading = "Daemon")]
+    pub(super) auth_token_file: Option<PathBuf>,
+    /// How often the figures are renewed; more rarely where that would take much time.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration, allow_hyphen_values = true)]
+    pub(super) every: Duration,
+    #[command(flatten)]
+    pub(super) tracing: TracingArguments,
+}
+
+impl TopArguments {
+    /// Whether it says what to trace, or how.
+    pub(super) fn asks_for_a_trace(&self) -> bool {
+        let target = &self.target;
+        let usual = Arguments::try_parse_from(["leakscope", "top"]).map(|usual| usual.command);
+        let is_usual = matches!(usual, Ok(Command::Top(usual)) if usual.tracing == self.tracing);
+        !is_usual
+            || target.all
+            || !target.pid.is_empty()
+            || !target.comm.is_empty()
+            || !target.cgroup.is_empty()
+            || !self.command.is_empty()
+    }
+}
+
+/// How to trace, whoever asks for it.
+#[derive(Debug, PartialEq, Args)]
 pub(super) struct TracingArguments {
     /// How allocations are seen.
     #[arg(long, value_enum, default_value = "auto")]

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A running trace, and what it was asked for with.
-struct Traced {
+pub(super) struct Traced {
     session: Session,
     again: TargetArguments,
     suppress: Option<PathBuf>,
@@ -25,6 +25,16 @@ struct Traced {
 }
 
 impl Traced {
+    /// One that looks for nothing again.
+    pub(super) fn of(session: Session) -> Self {
+        Self {
+            session,
+            again: TargetArguments::default(),
+            suppress: None,
+            said: 0,
+        }
+    }
+
     fn report_faults(&mut self) {
         self.said = report_faults(&self.session, self.said);
     }

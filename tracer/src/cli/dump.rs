@@ -1,6 +1,6 @@
 //! `leakscope dump`: asks a daemon over HTTP, and writes what it answers.
 
-use std::{io::ErrorKind, path::PathBuf, process::ExitCode, time::Duration};
+use std::{fmt, io::ErrorKind, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use axum::body::Bytes;
@@ -36,10 +36,19 @@ const LARGEST: usize = 256 << 20;
 const HTTP_PORT: u16 = 80;
 
 /// Where the daemon is.
-enum Place {
+pub(super) enum Place {
     Socket(PathBuf),
     /// Host and port, as in a `Host` header.
     Tcp(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => write!(formatter, "the daemon at {}", path.display()),
+            Self::Tcp(authority) => write!(formatter, "the daemon at http://{authority}"),
+        }
+    }
 }
 
 /// Asks and writes.
@@ -76,16 +85,7 @@ pub(super) fn run(raw: &DumpArguments) -> anyhow::Result<ExitCode> {
 fn path(raw: &DumpArguments, color: bool) -> String {
     let mut query = vec![pair("format", raw.format.name())];
     let only = &raw.only;
-    if !only.pid.is_empty() {
-        let pids: Vec<String> = only.pid.iter().map(u32::to_string).collect();
-        query.push(pair("pid", &pids.join(",")));
-    }
-    query.extend(only.comm.iter().map(|comm| pair("comm", comm)));
-    query.extend(
-        only.cgroup
-            .iter()
-            .map(|path| pair("cgroup", &path.to_string_lossy())),
-    );
+    query.extend(selection(&only.pid, &only.comm, &only.cgroup));
     query.extend(raw.top.map(|top| pair("top", &top.to_string())));
     query.extend(raw.base.as_deref().map(|base| pair("base", base)));
     query.extend(raw.duration.map(|wait| {
@@ -98,6 +98,19 @@ fn path(raw: &DumpArguments, color: bool) -> String {
         query.push(pair("color", "1"));
     }
     format!("/api/v1/report?{}", query.join("&"))
+}
+
+/// What asks for some of the processes.
+pub(super) fn selection(pids: &[u32], comms: &[String], cgroups: &[PathBuf]) -> Vec<String> {
+    let mut query = Vec::new();
+    if !pids.is_empty() {
+        let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+        query.push(pair("pid", &pids.join(",")));
+    }
+    query.extend(comms.iter().map(|comm| pair("comm", comm)));
+    let groups = cgroups.iter().map(|path| path.to_string_lossy());
+    query.extend(groups.map(|path| pair("cgroup", &path)));
+    query
 }
 
 /// `name=value`, the value with every byte but letters, digits and `-._~` (RFC 3986, 2.3) as `%` and two digits.
@@ -114,7 +127,7 @@ fn pair(name: &str, value: &str) -> String {
 }
 
 /// Host and port of a URL.
-fn authority(url: &str) -> anyhow::Result<String> {
+pub(super) fn authority(url: &str) -> anyhow::Result<String> {
     let rest = match url.split_once("://") {
         None => url,
         Some(("http", rest)) => rest,
@@ -140,7 +153,7 @@ fn authority(url: &str) -> anyhow::Result<String> {
 }
 
 /// A request and the body of its answer.
-async fn ask(
+pub(super) async fn ask(
     place: &Place,
     method: Method,
     path: &str,

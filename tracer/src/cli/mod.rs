@@ -22,6 +22,7 @@ mod report;
 mod saved;
 mod schema;
 mod stop;
+mod top;
 mod trace;
 mod values;
 
@@ -46,6 +47,7 @@ pub fn run() -> ExitCode {
     let result = match arguments.command {
         Command::Trace(raw) => plan::TracePlan::new(*raw).and_then(|plan| trace::run(&plan)),
         Command::Daemon(raw) => plan::DaemonPlan::new(*raw).and_then(daemon::run),
+        Command::Top(raw) => top::run(*raw),
         Command::Dump(raw) => dump::run(&raw),
         Command::Diff(raw) => diff::run(&raw),
         Command::Report(raw) => report::run(&raw),

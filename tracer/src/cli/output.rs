@@ -5,6 +5,7 @@ use std::{
     io::{self, BufWriter, IsTerminal as _, Seek as _, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::Context as _;
@@ -12,6 +13,7 @@ use tempfile::NamedTempFile;
 
 use super::args::FormatChoice;
 use crate::report::{Difference, Format, Report, Style, Text, clean};
+use crate::screen::Messages;
 
 /// A place for results: stdout, or a file that was found to be writable before the trace began.
 #[derive(Debug)]
@@ -88,10 +90,7 @@ impl Output {
 
     /// Whether colours can be shown.
     pub(super) fn takes_color(&self) -> bool {
-        matches!(self.place, Place::Stdout)
-            && io::stdout().is_terminal()
-            && !is_dumb_terminal()
-            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        matches!(self.place, Place::Stdout) && stdout_takes_color()
     }
 
     fn view(&self) -> anyhow::Result<Box<dyn Format>> {
@@ -102,6 +101,13 @@ impl Output {
             other => <dyn Format>::from_name(other.name())?,
         })
     }
+}
+
+/// Whether stdout is a terminal that can show colours, and nobody asked for none.
+pub(super) fn stdout_takes_color() -> bool {
+    io::stdout().is_terminal()
+        && !is_dumb_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Whether the terminal says that it knows no escape sequences (`TERM=dumb`), such as an editor's.
@@ -214,11 +220,34 @@ fn to_stdout(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Re
     }
 }
 
+/// Who is told of complaints instead of stderr, while the terminal shows something else.
+static HOLDER: Mutex<Option<Messages>> = Mutex::new(None);
+
 /// A line on stderr.
 #[expect(clippy::print_stderr, reason = "this is where complaints go")]
 pub(super) fn complain(text: &str) {
+    let holder = HOLDER
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     for line in text.split('\n') {
-        eprintln!("{}", clean(line));
+        match &holder {
+            Some(holder) => holder.say(line),
+            None => eprintln!("{}", clean(line)),
+        }
+    }
+}
+
+/// Has complaints kept until [`let_complaints_go`].
+pub(super) fn hold_complaints(messages: &Messages) {
+    *HOLDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(messages.clone());
+}
+
+/// Complains of all that was kept.
+pub(super) fn let_complaints_go() {
+    let holder = HOLDER.lock().unwrap_or_else(PoisonError::into_inner).take();
+    for line in holder.iter().flat_map(Messages::lines) {
+        complain(&line);
     }
 }
 

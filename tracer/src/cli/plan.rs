@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::args::{
-    DaemonArguments, FormatChoice, TargetArguments, TierChoice, TraceArguments, TracingArguments,
+    DaemonArguments, FormatChoice, TargetArguments, TierChoice, TopArguments, TraceArguments,
+    TracingArguments,
 };
 use super::places::{debuginfod, default_socket, unwind_cache};
 use crate::{
@@ -208,6 +209,46 @@ impl DaemonPlan {
                 ..session(&raw.tracing, "daemon")?
             },
         })
+    }
+}
+
+/// A validated `top` of a trace of its own.
+#[derive(Clone, Debug)]
+pub(super) struct TopPlan {
+    pub(super) target: Target,
+    pub(super) session: SessionOptions,
+}
+
+impl TopPlan {
+    /// Checks the arguments against each other.
+    pub(super) fn new(raw: TopArguments) -> anyhow::Result<Self> {
+        let target = match command(raw.command, !raw.no_follow) {
+            Some(command) => command,
+            None => running_or_all(raw.target)?,
+        };
+        let mut session = session(&raw.tracing, "top")?;
+        session.kernel |= target == Target::all();
+        Ok(Self { target, session })
+    }
+
+    /// What is traced, for people.
+    pub(super) fn describe(&self) -> String {
+        match &self.target {
+            Target::Command(program, ..) => program.to_string_lossy().into_owned(),
+            Target::Running { pids, selector } => {
+                let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+                let pids = (!pids.is_empty()).then(|| format!("pid {}", pids.join(", ")));
+                let selector = selector.as_ref().map(|selector| {
+                    if selector.is_all() {
+                        "all processes".to_owned()
+                    } else {
+                        selector.to_string()
+                    }
+                });
+                let said: Vec<String> = pids.into_iter().chain(selector).collect();
+                said.join(", ")
+            }
+        }
     }
 }
 

@@ -19,6 +19,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod watched;
 
 use std::{
     future::Future,
@@ -39,6 +40,7 @@ use tokio::{
 pub use auth::TokenError;
 pub use socket::SocketError;
 pub use thread::Source;
+pub use watched::Watched;
 
 use auth::{CurrentToken, Entrance, Token};
 use notify::{Manager, State};

@@ -13,7 +13,7 @@ const KINDS_NAMED: usize = 6;
 const NAMES_NAMED: usize = 5;
 
 /// `16,514, +800/s: socket 16,500, file 8`; `None` where they are not known.
-pub(super) fn descriptors(kernel: &ProcessKernel) -> Option<String> {
+pub(crate) fn descriptors(kernel: &ProcessKernel) -> Option<String> {
     let held = kernel.descriptors()?;
     let mut line = amount(held);
     if kernel.descriptor_kinds.is_empty() {
@@ -88,7 +88,7 @@ fn notable(kind: &str) -> u64 {
 }
 
 /// What a process makes the kernel hold besides descriptors, where it grows or is worth a word: `zombies 120, +4/s`.
-pub(super) fn others(kernel: &ProcessKernel) -> Option<String> {
+pub(crate) fn others(kernel: &ProcessKernel) -> Option<String> {
     let told: Vec<String> = kernel
         .holdings
         .iter()
@@ -108,7 +108,7 @@ fn holding_name(held: &Holding) -> String {
 }
 
 /// Why something that a process makes the kernel hold leaks, a line each.
-pub(super) fn leaks(kernel: &ProcessKernel) -> Vec<String> {
+pub(crate) fn leaks(kernel: &ProcessKernel) -> Vec<String> {
     kernel
         .growing()
         .filter(|held| held.verdict == Verdict::Leaking)

@@ -37,6 +37,7 @@ pub use filter::Filter;
 pub use folded::Folded;
 pub use html::Html;
 pub use json::Json;
+pub(crate) use kernel_names::{descriptors, leaks, others};
 pub use model::{
     CountedGrowth, CountedSize, DESCRIPTORS, DescriptorKind, Ended, Evidence, Frame, FrameKind,
     GoUse, HeapUse, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart, LostAtExit,
@@ -45,11 +46,12 @@ pub use model::{
     SiteKind, SiteType, Suppressed, Tier, Verdict,
 };
 pub use names::LOST_AT_EXIT;
-pub(crate) use names::clean;
+pub(crate) use names::{clean, function, process_name, unnamed, why_empty};
 pub use pprof::{Pprof, PprofAllocs};
 pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};
 pub use svg::Svg;
 pub use text::{Style, Text};
+pub(crate) use text::{callers, headline, stack_lines};
 pub use time::{Timestamp, TimestampError};
 
 /// The JSON Schema (2020-12) of what [`Json`] writes.

@@ -43,12 +43,12 @@ pub(super) fn base_name(path: &str) -> &str {
 }
 
 /// The function's name, if there is one; symbol tables also hold empty ones.
-pub(super) fn function(frame: &Frame) -> Option<&str> {
+pub(crate) fn function(frame: &Frame) -> Option<&str> {
     frame.function.as_deref().filter(|name| !name.is_empty())
 }
 
 /// What stands for a frame's function where that is not known: `[module+0x1234]`, or less.
-pub(super) fn unnamed(frame: &Frame) -> String {
+pub(crate) fn unnamed(frame: &Frame) -> String {
     if frame.kind == FrameKind::Python {
         return "[python code that is gone]".to_owned();
     }
@@ -92,7 +92,7 @@ pub(super) fn omitted(sites: u64) -> String {
 }
 
 /// Why a process has no surviving block: as it says itself, else as far as its figures tell.
-pub(super) fn why_empty(process: &Process) -> Cow<'_, str> {
+pub(crate) fn why_empty(process: &Process) -> Cow<'_, str> {
     match &process.empty_reason {
         Some(reason) => clean(reason),
         None if process.alloc_objects > 0 => {
@@ -243,7 +243,7 @@ pub(super) fn looked_at(site: &Site) -> Vec<String> {
 const HOLDERS_SHOWN: usize = 2;
 
 /// `comm (pid 1)`.
-pub(super) fn process_name(process: &Process) -> String {
+pub(crate) fn process_name(process: &Process) -> String {
     format!("{} (pid {})", clean(&process.comm), process.pid)
 }
 

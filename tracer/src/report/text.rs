@@ -122,15 +122,20 @@ impl Format for Text {
 }
 
 /// What a person looks for first: the line of Python, else the first caller.
-pub(super) fn headline(site: &Site) -> String {
+pub(crate) fn headline(site: &Site) -> String {
     let (_, callers) = stack::split(&site.frames);
     stack::python_line(callers)
         .or_else(|| stack_lines(site).into_iter().next())
         .unwrap_or_default()
 }
 
+/// The frames that called the allocator, innermost first.
+pub(crate) fn callers(site: &Site) -> &[std::sync::Arc<super::Frame>] {
+    stack::split(&site.frames).1
+}
+
 /// A site's stack without the allocator's own frames, a line each.
-pub(super) fn stack_lines(site: &Site) -> Vec<String> {
+pub(crate) fn stack_lines(site: &Site) -> Vec<String> {
     let (own, callers) = stack::split(&site.frames);
     let mut lines: Vec<String> = stack::lines(callers)
         .into_iter()
