@@ -59,7 +59,12 @@ impl Report {
                     .suppressed
                     .iter()
                     .all(|suppressed| suppressed.sites == 0);
-            if all_there && process.verdict == Verdict::Leaking && !self.sites.iter().any(leaks) {
+            let held = process.held.as_ref().map(|held| held.verdict) == Some(Verdict::Leaking);
+            if all_there
+                && process.verdict == Verdict::Leaking
+                && !held
+                && !self.sites.iter().any(leaks)
+            {
                 found.push(format!(
                     "process {} leaks, and none of its sites does",
                     process.pid

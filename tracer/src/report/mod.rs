@@ -40,8 +40,8 @@ pub use json::Json;
 pub(crate) use kernel_names::{descriptors, leaks, others};
 pub use model::{
     CountedGrowth, CountedSize, DESCRIPTORS, DescriptorKind, Ended, Evidence, Frame, FrameKind,
-    GoUse, HeapUse, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart, LostAtExit,
-    LostType, MappingKind, MemoryLimit, MemoryPoint, Omitted, Overhead, Probe, Process,
+    GoUse, HeapUse, HeldMemory, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart,
+    LostAtExit, LostType, MappingKind, MemoryLimit, MemoryPoint, Omitted, Overhead, Probe, Process,
     ProcessKernel, Reachability, ReadError, Report, ReportParts, SCHEMA, Sample, Site, SiteHolder,
     SiteKind, SiteType, Suppressed, Tier, Verdict,
 };

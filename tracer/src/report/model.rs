@@ -20,7 +20,7 @@ use super::time::Timestamp;
 pub use crate::ledger::{MappingKind, Verdict};
 pub use closed::{ReadError, Report};
 pub use go::GoUse;
-pub use heap::{CountedGrowth, CountedSize, Evidence, HeapUse, SiteHolder, SiteType};
+pub use heap::{CountedGrowth, CountedSize, Evidence, HeapUse, HeldMemory, SiteHolder, SiteType};
 pub use kernel::{
     DESCRIPTORS, DescriptorKind, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart,
     ProcessKernel,
@@ -162,6 +162,9 @@ pub struct Process {
     /// What it had lost where it ended; `None` where that was not looked at.
     #[serde(default)]
     pub lost_at_exit: Option<LostAtExit>,
+    /// What its descriptors alone hold; `None` where that is nothing to speak of.
+    #[serde(default)]
+    pub held: Option<HeldMemory>,
     /// Its memory over time, the oldest first.
     #[serde(default)]
     pub memory_series: Vec<MemoryPoint>,

@@ -14,8 +14,9 @@ use bytesize::ByteSize;
 use super::{Session, growth::Growth, process::Traced};
 use crate::{
     kernel::{KernelError, MappingWay, monotonic_ns},
-    ledger::{Area, LookTimes, MappingKind, SiteId},
+    ledger::{Area, LevelHistory, LevelRules, LookTimes, MappingKind, SiteId, Unit},
     process::procfs::{MemoryMap, read_maps},
+    report::HeldMemory,
 };
 
 /// How often a process is looked at that has run meanwhile. Sooner at first, each time after twice as long.
@@ -51,6 +52,17 @@ pub(super) struct Looks {
     /// What descriptors held at the first look, and when; and at the last.
     held_first: Option<(Instant, Held)>,
     held: Option<(Instant, Held)>,
+    /// Those bytes over time, from the first look on.
+    held_bytes: LevelHistory,
+}
+
+impl Looks {
+    fn note_held(&mut self, at: Instant, held: Held) {
+        let (began, _) = *self.held_first.get_or_insert((at, held));
+        self.held = Some((at, held));
+        let at_s = at.saturating_duration_since(began).as_secs_f64();
+        self.held_bytes.observe(at_s, held.bytes as f64);
+    }
 }
 
 /// Shared memory that is mapped nowhere and that open descriptors hold.
@@ -155,9 +167,9 @@ impl Growth {
         looks.settled_ns = at_ns;
         looks.every = LOOK_FIRST;
         looks.next = Some(Instant::now() + LOOK_FIRST);
-        let now = Instant::now();
-        looks.held_first = held(proc_root, pid, &maps).map(|held| (now, held));
-        looks.held = looks.held_first;
+        if let Some(held) = held(proc_root, pid, &maps) {
+            looks.note_held(Instant::now(), held);
+        }
     }
 
     /// Whether a site stands for anonymous memory that nobody told of.
@@ -227,7 +239,28 @@ impl Growth {
         (mappings > 0 && settled_ns > 0).then_some((mappings, bytes, age))
     }
 
-    /// What is to be said of memory that only descriptors hold.
+    /// What descriptors of a process alone hold, and whether it grows.
+    pub(super) fn held(&self, incarnation: u32) -> Option<HeldMemory> {
+        let looks = &self.processes.get(&incarnation)?.looks;
+        let (_, held) = looks.held.filter(|(_, held)| held.bytes >= LEAST_HELD)?;
+        let judged = looks.held_bytes.judge(&LevelRules {
+            unit: Unit::Bytes,
+            noise: LEAST_HELD as f64,
+            noise_share: 0.02,
+            after_s: 0.0,
+            no_leak: None,
+            limit: None,
+        });
+        Some(HeldMemory {
+            files: held.files,
+            bytes: held.bytes,
+            growth_bytes_per_s: judged.growth_per_s,
+            verdict: judged.verdict,
+            verdict_reason: judged.reason,
+        })
+    }
+
+    /// The same in words.
     pub(super) fn held_note(&self, incarnation: u32) -> Option<String> {
         let looks = &self.processes.get(&incarnation)?.looks;
         let ((began, first), (at, last)) = looks.held_first.zip(looks.held)?;
@@ -281,12 +314,11 @@ impl Session {
             let Ok(maps) = read_maps(&self.proc_root, pid) else {
                 continue;
             };
-            let held = held(&self.proc_root, pid, &maps).map(|held| (begun, held));
+            let held = held(&self.proc_root, pid, &maps);
             read.push((pid, incarnation, areas(&maps), at_ns));
             let looks = &mut self.growth.processes.entry(incarnation).or_default().looks;
-            if held.is_some() {
-                looks.held = held;
-                looks.held_first = looks.held_first.or(held);
+            if let Some(held) = held {
+                looks.note_held(begun, held);
             }
             looks.every = (looks.every * 2).clamp(LOOK_FIRST, LOOK_EVERY);
             let cost = begun.elapsed().saturating_mul(LOOK_SHARE);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Process;
+use crate::ledger::Verdict;
 
 /// How full a heap is, read from outside: all of its blocks, those from before the trace too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,6 +21,21 @@ pub struct HeapUse {
     /// Bytes at the ends of the heaps, which `malloc_trim` could give back.
     #[serde(default)]
     pub top_bytes: u64,
+}
+
+/// Memory that a process holds by open descriptors alone: files without a name (memfd_create(2)) that it does not map. In no sum.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeldMemory {
+    /// How many files.
+    pub files: u64,
+    /// Bytes of them that are in memory.
+    pub bytes: u64,
+    /// Bytes a second.
+    pub growth_bytes_per_s: f64,
+    /// Whether that leaks.
+    pub verdict: Verdict,
+    /// The evidence, in a sentence.
+    pub verdict_reason: String,
 }
 
 /// What is free inside a heap is told where it is at least so many bytes, and one part in so many of the process's anonymous memory.

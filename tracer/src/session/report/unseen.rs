@@ -48,7 +48,18 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts) {
         if !session.options.mappings_only {
             said.extend(not_attached(session, traced));
         }
-        said.extend(session.growth.held_note(process.incarnation));
+        process.held = session.growth.held(process.incarnation);
+        let raised = process
+            .held
+            .as_ref()
+            .map(|held| held.verdict)
+            .filter(|verdict| says_more(*verdict, process.verdict));
+        if let Some(note) = session.growth.held_note(process.incarnation) {
+            said.push(match process.held.as_ref().filter(|_| raised.is_some()) {
+                Some(held) => format!("{note}: {}", held.verdict_reason),
+                None => note,
+            });
+        }
         let slope = session.ledger.anonymous_growth(process.incarnation);
         let explained = explained(process, &sites, parts.duration_s);
         if let Some(growth) = slope.and_then(|slope| unexplained(slope, explained)) {
@@ -59,7 +70,12 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts) {
             continue;
         }
         let said = said.join("; ");
-        process.verdict_reason = if process.verdict == Verdict::Leaking {
+        let was_leaking = process.verdict == Verdict::Leaking;
+        if let Some(verdict) = raised {
+            process.verdict = verdict;
+            process.unjudged = None;
+        }
+        process.verdict_reason = if was_leaking {
             format!("{}; {said}", process.verdict_reason)
         } else if process.verdict_reason.is_empty() || process.inuse_bytes == 0 {
             said
@@ -68,6 +84,17 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts) {
         };
     }
     parts.sites = sites;
+}
+
+/// Whether growth that descriptors hold says more than a process's verdict: it is no less the process's than what an allocator hands
+/// out.
+fn says_more(held: Verdict, process: Verdict) -> bool {
+    let grows = |verdict| match verdict {
+        Verdict::Leaking => 2,
+        Verdict::WarmingUp => 1,
+        _ => 0,
+    };
+    grows(held) > grows(process)
 }
 
 /// What could not be attached to.
@@ -151,8 +178,16 @@ fn where_it_may_be(session: &Session, traced: &Traced) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{explained, unexplained};
-    use crate::report::{Process, Site, SiteKind};
+    use super::{explained, says_more, unexplained};
+    use crate::report::{Process, Site, SiteKind, Verdict};
+
+    #[test]
+    fn a_process_whose_descriptors_held_ever_more_was_called_churn() {
+        assert!(says_more(Verdict::Leaking, Verdict::Churn));
+        assert!(says_more(Verdict::WarmingUp, Verdict::InsufficientData));
+        assert!(!says_more(Verdict::Plateau, Verdict::Churn));
+        assert!(!says_more(Verdict::WarmingUp, Verdict::Leaking));
+    }
 
     #[test]
     fn growth_that_no_site_explains_is_told() {
