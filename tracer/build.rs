@@ -3,8 +3,13 @@
 //!
 //! Gives the crate four strings (`env!`): `LEAKSCOPE_BPF_OBJECT_PATH` (a copy in `OUT_DIR`), `_SHA256`, `_TOOLCHAIN` (one line)
 //! and `_SOURCE` (`committed` or `environment`).
+//!
+//! Compresses the files of the daemon's page, and lists them in `OUT_DIR/page.rs`: `FILES`.
 
+use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest as _, Sha256};
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{env, fs};
@@ -24,7 +29,10 @@ struct Chosen {
 }
 
 fn main() -> ExitCode {
-    match choose().and_then(|chosen| publish(&chosen)) {
+    match choose()
+        .and_then(|chosen| publish(&chosen))
+        .and_then(|()| pack_page())
+    {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             // `cargo::error` shows the message by itself, without the script's backtrace or exit status around it.
@@ -127,6 +135,48 @@ fn publish(chosen: &Chosen) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Where the page's files are, below the manifest.
+const PAGE: &str = "src/daemon/page/web";
+
+/// Writes the compressed files of the page, and the list of them.
+fn pack_page() -> Result<(), String> {
+    let folder = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join(PAGE);
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    watch(&folder);
+    let entries = fs::read_dir(&folder)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| format!("cannot list {}: {error}", folder.display()))?;
+    let mut paths: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
+    paths.sort();
+    let mut list = String::from("pub(super) static FILES: &[File] = &[\n");
+    for path in paths {
+        watch(&path);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // Says to Node what its tests load, and to a browser nothing.
+        if name == "package.json" {
+            continue;
+        }
+        let text = read(&path)?;
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        let packed = encoder
+            .write_all(&text)
+            .and_then(|()| encoder.finish())
+            .map_err(|error| format!("cannot compress {}: {error}", path.display()))?;
+        let to = out.join(format!("{name}.gz"));
+        fs::write(&to, packed)
+            .map_err(|error| format!("cannot write {}: {error}", to.display()))?;
+        let etag: String = sha256(&text).chars().take(16).collect();
+        writeln!(
+            list,
+            "File {{ name: {name:?}, gzip: include_bytes!({to:?}), length: {}, etag: \"\\\"{etag}\\\"\" }},",
+            text.len()
+        )
+        .map_err(|error| error.to_string())?;
+    }
+    list.push_str("];\n");
+    fs::write(out.join("page.rs"), list).map_err(|error| format!("cannot write page.rs: {error}"))
 }
 
 /// The lines of the record as one, for `--version`.

@@ -625,7 +625,7 @@ fn a_browser_shows_the_page_and_a_click_zooms() {
     let shown = in_browser(&svg, zoom).unwrap();
     assert!(shown.contains("data-zoomed=\"true\""), "{shown}");
     // A chart needs two points in time.
-    watched.wait_for("/?top=5", "<polyline");
+    watched.wait_for("/api/v1/report?format=html&top=5", "<polyline");
     let page = watched.daemon.file("page.html");
     let page_text = page.to_str().unwrap();
     done(

@@ -7,6 +7,7 @@
 mod auth;
 mod error;
 mod notify;
+mod page;
 mod query;
 mod render;
 mod routes;

@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     error::Refusal,
+    page::{self, Live},
     query::{Base, Query},
     render::{Key, Renderer},
     serve::Counters,
@@ -39,24 +40,34 @@ const WAITING: usize = 8;
 pub(super) struct App {
     pub(super) tracing: Tracing,
     pub(super) counters: Arc<Counters>,
-    renderer: Renderer,
-    snapshots: Snapshots,
+    pub(super) renderer: Renderer,
+    pub(super) snapshots: Snapshots,
+    pub(super) live: Arc<Live>,
     waiting: Semaphore,
 }
 
-type Answer = Result<Response, Refusal>;
+pub(super) type Answer = Result<Response, Refusal>;
 
-/// All paths.
-pub(super) fn router(tracing: Tracing, counters: Arc<Counters>) -> Router {
-    let app = App {
+/// What handlers share, and the tasks that tell pages of reports. To be called where tasks can be begun.
+pub(super) fn app(tracing: Tracing, counters: Arc<Counters>) -> Arc<App> {
+    let live = Live::new(tracing.clone());
+    let app = Arc::new(App {
         tracing,
         counters,
         renderer: Renderer::default(),
         snapshots: Snapshots::default(),
+        live: Arc::clone(&live),
         waiting: Semaphore::new(WAITING),
-    };
+    });
+    tokio::spawn(Arc::clone(&live).remember());
+    tokio::spawn(live.tell(Arc::downgrade(&app)));
+    app
+}
+
+/// All paths.
+pub(super) fn router(tracing: Tracing, counters: Arc<Counters>) -> Router {
     Router::new()
-        .route("/", get(page))
+        .merge(page::routes())
         .route("/debug/pprof/heap", get(heap))
         .route("/debug/pprof/allocs", get(allocs))
         .route("/flamegraph.svg", get(flame_graph))
@@ -71,7 +82,7 @@ pub(super) fn router(tracing: Tracing, counters: Arc<Counters>) -> Router {
         )
         .fallback(nothing_here)
         .method_not_allowed_fallback(async || Refusal::method_not_allowed())
-        .with_state(Arc::new(app))
+        .with_state(app(tracing, counters))
 }
 
 async fn nothing_here(uri: Uri) -> Refusal {
@@ -80,10 +91,6 @@ async fn nothing_here(uri: Uri) -> Refusal {
         "there is nothing at {path}; there are /debug/pprof/heap, /debug/pprof/allocs, /flamegraph.svg, /metrics, /healthz, \
          /api/v1/report, /api/v1/processes, /api/v1/snapshots and / for a browser"
     ))
-}
-
-async fn page(State(app): State<Arc<App>>, uri: Uri) -> Answer {
-    app.view(&uri, Some("html")).await
 }
 
 async fn heap(State(app): State<Arc<App>>, uri: Uri) -> Answer {
@@ -220,7 +227,7 @@ impl Earlier {
 }
 
 /// A successful answer. A browser shows it and does nothing else with it.
-fn answer(media_type: &'static str, body: impl Into<axum::body::Body>) -> Response {
+pub(super) fn answer(media_type: &'static str, body: impl Into<axum::body::Body>) -> Response {
     let mut response = Response::new(body.into());
     for (name, value) in [
         (header::CONTENT_TYPE, media_type),
@@ -238,7 +245,7 @@ fn answer(media_type: &'static str, body: impl Into<axum::body::Body>) -> Respon
     response
 }
 
-fn json(value: &impl Serialize) -> Answer {
+pub(super) fn json(value: &impl Serialize) -> Answer {
     let mut text = serde_json::to_vec(value)
         .map_err(|error| Refusal::internal(format!("cannot write JSON: {error}")))?;
     text.push(b'\n');
@@ -299,10 +306,12 @@ async fn keep(State(app): State<Arc<App>>, path: Result<Path<String>, PathReject
 impl App {
     async fn keep(self: Arc<Self>, name: String) -> Answer {
         let published = self.tracing.fresh().await?;
+        let live = Arc::clone(&self.live);
         let listed =
             tokio::task::spawn_blocking(move || self.snapshots.keep(&name, &published.report))
                 .await
                 .map_err(|_| Refusal::internal("keeping the snapshot failed"))??;
+        live.snapshots_changed();
         let mut response = json(&listed)?;
         *response.status_mut() = StatusCode::CREATED;
         Ok(response)
@@ -320,6 +329,7 @@ async fn snapshot(
 
 async fn forget(State(app): State<Arc<App>>, path: Result<Path<String>, PathRejection>) -> Answer {
     app.snapshots.delete(&name(path)?)?;
+    app.live.snapshots_changed();
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

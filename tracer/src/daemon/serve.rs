@@ -231,7 +231,7 @@ async fn answer(
     let admitted = entrance
         .admit(request.method(), request.uri().path(), request.headers())
         .and_then(|()| {
-            if wanted.is_zero() {
+            if wanted.is_zero() && request.uri().path() != super::page::EVENTS {
                 Ok(())
             } else {
                 entrance.admit_waiting(request.headers())

@@ -150,6 +150,11 @@ impl Snapshot {
         }
     }
 
+    /// When it was captured.
+    pub(super) fn captured_at(&self) -> Timestamp {
+        self.captured_at
+    }
+
     /// The gzipped profile.
     pub(super) fn profile(&self) -> Arc<[u8]> {
         Arc::clone(&self.profile)

@@ -57,17 +57,17 @@ impl Source for Growing {
 }
 
 /// A daemon in this process.
-struct Daemon {
-    path: PathBuf,
-    tracing: Tracing,
-    counters: Arc<Counters>,
+pub(super) struct Daemon {
+    pub(super) path: PathBuf,
+    pub(super) tracing: Tracing,
+    pub(super) counters: Arc<Counters>,
     _claim: socket::Claim,
     _ending: watch::Sender<bool>,
     _folder: tempfile::TempDir,
 }
 
 impl Daemon {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let (listener, claim) = socket::claim(&path).await.unwrap();
@@ -94,12 +94,12 @@ impl Daemon {
         }
     }
 
-    async fn connect(&self) -> UnixStream {
+    pub(super) async fn connect(&self) -> UnixStream {
         UnixStream::connect(&self.path).await.unwrap()
     }
 
     /// Sends bytes and reads to the end.
-    async fn say(&self, request: &[u8]) -> Answer {
+    pub(super) async fn say(&self, request: &[u8]) -> Answer {
         let mut stream = self.connect().await;
         // The daemon may have heard enough before everything is said.
         let _ = stream.write_all(request).await;
@@ -108,13 +108,13 @@ impl Daemon {
         Answer::read(&bytes)
     }
 
-    async fn ask(&self, method: &str, path: &str) -> Answer {
+    pub(super) async fn ask(&self, method: &str, path: &str) -> Answer {
         let request =
             format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         self.say(request.as_bytes()).await
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(super) async fn get(&self, path: &str) -> Answer {
         self.ask("GET", path).await
     }
 }
@@ -126,10 +126,10 @@ impl Drop for Daemon {
 }
 
 #[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) head: String,
+    pub(super) body: Vec<u8>,
 }
 
 impl Answer {
@@ -150,17 +150,17 @@ impl Answer {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    fn json(&self) -> serde_json::Value {
+    pub(super) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic_with(&error, self))
     }
 
     /// Whether it says what is wrong, as JSON.
     #[track_caller]
-    fn refuses(&self, status: u16, what: &str) {
+    pub(super) fn refuses(&self, status: u16, what: &str) {
         assert_eq!(self.status, status, "{self:?}");
         let json = self.json();
         let message = json["error"].as_str().unwrap();
@@ -329,7 +329,7 @@ async fn a_difference_over_time_waits() {
 }
 
 /// Waits for all of them at once.
-async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+pub(super) async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
     let mut outputs = Vec::new();
     std::future::poll_fn(|context| {

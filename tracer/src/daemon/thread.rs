@@ -259,20 +259,28 @@ impl Tracing {
         self.fresh().await
     }
 
+    /// Every report from now on.
+    pub(super) fn reports(&self) -> watch::Receiver<Option<Published>> {
+        self.newest.clone()
+    }
+
     /// A report that knows all that has happened by now.
     pub(super) async fn fresh(&self) -> Result<Published, Ended> {
-        let asked = Instant::now();
+        self.since(Instant::now()).await
+    }
+
+    /// A report that knows all that had happened by then.
+    pub(super) async fn since(&self, then: Instant) -> Result<Published, Ended> {
         let mut newest = self.newest.clone();
-        self.wishes.raise(&self.wishes.report);
-        let published = newest
-            .wait_for(|published| {
-                published
-                    .as_ref()
-                    .is_some_and(|published| published.begun >= asked)
-            })
-            .await
-            .map_err(|_| Ended)?
-            .clone();
+        let knows = |published: &Option<Published>| {
+            published
+                .as_ref()
+                .is_some_and(|published| published.begun >= then)
+        };
+        if !knows(&newest.borrow()) {
+            self.wishes.raise(&self.wishes.report);
+        }
+        let published = newest.wait_for(knows).await.map_err(|_| Ended)?.clone();
         published.ok_or(Ended)
     }
 

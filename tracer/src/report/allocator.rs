@@ -4,6 +4,8 @@
 
 use std::borrow::Cow;
 
+use super::model::Frame;
+
 /// The C entry points (ISO C 7.24.3, POSIX, `malloc.h` of glibc), and what glibc's `malloc/malloc.c` calls below
 /// them.
 const C_ENTRIES: [&str; 15] = [
@@ -70,6 +72,11 @@ const CXX_ALLOCATORS: [&str; 6] = [
 /// The regular expression by which pprof drops the same frames (`Profile.drop_frames`, matched against the whole
 /// name without its parameters).
 pub(super) const DROP_FRAMES: &str = r"(?:__GI___libc_|__GI___|__GI_|__libc_|je_|tc_|mi_)?(?:malloc|calloc|realloc|reallocarray|posix_memalign|aligned_alloc|memalign|valloc|pvalloc)|_int_malloc|_int_realloc|_int_memalign|_mid_memalign|sysmalloc|operator new(?:\[\])?|_Zn[wa][jm].*|__(?:rust|rdl|rg)_(?:alloc|alloc_zeroed|realloc)|alloc::alloc::(?:alloc|alloc_zeroed|realloc|exchange_malloc|box_new_uninit|Global::.*)";
+
+/// Whether a frame is in a function of an allocator.
+pub(crate) fn is_allocator(frame: &Frame) -> bool {
+    frame.function.as_deref().and_then(entry_name).is_some()
+}
 
 /// The short name of an allocator's function; `None` for any other function.
 pub(super) fn entry_name(function: &str) -> Option<Cow<'_, str>> {

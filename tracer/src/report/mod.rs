@@ -32,6 +32,7 @@ use std::io;
 
 use thiserror::Error;
 
+pub(crate) use allocator::is_allocator;
 pub use difference::{Change, ChangeKind, Changed, Difference, Figures, Moment};
 pub use filter::Filter;
 pub use folded::Folded;

@@ -1,0 +1,54 @@
+// Asks the daemon, and hears from it. Nobody else is asked anything.
+
+async function ask(path, options) {
+  const answer = await fetch(path, { credentials: "same-origin", cache: "no-store", ...options });
+  if (answer.ok) return answer.status === 204 ? null : answer.json();
+  const said = await answer.json().catch(() => ({}));
+  throw Object.assign(new Error(said.error ?? `the daemon answers ${answer.status}`), { status: answer.status });
+}
+
+const name = encodeURIComponent;
+
+export const sheet = (base) => ask(base ? `api/v1/page?base=${name(base)}` : "api/v1/page");
+export const process = (key) => ask(`api/v1/page/process/${key.replace(".", "/")}`);
+export const site = (key) => ask(`api/v1/page/site/${key.replaceAll(".", "/")}`);
+export const snapshots = async () => (await ask("api/v1/snapshots")).snapshots;
+export const keep = (as) => ask(`api/v1/snapshots/${name(as)}`, { method: "PUT" });
+export const forget = (as) => ask(`api/v1/snapshots/${name(as)}`, { method: "DELETE" });
+
+/** Hears of newer reports while somebody can see the page. */
+export class Events {
+  constructor(told, connected) {
+    this.told = told;
+    this.connected = connected;
+    document.addEventListener("visibilitychange", () => this.look());
+    addEventListener("pagehide", () => this.close());
+    addEventListener("pageshow", () => this.look());
+    this.look();
+  }
+
+  look() {
+    if (document.hidden) this.close();
+    else if (!this.source) this.open();
+  }
+
+  open() {
+    this.source = new EventSource("api/v1/events");
+    this.source.addEventListener("now", (event) => {
+      this.connected(true);
+      this.told(JSON.parse(event.data));
+    });
+    this.source.addEventListener("error", () => {
+      this.connected(false);
+      // Refused for good, which a browser does not try again.
+      if (this.source?.readyState !== EventSource.CLOSED) return;
+      this.close();
+      setTimeout(() => this.look(), 5000);
+    });
+  }
+
+  close() {
+    this.source?.close();
+    this.source = null;
+  }
+}

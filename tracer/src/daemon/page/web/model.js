@@ -1,0 +1,204 @@
+// From the page's JSON to what views need: titles, what is chosen, orders. No figure is made here but sums of what is chosen. Pure.
+
+import { baseName, clean, frameName, frameWhere, processName } from "./text.js";
+
+export const processKey = (of) => `${of.pid}.${of.incarnation}`;
+export const siteKey = (site) => `${site.pid}.${site.incarnation}.${site.id}`;
+
+const VERDICTS = ["leaking", "new", "grown", "warming-up", "plateau", "churn", "insufficient-data", "shrunk", "gone", "churned"];
+export const weightOf = (verdict) => {
+  const place = VERDICTS.indexOf(verdict);
+  return place < 0 ? VERDICTS.length : place;
+};
+
+/** Makes a report ready: what is left out of the JSON because it is as usual is put in. */
+export function prepare(sheet) {
+  const processes = new Map(sheet.processes.map((process) => [processKey(process), process]));
+  const names = sheet.frames.map(frameName);
+  for (const site of sheet.sites) {
+    site.key = siteKey(site);
+    site.process = processes.get(processKey(site));
+    site.kind ??= "heap";
+    site.types ??= [];
+    site.growth_bytes_per_s ??= 0;
+    site.oldest_age_s ??= 0;
+    site.unreachable ??= 0;
+    site.isExact = site.inuse_bytes_low == null;
+    site.own = ownFrames(site, sheet.frames);
+  }
+  title(sheet, names);
+  return { ...sheet, byKey: new Map(sheet.sites.map((site) => [site.key, site])), processOf: processes, names };
+}
+
+/** How many of its frames, from the leaf, are the allocator's. */
+function ownFrames(site, frames) {
+  let own = 0;
+  while (own < site.frames.length && frames[site.frames[own]]?.allocator) own += 1;
+  return own;
+}
+
+/** Gives every site a title: the frame where it begins, and, where others begin there too, the first that tells it apart. */
+function title(sheet, names) {
+  const groups = new Map();
+  for (const site of sheet.sites) {
+    site.at = begins(site, sheet.frames);
+    const place = site.frames[site.at];
+    site.title = place == null ? (site.own ? "[no caller recorded]" : "[unknown stack]") : names[place];
+    site.where = place == null ? "" : frameWhere(sheet.frames[place]);
+    const key = `${site.pid}.${site.incarnation} ${site.title}`;
+    if (!groups.has(key)) groups.set(key, []);
+    groups.get(key).push(site);
+  }
+  for (const group of groups.values()) {
+    if (group.length < 2) continue;
+    // How many of the group have this frame so far above: what all have tells nothing.
+    const shared = new Map();
+    const each = (site, call) => {
+      for (let up = 1; up <= 12 && site.at + up < site.frames.length; up += 1) {
+        if (call(names[site.frames[site.at + up]], up)) break;
+      }
+    };
+    for (const site of group) {
+      each(site, (name, up) => void shared.set(`${up} ${name}`, (shared.get(`${up} ${name}`) ?? 0) + 1));
+    }
+    for (const site of group) {
+      each(site, (name, up) => {
+        if (shared.get(`${up} ${name}`) === group.length || name.startsWith("[")) return false;
+        site.apart = name;
+        return true;
+      });
+    }
+  }
+}
+
+/** The frame that a programmer looks for: the innermost of Python, else the innermost that has a name. */
+function begins(site, frames) {
+  const callers = site.frames.slice(site.own).map((place) => frames[place]);
+  const python = callers.findIndex((frame) => frame.kind === "python");
+  if (python >= 0) return site.own + python;
+  const named = callers.findIndex((frame) => frame.function);
+  return site.own + Math.max(named, 0);
+}
+
+/** Words that all must occur, in any order; in quotes as one. */
+export function words(query) {
+  const found = clean(query).toLowerCase().match(/"[^"]*"?|\S+/g) ?? [];
+  return found.map((word) => word.replaceAll('"', "")).filter(Boolean);
+}
+
+/** Whether a text has all words; one that begins with a minus must not occur. */
+export function hasWords(text, wanted) {
+  return wanted.every((word) => (word.length > 1 && word[0] === "-" ? !text.includes(word.slice(1)) : text.includes(word)));
+}
+
+/** All that a site can be found by, in small letters. */
+function textOf(site, model) {
+  if (site.text == null) {
+    const frames = site.frames.map((place) => {
+      const frame = model.frames[place];
+      return `${model.names[place]} ${frame.file ?? ""} ${frame.module ? baseName(frame.module) : ""}`;
+    });
+    const types = site.types.map((type) => type.name);
+    const process = site.process ? processName(site.process) : "";
+    site.text = [process, site.kind, site.verdict, site.change ?? "", ...frames, ...types].join(" ").toLowerCase();
+  }
+  return site.text;
+}
+
+/** The sites of the chosen process that the filter lets through, and how many there are of each verdict. */
+export function choose(model, state) {
+  const wanted = words(state.q);
+  const of = state.p && state.p !== "all" ? state.p : null;
+  const kinds = new Map();
+  const sites = [];
+  for (const site of model.sites) {
+    if (of && processKey(site) !== of) continue;
+    if (!model.difference && site.inuse_bytes === 0 && site.inuse_objects === 0) continue;
+    if (wanted.length && !hasWords(textOf(site, model), wanted)) continue;
+    const kind = site.change ?? site.verdict;
+    kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
+    if (!state.only || state.only === kind) sites.push(site);
+  }
+  return { sites: sites.sort(orderOf(state.sort || standardSort(model))), kinds };
+}
+
+/** Leaks first; of a difference, what changed most. */
+export const standardSort = (model) => (model.difference ? "change" : "verdict");
+
+const most = (value) => (one, other) => value(other) - value(one);
+const ORDERS = {
+  verdict: (one, other) =>
+    weightOf(one.verdict) - weightOf(other.verdict) ||
+    (one.verdict === "leaking" ? other.growth_bytes_per_s - one.growth_bytes_per_s : 0) ||
+    other.inuse_bytes - one.inuse_bytes,
+  inuse: most((site) => site.inuse_bytes),
+  blocks: most((site) => site.inuse_objects),
+  growth: most((site) => site.growth_bytes_per_s),
+  alloc: most((site) => site.alloc_bytes),
+  age: most((site) => site.oldest_age_s),
+  change: most((site) => Math.abs(site.inuse_bytes_change ?? 0)),
+  before: most((site) => site.inuse_bytes_base ?? 0),
+  title: (one, other) => one.title.localeCompare(other.title),
+};
+
+/** How sites are compared; the place in the report decides between equals. */
+export const orderOf = (sort) => ORDERS[sort] ?? ORDERS.verdict;
+
+const PROCESS_ORDERS = {
+  verdict: (one, other) =>
+    weightOf(one.verdict) - weightOf(other.verdict) ||
+    Number(one.exited) - Number(other.exited) ||
+    other.inuse_bytes - one.inuse_bytes ||
+    other.rss_bytes - one.rss_bytes,
+  inuse: most((process) => process.inuse_bytes),
+  rss: most((process) => process.rss_bytes),
+  growth: most((process) => process.rss_growth_bytes_per_s),
+  name: (one, other) => one.comm.localeCompare(other.comm) || one.pid - other.pid,
+};
+export const PROCESS_SORTS = { verdict: "leaking first", inuse: "surviving", rss: "resident", growth: "growth", name: "name" };
+
+/** The processes that the filter lets through. */
+export function chooseProcesses(model, state) {
+  const wanted = words(state.pq);
+  const order = PROCESS_ORDERS[state.ps] ?? PROCESS_ORDERS.verdict;
+  return model.processes
+    .filter((process) => hasWords(`${processName(process)} ${process.cgroup} ${process.verdict}`.toLowerCase(), wanted))
+    .sort(order);
+}
+
+/** The types of sites together, the most bytes first. */
+export function typesOf(sites) {
+  const sums = new Map();
+  for (const site of sites) {
+    for (const type of site.types) {
+      const sum = sums.get(type.name) ?? { name: type.name, bytes: 0, objects: 0, sites: [] };
+      sum.bytes += type.bytes;
+      sum.objects += type.objects;
+      sum.sites.push(site);
+      sums.set(type.name, sum);
+    }
+  }
+  return [...sums.values()].sort(most((type) => type.bytes));
+}
+
+/** Ways by which blocks are held as one tree: those that begin alike share their steps. */
+export function holderTree(holders) {
+  const root = { label: "", objects: 0, next: [] };
+  for (const holder of holders) {
+    let node = root;
+    node.objects += holder.objects;
+    for (const step of holder.path) {
+      const label = clean(step);
+      let next = node.next.find((other) => other.label === label);
+      if (!next) node.next.push((next = { label, objects: 0, next: [] }));
+      next.objects += holder.objects;
+      node = next;
+    }
+  }
+  const sort = (node) => {
+    node.next.sort(most((next) => next.objects));
+    node.next.forEach(sort);
+    return node;
+  };
+  return sort(root);
+}
