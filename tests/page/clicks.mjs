@@ -71,8 +71,9 @@ async function clicks() {
   await page.press("f");
   await page.type("module_4");
   await page.until("document.querySelector('#flame-status .found')?.innerText.includes('%')");
+  const zoomed = await page.value(state("z"));
   await page.press("Escape");
-  await page.until(`${state("z")} === null || ${state("find")} === null`);
+  await page.until(`${state("z")} !== "${zoomed}"`);
   // Calls: rows open and close.
   await page.press("3");
   await page.until("document.querySelectorAll('.call').length > 2");
@@ -112,6 +113,9 @@ async function clicks() {
   await page.until("document.getElementById('status').innerText.includes('paused')");
   await page.click("#theme");
   await page.until("document.documentElement.dataset.theme === 'dark'");
+  await page.click("#theme");
+  await page.click("#theme");
+  await page.until("!document.documentElement.dataset.theme");
   await page.press("?");
   await page.until("document.querySelector('#help[open]')");
   await check(page, "clicks");

@@ -1,6 +1,7 @@
 //! Where the leakscope binary is.
 
 use std::env;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -33,26 +34,7 @@ fn find() -> Result<PathBuf> {
     let folder = profile_folder()?;
     let path = folder.join("leakscope");
     if let Some(cargo) = env::var_os("CARGO") {
-        let mut build = Command::new(cargo);
-        build.args([
-            "build",
-            "--quiet",
-            "--package",
-            "leakscope",
-            "--bin",
-            "leakscope",
-        ]);
-        build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        if let Some(target) = folder.parent() {
-            build.env("CARGO_TARGET_DIR", target);
-        }
-        if folder.file_name().is_some_and(|name| name == "release") {
-            build.arg("--release");
-        }
-        let status = build.status().context("cargo build of leakscope")?;
-        if !status.success() {
-            bail!("cargo build of leakscope ended with {status}");
-        }
+        build(&cargo, &["--bin", "leakscope"])?;
     }
     if !path.is_file() {
         bail!(
@@ -61,4 +43,39 @@ fn find() -> Result<PathBuf> {
         );
     }
     Ok(path)
+}
+
+/// One of the tracer's examples, brought up to date.
+///
+/// # Errors
+/// The tests were not started by cargo, or the build fails.
+pub fn example(name: &str) -> Result<PathBuf> {
+    let cargo =
+        env::var_os("CARGO").context("examples are built by cargo, which did not start this")?;
+    build(&cargo, &["--example", name])?;
+    Ok(profile_folder()?.join("examples").join(name))
+}
+
+/// Has cargo build a part of the tracer, into the folder and with the profile of these tests.
+fn build(cargo: &OsStr, what: &[&str]) -> Result<()> {
+    let folder = profile_folder()?;
+    let mut build = Command::new(cargo);
+    build
+        .args(["build", "--quiet", "--package", "leakscope"])
+        .args(what)
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    if let Some(target) = folder.parent() {
+        build.env("CARGO_TARGET_DIR", target);
+    }
+    if folder.file_name().is_some_and(|name| name == "release") {
+        build.arg("--release");
+    }
+    let status = build.status().context("cargo build of leakscope")?;
+    if !status.success() {
+        bail!(
+            "cargo build of leakscope {} ended with {status}",
+            what.join(" ")
+        );
+    }
+    Ok(())
 }

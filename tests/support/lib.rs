@@ -20,7 +20,7 @@ mod tracer;
 mod truth;
 mod victims;
 
-pub use binary::leakscope;
+pub use binary::{example, leakscope};
 pub use container::{Container, Group, debian};
 pub use daemon::{Daemon, done, go_pprof, in_browser};
 pub use faults::{MemoryLimit, children, command_of, scripted, send, tampered};

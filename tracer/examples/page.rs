@@ -68,7 +68,7 @@ impl MadeUp {
                 }),
                 offset: Some(depth << 20 | which << 6),
                 address: Some(0x5500_0000_0000 + (depth << 20 | which << 6)),
-                file: (which % 3 != 0).then(|| format!("/src/service/module_{depth}.rs")),
+                file: (!which.is_multiple_of(3)).then(|| format!("/src/service/module_{depth}.rs")),
                 line: u32::try_from(which * 13 + depth).ok(),
                 kind: if which == 3 {
                     FrameKind::Python
