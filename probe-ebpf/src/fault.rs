@@ -1,13 +1,16 @@
 //! Page faults: writes of followed processes to pages that are not there yet, or may not be written to yet.
 //!
+//! Also writes to single words that user space has chosen, by the processor's own registers for that: each traps after it is done.
+//!
 //! One program stands at both of the kernel's tracepoints, for faults in user mode and for those of system calls that copy into user
 //! memory. They fire for every process of the machine, so what is cheapest to ask comes first: is it a write, is the page among
 //! those that are told of, is the process followed. Programs of the kernel only read user memory: no fault is theirs.
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::bpf_perf_event_data,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns},
-    programs::RawTracePointContext,
+    programs::{PerfEventContext, RawTracePointContext},
 };
 use leakscope_common::{
     EventKind, FAULT_ON_PRESENT, FaultRecord, Loss, ThreadRecord, page_is_sampled,
@@ -74,6 +77,37 @@ pub(crate) fn fault(ctx: &RawTracePointContext) -> i32 {
         lose(Loss::PageFaultLost);
     }
     0
+}
+
+/// A word that is watched was written to, in user mode. 1: so that the kernel goes on, and counts the write to the event's limit.
+#[inline(always)]
+pub(crate) fn written(ctx: &PerfEventContext) -> u32 {
+    let data = ctx.as_ptr().cast::<bpf_perf_event_data>();
+    // SAFETY: the kernel hands over the record; what is read of it is translated to where that stands.
+    let address = unsafe { (*data).addr };
+    let Some((settings, thread)) = settings().zip(filter::current_thread()) else {
+        return 1;
+    };
+    let beginning = growth::beginning(growth::user_registers());
+    // The write is done: the instruction pointer stands behind it, as behind a call.
+    let site = stack::capture_within(thread, beginning.ip, beginning.sp, beginning.bp, 1);
+    let record = FaultRecord {
+        kind: EventKind::Written as u32,
+        tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        // SAFETY: `thread` points to the current thread's map value, which only it writes.
+        incarnation: unsafe { (*thread).incarnation },
+        site,
+        shift: 0,
+        marks: 0,
+        address,
+        // SAFETY: the helper takes nothing.
+        at_ns: unsafe { bpf_ktime_get_ns() },
+    };
+    let wakeup = growth::wakeup(settings.wake_bytes / WAKE_SOONER);
+    if EVENTS.output::<FaultRecord>(&record, wakeup).is_err() {
+        lose(Loss::PageFaultLost);
+    }
+    1
 }
 
 /// The site of a fault. The tables have rules for instructions that write, except pushes, and for system calls.

@@ -27,11 +27,11 @@ mod window;
 
 use aya_ebpf::{
     bindings::pt_regs,
-    macros::{fentry, fexit, raw_tracepoint, tracepoint, uprobe, uretprobe},
+    macros::{fentry, fexit, perf_event, raw_tracepoint, tracepoint, uprobe, uretprobe},
     maps::ProgramArray,
     programs::{
-        FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext,
-        TracePointContext,
+        FEntryContext, FExitContext, PerfEventContext, ProbeContext, RawTracePointContext,
+        RetProbeContext, TracePointContext,
     },
 };
 
@@ -139,6 +139,12 @@ pub fn mapping_placed(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "page_fault_user")]
 pub fn page_fault(ctx: RawTracePointContext) -> i32 {
     fault::fault(&ctx)
+}
+
+/// A word that user space has chosen was written to.
+#[perf_event]
+pub fn word_written(ctx: PerfEventContext) -> u32 {
+    fault::written(&ctx)
 }
 
 #[panic_handler]

@@ -340,6 +340,8 @@ pub enum EventKind {
     UnseenChild = 10,
     /// A command of ours is about to end: `value` is the thread that ends it.
     Ending = 11,
+    /// A word that is watched was written to: a [`crate::FaultRecord`].
+    Written = 12,
 }
 
 /// A process event in the ring buffer.

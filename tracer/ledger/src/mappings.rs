@@ -416,6 +416,13 @@ impl Mappings {
         }
     }
 
+    /// How long the mappings of a site were in the mean, bytes.
+    #[must_use]
+    pub fn mean_bytes(&self, site: SiteId) -> u64 {
+        let made = self.made.get(&site).copied().unwrap_or_default();
+        made.bytes.checked_div(made.objects).unwrap_or(0)
+    }
+
     /// Whether an address lies in a mapping that is known.
     #[must_use]
     pub fn contains(&self, address: u64) -> bool {

@@ -97,13 +97,15 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
         ends: true,
         ..ProbeOptions::default()
     };
-    let probe = match Probe::load(&options) {
+    let mut probe = match Probe::load(&options) {
         Ok(probe) => probe,
         Err(error) => {
             line(out, Verdict::Missing, "probe", &error.to_string(), "")?;
             return Ok(false);
         }
     };
+    // Where it cannot be loaded it is not among the programs.
+    let _ = probe.write_watcher();
     let programs = match probe.verified_instructions() {
         Ok(programs) => programs
             .iter()

@@ -9,9 +9,9 @@ use super::{
 };
 
 /// `POOL_SIZE`: 16 KiB since 3.10, 4 KiB before.
-const POOL_SIZES: [u64; 2] = [4 * PAGE, PAGE];
+pub(super) const POOL_SIZES: [u64; 2] = [4 * PAGE, PAGE];
 /// `POOL_OVERHEAD`: `sizeof(struct pool_header)` to the next multiple of 16.
-const OVERHEAD: u64 = 48;
+pub(super) const OVERHEAD: u64 = 48;
 /// `ALIGNMENT` and `NB_SMALL_SIZE_CLASSES`.
 const ALIGNMENT: u64 = 16;
 const CLASSES: u32 = 32;
@@ -34,15 +34,15 @@ pub(super) struct Pools {
 
 /// A pool's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Header {
+pub(super) struct Header {
     /// `ref.count`: blocks in use.
-    count: u32,
+    pub(super) count: u32,
     /// `freeblock`: the first free block.
-    free: u64,
+    pub(super) free: u64,
     /// Bytes of a block.
-    block: u64,
+    pub(super) block: u64,
     /// `nextoffset`: where the first block lies that was never handed out.
-    next: u64,
+    pub(super) next: u64,
 }
 
 /// Finds the pools in anonymous memory.
@@ -89,7 +89,8 @@ fn find_in(memory: &dyn Memory, region: &Region, size: u64, known: &[Segment], p
     add_run(memory, &mut run, size, &mut bytes, pools);
 }
 
-fn header_at(memory: &dyn Memory, start: u64, size: u64) -> Option<Header> {
+/// The header of the pool that begins there, if one does.
+pub(super) fn header_at(memory: &dyn Memory, start: u64, size: u64) -> Option<Header> {
     let mut bytes = [0; OVERHEAD as usize];
     (memory.read(start, &mut bytes) == bytes.len())
         .then(|| header_of(&bytes, start, size))

@@ -20,6 +20,7 @@ mod modules;
 mod naming;
 mod objects;
 mod owners;
+mod pooled;
 mod space;
 #[cfg(test)]
 mod testing;
@@ -34,4 +35,5 @@ pub use holders::{Holder, RootName};
 pub use look::{Look, LookOptions, LostBlock, confirm, look};
 pub use memory::{Memory, Region, RegionKind};
 pub use owners::{Owned, OwnerLook, TypeCount};
+pub use pooled::{ObjectKind, PooledCounts, YoungPool, kind_of, pooled, young_pools};
 pub use space::{Space, space};

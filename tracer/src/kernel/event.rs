@@ -60,6 +60,8 @@ pub enum ProbeEvent {
     Mapping(MappingRecord),
     /// A thread wrote to a page that was not there, or might not be written to.
     PageFault(FaultRecord),
+    /// A word that is watched was written to.
+    Written(FaultRecord),
     /// A child of a traced command of ours started, and is traced.
     Fork {
         /// Thread group id.
@@ -111,7 +113,7 @@ impl ProbeEvent {
             | Self::ManyHits { pid, .. }
             | Self::UnseenChild { pid, .. } => Some(*pid),
             Self::Mapping(record) => Some(record.tgid),
-            Self::PageFault(record) => Some(record.tgid),
+            Self::PageFault(record) | Self::Written(record) => Some(record.tgid),
         }
     }
 }
@@ -187,6 +189,9 @@ pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
     }
     if kind == EventKind::PageFault as u32 {
         return parse_fault(record).map(ProbeEvent::PageFault);
+    }
+    if kind == EventKind::Written as u32 {
+        return parse_fault(record).map(ProbeEvent::Written);
     }
     let pid = word(offset_of!(Event, tgid))?;
     let incarnation = word(offset_of!(Event, incarnation))?;

@@ -35,6 +35,7 @@ mod threads;
 mod tracefs;
 mod watch;
 mod window;
+mod writes;
 
 pub use clock::{ThreadClocks, keep_clocks_ready, next_tick_ns};
 pub use code_maps::{CodeMaps, MappedFile};
@@ -65,3 +66,4 @@ pub use watch::{
     thread_cpu_time,
 };
 pub use window::BlockToPut;
+pub use writes::{WatchedWord, WriteWatcher};

@@ -33,6 +33,7 @@ use super::{
     shared::{LargeArray, SharedArray},
     sys::{self, Counts, Waiting},
     threads::Threads,
+    writes::WriteWatcher,
 };
 
 /// How to load the probe.
@@ -110,7 +111,9 @@ pub struct Probe {
     pub(super) programs: HeapPrograms,
     /// The same for children that work in their parent's memory, where they are wanted; and what they are loaded from.
     programs_for_children: Option<HeapPrograms>,
-    object: LoadedObject,
+    pub(super) object: LoadedObject,
+    /// What watches words, once that was asked for.
+    pub(super) write_watcher: Option<Result<WriteWatcher, String>>,
     pub(super) lifecycle: Link,
     pub(super) mapping_programs: MappingPrograms,
     pub(super) mapping_links: Link,
@@ -269,6 +272,7 @@ impl Probe {
             events,
             memory: std::mem::take(&mut object.memory),
             programs_for_children: None,
+            write_watcher: None,
             object,
             lifecycle_programs,
             sees_forks: false,
@@ -323,6 +327,7 @@ impl Probe {
             .into_iter()
             .chain(lifecycle.map(|(name, fd)| (*name, fd.as_fd())))
             .chain(self.mapping_programs.programs())
+            .chain(self.write_program())
         {
             let count = sys::verified_instructions(fd)
                 .map_err(|source| KernelError::call(format!("cannot ask for {name}"), source))?;

@@ -13,7 +13,8 @@ use aya_obj::generated::{bpf_attr, bpf_cmd};
 use leakscope_common::Plain;
 
 pub(crate) use perf::{
-    Counter, count_task_clock, open_tracepoint, open_uprobe, sample_modes, watch_mapped_code,
+    Counter, count_task_clock, let_overflow, open_tracepoint, open_uprobe, sample_modes,
+    watch_mapped_code, watch_word,
 };
 pub(crate) use sharing::{
     count_event, event_counter, has_child_ended, share_descriptors, wait_for_child,

@@ -89,7 +89,10 @@ impl Report {
         }
         // Of several processes one may cost more than its budget and another less.
         let fraction = self.overhead.target_cpu_fraction;
+        // What it takes to watch objects as they are made is beside that.
+        let is_all = !self.tier_reason.contains("watched as they are made");
         if self.processes.len() == 1
+            && is_all
             && fraction > self.overhead.budget
             && self.tier_reason.contains("costs less than the budget")
         {

@@ -39,7 +39,10 @@ impl Session {
             let Some(event) = self.probe.next_event() else {
                 break;
             };
-            if !matches!(event, ProbeEvent::Mapping(_) | ProbeEvent::PageFault(_)) {
+            if !matches!(
+                event,
+                ProbeEvent::Mapping(_) | ProbeEvent::PageFault(_) | ProbeEvent::Written(_)
+            ) {
                 self.last_busy = Instant::now();
             }
             self.faults.work_on(event.pid());
@@ -78,6 +81,7 @@ impl Session {
                 }
                 ProbeEvent::Mapping(record) => self.growth.note(&record),
                 ProbeEvent::PageFault(record) => self.pages.note(record),
+                ProbeEvent::Written(record) => self.objects.note(&record),
                 ProbeEvent::Candidate { pid } => self.note_candidate(pid),
                 ProbeEvent::ManyHits {
                     pid,

@@ -199,6 +199,13 @@ impl Growth {
         (!growing.given_up).then_some(growing.steps)
     }
 
+    /// How long the mappings of a site were in the mean, bytes.
+    pub(super) fn mean_bytes(&self, incarnation: u32, site: SiteId) -> u64 {
+        self.processes
+            .get(&incarnation)
+            .map_or(0, |growing| growing.mappings.mean_bytes(site))
+    }
+
     /// Whether an incarnation's mappings were given up.
     pub(super) fn is_given_up(&self, incarnation: u32) -> bool {
         self.processes

@@ -134,7 +134,10 @@ impl Heaps {
             return;
         };
         site.reachability = look.reachability;
-        site.types.clone_from(&look.types);
+        // Of objects that are counted the types are known of all.
+        if site.types.is_empty() {
+            site.types.clone_from(&look.types);
+        }
         site.holders.clone_from(&look.holders);
     }
 }
@@ -292,6 +295,14 @@ impl Session {
                 }
             })?;
         }
+        let objects = self.object_sites(traced.incarnation);
+        blocks.extend(objects.into_iter().map(|(address, born)| Known {
+            address,
+            born_ns: born.at_ns,
+            bytes: born.bytes,
+            site: born.site,
+            is_own: true,
+        }));
         blocks.sort_unstable();
         Ok(blocks)
     }

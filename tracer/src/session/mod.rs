@@ -19,6 +19,7 @@ mod links;
 mod looks;
 mod moment;
 mod pages;
+mod pooled;
 mod process;
 mod python;
 mod report;
@@ -72,6 +73,7 @@ use kernel_watch::KernelWatch;
 use links::Links;
 use moment::Moment;
 use pages::PageFaults;
+use pooled::Objects;
 use process::Traced;
 use select::Selecting;
 use stacks::StackUse;
@@ -231,6 +233,7 @@ pub struct Session {
     links: Links,
     growth: Growth,
     pages: PageFaults,
+    objects: Objects,
     /// How much of the stacks of threads is in memory.
     stack_use: StackUse,
     heaps: Heaps,
@@ -304,6 +307,7 @@ impl Session {
             links: Links::default(),
             growth: Growth::default(),
             pages: PageFaults::default(),
+            objects: Objects::default(),
             stack_use: StackUse::default(),
             heaps: Heaps::default(),
             go: GoHeaps::default(),
@@ -417,6 +421,7 @@ impl Session {
         self.links.close_retired();
         self.step_windows()?;
         self.count_heaps();
+        self.step_objects();
         self.step_heaps()?;
         self.look_at_kernel(false, &Moment::now());
         if self.last_look.elapsed() >= self.look_every {
@@ -457,6 +462,7 @@ impl Session {
         self.growth.keep(&followed);
         self.stack_use.keep(&followed);
         self.pages.keep(&followed);
+        self.objects.keep(&followed);
         self.go.keep(&followed);
         let mut ran = HashSet::new();
         for traced in self.processes.values_mut() {
@@ -569,6 +575,7 @@ impl Session {
         self.probe.end_mappings();
         self.look_at_heaps()?;
         self.count_for_last_report()?;
+        self.count_objects_for_last_report()?;
         self.resolver.be_patient();
         self.report(top)
     }
@@ -576,6 +583,7 @@ impl Session {
     /// Takes all probes away, for good. The targets are free at once; the kernel waits out a grace period of some 20 to 40 ms. What
     /// tells of processes goes too, beside what follows: when the session is dropped, all is gone.
     pub fn detach_all(&mut self) {
+        self.objects.stop();
         self.probe.begin_detach();
         let own: Vec<_> = self
             .processes

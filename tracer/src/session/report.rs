@@ -29,7 +29,7 @@ use super::{
     growth::{self, MappedSites},
     looks::{self, FIRST_STACKLESS},
     moment::Moment,
-    pages,
+    pages, pooled,
     process::Traced,
 };
 use crate::{
@@ -110,6 +110,7 @@ pub(super) fn make(
         }
     }
     session.add_go_sites(&mut sites);
+    session.add_object_sites(moment, &mut sites);
     for (incarnation, survey) in &unknown {
         let Some((pid, now_ns)) = by_incarnation.get(incarnation) else {
             continue;
@@ -178,6 +179,12 @@ pub(super) fn make(
             session.heaps.describe(traced.incarnation, &mut told);
         }
         session.go.describe(traced.incarnation, &mut told);
+        if let Some(python) = &traced.python {
+            let release = format!("CPython {}", python.python.release());
+            session
+                .objects
+                .describe(traced.incarnation, &release, &mut told);
+        }
         processes.push(told);
     }
     session.faults.work_on(None);
@@ -313,7 +320,18 @@ fn site(
 
 /// A site without figures and frames.
 fn identity(session: &Session, id: SiteId, pid: u32, incarnation: u32) -> Site {
-    let stack = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE);
+    identity_of(session, id, id, pid, incarnation)
+}
+
+/// The same, with the stack of another site.
+pub(super) fn identity_of(
+    session: &Session,
+    stack: SiteId,
+    id: SiteId,
+    pid: u32,
+    incarnation: u32,
+) -> Site {
+    let stack = session.stacks.get(&stack).filter(|_| id != UNKNOWN_SITE);
     let flags = stack.map_or(0, |stack| stack.flags);
     let allocator = stack.and_then(|stack| {
         let sites = &session.processes.get(&pid)?.sites;
@@ -375,7 +393,7 @@ fn name(session: &mut Session, sites: &mut [Site]) {
     let proc_root = session.proc_root().to_owned();
     for traced in session.processes.values_mut() {
         let stacks = sites.iter().filter_map(|site| {
-            let id = SiteId::try_from(site.id).ok()?;
+            let id = pooled::stack_of(SiteId::try_from(site.id).ok()?);
             let stack = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE)?;
             let is_wanted = site.frames.is_empty()
                 && site.pid == traced.pid
@@ -401,6 +419,7 @@ fn name(session: &mut Session, sites: &mut [Site]) {
             site.frames = frames;
             continue;
         }
+        let id = pooled::stack_of(id);
         let Some(stack) = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE) else {
             continue;
         };
@@ -437,6 +456,7 @@ fn spent_on(session: &Session, traced: &Traced, calls: u64) -> Spent {
         }),
         cost: times(session.costs.hit, calls.saturating_add(steps) as f64)
             .saturating_add(fault_time)
+            .saturating_add(session.objects.cost(traced.incarnation))
             .saturating_add(traced.windows.sampling())
             .saturating_add(traced.windows.spent()),
     }

@@ -8,7 +8,9 @@ use std::{
 
 use leakscope_common::{HIT_SLOTS, SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
 
-use super::{Session, SiteLevels, Wanted, moment::Moment, process::Traced, room::room};
+use super::{
+    Session, SiteLevels, Wanted, moment::Moment, pooled::ALLOCATOR, process::Traced, room::room,
+};
 use crate::{
     budget::Mode,
     kernel::{KernelError, monotonic_ns, thread_cpu_time},
@@ -17,7 +19,9 @@ use crate::{
         SiteOfProcess, ToldApart, Unreachable, Verdict, are_enough, judge_windows,
     },
     process::procfs::list_threads,
-    report::{ALL_SUPPRESSED, Evidence, MemoryPoint, Process, ReportParts, Site, SiteKind},
+    report::{
+        ALL_SUPPRESSED, Evidence, MemoryPoint, Process, Reachability, ReportParts, Site, SiteKind,
+    },
     units::duration,
 };
 
@@ -201,9 +205,10 @@ impl Session {
                 level.inuse_bytes += bytes;
                 level.most_inuse_bytes += bytes;
             }
-            let of_go = self.go.inuse_bytes(traced.incarnation);
-            level.inuse_bytes += of_go;
-            level.most_inuse_bytes += of_go;
+            let besides = self.go.inuse_bytes(traced.incarnation)
+                + self.objects.grown_bytes(traced.incarnation);
+            level.inuse_bytes += besides;
+            level.most_inuse_bytes += besides;
             level.anonymous_bytes = traced.anonymous_bytes as f64;
             level.resident_bytes = traced.rss_last.map_or(0.0, |(_, bytes)| bytes as f64);
             level.unknown_frees = if traced.windows.cohorts.windows() > 0 {
@@ -329,6 +334,9 @@ impl Session {
         let Some(found) = site.reachability.filter(|found| found.unreachable > 0) else {
             return by_flow;
         };
+        if site.allocator.as_deref() == Some(ALLOCATOR) {
+            return of_cycles(by_flow, &found);
+        }
         let found = Unreachable {
             objects: found.unreachable,
             checked: found.checked,
@@ -383,6 +391,11 @@ impl Session {
                     .entry(site.pid)
                     .or_insert_with(|| self.seen_in_windows(site.pid, moment));
                 let judgement = match (site.kind, seen) {
+                    (SiteKind::Heap, _)
+                        if let Some(known) = self.objects.judgement(site.incarnation, id) =>
+                    {
+                        known.clone()
+                    }
                     (SiteKind::Heap, Some(seen)) => {
                         let (judgement, is_enough) = {
                             let all = grows.get(&site.pid).copied().unwrap_or_default();
@@ -489,6 +502,18 @@ impl Session {
             }
         }
     }
+}
+
+/// What no root leads to waits for the collector of an interpreter; it leaks where there is ever more of it.
+fn of_cycles(by_flow: Judgement, found: &Reachability) -> Judgement {
+    if by_flow.verdict != Verdict::Leaking || found.unreachable * 2 < found.checked {
+        return by_flow;
+    }
+    let reason = format!(
+        "reference cycles that nobody collects: no root leads to {} of {} of its objects that were looked at; {}",
+        found.unreachable, found.checked, by_flow.reason
+    );
+    Judgement { reason, ..by_flow }
 }
 
 /// Estimates that rest on so few blocks are of these alone.

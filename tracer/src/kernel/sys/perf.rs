@@ -4,7 +4,7 @@ use std::{
     ffi::CStr,
     fs::File,
     io::{self, Read as _},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
@@ -33,9 +33,10 @@ const _: () = assert!(size_of::<PerfEventAttr>() == 112);
 
 /// `PERF_FLAG_FD_CLOEXEC`.
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
-/// `PERF_TYPE_SOFTWARE` and `PERF_TYPE_TRACEPOINT`.
+/// `PERF_TYPE_SOFTWARE`, `PERF_TYPE_TRACEPOINT` and `PERF_TYPE_BREAKPOINT`.
 const PERF_TYPE_SOFTWARE: u32 = 1;
 const PERF_TYPE_TRACEPOINT: u32 = 2;
+const PERF_TYPE_BREAKPOINT: u32 = 5;
 
 /// perf_event_open(2) with these fields.
 fn perf_event_open(attr: &PerfEventAttr, pid: i32, cpu: i32) -> io::Result<OwnedFd> {
@@ -139,6 +140,40 @@ pub(crate) fn watch_mapped_code(processor: u32) -> io::Result<OwnedFd> {
         ..PerfEventAttr::default()
     };
     perf_event_open(&attr, -1, processor as i32)
+}
+
+/// Prepares to see a thread write to a word, in user mode; it is not seen before [`let_overflow`].
+pub(crate) fn watch_word(thread: u32, address: u64) -> io::Result<OwnedFd> {
+    /// `HW_BREAKPOINT_W`, `HW_BREAKPOINT_LEN_8` (include/uapi/linux/hw_breakpoint.h).
+    const WRITE: u32 = 2;
+    const WORD: u64 = 8;
+    /// The bits `disabled`, `exclude_kernel`, `exclude_hv`.
+    const DISABLED: u64 = 1;
+    const EXCLUDE_KERNEL: u64 = 1 << 5;
+    const EXCLUDE_HV: u64 = 1 << 6;
+    let attr = PerfEventAttr {
+        kind: PERF_TYPE_BREAKPOINT,
+        size: size_of::<PerfEventAttr>() as u32,
+        sample_period: 1,
+        flags: DISABLED | EXCLUDE_KERNEL | EXCLUDE_HV,
+        bp_type: WRITE,
+        config1: address,
+        config2: WORD,
+        ..PerfEventAttr::default()
+    };
+    perf_event_open(&attr, thread as i32, -1)
+}
+
+/// Enables a sampling event for so many overflows, after which the kernel disables it by itself.
+pub(crate) fn let_overflow(event: BorrowedFd<'_>, times: u32) -> io::Result<()> {
+    /// `PERF_EVENT_IOC_REFRESH` (include/uapi/linux/perf_event.h).
+    const REFRESH: libc::Ioctl = 0x2402;
+    // SAFETY: the request takes a number.
+    let result = unsafe { libc::ioctl(event.as_raw_fd(), REFRESH, libc::c_ulong::from(times)) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// A perf event that is read for its count.

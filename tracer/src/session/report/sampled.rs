@@ -203,7 +203,12 @@ pub(super) fn tier_reason(session: &Session, spent: &BTreeMap<u32, Spent>) -> St
         .mapping_note()
         .map(|note| format!("; {note}"))
         .unwrap_or_default();
-    format!("{reasons}{links}{rarer}{others}{thinned}{mappings}")
+    let objects = if session.objects.are_looked_at() {
+        "; CPython's objects are counted by type, and some are watched as they are made"
+    } else {
+        ""
+    };
+    format!("{reasons}{links}{rarer}{others}{thinned}{mappings}{objects}")
 }
 
 /// Of so many processes it is said for each why its calls were seen as they were; of more, how many were seen how.

@@ -69,6 +69,7 @@ impl Session {
                     .is_some_and(|(traced, stack)| {
                         traced.is_mapped_for_others(&stack.frames)
                             || self.go.maps_for_itself(*incarnation, &stack.frames)
+                            || self.is_arena(traced, *site, &stack.frames)
                     })
             })
             .map(|(_, site)| site)
