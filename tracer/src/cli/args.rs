@@ -141,6 +141,49 @@ impl FormatChoice {
     }
 }
 
+/// What of a report is shown.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct ViewArguments {
+    /// Show everything, and all of it: in text all call stacks with all of their frames and whole paths.
+    #[arg(long, help_heading = "View")]
+    pub(super) full: bool,
+    /// In what order text shows what survives.
+    #[arg(long, value_enum, default_value = "site", help_heading = "View")]
+    pub(super) by: ByChoice,
+    /// Sum up in text what has less than PCT of the surviving bytes and does not leak; for --by tree 1 if not given.
+    #[arg(long, value_name = "PCT", value_parser = percent, allow_hyphen_values = true, help_heading = "View")]
+    pub(super) min_percent: Option<f64>,
+}
+
+/// In what order text shows what survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ByChoice {
+    /// Call stacks: those that leak first, then the largest.
+    Site,
+    /// A tree of callers.
+    Tree,
+}
+
+impl ViewArguments {
+    /// The usual order, in full or not.
+    pub(super) fn with_full(full: bool) -> Self {
+        Self {
+            full,
+            by: ByChoice::Site,
+            min_percent: None,
+        }
+    }
+
+    /// How many call stacks are shown: as `asked` for; else all where all is, or a tree of them; few to people.
+    pub(super) fn top(&self, asked: Option<usize>, format: FormatChoice) -> usize {
+        let is_whole = format == FormatChoice::Text && (self.full || self.by == ByChoice::Tree);
+        match asked {
+            None if is_whole => usize::MAX,
+            asked => format.top(asked),
+        }
+    }
+}
+
 /// Which processes.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct TargetArguments {
@@ -203,15 +246,17 @@ pub(super) struct TraceArguments {
     /// Also print the result so far at this interval.
     #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) every: Option<Duration>,
-    /// Show at most N call stacks and a total for the rest.
-    #[arg(long, value_name = "N", default_value = "20", value_parser = top, allow_negative_numbers = true)]
-    pub(super) top: usize,
+    /// Show at most N call stacks and a total for the rest; 20 if not given, with --full and --by tree all.
+    #[arg(long, value_name = "N", value_parser = top, allow_negative_numbers = true)]
+    pub(super) top: Option<usize>,
     /// Output format.
     #[arg(long, value_enum, default_value = "text")]
     pub(super) format: FormatChoice,
     /// Write the result to a file instead of stdout.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) view: ViewArguments,
     /// Exit with 3 when a site's verdict is `leaking`, which takes at least 45 s of tracing, and with 4 when nothing could
     /// be judged.
     #[arg(long)]
@@ -452,6 +497,8 @@ pub(super) struct DumpArguments {
     /// Write the result to a file instead of stdout.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) view: ViewArguments,
 }
 
 #[derive(Debug, Args)]
@@ -473,6 +520,9 @@ pub(super) struct DiffArguments {
     /// Write the result to a file instead of stdout.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+    /// Show everything, and all of it: all call stacks with all of their frames and whole paths.
+    #[arg(long)]
+    pub(super) full: bool,
 }
 
 #[derive(Debug, Args)]
@@ -498,6 +548,8 @@ pub(super) struct ReportArguments {
     /// Write the result to a file instead of stdout.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) view: ViewArguments,
 }
 
 #[derive(Debug, Args)]

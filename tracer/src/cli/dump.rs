@@ -21,7 +21,10 @@ use super::{
     output::Output,
     places::daemon_socket,
 };
-use crate::daemon::{block_on, read_token};
+use crate::{
+    daemon::{block_on, read_token},
+    report::{By, Style},
+};
 
 /// How long a connection may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -69,11 +72,11 @@ pub(super) fn run(raw: &DumpArguments) -> anyhow::Result<ExitCode> {
         ))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut output = Output::open(raw.output.as_deref(), raw.format)?;
+    let mut output = Output::open(raw.output.as_deref(), raw.format)?.with_view(raw.view);
     let body = block_on(ask(
         &place,
         Method::GET,
-        &path(raw, output.takes_color()),
+        &path(raw, output.style()),
         token.as_deref(),
         raw.duration.unwrap_or_default(),
     ))?;
@@ -82,7 +85,7 @@ pub(super) fn run(raw: &DumpArguments) -> anyhow::Result<ExitCode> {
 }
 
 /// The path and query of what is asked for.
-fn path(raw: &DumpArguments, color: bool) -> String {
+fn path(raw: &DumpArguments, style: Style) -> String {
     let mut query = vec![pair("format", raw.format.name())];
     let only = &raw.only;
     query.extend(selection(&only.pid, &only.comm, &only.cgroup));
@@ -94,8 +97,8 @@ fn path(raw: &DumpArguments, color: bool) -> String {
             .saturating_add(u64::from(wait.subsec_nanos() > 0));
         pair("seconds", &seconds.to_string())
     }));
-    if color && raw.format == FormatChoice::Text {
-        query.push(pair("color", "1"));
+    if raw.format == FormatChoice::Text {
+        query.extend(styled(raw, style));
     }
     format!("/api/v1/report?{}", query.join("&"))
 }
@@ -110,6 +113,32 @@ pub(super) fn selection(pids: &[u32], comms: &[String], cgroups: &[PathBuf]) -> 
     query.extend(comms.iter().map(|comm| pair("comm", comm)));
     let groups = cgroups.iter().map(|path| path.to_string_lossy());
     query.extend(groups.map(|path| pair("cgroup", &path)));
+    query
+}
+
+/// How text is to be written, as the daemon is told.
+fn styled(raw: &DumpArguments, style: Style) -> Vec<String> {
+    let mut query = Vec::new();
+    for (name, is_on) in [
+        ("color", style.color),
+        ("links", style.links),
+        ("full", style.full),
+    ] {
+        if is_on {
+            query.push(pair(name, "1"));
+        }
+    }
+    if style.by == By::Tree {
+        query.push(pair("by", "tree"));
+    }
+    for (name, value) in [("width", style.width), ("height", style.height)] {
+        query.extend(value.map(|value| pair(name, &value.to_string())));
+    }
+    query.extend(
+        raw.view
+            .min_percent
+            .map(|percent| pair("min-percent", &percent.to_string())),
+    );
     query
 }
 

@@ -11,8 +11,8 @@ use std::{
 use anyhow::Context as _;
 use tempfile::NamedTempFile;
 
-use super::args::FormatChoice;
-use crate::report::{Difference, Format, Report, Style, Text, clean};
+use super::args::{ByChoice, FormatChoice, ViewArguments};
+use crate::report::{By, Difference, Format, Report, Style, Text, clean};
 use crate::screen::Messages;
 
 /// A place for results: stdout, or a file that was found to be writable before the trace began.
@@ -20,6 +20,7 @@ use crate::screen::Messages;
 pub(super) struct Output {
     place: Place,
     format: FormatChoice,
+    view: Option<ViewArguments>,
 }
 
 #[derive(Debug)]
@@ -46,7 +47,17 @@ impl Output {
             ),
             None => Place::Stdout,
         };
-        Ok(Self { place, format })
+        Ok(Self {
+            place,
+            format,
+            view: None,
+        })
+    }
+
+    /// With what of a report is to be shown.
+    pub(super) fn with_view(mut self, view: ViewArguments) -> Self {
+        self.view = Some(view);
+        self
     }
 
     /// Whether results go to a regular file, which takes them at once.
@@ -88,16 +99,37 @@ impl Output {
         }
     }
 
-    /// Whether colours can be shown.
-    pub(super) fn takes_color(&self) -> bool {
-        matches!(self.place, Place::Stdout) && stdout_takes_color()
+    /// How text is to be dressed, and how much of it there is to be.
+    pub(super) fn style(&self) -> Style {
+        let stdout = io::stdout();
+        let is_terminal = matches!(self.place, Place::Stdout) && stdout.is_terminal();
+        let knows_escapes = is_terminal && !is_dumb_terminal();
+        let size = is_terminal
+            .then(|| rustix::termios::tcgetwinsize(stdout).ok())
+            .flatten();
+        let lines = |number: u16| (number > 0).then_some(usize::from(number));
+        let mut style = Style {
+            color: is_terminal && stdout_takes_color(),
+            links: knows_escapes && takes_links(),
+            width: size.and_then(|size| lines(size.ws_col)),
+            // The prompt comes below.
+            height: size.and_then(|size| lines(size.ws_row.saturating_sub(1))),
+            ..Style::default()
+        };
+        if let Some(view) = &self.view {
+            style.full = view.full;
+            style.min_percent = view.min_percent.unwrap_or_default();
+            style.by = match view.by {
+                ByChoice::Site => By::Site,
+                ByChoice::Tree => By::Tree,
+            };
+        }
+        style
     }
 
     fn view(&self) -> anyhow::Result<Box<dyn Format>> {
         Ok(match self.format {
-            FormatChoice::Text => Box::new(Text::new(Style {
-                color: self.takes_color(),
-            })),
+            FormatChoice::Text => Box::new(Text::new(self.style())),
             other => <dyn Format>::from_name(other.name())?,
         })
     }
@@ -113,6 +145,20 @@ pub(super) fn stdout_takes_color() -> bool {
 /// Whether the terminal says that it knows no escape sequences (`TERM=dumb`), such as an editor's.
 pub(super) fn is_dumb_terminal() -> bool {
     std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// Whether the terminal is not one of those that show a hyperlink's address as text: the kernel's own, and GNU screen.
+fn takes_links() -> bool {
+    match std::env::var("FORCE_HYPERLINK").as_deref() {
+        Ok("0") => false,
+        Ok(wanted) if !wanted.is_empty() => true,
+        _ => {
+            let term = std::env::var("TERM").unwrap_or_default();
+            let is_multiplexed = std::env::var_os("TMUX").is_some();
+            !(term == "linux" || term.starts_with("vt") || term.starts_with("screen"))
+                || is_multiplexed
+        }
+    }
 }
 
 /// How a file is to be written.

@@ -9,7 +9,7 @@ use std::{
 
 use super::args::{
     DaemonArguments, FormatChoice, TargetArguments, TierChoice, TopArguments, TraceArguments,
-    TracingArguments,
+    TracingArguments, ViewArguments,
 };
 use super::places::{debuginfod, default_socket, unwind_cache};
 use crate::{
@@ -54,6 +54,7 @@ pub(super) struct TracePlan {
     pub(super) duration: Option<Duration>,
     pub(super) every: Option<Duration>,
     pub(super) top: usize,
+    pub(super) view: ViewArguments,
     pub(super) format: FormatChoice,
     pub(super) output: Option<PathBuf>,
     pub(super) fail_on_leak: bool,
@@ -100,7 +101,9 @@ impl TracePlan {
             target,
             duration: raw.duration,
             every: raw.every,
-            top: raw.top,
+            // For programs as many as for people, unless more are asked for.
+            top: raw.view.top(raw.top, FormatChoice::Text),
+            view: raw.view,
             format: raw.format,
             output: raw.output,
             fail_on_leak: raw.fail_on_leak,

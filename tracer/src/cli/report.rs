@@ -12,8 +12,8 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 pub(super) fn run(raw: &ReportArguments) -> anyhow::Result<ExitCode> {
     let filter = filter(&raw.only)?;
     let report = saved::read(&raw.file)?;
-    let mut output = Output::open(raw.output.as_deref(), raw.format)?;
-    output.write(&report.only(&filter, raw.format.top(raw.top)))?;
+    let mut output = Output::open(raw.output.as_deref(), raw.format)?.with_view(raw.view);
+    output.write(&report.only(&filter, raw.view.top(raw.top, raw.format)))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -88,7 +88,7 @@ fn trace(
     require_pids_of_the_machine()?;
     require_capabilities()?;
     require_address_space()?;
-    let mut output = Output::open(plan.output.as_deref(), plan.format)?;
+    let mut output = Output::open(plan.output.as_deref(), plan.format)?.with_view(plan.view);
     let stop = Stop::listen()?;
     let mut session = match &plan.target {
         Target::Running { .. } => begin(&plan.target, plan.session.clone())?,

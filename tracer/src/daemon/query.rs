@@ -8,7 +8,7 @@ use leakscope_common::Selection;
 use super::{error::Refusal, snapshots};
 use crate::{
     process::select::Selector,
-    report::{FORMAT_NAMES, Filter},
+    report::{By, FORMAT_NAMES, Filter, Style},
 };
 
 /// Where control groups are mounted, which is no part of a group's path.
@@ -39,6 +39,12 @@ struct Written {
     gc: Option<String>,
     debug: Option<String>,
     color: Option<String>,
+    links: Option<String>,
+    full: Option<String>,
+    by: Option<String>,
+    min_percent: Option<String>,
+    width: Option<String>,
+    height: Option<String>,
 }
 
 impl Written {
@@ -69,9 +75,15 @@ impl Written {
                 "gc" => &mut written.gc,
                 "debug" => &mut written.debug,
                 "color" => &mut written.color,
+                "links" => &mut written.links,
+                "full" => &mut written.full,
+                "by" => &mut written.by,
+                "min-percent" => &mut written.min_percent,
+                "width" => &mut written.width,
+                "height" => &mut written.height,
                 _ => {
                     return Err(Refusal::bad_request(format!(
-                        "there is no parameter {:?}; there are pid, comm, cgroup, top, seconds, base, format and name",
+                        "there is no parameter {:?}; there are pid, comm, cgroup, top, seconds, base, format, full, by, min-percent, width and name",
                         name.chars().take(64).collect::<String>()
                     )));
                 }
@@ -101,14 +113,15 @@ pub(super) struct Query {
     pub(super) base: Option<Base>,
     pub(super) format: Option<&'static str>,
     pub(super) name: Option<String>,
-    /// Whether text is to be dressed for a terminal.
-    pub(super) color: bool,
+    /// How text is dressed, and how much of it is wanted.
+    pub(super) style: Style,
 }
 
 impl Query {
     /// Reads a query.
     pub(super) fn read(uri: &Uri) -> Result<Self, Refusal> {
         let written = Written::read(uri)?;
+        let style = style(&written)?;
         let base = match (written.base, written.seconds) {
             (Some(_), Some(_)) => {
                 return Err(Refusal::bad_request(
@@ -148,11 +161,7 @@ impl Query {
                     .map(|path| path.strip_prefix(CGROUPS).unwrap_or(path).to_owned())
                     .collect(),
             },
-            color: match written.color.as_deref() {
-                None | Some("0") => false,
-                Some("1") => true,
-                Some(_) => return Err(Refusal::bad_request("color must be 0 or 1")),
-            },
+            style,
             top: written.top.as_deref().map(top).transpose()?,
             base,
             format,
@@ -166,6 +175,7 @@ impl Query {
     /// How many sites to show in a format.
     pub(super) fn top(&self, format: &str) -> usize {
         self.top.unwrap_or(match format {
+            "text" if self.style.full || self.style.by == By::Tree => usize::MAX,
             "text" | "json" | "html" => TOP,
             _ => usize::MAX,
         })
@@ -181,6 +191,46 @@ pub(super) fn wait(uri: &Uri) -> Duration {
         }) => wait,
         _ => Duration::ZERO,
     }
+}
+
+/// How text is to be written.
+fn style(written: &Written) -> Result<Style, Refusal> {
+    let flag = |name: &str, value: &Option<String>| match value.as_deref() {
+        None | Some("0") => Ok(false),
+        Some("1") => Ok(true),
+        Some(_) => Err(Refusal::bad_request(format!("{name} must be 0 or 1"))),
+    };
+    let number = |name: &str, value: &Option<String>| {
+        value
+            .as_deref()
+            .map(|text| {
+                let number = text.parse::<u16>().ok().filter(|number| *number > 0);
+                number.map(usize::from).ok_or_else(|| {
+                    Refusal::bad_request(format!("{name} must be a number from 1 to 65535"))
+                })
+            })
+            .transpose()
+    };
+    Ok(Style {
+        color: flag("color", &written.color)?,
+        links: flag("links", &written.links)?,
+        full: flag("full", &written.full)?,
+        width: number("width", &written.width)?,
+        height: number("height", &written.height)?,
+        by: match written.by.as_deref() {
+            None | Some("site") => By::Site,
+            Some("tree") => By::Tree,
+            Some(_) => return Err(Refusal::bad_request("by must be site or tree")),
+        },
+        min_percent: match written.min_percent.as_deref() {
+            None => 0.0,
+            Some(text) => text
+                .parse()
+                .ok()
+                .filter(|percent: &f64| (0.0..=100.0).contains(percent))
+                .ok_or_else(|| Refusal::bad_request("min-percent must be from 0 to 100"))?,
+        },
+    })
 }
 
 fn pids(lists: &[String]) -> Result<Vec<u32>, Refusal> {
@@ -305,6 +355,11 @@ mod tests {
             "base=",
             "format=exe",
             "debug=1",
+            "full=yes",
+            "by=size",
+            "min-percent=101",
+            "width=0",
+            "height=-1",
             "unknown=1",
             "pid=%FF",
         ] {

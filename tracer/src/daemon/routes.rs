@@ -110,9 +110,9 @@ async fn report(State(app): State<Arc<App>>, uri: Uri) -> Answer {
 }
 
 /// The format of a name.
-fn format(name: &'static str, color: bool) -> Result<Arc<dyn Format>, Refusal> {
+fn format(name: &'static str, style: Style) -> Result<Arc<dyn Format>, Refusal> {
     match name {
-        "text" => Ok(Arc::new(Text::new(Style { color }))),
+        "text" => Ok(Arc::new(Text::new(style))),
         "pprof" => Ok(Arc::new(Pprof)),
         "pprof-allocs" => Ok(Arc::new(PprofAllocs)),
         name => <dyn Format>::from_name(name)
@@ -131,7 +131,7 @@ impl App {
             ));
         }
         let name = of_path.or(query.format).unwrap_or("json");
-        let format = format(name, query.color)?;
+        let format = format(name, query.style)?;
         let top = query.top(name);
         let writer = Arc::clone(&format);
         let filter = query.filter.clone();

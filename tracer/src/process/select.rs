@@ -12,6 +12,9 @@ use leakscope_common::{
 use super::procfs::Process;
 pub use group::CgroupPath;
 
+/// Where control groups are mounted, which is no part of a group's path.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// States of the automaton for name patterns: the bits of a word.
 const STATES: u32 = u64::BITS;
 
@@ -52,6 +55,79 @@ pub struct Selector {
     comms: Vec<String>,
     cgroups: Vec<CgroupPath>,
     selection: Box<Selection>,
+    excluded: Option<Box<Excluded>>,
+}
+
+/// What is not traced, whatever else a selection says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Excluded {
+    /// As it was written.
+    written: Vec<String>,
+    pids: Vec<u32>,
+    /// Paths of control groups, which need not be there.
+    cgroups: Vec<String>,
+    names: Option<Selection>,
+}
+
+impl Excluded {
+    /// Reads what is excluded: a process id, the path of a control group (`/…`), which means those below it too, or else a pattern of
+    /// names. `None` where nothing is.
+    ///
+    /// # Errors
+    /// A pattern is not well formed, or they are too long.
+    pub fn read(written: &[String]) -> Result<Option<Self>, SelectError> {
+        if written.is_empty() {
+            return Ok(None);
+        }
+        let mut excluded = Self {
+            written: written.to_vec(),
+            pids: Vec::new(),
+            cgroups: Vec::new(),
+            names: None,
+        };
+        let mut states = 0;
+        for what in written {
+            if let Ok(pid) = what.parse() {
+                excluded.pids.push(pid);
+            } else if what.starts_with('/') {
+                let path = what.strip_prefix(CGROUPS).unwrap_or(what);
+                excluded.cgroups.push(path.trim_end_matches('/').to_owned());
+            } else {
+                let names = excluded.names.get_or_insert(Selection::NONE);
+                add_pattern(names, &mut states, what)?;
+            }
+        }
+        Ok(Some(excluded))
+    }
+
+    /// Whether a process of this name is.
+    fn has_name(&self, name: &str) -> bool {
+        self.names
+            .as_ref()
+            .is_some_and(|names| names.matches_comm(&padded(name)))
+    }
+
+    /// Whether a process is.
+    fn has(&self, process: &Process) -> bool {
+        self.pids.contains(&process.pid)
+            || self.has_name(&process.comm)
+            || self.cgroups.iter().any(|path| {
+                process.cgroups.iter().any(|one| {
+                    one.path
+                        .strip_prefix(path.as_str())
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                })
+            })
+    }
+}
+
+/// A name as the kernel keeps it.
+fn padded(name: &str) -> [u8; COMM_BYTES] {
+    let mut comm = [0; COMM_BYTES];
+    for (to, from) in comm.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    comm
 }
 
 impl Selector {
@@ -61,6 +137,7 @@ impl Selector {
         Self {
             comms: Vec::new(),
             cgroups: Vec::new(),
+            excluded: None,
             selection: Box::new(Selection {
                 flags: SELECT_ACTIVE,
                 ..Selection::NONE
@@ -108,20 +185,37 @@ impl Selector {
         Ok(selector)
     }
 
+    /// The same without what is excluded.
+    #[must_use]
+    pub fn without(mut self, excluded: Option<Excluded>) -> Self {
+        self.excluded = excluded.map(Box::new);
+        self
+    }
+
+    /// Whether something is excluded.
+    #[must_use]
+    pub fn excludes(&self) -> bool {
+        self.excluded.is_some()
+    }
+
     /// Whether a process of this name may be wanted; `None` where names do not matter.
     #[must_use]
     pub fn wants_name(&self, name: &str) -> Option<bool> {
-        let mut comm = [0; COMM_BYTES];
-        for (to, from) in comm.iter_mut().zip(name.bytes()) {
-            *to = from;
-        }
-        (!self.comms.is_empty()).then(|| self.selection.matches_comm(&comm))
+        let excluded = self.excluded.as_ref();
+        (!self.comms.is_empty()).then(|| {
+            self.selection.matches_comm(&padded(name))
+                && !excluded.is_some_and(|excluded| excluded.has_name(name))
+        })
     }
 
     /// Whether a process is wanted.
     #[must_use]
     pub fn wants(&self, process: &Process) -> bool {
-        if process.is_kernel_thread || process.is_zombie {
+        let is_excluded = self
+            .excluded
+            .as_ref()
+            .is_some_and(|excluded| excluded.has(process));
+        if process.is_kernel_thread || process.is_zombie || is_excluded {
             return false;
         }
         self.is_all()
@@ -147,10 +241,11 @@ impl Selector {
 
 impl fmt::Display for Selector {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_all() {
-            return formatter.write_str("all processes");
-        }
-        formatter.write_str("processes")?;
+        formatter.write_str(if self.is_all() {
+            "all processes"
+        } else {
+            "processes"
+        })?;
         if !self.comms.is_empty() {
             write!(formatter, " named {}", self.comms.join(" or "))?;
         }
@@ -166,6 +261,9 @@ impl fmt::Display for Selector {
                 "{or} in the control group {}",
                 paths.join(" or ")
             )?;
+        }
+        if let Some(excluded) = &self.excluded {
+            write!(formatter, " without {}", excluded.written.join(", "))?;
         }
         Ok(())
     }
@@ -276,7 +374,7 @@ fn class(bytes: &mut std::str::Bytes<'_>) -> Option<[bool; 256]> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
 
-    use super::{CgroupPath, SelectError, Selector};
+    use super::{CgroupPath, Excluded, SelectError, Selector};
     use crate::process::procfs::{CgroupMembership, Process};
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
@@ -318,6 +416,31 @@ mod tests {
         assert!(matches(&["\\*"], "*") && !matches(&["\\*"], "a"));
         assert!(matches(&["nginx", "php*"], "php-fpm") && matches(&["nginx", "php*"], "nginx"));
         assert!(!matches(&["nginx", "php*"], "nginxphp"));
+    }
+
+    #[test]
+    fn what_is_excluded_is_not_wanted_whatever_else_is_said() {
+        let excluded = |written: &[&str]| {
+            let written: Vec<String> = written.iter().map(|text| (*text).to_owned()).collect();
+            Excluded::read(&written).unwrap()
+        };
+        let all = Selector::all().without(excluded(&["postgres*", "/user.slice/", "12"]));
+        assert!(all.is_all() && all.wants(&process("redis", "/system.slice")));
+        assert!(!all.wants(&process("postgres", "/")));
+        assert!(!all.wants(&process("redis", "/user.slice/a")));
+        assert!(all.wants(&process("redis", "/user.slice2")));
+        assert!(!all.wants(&Process {
+            pid: 12,
+            ..process("redis", "/")
+        }));
+        assert!(all.to_string().contains("without postgres*"), "{all}");
+        let named = Selector::new(&["p*".to_owned()], Vec::new())
+            .unwrap()
+            .without(excluded(&["postgres"]));
+        assert!(named.wants(&process("php", "/")) && !named.wants(&process("postgres", "/")));
+        assert_eq!(named.wants_name("postgres"), Some(false));
+        assert!(excluded(&[]).is_none());
+        assert!(Excluded::read(&["[".to_owned()]).is_err());
     }
 
     #[test]

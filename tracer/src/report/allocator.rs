@@ -1,10 +1,10 @@
-//! Which functions are the allocator itself, as opposed to its callers.
+//! Which functions are the allocator itself, as opposed to its callers, and which are a language's own.
 //!
-//! Owns the names by which the leaf of every stack is folded away. Knows nothing of how allocators are found or probed.
+//! Owns the names by which frames are folded away. Knows nothing of how allocators are found or probed.
 
 use std::borrow::Cow;
 
-use super::model::Frame;
+use super::model::{Frame, FrameKind};
 
 /// The C entry points (ISO C 7.24.3, POSIX, `malloc.h` of glibc), and what glibc's `malloc/malloc.c` calls below
 /// them.
@@ -154,9 +154,79 @@ fn strip_rust_hash(function: &str) -> &str {
     }
 }
 
+/// How functions of the standard libraries of Rust and C++ begin.
+const LIBRARIES: [&str; 7] = [
+    "std::",
+    "core::",
+    "alloc::",
+    "hashbrown::",
+    "__gnu_cxx::",
+    "__rust_begin_short_backtrace",
+    "__rustc",
+];
+
+/// What starts a program or a thread: glibc, musl, Go.
+const STARTERS: [&str; 9] = [
+    "_start",
+    "__libc_start_main",
+    "__libc_start_call_main",
+    "__libc_start_main_impl",
+    "libc_start_main_stage2",
+    "start_thread",
+    "clone",
+    "clone3",
+    "__clone3",
+];
+
+/// Whether a function is of a language's library, or starts the program or a thread.
+pub(super) fn is_of_language(function: &str, kind: FrameKind) -> bool {
+    match kind {
+        FrameKind::Go => return function.starts_with("runtime."),
+        FrameKind::Native => {}
+        FrameKind::Jit | FrameKind::Kernel | FrameKind::Python => return false,
+    }
+    let name = function.split_once('@').map_or(function, |(name, _)| name);
+    if STARTERS.contains(&name) {
+        return true;
+    }
+    // `<alloc::vec::Vec<T> as core::iter::Extend>::extend`; a template's return type stands before its name.
+    let name = name.trim_start_matches('<');
+    let name = ["void ", "auto ", "decltype(auto) "]
+        .iter()
+        .find_map(|kind| name.strip_prefix(kind))
+        .unwrap_or(name);
+    LIBRARIES.iter().any(|library| name.starts_with(library))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::entry_name;
+    use super::super::model::FrameKind;
+    use super::{entry_name, is_of_language};
+
+    #[test]
+    fn libraries_of_languages_are_told_from_programs() {
+        for function in [
+            "std::vector<int, std::allocator<int> >::push_back(int const&)",
+            "void std::vector<int>::_M_realloc_insert<int>(int&&)",
+            "alloc::raw_vec::RawVec<T,A>::grow_one",
+            "<alloc::vec::Vec<T> as core::clone::Clone>::clone",
+            "std::rt::lang_start",
+            "__libc_start_main@@GLIBC_2.34",
+        ] {
+            assert!(is_of_language(function, FrameKind::Native), "{function}");
+        }
+        for function in [
+            "main",
+            "<app::Session as core::clone::Clone>::clone",
+            "app::std::thing",
+            "strdup",
+            "runtime.main",
+        ] {
+            assert!(!is_of_language(function, FrameKind::Native), "{function}");
+        }
+        assert!(is_of_language("runtime.main", FrameKind::Go));
+        assert!(!is_of_language("std::x", FrameKind::Python));
+    }
 
     #[test]
     fn allocators_are_known_by_all_their_names() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use leakscope_common::{COMM_BYTES, Selection};
 
-use super::model::{Process, Report};
+use super::model::{Process, Report, Site, Verdict};
 
 /// Which processes are wanted: those for which one of the conditions that are given holds; all where none is given.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +62,8 @@ fn is_within(path: &str, cgroup: &str) -> bool {
 }
 
 impl Report {
-    /// The report of the processes that are wanted, with the `top` largest sites; the others of theirs are summed up.
+    /// The report of the processes that are wanted, with the `top` largest sites, those that leak before others; the others of
+    /// theirs are summed up.
     /// Sites that the report itself leaves out belong to no process, and stay left out only where nothing is filtered.
     #[must_use]
     pub fn only(&self, filter: &Filter, top: usize) -> Self {
@@ -83,12 +84,24 @@ impl Report {
             // The machine's memory is not that of the processes that are wanted.
             parts.kernel = None;
         }
+        let leaks = |site: &Site| site.verdict == Verdict::Leaking;
+        let is_wanted = |site: &&Site| wanted.contains(&(site.pid, site.incarnation));
+        let leaking = self
+            .sites
+            .iter()
+            .filter(is_wanted)
+            .filter(|site| leaks(site));
+        let others_kept = top.saturating_sub(leaking.count());
         // They are sorted already: only those that are kept are copied.
-        for site in &self.sites {
-            if !wanted.contains(&(site.pid, site.incarnation)) {
-                continue;
-            }
-            if parts.sites.len() < top {
+        let (mut leaking, mut others) = (0, 0);
+        for site in self.sites.iter().filter(is_wanted) {
+            let (kept, most) = if leaks(site) {
+                (&mut leaking, top)
+            } else {
+                (&mut others, others_kept)
+            };
+            if *kept < most {
+                *kept += 1;
                 parts.sites.push(site.clone());
             } else {
                 parts.omitted.add(site);

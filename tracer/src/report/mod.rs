@@ -51,7 +51,7 @@ pub(crate) use names::{clean, function, process_name, unnamed, why_empty};
 pub use pprof::{Pprof, PprofAllocs};
 pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};
 pub use svg::Svg;
-pub use text::{Style, Text};
+pub use text::{By, Style, Text};
 pub(crate) use text::{callers, headline, stack_lines};
 pub use time::{Timestamp, TimestampError};
 

@@ -511,13 +511,16 @@ impl ReportParts {
         }
     }
 
-    /// Sorts, and keeps the `count` largest sites, those that have lost blocks before others; the others' sum is added to `omitted`.
+    /// Sorts, and keeps the `count` largest sites, those that have lost blocks and those that leak before others; the others' sum
+    /// is added to `omitted`.
     pub fn keep_top(&mut self, count: usize) {
         self.sort();
-        if self.lost_at_exit {
-            // Stable: the largest stay first.
-            self.sites.sort_by_key(|site| !site.has_lost());
-        }
+        let lost_first = self.lost_at_exit;
+        // Stable: the largest stay first.
+        self.sites.sort_by_key(|site| {
+            let is_lost = lost_first && site.has_lost();
+            (!is_lost, site.verdict != Verdict::Leaking)
+        });
         for site in self.sites.drain(count.min(self.sites.len())..) {
             self.omitted.add(&site);
         }

@@ -17,11 +17,12 @@ use proptest::prelude::*;
 
 use super::arbitrary::any_report;
 use super::fixtures::{
-    empty_report, exact_report, growth_report, hostile_report, kernel_report, sampled_report,
+    empty_report, exact_report, growth_report, hostile_report, kernel_report, machine_report,
+    sampled_report,
 };
 use super::pprof::proto::{Location, Profile};
 use super::{
-    Difference, FORMAT_NAMES, Format, HeapUse, Process, ReadError, Report, ReportParts, Site,
+    By, Difference, FORMAT_NAMES, Format, HeapUse, Process, ReadError, Report, ReportParts, Site,
     SiteKind, Style, Text, Verdict, pprof,
 };
 
@@ -59,11 +60,100 @@ fn golden_text() {
 #[test]
 fn golden_text_in_color() {
     let mut out = Vec::new();
-    Text::new(Style { color: true })
-        .write(&exact_report(), &mut out)
-        .unwrap();
+    let style = Style {
+        color: true,
+        links: true,
+        ..Style::default()
+    };
+    Text::new(style).write(&exact_report(), &mut out).unwrap();
     let out = String::from_utf8(out).unwrap().replace('\x1b', "␛");
     insta::assert_snapshot!("text_color", out);
+}
+
+/// In a style, and without trailing spaces, which editors take away.
+fn styled(report: &Report, style: Style) -> String {
+    let mut out = Vec::new();
+    Text::new(style).write(report, &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn golden_text_in_full() {
+    let full = Style {
+        full: true,
+        ..Style::default()
+    };
+    for (name, report) in all_reports() {
+        insta::assert_snapshot!(format!("text_full_{name}"), styled(&report, full));
+    }
+}
+
+#[test]
+fn golden_text_as_a_tree() {
+    let tree = Style {
+        by: By::Tree,
+        ..Style::default()
+    };
+    for (name, report) in [
+        ("exact", exact_report()),
+        ("growth", growth_report()),
+        ("machine", machine_report()),
+    ] {
+        insta::assert_snapshot!(format!("text_tree_{name}"), styled(&report, tree));
+    }
+}
+
+#[test]
+fn golden_text_on_narrow_and_wide_terminals() {
+    for (name, report) in [("exact", exact_report()), ("machine", machine_report())] {
+        for width in [60, 80, 160] {
+            let style = Style {
+                width: Some(width),
+                height: Some(40),
+                ..Style::default()
+            };
+            let text = styled(&report, style);
+            for line in text.lines() {
+                assert!(line.chars().count() <= width, "{width}: {line}");
+            }
+            insta::assert_snapshot!(format!("text_{width}_{name}"), text);
+        }
+    }
+}
+
+/// A site that leaks came on line 205, below all that were larger.
+#[test]
+fn what_leaks_stands_on_the_first_screen_however_small_it_is() {
+    let report = machine_report();
+    let style = Style {
+        width: Some(80),
+        height: Some(40),
+        ..Style::default()
+    };
+    let text = styled(&report, style);
+    assert!(text.lines().count() <= 40, "{text}");
+    let place = |what: &str| text.lines().position(|line| line.contains(what));
+    let leak = place("#1  leaking").unwrap();
+    assert!(leak < place("#2  ").unwrap(), "{text}");
+    assert!(text.contains("more sites with"), "{text}");
+    // Nothing is lost of the sums.
+    let shown = report.only(&Default::default(), 1);
+    assert_eq!(shown.sites[0].verdict, Verdict::Leaking);
+    assert_eq!(shown.total(), report.total());
+}
+
+#[test]
+fn small_sites_are_summed_up_where_that_is_asked_for() {
+    let style = Style {
+        min_percent: 10.0,
+        ..Style::default()
+    };
+    let text = styled(&exact_report(), style);
+    assert!(text.contains("#2  ") && !text.contains("#3  "), "{text}");
+    assert!(
+        text.contains("and 2 more sites with 4.01 KiB in 2 blocks"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -353,11 +443,17 @@ proptest! {
             .sum();
         prop_assert_eq!(sum, total.inuse_bytes);
 
-        let view = text(&report, "text");
+        let full = Style { full: true, ..Style::default() };
+        let view = styled(&report, full);
         let surviving = report.sites.iter().filter(|site| site.inuse_bytes + site.inuse_objects > 0);
         for rank in 1..=surviving.count() {
             let head = format!("#{rank}  ");
             prop_assert!(view.lines().any(|line| line.starts_with(&head)), "{}", head);
+        }
+
+        for by in [By::Site, By::Tree] {
+            let narrow = Style { by, width: Some(60), height: Some(24), links: true, color: true, ..Style::default() };
+            prop_assert!(styled(&report, narrow).contains("Total"));
         }
 
         prop_assert!(text(&report, "svg").trim_end().ends_with("</svg>"));

@@ -1,32 +1,42 @@
 //! The report for people, in a terminal or a mail.
 //!
-//! The processes first, then a block of lines per site, the largest first, then what the figures rest on: totals,
-//! losses, tier, overhead.
+//! One screen, unless all is asked for: the processes first, then the sites, those that leak before the large ones, then what
+//! the figures rest on: totals, losses, tier, overhead. What has no room is summed up in a line.
 
 mod chart;
 mod difference;
 mod footer;
 mod kernel;
+mod layout;
+mod process;
+mod site;
 mod stack;
+mod title;
+mod tree;
 
 use std::io::{self, Write};
 
-use super::model::{
-    CountedGrowth, Probe, Process, ProcessKernel, Report, Site, SiteKind, Tier, Verdict,
-};
-use super::names::{self, UNKNOWN_STACK, base_name, clean, process_name, why_all_empty, why_empty};
+use super::model::{Omitted, Report, Site, SiteKind, Verdict};
+use super::names::{UNKNOWN_STACK, incomplete, why_all_empty};
 use super::{Difference, Format};
-use crate::units::{blocks, bytes, count, duration, pages, plural, rate, share};
+use crate::units::{blocks, bytes, count, plural};
 use stack::Line;
+use title::Titles;
 
-/// Of so many processes, memory is drawn.
-const PROCESSES_DRAWN: usize = 4;
+/// Of so many processes it is said why nothing of theirs survives.
+const EMPTY_SHOWN: usize = 20;
 
-/// So many processes are described; of the others the number is given.
-const PROCESSES_SHOWN: usize = 20;
+/// Lines of a screen whose height is not known.
+const SCREEN: usize = 50;
 
-/// So many processes are described even if nothing of theirs survives.
-const FEW_PROCESSES: usize = 4;
+/// Lines for sites, however much there is to say of processes.
+const LEAST_ROOM: usize = 10;
+
+/// So many of the first sites have their stacks, beside those that leak.
+const SITES_IN_FULL: usize = 3;
+
+/// Pages take at most so many lines of a screen where other sites have something to show.
+const PAGES_ROOM: usize = 14;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,11 +44,34 @@ pub struct Text {
     style: Style,
 }
 
-/// How the text is dressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How the text is dressed, and how much of it there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Style {
     /// Whether to use ANSI colours: headings bold, leaks red, secondary lines dim.
     pub color: bool,
+    /// Whether source files are hyperlinks (OSC 8).
+    pub links: bool,
+    /// Columns of the terminal, which lines are wrapped to; lines are as long as they are where that is `None`.
+    pub width: Option<usize>,
+    /// Lines of the terminal.
+    pub height: Option<usize>,
+    /// Whether all is shown, and in full, however long it is.
+    pub full: bool,
+    /// In what order.
+    pub by: By,
+    /// Sites, and branches of the tree, with less than this share of the surviving bytes are summed up, percent. Those that
+    /// leak are shown.
+    pub min_percent: f64,
+}
+
+/// In what order surviving memory is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum By {
+    /// By site: those that leak first, then the largest.
+    #[default]
+    Site,
+    /// As a tree of callers, from the root.
+    Tree,
 }
 
 const BOLD: &str = "1";
@@ -61,6 +94,21 @@ impl Text {
             text.to_owned()
         }
     }
+
+    /// What `write` writes, wrapped; lines that are wrapped go on at column `hang`, or below their beginning.
+    fn wrapped(
+        self,
+        hang: Option<usize>,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<String> {
+        let mut bytes = Vec::new();
+        write(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes);
+        Ok(match self.style.width {
+            Some(width) => layout::wrap(&text, width, hang),
+            None => text.into_owned(),
+        })
+    }
 }
 
 impl Format for Text {
@@ -75,49 +123,48 @@ impl Format for Text {
     fn write(&self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
         let total = report.total();
         let nothing = total.inuse_bytes == 0 && total.inuse_objects == 0;
-        self.header(report, nothing, out)?;
-        let several = report.processes.len() > 1;
-        let mut rank = 0;
-        let surviving = || report.sites.iter().filter(|site| survives(site));
-        let held = || surviving().filter(|site| site.kind != SiteKind::Pages);
-        // What is lost at exit comes first, however small it is.
-        let comes_first = |site: &&Site| report.lost_at_exit && site.has_lost();
-        let (lost, others) = (
-            held().filter(comes_first),
-            held().filter(|site| !comes_first(site)),
-        );
-        for site in lost.chain(others) {
-            rank += 1;
-            self.site(report, site, rank, several, total.inuse_bytes, out)?;
-        }
+        let head = self.head(report, nothing)?;
+        out.write_all(head.as_bytes())?;
         if nothing {
-            writeln!(out, "{}", self.dress(BOLD, "No surviving blocks"))?;
-            for why in why_all_empty(&report.processes)
-                .iter()
-                .take(PROCESSES_SHOWN)
-            {
-                writeln!(out, "  {why}")?;
-            }
-            writeln!(out)?;
+            let why = self.wrapped(None, |out| self.nothing(report, out))?;
+            out.write_all(why.as_bytes())?;
         }
-        let touched = || surviving().filter(|site| site.kind == SiteKind::Pages);
-        let total = touched().fold(0, |sum: u64, site| sum.saturating_add(site.inuse_bytes));
-        for (place, site) in touched().enumerate() {
-            if place == 0 {
-                let title = "Pages, by where they were first written to";
-                let of =
-                    "an estimate; mappings may hold the same bytes, so they are not in the total";
-                writeln!(out, "{} ({of})\n", self.dress(BOLD, title))?;
-            }
-            rank += 1;
-            self.site(report, site, rank, several, total, out)?;
+        let mut shown = 0;
+        let mut body = Vec::new();
+        // The footer says how many sites there were beside those that are shown.
+        if self.style.by == By::Tree {
+            let tree = self.wrapped(None, |out| tree::write(*self, report, out))?;
+            body.extend_from_slice(tree.as_bytes());
+            shown = report.sites.iter().filter(|site| survives(site)).count();
         }
-        self.kernel(report, out)?;
-        self.footer(report, rank, out)
+        let kernel_first = process::is_a_machine(report);
+        let kernel = if kernel_first {
+            String::new()
+        } else {
+            self.wrapped(None, |out| self.kernel(report, out))?
+        };
+        if self.style.by == By::Site {
+            let foot = self.wrapped(Some(footer::HANG), |out| {
+                self.footer(report, report.sites.len(), out)
+            })?;
+            let taken = [&head, &kernel, &foot].map(|part| part.lines().count());
+            let room = self
+                .style
+                .height
+                .unwrap_or(SCREEN)
+                .saturating_sub(taken.iter().sum::<usize>() + 2)
+                .max(LEAST_ROOM);
+            shown = self.sites(report, room, &mut body)?;
+        }
+        out.write_all(&body)?;
+        out.write_all(kernel.as_bytes())?;
+        let foot = self.wrapped(Some(footer::HANG), |out| self.footer(report, shown, out))?;
+        out.write_all(foot.as_bytes())
     }
 
     fn write_difference(&self, difference: &Difference, out: &mut dyn Write) -> io::Result<()> {
-        difference::write(*self, difference, out)
+        let text = self.wrapped(None, |out| difference::write(*self, difference, out))?;
+        out.write_all(text.as_bytes())
     }
 }
 
@@ -146,7 +193,7 @@ pub(crate) fn stack_lines(site: &Site) -> Vec<String> {
     if lines.is_empty() {
         lines.push(missing(own.is_empty()).to_owned());
     }
-    lines.extend(names::incomplete(site));
+    lines.extend(incomplete(site));
     lines
 }
 
@@ -170,225 +217,190 @@ fn survives(site: &Site) -> bool {
     site.inuse_objects > 0 || site.inuse_bytes > 0
 }
 
-impl Text {
-    fn header(self, report: &Report, nothing: bool, out: &mut dyn Write) -> io::Result<()> {
-        let title = format!(
-            "leakscope: {} tier, traced for {}",
-            report.tier.name(),
-            duration(report.duration_s)
-        );
-        writeln!(
-            out,
-            "{}  {}\n",
-            self.dress(BOLD, &title),
-            self.dress(DIM, &report.captured_at.to_string())
-        )?;
-        let few = report.processes.len() <= FEW_PROCESSES;
-        let leaks = |process: &Process| process.kernel.as_ref().is_some_and(ProcessKernel::leaks);
-        let is_shown =
-            |process: &&Process| few || nothing || process.inuse_bytes > 0 || leaks(process);
-        let mut shown = 0;
-        for process in report
-            .processes
-            .iter()
-            .filter(is_shown)
-            .take(PROCESSES_SHOWN)
-        {
-            self.process(report, process, nothing, shown < PROCESSES_DRAWN, out)?;
-            shown += 1;
-        }
-        let more = report.processes.len() - shown;
-        if more > 0 {
-            let empty = report.processes.iter().filter(|one| !is_shown(one)).count();
-            let what = if empty == more {
-                ", with nothing surviving"
-            } else {
-                ""
-            };
-            writeln!(
-                out,
-                "and {more} more process{}{what}\n",
-                if more == 1 { "" } else { "es" }
-            )?;
-        }
-        Ok(())
-    }
+/// Sites that are shown apart from others, and what they are shares of.
+struct Group<'a> {
+    sites: Vec<&'a Site>,
+    total: u64,
+    heading: Option<(&'a str, &'a str)>,
+}
 
-    /// `nothing` survives anywhere: why is said once, further below.
-    fn process(
-        self,
-        report: &Report,
-        process: &Process,
-        nothing: bool,
-        drawn: bool,
-        out: &mut dyn Write,
-    ) -> io::Result<()> {
-        writeln!(out, "{}", self.dress(BOLD, &process_name(process)))?;
-        if !process.verdict_reason.is_empty() {
-            let color = verdict_color(process.verdict);
-            let verdict = self.dress(color, process.verdict.name());
-            let reason = clean(&process.verdict_reason);
-            writeln!(out, "  {:<11}{verdict}: {reason}", "verdict")?;
-        }
-        let mut line = |key: &str, value: &str| writeln!(out, "  {key:<11}{value}");
-        if !process.cgroup.is_empty() && process.cgroup != "/" {
-            line("cgroup", &clean(&process.cgroup))?;
-        }
-        if process.allocators.is_empty() && report.tier != Tier::Growth {
-            line("allocator", "none found")?;
-        }
-        for allocator in &process.allocators {
-            let unused = if is_unused(process, allocator) {
-                " (no call seen)"
-            } else {
-                ""
-            };
-            line("allocator", &format!("{}{unused}", clean(allocator)))?;
-        }
-        if !process.probes.is_empty() {
-            line("calls", &calls(&process.probes))?;
-        }
-        if process.rss_bytes > 0 {
-            let trend = rate(process.rss_growth_bytes_per_s);
-            let trend = trend.map(|rate| format!(", {rate}")).unwrap_or_default();
-            let anonymous = if report.tier == Tier::Growth {
-                format!(", {} of it anonymous", bytes(process.anonymous_bytes))
-            } else {
-                String::new()
-            };
-            let resident = format!("{} resident{anonymous}{trend}", bytes(process.rss_bytes));
-            line("memory", &resident)?;
-        }
-        if let Some(go) = &process.go {
-            line("go", &names::go_use(go))?;
-        }
-        if let Some(heap) = process.notable_heap() {
-            line("heap", &names::heap_use(heap))?;
-        } else if let Some(note) = &process.heap_note {
-            line("heap", &clean(note))?;
-        }
-        if process.inuse_objects > 0 || process.inuse_bytes > 0 {
-            let surviving = format!(
-                "{} in {}, of {} in {} allocated",
-                bytes(process.inuse_bytes),
-                blocks(process.inuse_objects),
-                bytes(process.alloc_bytes),
-                blocks(process.alloc_objects)
-            );
-            line("surviving", &surviving)?;
-        } else if !nothing {
-            line("surviving", &format!("nothing: {}", why_empty(process)))?;
-        }
-        if process.frees_of_unknown_blocks > 0 {
-            let allocated = match report.tier {
-                Tier::Sampled => "outside the windows",
-                Tier::Exact | Tier::Growth => "before tracing",
-            };
-            let frees = format!(
-                "{} unmatched (allocated {allocated}, or filtered out)",
-                count(process.frees_of_unknown_blocks)
-            );
-            line("frees", &frees)?;
-        }
-        if let Some(kernel) = &process.kernel {
-            self.process_kernel(kernel, out)?;
-        }
-        let mut line = |key: &str, value: &str| writeln!(out, "  {key:<11}{value}");
-        match process.exit_note.as_deref() {
-            note if process.exited => {
-                line("ended", &clean(note.unwrap_or("while it was traced")))?;
-            }
-            Some(note) => line("note", &clean(note))?,
-            None => {}
-        }
-        let anonymous = report.tier == Tier::Growth;
-        if let Some((what, curve)) =
-            chart::lines(&process.memory_series, anonymous).filter(|_| drawn)
-        {
-            for (place, text) in curve.iter().enumerate() {
-                line(if place == 0 { what } else { "" }, text)?;
-            }
-        }
-        writeln!(out)
-    }
-
-    fn site(
-        self,
-        report: &Report,
-        site: &Site,
-        rank: usize,
-        several: bool,
+impl<'a> Group<'a> {
+    /// Those that leak first; of the others the largest, as they come.
+    fn new(
+        sites: impl Iterator<Item = &'a Site>,
+        lost_first: bool,
         total: u64,
-        out: &mut dyn Write,
-    ) -> io::Result<()> {
-        let head = format!(
-            "#{rank}  {} in {}",
-            bytes(site.inuse_bytes),
-            objects(site, site.inuse_objects)
-        );
-        write!(
-            out,
-            "{}  {}",
-            self.dress(BOLD, &head),
-            share(site.inuse_bytes, total)
-        )?;
-        if several {
-            let process = report.process_of(site).map(process_name);
-            let name = process.unwrap_or_else(|| format!("pid {}", site.pid));
-            write!(out, "  {name}")?;
+        heading: Option<(&'a str, &'a str)>,
+    ) -> Self {
+        let mut sites: Vec<&Site> = sites.filter(|site| survives(site)).collect();
+        sites.sort_by_key(|site| {
+            let is_lost = lost_first && site.has_lost();
+            (!is_lost, site.verdict != Verdict::Leaking)
+        });
+        Self {
+            sites,
+            total,
+            heading,
         }
-        if let Some(kind) = site.mapping {
-            write!(out, "  {}", kind.label())?;
+    }
+}
+
+impl Text {
+    /// What comes before the sites.
+    fn head(self, report: &Report, nothing: bool) -> io::Result<String> {
+        let mut head = self.wrapped(None, |out| {
+            self.heading(report, out)?;
+            if process::is_a_machine(report) {
+                self.kernel(report, out)?;
+                self.rows(report, out)?;
+            }
+            Ok(())
+        })?;
+        if self.style.full || !process::is_a_machine(report) {
+            head.push_str(&self.wrapped(Some(process::HANG), |out| {
+                self.processes(report, nothing, out)
+            })?);
         }
-        if site.kind == SiteKind::Goroutines {
-            write!(out, "  stacks of goroutines")?;
+        Ok(head)
+    }
+
+    fn nothing(self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{}", self.dress(BOLD, "No surviving blocks"))?;
+        for why in why_all_empty(&report.processes).iter().take(EMPTY_SHOWN) {
+            writeln!(out, "  {why}")?;
         }
-        let verdict = self.dress(verdict_color(site.verdict), site.verdict.name());
-        writeln!(out, "  {verdict}")?;
-        let (own, callers) = stack::split(&site.frames);
-        if let Some(line) = stack::python_line(callers) {
-            writeln!(out, "    in {line}")?;
-        }
-        if !site.verdict_reason.is_empty() {
-            writeln!(out, "    {}", clean(&site.verdict_reason))?;
-        }
-        if let Some(estimate) = estimate(site) {
-            writeln!(out, "    {}", self.dress(DIM, &estimate))?;
-        }
-        let process = report.process_of(site);
-        let several = process.is_some_and(|process| process.allocators.len() > 1);
-        let facts = facts(site, stack::via(own), several);
-        writeln!(out, "    {}", self.dress(DIM, &facts))?;
-        for line in names::looked_at(site) {
-            writeln!(out, "    {line}")?;
-        }
-        self.stack(site, own.is_empty(), callers, out)?;
         writeln!(out)
     }
 
-    fn stack(
+    /// The sites, as far as `room` lines go, and a line for the others; how many were told of, shown or summed up.
+    fn sites(self, report: &Report, room: usize, out: &mut dyn Write) -> io::Result<usize> {
+        let is_pages = |site: &&Site| site.kind == SiteKind::Pages;
+        let held = Group::new(
+            report.sites.iter().filter(|site| !is_pages(site)),
+            report.lost_at_exit,
+            report.total().inuse_bytes,
+            None,
+        );
+        let of_pages = || report.sites.iter().filter(is_pages);
+        let touched = Group::new(
+            of_pages(),
+            false,
+            of_pages().fold(0, |sum: u64, site| sum.saturating_add(site.inuse_bytes)),
+            Some((
+                "Pages, by where they were first written to",
+                "an estimate; mappings may hold the same bytes, so they are not in the total",
+            )),
+        );
+        let for_pages = if touched.sites.is_empty() {
+            0
+        } else if held.sites.is_empty() {
+            room
+        } else {
+            (room / 2).min(PAGES_ROOM)
+        };
+        let mut rank = 0;
+        // What is left out of the report is never pages.
+        self.group(
+            report,
+            &held,
+            report.omitted,
+            room.saturating_sub(for_pages),
+            &mut rank,
+            out,
+        )?;
+        self.group(
+            report,
+            &touched,
+            Omitted::default(),
+            for_pages,
+            &mut rank,
+            out,
+        )?;
+        Ok(held.sites.len() + touched.sites.len())
+    }
+
+    fn group(
         self,
-        site: &Site,
-        no_allocator: bool,
-        callers: &[std::sync::Arc<super::Frame>],
+        report: &Report,
+        group: &Group<'_>,
+        omitted: Omitted,
+        room: usize,
+        rank: &mut usize,
         out: &mut dyn Write,
     ) -> io::Result<()> {
-        if callers.is_empty() {
-            writeln!(out, "      {}", missing(no_allocator))?;
+        if let (Some((title, of)), false) = (group.heading, group.sites.is_empty()) {
+            let text = self.wrapped(None, |out| {
+                writeln!(out, "{} ({of})\n", self.dress(BOLD, title))
+            })?;
+            out.write_all(text.as_bytes())?;
         }
-        for line in stack::lines(callers) {
-            match line {
-                Line::Frame(text) => writeln!(out, "      {text}")?,
-                Line::Remark(text) => writeln!(out, "      {}", self.dress(DIM, &text))?,
+        let titles = Titles::new(&group.sites);
+        // A line for the others, and an empty one.
+        let mut room = room.saturating_sub(2);
+        let mut rest = omitted;
+        let mut is_full = false;
+        let mut rows = false;
+        let first = *rank;
+        for (place, site) in group.sites.iter().enumerate() {
+            let leaks =
+                site.verdict == Verdict::Leaking || (report.lost_at_exit && site.has_lost());
+            let share = 100.0 * site.inuse_bytes as f64 / group.total.max(1) as f64;
+            if is_full || (!leaks && share < self.style.min_percent) {
+                rest.add(site);
+                // Pages are in no sum but in that of what is not shown.
+                if site.kind == SiteKind::Pages {
+                    rest.inuse_bytes = rest.inuse_bytes.saturating_add(site.inuse_bytes);
+                    rest.inuse_objects = rest.inuse_objects.saturating_add(site.inuse_objects);
+                }
+                continue;
             }
+            let shown = site::Shown {
+                report,
+                site,
+                rank: *rank + 1,
+                total: group.total,
+                title: titles.of(place),
+            };
+            let is_first = *rank - first < SITES_IN_FULL && !process::is_a_machine(report);
+            let in_full = self.style.full || leaks || is_first;
+            let mut text = self.wrapped(None, |out| self.site(&shown, in_full, out))?;
+            let mut lines = text.lines().count();
+            if in_full && !self.style.full && *rank > first && lines > room {
+                text = self.site_row(&shown);
+                lines = 1;
+            }
+            if !self.style.full && *rank > first && lines > room {
+                is_full = true;
+                rest.add(site);
+                continue;
+            }
+            rows = lines == 1;
+            room = room.saturating_sub(lines);
+            *rank += 1;
+            out.write_all(text.as_bytes())?;
         }
-        if !site.stack_complete && !site.frames.is_empty() {
-            let reason = site.stack_incomplete_reason.as_deref();
-            let text = format!(
-                "… stack incomplete: {}",
-                clean(reason.unwrap_or("the reason is not known"))
+        if rows {
+            writeln!(out)?;
+        }
+        if rest.sites > omitted.sites || (rest.sites > 0 && !self.style.full) {
+            let how = if self.style.full {
+                ""
+            } else {
+                " (--full shows all that there is)"
+            };
+            let what = if group.heading.is_some() {
+                crate::units::pages(rest.inuse_objects)
+            } else {
+                blocks(rest.inuse_objects)
+            };
+            let line = format!(
+                "and {} more site{} with {} in {what}{how}",
+                count(rest.sites),
+                plural(rest.sites),
+                bytes(rest.inuse_bytes),
             );
-            writeln!(out, "      {}", self.dress(YELLOW, &text))?;
+            let line = self.wrapped(None, |out| writeln!(out, "{}\n", self.dress(DIM, &line)))?;
+            out.write_all(line.as_bytes())?;
         }
         Ok(())
     }
@@ -399,161 +411,5 @@ fn verdict_color(verdict: Verdict) -> &'static str {
         Verdict::Leaking => RED,
         Verdict::WarmingUp => YELLOW,
         Verdict::Plateau | Verdict::Churn | Verdict::InsufficientData => BOLD,
-    }
-}
-
-/// So many of what a site consists of.
-fn objects(site: &Site, number: u64) -> String {
-    if site.kind == SiteKind::Pages {
-        pages(number)
-    } else if site.kind == SiteKind::Goroutines {
-        format!("{} goroutine{}", count(number), plural(number))
-    } else {
-        blocks(number)
-    }
-}
-
-/// How far a site's figures are an estimate; `None` when they are exact.
-fn estimate(site: &Site) -> Option<String> {
-    let mut parts = Vec::new();
-    if (site.inuse_bytes_low, site.inuse_bytes_high) != (site.inuse_bytes, site.inuse_bytes) {
-        parts.push(format!(
-            "between {} and {} with 95 % confidence",
-            bytes(site.inuse_bytes_low),
-            bytes(site.inuse_bytes_high)
-        ));
-    }
-    if site.weight > 1 {
-        let what = if site.kind == SiteKind::Pages {
-            "pages followed"
-        } else {
-            "blocks recorded"
-        };
-        parts.push(format!("one of {} {what}", count(site.weight)));
-    }
-    if let Some(sample) = site.sample {
-        let alike = if sample.alike_objects > 0 {
-            format!(" ({} with the same contents)", count(sample.alike_objects))
-        } else {
-            String::new()
-        };
-        parts.push(format!(
-            "estimated from {}{alike} sampled in {} window{}, rechecked {} time{}",
-            blocks(sample.objects),
-            count(sample.windows),
-            plural(sample.windows),
-            count(sample.checks),
-            plural(sample.checks),
-        ));
-    }
-    parts.extend(site.counted.as_ref().and_then(counted));
-    (!parts.is_empty()).then(|| parts.join(" · "))
-}
-
-/// How much of a site's growth is counted, and how much of what stays is its.
-fn counted(counted: &CountedGrowth) -> Option<String> {
-    let of = bytes(counted.block_bytes);
-    if counted.share <= 0.0 {
-        return None;
-    }
-    let rate = rate(counted.growth_bytes_per_s)
-        .filter(|_| counted.growth_bytes_per_s.abs() > 2.0 * counted.growth_error_bytes_per_s);
-    let Some(rate) = rate else {
-        return Some(format!("no growth counted in blocks of {of}"));
-    };
-    let percent = |share: f64| (100.0 * share).round();
-    Some(format!(
-        "{rate} counted in blocks of {of}; {} ± {} % of those that stay are this site's",
-        percent(counted.share),
-        percent(counted.share_error).max(1.0)
-    ))
-}
-
-/// The figures of a site below its heading. The allocator is named where the process has `several`.
-fn facts(site: &Site, via: Option<String>, several: bool) -> String {
-    let mut facts = vec![format!(
-        "{} {} in {}",
-        if site.kind == SiteKind::Pages {
-            "touched"
-        } else if site.kind == SiteKind::Goroutines {
-            "started"
-        } else {
-            "allocated"
-        },
-        bytes(site.alloc_bytes),
-        objects(site, site.alloc_objects)
-    )];
-    if site.inuse_objects > 0 && !matches!(site.kind, SiteKind::Go | SiteKind::Goroutines) {
-        facts.push(format!("oldest {}", duration(site.oldest_age_s)));
-    }
-    facts.extend(rate(site.growth_bytes_per_s));
-    if site.reserved_bytes > 0 {
-        facts.push(format!("{} more reserved", bytes(site.reserved_bytes)));
-    }
-    let allocator = site.allocator.as_deref().filter(|_| several);
-    let family = allocator
-        .and_then(|allocator| allocator.split_whitespace().next())
-        .map(|family| format!(" of {}", clean(family)))
-        .unwrap_or_default();
-    if let Some(via) = via {
-        facts.push(format!("via {via}{family}"));
-    }
-    facts.join(" · ")
-}
-
-/// Whether nothing went through an allocator while another was called: it is linked in, and that is all.
-fn is_unused(process: &Process, allocator: &str) -> bool {
-    let is_of = |probe: &&Probe| {
-        probe
-            .module
-            .as_deref()
-            .is_some_and(|module| allocator.ends_with(module))
-    };
-    let probes = &process.probes;
-    // Of those that share a counter, each may have been called.
-    let called = |probe: &Probe| {
-        let shares = |other: &&Probe| probe.together.is_some() && other.together == probe.together;
-        probe.hits > 0 || probes.iter().filter(shares).any(|other| other.hits > 0)
-    };
-    probes.iter().any(|probe| probe.hits > 0)
-        && probes.iter().any(|probe| is_of(&probe))
-        && !probes.iter().filter(is_of).any(called)
-}
-
-/// How often each function was called. Its file is named where there is more than one.
-fn calls(probes: &[Probe]) -> String {
-    let several = probes
-        .windows(2)
-        .any(|pair| matches!(pair, [first, second] if first.module != second.module));
-    let called: Vec<String> = probes
-        .iter()
-        .filter(|probe| probe.hits > 0)
-        .map(|probe| {
-            let module = match &probe.module {
-                Some(module) if several => format!(" [{}]", clean(base_name(module))),
-                _ => String::new(),
-            };
-            let others = probes
-                .iter()
-                .filter(|other| probe.together.is_some() && other.together == probe.together)
-                .count()
-                .saturating_sub(1);
-            let together = match others {
-                0 => String::new(),
-                others => format!(" and {others} more together"),
-            };
-            let name = clean(&probe.name);
-            format!("{name}{module}{together} {}", count(probe.hits))
-        })
-        .collect();
-    if called.is_empty() {
-        let probed = probes.len() as u64;
-        format!(
-            "none to the {} probed function{}",
-            count(probed),
-            plural(probed)
-        )
-    } else {
-        called.join(" · ")
     }
 }

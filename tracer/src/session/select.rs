@@ -156,7 +156,7 @@ impl Session {
                 .selecting
                 .selector
                 .as_ref()
-                .is_none_or(Selector::is_all)
+                .is_none_or(|selector| selector.is_all() && !selector.excludes())
     }
 
     /// The selection, where there is one.

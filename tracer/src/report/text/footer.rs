@@ -4,10 +4,16 @@ use std::io::{self, Write};
 
 use leakscope_common::Loss;
 
-use super::{BOLD, Text};
+use super::{BOLD, By, Text};
 use crate::report::model::Report;
 use crate::report::names::clean;
 use crate::units::{blocks, bytes, count, percent, plural};
+
+/// Where the text of the lines begins, columns.
+pub(super) const HANG: usize = 10;
+
+/// So long a reason for a tier is shown whole, bytes.
+const REASON: usize = 320;
 
 impl Text {
     pub(super) fn footer(
@@ -31,7 +37,8 @@ impl Text {
             out,
         )?;
         let omitted = report.omitted;
-        if omitted.sites > 0 {
+        // Otherwise they are among those that the line below the sites sums up.
+        if omitted.sites > 0 && (self.style.full || self.style.by == By::Tree) {
             self.line(
                 "Not shown",
                 &format!(
@@ -71,7 +78,12 @@ impl Text {
         let mut tier = report.tier.name().to_owned();
         if !report.tier_reason.is_empty() {
             tier.push_str(": ");
-            tier.push_str(&clean(&report.tier_reason));
+            let reason = clean(&report.tier_reason);
+            tier.push_str(if self.style.full {
+                &reason
+            } else {
+                first_parts(&reason)
+            });
         }
         self.line("Tier", &tier, out)?;
         let overhead = &report.overhead;
@@ -122,4 +134,14 @@ impl Text {
         }
         Ok(())
     }
+}
+
+/// The first parts of a reason, which semicolons stand between, as far as they are short: of many processes it is long.
+fn first_parts(reason: &str) -> &str {
+    if reason.len() <= REASON {
+        return reason;
+    }
+    let ends = reason.match_indices("; ").map(|(place, _)| place);
+    let end = ends.take_while(|place| *place <= REASON).last();
+    end.and_then(|end| reason.get(..end)).unwrap_or(reason)
 }

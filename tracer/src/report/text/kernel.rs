@@ -17,6 +17,9 @@ const RECLAIMABLE_SHOWN: usize = 3;
 /// So many control groups, classes and lines.
 const OTHERS_SHOWN: usize = 5;
 
+/// So many of each of them on one screen.
+const SHORT: usize = 2;
+
 /// So many processes are named that make the kernel hold more and more.
 const PROCESSES_NAMED: usize = 8;
 
@@ -79,10 +82,11 @@ impl Text {
                     && level.reclaimable == reclaimable
             })
         };
+        let most = |all: usize| if self.style.full { all } else { SHORT.min(all) };
         let shown: Vec<&KernelLevel> = of(true, false)
-            .take(GROWING_SHOWN)
-            .chain(of(true, true).take(RECLAIMABLE_SHOWN))
-            .chain(of(false, false).take(OTHERS_SHOWN))
+            .take(most(GROWING_SHOWN))
+            .chain(of(true, true).take(most(RECLAIMABLE_SHOWN)))
+            .chain(of(false, false).take(most(OTHERS_SHOWN)))
             .collect();
         let mut said = "";
         for level in &shown {
@@ -131,9 +135,13 @@ impl Text {
                     .then(|| (process, kernel, kernel.leaks(), fastest))
             })
             .collect();
+        let named = if self.style.full {
+            PROCESSES_NAMED
+        } else {
+            SHORT
+        };
         holders.sort_by(|one, two| two.2.cmp(&one.2).then(two.3.total_cmp(&one.3)));
-        for (place, (process, kernel, leaks, _)) in holders.iter().take(PROCESSES_NAMED).enumerate()
-        {
+        for (place, (process, kernel, leaks, _)) in holders.iter().take(named).enumerate() {
             if place == 0 {
                 writeln!(out, "  for these processes:")?;
             }

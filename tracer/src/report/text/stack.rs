@@ -1,20 +1,38 @@
-//! A call stack as lines of text: the allocator folded away, recursion folded together.
+//! A call stack as lines of text: the allocator and what languages put around functions folded away, recursion folded together.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::super::allocator::entry_name;
+use super::super::allocator::{entry_name, is_of_language};
 use super::super::model::{Frame, FrameKind};
 use super::super::names::{base_name, clean, function, unnamed};
+use super::layout::{cut, link, short_path};
 
 /// Function names longer than this many characters are cut in the middle.
 const NAME_LENGTH: usize = 160;
 
+/// So much is left of a name, however narrow the terminal is.
+const NAME_SHORTEST: usize = 24;
+
+/// Modules' names longer than this are cut where lines are to be short.
+const MODULE_LENGTH: usize = 28;
+
 /// The longest cycle of calls that is folded together.
 const CYCLE_LENGTH: usize = 8;
 
+/// How frames are written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Look {
+    /// Whether paths are shortened, and what a language puts around functions is folded.
+    pub(super) short: bool,
+    /// Whether sources are hyperlinks.
+    pub(super) links: bool,
+    /// Columns that a frame may take, where that is bounded.
+    pub(super) width: Option<usize>,
+}
+
 /// A line of a stack.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Line {
     /// A frame.
     Frame(String),
@@ -60,20 +78,29 @@ pub(super) fn python_line(callers: &[Arc<Frame>]) -> Option<String> {
 
 /// The stack, leaf first, with what repeats shown once.
 pub(super) fn lines(frames: &[Arc<Frame>]) -> Vec<Line> {
-    let frames: Vec<String> = frames.iter().map(|frame| text(frame)).collect();
-    let mut lines = Vec::with_capacity(frames.len());
-    let mut rest = frames.as_slice();
+    lines_in(frames, Look::default())
+}
+
+/// The same in a look.
+pub(super) fn lines_in(frames: &[Arc<Frame>], look: Look) -> Vec<Line> {
+    let all: Vec<Line> = if look.short {
+        folded(frames, look)
+    } else {
+        frames.iter().map(|frame| written(frame, look)).collect()
+    };
+    let mut lines = Vec::with_capacity(all.len());
+    let mut rest = all.as_slice();
     while let Some((first, others)) = rest.split_first() {
         let cycle = (1..=CYCLE_LENGTH)
             .map(|length| (length, repetitions(rest, length)))
             .find(|&(_, repeated)| repeated >= 2);
         let Some((length, repeated)) = cycle else {
-            lines.push(Line::Frame(first.clone()));
+            lines.push(first.clone());
             rest = others;
             continue;
         };
         let (once, _) = rest.split_at_checked(length).unwrap_or((rest, &[]));
-        lines.extend(once.iter().cloned().map(Line::Frame));
+        lines.extend_from_slice(once);
         lines.push(Line::Remark(if length == 1 {
             format!("… repeated {repeated} times")
         } else {
@@ -84,8 +111,41 @@ pub(super) fn lines(frames: &[Arc<Frame>]) -> Vec<Line> {
     lines
 }
 
+fn written(frame: &Frame, look: Look) -> Line {
+    Line::Frame(text_in(frame, look))
+}
+
+/// Frames without those of a language: the ones before `main` are left out, others are counted.
+fn folded(frames: &[Arc<Frame>], look: Look) -> Vec<Line> {
+    let mut lines = Vec::with_capacity(frames.len());
+    let mut hidden = 0_u64;
+    for frame in frames {
+        if is_wrapper(frame) {
+            hidden += 1;
+            continue;
+        }
+        if hidden > 0 {
+            let plural = crate::units::plural(hidden);
+            lines.push(Line::Remark(format!(
+                "… {hidden} frame{plural} of the language"
+            )));
+            hidden = 0;
+        }
+        lines.push(written(frame, look));
+    }
+    if lines.is_empty() {
+        return frames.iter().map(|frame| written(frame, look)).collect();
+    }
+    lines
+}
+
+/// Whether a frame is of a language's own library or of what calls `main`, and says nothing of the program.
+pub(super) fn is_wrapper(frame: &Frame) -> bool {
+    function(frame).is_some_and(|function| is_of_language(function, frame.kind))
+}
+
 /// How many more times the first `length` lines follow directly.
-fn repetitions(lines: &[String], length: usize) -> usize {
+fn repetitions(lines: &[Line], length: usize) -> usize {
     let mut chunks = lines.chunks_exact(length);
     let Some(first) = chunks.next() else {
         return 0;
@@ -95,63 +155,87 @@ fn repetitions(lines: &[String], length: usize) -> usize {
 
 /// A frame: `function (file:line)`, `function+0x1c [module]`, `[module+0x1234]`.
 fn text(frame: &Frame) -> String {
-    let mut text = match function(frame) {
-        Some(function) => named(frame, function),
-        None => unnamed(frame),
-    };
-    if frame.inlined {
-        text.push_str(" [inlined]");
-    }
-    match frame.kind {
-        FrameKind::Native | FrameKind::Go => {}
-        // Its file says it.
-        FrameKind::Python if frame.file.is_some() => {}
-        FrameKind::Jit => text.push_str(" [jit]"),
-        FrameKind::Kernel => text.push_str(" [kernel]"),
-        FrameKind::Python => text.push_str(" [python]"),
-    }
-    text
+    text_in(frame, Look::default())
 }
 
-fn named(frame: &Frame, function: &str) -> String {
+/// The same in a look.
+pub(super) fn text_in(frame: &Frame, look: Look) -> String {
+    let mut end = String::new();
+    if frame.inlined {
+        end.push_str(" [inlined]");
+    }
+    end.push_str(match frame.kind {
+        FrameKind::Native | FrameKind::Go => "",
+        // Its file says it.
+        FrameKind::Python if frame.file.is_some() => "",
+        FrameKind::Jit => " [jit]",
+        FrameKind::Kernel => " [kernel]",
+        FrameKind::Python => " [python]",
+    });
+    match function(frame) {
+        Some(function) => named(frame, function, look, &end),
+        None => unnamed(frame) + &end,
+    }
+}
+
+fn named(frame: &Frame, function: &str, look: Look, end: &str) -> String {
+    let (place, source) = place(frame, look);
+    let taken = place.chars().count() + end.chars().count();
+    let room = look.width.map_or(NAME_LENGTH, |width| {
+        width
+            .saturating_sub(taken)
+            .clamp(NAME_SHORTEST, NAME_LENGTH)
+    });
     let name = clean(function);
-    let name = cut(&name);
+    let name = cut(&name, room);
+    match source.filter(|_| look.links) {
+        Some(source) => format!("{name}{}{end}", link(source, &place)),
+        None => format!("{name}{place}{end}"),
+    }
+}
+
+/// Where a named frame's code is, and the path of its source.
+fn place(frame: &Frame, look: Look) -> (String, Option<&str>) {
     if let Some(file) = &frame.file {
-        let file = clean(file);
-        return match frame.line {
-            Some(line) => format!("{name} ({file}:{line})"),
-            None => format!("{name} ({file})"),
+        let shown = clean(file);
+        let shown = if look.short {
+            short_path(&shown)
+        } else {
+            shown.as_ref().into()
         };
+        let place = match frame.line {
+            Some(line) => format!(" ({shown}:{line})"),
+            None => format!(" ({shown})"),
+        };
+        return (place, Some(file));
     }
     let offset = frame
         .function_offset
+        .filter(|_| !look.short || frame.module.is_none())
         .map(|offset| format!("+{offset:#x}"))
         .unwrap_or_default();
-    match &frame.module {
-        Some(module) => format!("{name}{offset} [{}]", clean(base_name(module))),
-        None => format!("{name}{offset}"),
-    }
-}
-
-/// A long name without its middle, for both ends tell most.
-fn cut(name: &str) -> Cow<'_, str> {
-    let length = name.chars().count();
-    if length <= NAME_LENGTH {
-        return Cow::Borrowed(name);
-    }
-    let head = NAME_LENGTH / 2;
-    let tail = NAME_LENGTH - head - 1;
-    let mut text: String = name.chars().take(head).collect();
-    text.push('…');
-    text.extend(name.chars().skip(length - tail));
-    text.into()
+    let place = match &frame.module {
+        Some(module) => {
+            let module = clean(base_name(module));
+            let most = if look.short {
+                MODULE_LENGTH
+            } else {
+                usize::MAX
+            };
+            format!("{offset} [{}]", cut(&module, most))
+        }
+        None => offset,
+    };
+    (place, None)
 }
 
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
 
-    use super::{Line, cut, lines, python_line, split, text, via};
+    use super::{
+        Line, Look, cut, is_wrapper, lines, lines_in, python_line, split, text, text_in, via,
+    };
     use crate::report::model::{Frame, FrameKind};
     use std::sync::Arc;
 
@@ -294,10 +378,73 @@ mod tests {
     #[test]
     fn long_names_lose_their_middle() {
         let name: String = "ä".repeat(100) + &"z".repeat(100);
-        let short = cut(&name);
+        let short = cut(&name, super::NAME_LENGTH);
         assert_eq!(short.chars().count(), 160);
         assert!(short.starts_with(&"ä".repeat(80)));
         assert!(short.ends_with(&"z".repeat(79)));
-        assert_eq!(cut("short"), "short");
+        assert_eq!(cut("short", 160), "short");
+    }
+
+    #[test]
+    fn what_a_language_puts_around_functions_is_folded() {
+        let frames = stack(&[
+            "alloc::raw_vec::RawVec<T,A>::grow_one",
+            "alloc::vec::Vec<T,A>::push",
+            "app::remember",
+            "core::ops::function::FnOnce::call_once",
+            "app::main",
+            "std::rt::lang_start::{{closure}}",
+            "__libc_start_call_main",
+        ]);
+        let look = Look {
+            short: true,
+            ..Look::default()
+        };
+        let lines: Vec<String> = lines_in(&frames, look)
+            .into_iter()
+            .map(|line| match line {
+                Line::Frame(text) | Line::Remark(text) => text,
+            })
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "… 2 frames of the language",
+                "app::remember",
+                "… 1 frame of the language",
+                "app::main"
+            ]
+        );
+        // Where there is nothing else, it is shown.
+        let frames = stack(&["std::thread::spawn", "start_thread"]);
+        assert!(frames.iter().all(|frame| is_wrapper(frame)));
+        assert_eq!(lines_in(&frames, look).len(), 2);
+    }
+
+    #[test]
+    fn a_frame_fits_the_terminal_and_leads_to_its_source() {
+        let frame = Frame {
+            function: Some("a::very::long::name::".repeat(6)),
+            file: Some("/srv/app/src/deep/file.rs".to_owned()),
+            line: Some(7),
+            ..Frame::default()
+        };
+        let look = Look {
+            short: true,
+            links: false,
+            width: Some(60),
+        };
+        let plain = text_in(&frame, look);
+        assert_eq!(plain.chars().count(), 60, "{plain}");
+        assert!(plain.ends_with(" (…/src/deep/file.rs:7)"), "{plain}");
+        let linked = text_in(
+            &frame,
+            Look {
+                links: true,
+                ..look
+            },
+        );
+        assert_eq!(super::super::layout::columns(&linked), 60);
+        assert!(linked.contains("file:///srv/app/src/deep/file.rs\x1b"));
     }
 }
