@@ -55,9 +55,11 @@ const sheet = () => ({
 });
 
 test("sites that begin alike are told apart by who called", () => {
-  const [one, other, python] = model.prepare(sheet()).sites;
-  assert.deepEqual([one.title, one.apart], ["make_buffer", "parse"]);
-  assert.deepEqual([other.title, other.apart], ["make_buffer", "render"]);
+  const ready = model.prepare(sheet());
+  const [one, other, python] = ready.sites;
+  assert.deepEqual([one.title, model.apart(ready, one)], ["make_buffer", "parse"]);
+  assert.deepEqual([other.title, model.apart(ready, other)], ["make_buffer", "render"]);
+  assert.equal(model.apart(ready, python), "");
   assert.equal(python.title, "handler");
   assert.equal(python.where, "app.py:3");
 });

@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { bars, chart } from "./chart.js";
 import { at, chip, h, put } from "./dom.js";
-import { holderTree } from "./model.js";
+import { apart, holderTree } from "./model.js";
 import { blocks, bytes, change, clean, count, countChange, duration, frameName, frameWhere, percent, processName, rate, share, shortPath } from "./text.js";
 
 const fact = (name, ...value) => value.some(Boolean) && [h("dt", null, name), h("dd", null, value)];
@@ -53,8 +53,9 @@ export class Detail {
       return;
     }
     const title = row?.title ?? `site ${site.id}`;
+    const caller = row && apart(model, row);
     put(this.element,
-      h("header", null, h("h2", null, title, row?.apart && h("span", { class: "dim" }, ` ← ${row.apart}`)), close),
+      h("header", null, h("h2", null, title, caller && h("span", { class: "dim" }, ` ← ${caller}`)), close),
       h("p", { class: "dim" }, row?.process ? processName(row.process) : `pid ${site.pid}`),
       this.verdict(site, row),
       this.figures(site, row),

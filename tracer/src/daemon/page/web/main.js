@@ -76,7 +76,8 @@ async function ask() {
       store.set({ base: "" }, false);
     } else say(error.message, true);
   }
-  const again = isAsking === "again" || base !== store.now.base;
+  const isNews = told.captured_at !== null && told.captured_at !== model?.captured_at;
+  const again = (isAsking === "again" && isNews) || base !== store.now.base;
   isAsking = false;
   if (again) ask();
 }

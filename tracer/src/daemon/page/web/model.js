@@ -13,11 +13,15 @@ export const weightOf = (verdict) => {
 
 /** Makes a report ready: what is left out of the JSON because it is as usual is put in. */
 export function prepare(sheet) {
-  const processes = new Map(sheet.processes.map((process) => [processKey(process), process]));
+  const processOf = new Map(sheet.processes.map((process) => [processKey(process), process]));
   const names = sheet.frames.map(frameName);
+  // Functions with the same name have the same number.
+  const numbers = new Map();
+  const nameNumbers = names.map((name) => numbers.get(name) ?? (numbers.set(name, numbers.size), numbers.size - 1));
+  const groups = new Map();
   for (const site of sheet.sites) {
     site.key = siteKey(site);
-    site.process = processes.get(processKey(site));
+    site.process = processOf.get(processKey(site));
     site.kind ??= "heap";
     site.types ??= [];
     site.growth_bytes_per_s ??= 0;
@@ -25,9 +29,16 @@ export function prepare(sheet) {
     site.unreachable ??= 0;
     site.isExact = site.inuse_bytes_low == null;
     site.own = ownFrames(site, sheet.frames);
+    site.at = begins(site, sheet.frames);
+    const place = site.frames[site.at];
+    site.title = place == null ? (site.own ? "[no caller recorded]" : "[unknown stack]") : names[place];
+    site.where = place == null ? "" : frameWhere(sheet.frames[place]);
+    const group = (place == null ? -1 : nameNumbers[place]) + site.pid * (numbers.size + 1);
+    site.group = groups.get(group);
+    if (!site.group) groups.set(group, (site.group = { sites: [] }));
+    site.group.sites.push(site);
   }
-  title(sheet, names);
-  return { ...sheet, byKey: new Map(sheet.sites.map((site) => [site.key, site])), processOf: processes, names };
+  return { ...sheet, byKey: new Map(sheet.sites.map((site) => [site.key, site])), processOf, names, nameNumbers };
 }
 
 /** How many of its frames, from the leaf, are the allocator's. */
@@ -37,47 +48,40 @@ function ownFrames(site, frames) {
   return own;
 }
 
-/** Gives every site a title: the frame where it begins, and, where others begin there too, the first that tells it apart. */
-function title(sheet, names) {
-  const groups = new Map();
-  for (const site of sheet.sites) {
-    site.at = begins(site, sheet.frames);
-    const place = site.frames[site.at];
-    site.title = place == null ? (site.own ? "[no caller recorded]" : "[unknown stack]") : names[place];
-    site.where = place == null ? "" : frameWhere(sheet.frames[place]);
-    const key = `${site.pid}.${site.incarnation} ${site.title}`;
-    if (!groups.has(key)) groups.set(key, []);
-    groups.get(key).push(site);
-  }
-  for (const group of groups.values()) {
-    if (group.length < 2) continue;
-    // How many of the group have this frame so far above: what all have tells nothing.
-    const shared = new Map();
-    const each = (site, call) => {
-      for (let up = 1; up <= 12 && site.at + up < site.frames.length; up += 1) {
-        if (call(names[site.frames[site.at + up]], up)) break;
+/** So many callers are looked at for what tells sites apart. */
+const CALLERS = 12;
+
+/** The first caller that tells a site apart from others of its process that begin at the same function; nothing where it is alone. */
+export function apart(model, site) {
+  const { group } = site;
+  if (group.sites.length < 2) return "";
+  if (!group.shared) {
+    // How many of the group have this function so far above: what all have tells nothing.
+    group.shared = new Map();
+    for (const one of group.sites) {
+      for (let up = 1; up <= CALLERS && one.at + up < one.frames.length; up += 1) {
+        const key = model.nameNumbers[one.frames[one.at + up]] * CALLERS + up - 1;
+        group.shared.set(key, (group.shared.get(key) ?? 0) + 1);
       }
-    };
-    for (const site of group) {
-      each(site, (name, up) => void shared.set(`${up} ${name}`, (shared.get(`${up} ${name}`) ?? 0) + 1));
-    }
-    for (const site of group) {
-      each(site, (name, up) => {
-        if (shared.get(`${up} ${name}`) === group.length || name.startsWith("[")) return false;
-        site.apart = name;
-        return true;
-      });
     }
   }
+  for (let up = 1; up <= CALLERS && site.at + up < site.frames.length; up += 1) {
+    const place = site.frames[site.at + up];
+    const sharing = group.shared.get(model.nameNumbers[place] * CALLERS + up - 1);
+    if (sharing < group.sites.length && !model.names[place].startsWith("[")) return model.names[place];
+  }
+  return "";
 }
 
 /** The frame that a programmer looks for: the innermost of Python, else the innermost that has a name. */
 function begins(site, frames) {
-  const callers = site.frames.slice(site.own).map((place) => frames[place]);
-  const python = callers.findIndex((frame) => frame.kind === "python");
-  if (python >= 0) return site.own + python;
-  const named = callers.findIndex((frame) => frame.function);
-  return site.own + Math.max(named, 0);
+  let named = -1;
+  for (let place = site.own; place < site.frames.length; place += 1) {
+    const frame = frames[site.frames[place]];
+    if (frame.kind === "python") return place;
+    if (named < 0 && frame.function) named = place;
+  }
+  return Math.max(named, site.own);
 }
 
 /** Words that all must occur, in any order; in quotes as one. */
@@ -86,35 +90,38 @@ export function words(query) {
   return found.map((word) => word.replaceAll('"', "")).filter(Boolean);
 }
 
-/** Whether a text has all words; one that begins with a minus must not occur. */
-export function hasWords(text, wanted) {
-  return wanted.every((word) => (word.length > 1 && word[0] === "-" ? !text.includes(word.slice(1)) : text.includes(word)));
-}
+/** A word as it is looked for: one that begins with a minus must not occur. */
+const wish = (word) => (word.length > 1 && word[0] === "-" ? { word: word.slice(1), isWanted: false } : { word, isWanted: true });
 
-/** All that a site can be found by, in small letters. */
-function textOf(site, model) {
-  if (site.text == null) {
-    const frames = site.frames.map((place) => {
-      const frame = model.frames[place];
-      return `${model.names[place]} ${frame.file ?? ""} ${frame.module ? baseName(frame.module) : ""}`;
-    });
-    const types = site.types.map((type) => type.name);
-    const process = site.process ? processName(site.process) : "";
-    site.text = [process, site.kind, site.verdict, site.change ?? "", ...frames, ...types].join(" ").toLowerCase();
-  }
-  return site.text;
+/** Whether a text has all words. */
+export const hasWords = (text, wanted) => wanted.map(wish).every(({ word, isWanted }) => text.includes(word) === isWanted);
+
+/** Says of sites whether they have all words: in a frame, its file or module, a type, the process, the kind or the verdict. */
+function finder(model, wanted) {
+  model.frameTexts ??= model.frames.map((frame, place) => `${model.names[place]} ${frame.file ?? ""} ${frame.module ? baseName(frame.module) : ""}`.toLowerCase());
+  const tests = wanted.map(wish).map(({ word, isWanted }) => {
+    const frames = model.frameTexts.map((text) => text.includes(word));
+    const processes = new Map(model.processes.map((process) => [process, processName(process).toLowerCase().includes(word)]));
+    const has = (site) =>
+      processes.get(site.process) ||
+      site.frames.some((place) => frames[place]) ||
+      `${site.kind} ${site.verdict} ${site.change ?? ""}`.includes(word) ||
+      site.types.some((type) => type.name.toLowerCase().includes(word));
+    return (site) => Boolean(has(site)) === isWanted;
+  });
+  return (site) => tests.every((test) => test(site));
 }
 
 /** The sites of the chosen process that the filter lets through, and how many there are of each verdict. */
 export function choose(model, state) {
-  const wanted = words(state.q);
+  const finds = finder(model, words(state.q));
   const of = state.p && state.p !== "all" ? state.p : null;
   const kinds = new Map();
   const sites = [];
   for (const site of model.sites) {
     if (of && processKey(site) !== of) continue;
     if (!model.difference && site.inuse_bytes === 0 && site.inuse_objects === 0) continue;
-    if (wanted.length && !hasWords(textOf(site, model), wanted)) continue;
+    if (!finds(site)) continue;
     const kind = site.change ?? site.verdict;
     kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
     if (!state.only || state.only === kind) sites.push(site);

@@ -1,7 +1,7 @@
 // The list of sites: only the rows that can be seen are there.
 
 import { at, chip, eachFrame, h, put } from "./dom.js";
-import { standardSort } from "./model.js";
+import { apart, standardSort } from "./model.js";
 import { bytes, change, clean, count, countChange, cutBefore, duration, rate, shortPath } from "./text.js";
 
 const COLUMNS = [
@@ -80,6 +80,7 @@ export class Sites {
   row(site, top) {
     const { model, state } = this;
     const isChange = site.change != null;
+    const caller = apart(model, site);
     const all = !state.p || state.p === "all";
     const who = all && site.process ? `${clean(site.process.comm)} ${site.pid}` : "";
     const kind = site.kind === "heap" ? "" : { mapping: "mapped", pages: "touched pages, in no sum", go: "Go heap", goroutines: "goroutines" }[site.kind] ?? site.kind;
@@ -93,7 +94,7 @@ export class Sites {
     return h("div", { class: "site", id: `site-${site.key}`, role: "option", "data-key": site.key, "aria-selected": String(state.site === site.key), style: { top: `${top}px` } },
       h("span", { class: "cell" }, chip(site.change ?? site.verdict)),
       h("span", { class: "cell wide", title: `${site.title}\n${site.where}` },
-        h("span", { class: "title" }, h("span", { class: "begin" }, site.title.slice(0, cutBefore(site.title))), h("span", { class: "end" }, site.title.slice(cutBefore(site.title))), site.apart && h("span", { class: "dim apart" }, `\u00a0← ${site.apart}`)),
+        h("span", { class: "title" }, h("span", { class: "begin" }, site.title.slice(0, cutBefore(site.title))), h("span", { class: "end" }, site.title.slice(cutBefore(site.title))), caller && h("span", { class: "dim apart" }, `\u00a0← ${caller}`)),
         h("span", { class: "sub dim" }, where)),
       numbers.map(([value, below], place) =>
         h("span", { class: `cell n c${place}${value.startsWith("+") && (place === 0 || value === growth) ? " up" : ""}` }, value, below && h("span", { class: "sub dim", title: "between these with 95 % confidence" }, below),

@@ -14,16 +14,21 @@ export function hash(text) {
   return (value >>> 0).toString(36);
 }
 
-const node = (name, parent, frame) => ({ name, parent, frame, value: 0, base: 0, leaking: 0, sites: 0, next: new Map() });
+/** What most nodes have below them. */
+const NOTHING = new Map();
+
+const node = (name, parent, frame) => ({ name, parent, frame, value: 0, base: 0, leaking: 0, sites: 0, next: NOTHING, sorted: null });
 
 /**
  * The tree of calls: from roots to leaves, or with `isUp` from where was allocated to its callers. Functions are told apart by
  * name and module; the allocator's own are left out. Touched pages are in it where there is nothing else: they are in no sum.
  */
 export function build(model, sites, { isUp = false, byProcess = false } = {}) {
+  const known = new Map();
   const labels = model.frames.map((frame, place) => {
-    const module = frame.module ? baseName(frame.module) : "";
-    return { key: `${model.names[place]}\u0000${module}`, name: model.names[place], frame };
+    const key = `${model.names[place]}\u0000${frame.module ? baseName(frame.module) : ""}`;
+    if (!known.has(key)) known.set(key, { key: known.size, name: model.names[place], frame });
+    return known.get(key);
   });
   const isGone = Boolean(model.difference) && sites.every((site) => site.inuse_bytes === 0);
   const root = node("all", null, null);
@@ -31,7 +36,8 @@ export function build(model, sites, { isUp = false, byProcess = false } = {}) {
   for (const site of summed.length ? summed : sites) {
     const value = isGone ? site.inuse_bytes_base : site.inuse_bytes;
     if (!(value > 0)) continue;
-    const stack = site.frames.slice(site.own).map((place) => labels[place]);
+    const stack = [];
+    for (let place = site.own; place < site.frames.length; place += 1) stack.push(labels[site.frames[place]]);
     if (!isUp) {
       if (site.stack_incomplete && stack.length) stack.push({ key: "[stack incomplete]", name: "[stack incomplete]" });
       stack.reverse();
@@ -51,7 +57,10 @@ export function build(model, sites, { isUp = false, byProcess = false } = {}) {
     add(root);
     for (const label of stack) {
       let next = at.next.get(label.key);
-      if (!next) at.next.set(label.key, (next = node(label.name, at, label.frame)));
+      if (!next) {
+        if (at.next === NOTHING) at.next = new Map();
+        at.next.set(label.key, (next = node(label.name, at, label.frame)));
+      }
       add(next);
       at = next;
     }
