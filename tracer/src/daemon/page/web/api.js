@@ -1,7 +1,8 @@
 // Asks the daemon, and hears from it. Nobody else is asked anything.
 
 async function ask(path, options) {
-  const answer = await fetch(path, { credentials: "same-origin", cache: "no-store", ...options });
+  // What is asked for first, the document has asked for already (`preload`): the same way, or it is asked for again.
+  const answer = await fetch(path, options);
   if (answer.ok) return answer.status === 204 ? null : answer.json();
   const said = await answer.json().catch(() => ({}));
   throw Object.assign(new Error(said.error ?? `the daemon answers ${answer.status}`), { status: answer.status });

@@ -21,6 +21,7 @@ export function prepare(sheet) {
   const groups = new Map();
   for (const site of sheet.sites) {
     site.key = siteKey(site);
+    site.rank = weightOf(site.verdict);
     site.process = processOf.get(processKey(site));
     site.kind ??= "heap";
     site.types ??= [];
@@ -135,8 +136,8 @@ export const standardSort = (model) => (model.difference ? "change" : "verdict")
 const most = (value) => (one, other) => value(other) - value(one);
 const ORDERS = {
   verdict: (one, other) =>
-    weightOf(one.verdict) - weightOf(other.verdict) ||
-    (one.verdict === "leaking" ? other.growth_bytes_per_s - one.growth_bytes_per_s : 0) ||
+    one.rank - other.rank ||
+    (one.rank === 0 ? other.growth_bytes_per_s - one.growth_bytes_per_s : 0) ||
     other.inuse_bytes - one.inuse_bytes,
   inuse: most((site) => site.inuse_bytes),
   blocks: most((site) => site.inuse_objects),
