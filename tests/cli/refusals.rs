@@ -30,6 +30,14 @@ fn assert_refused(finished: &Finished, subjects: &[&str]) {
     }
 }
 
+#[test]
+fn a_screen_without_a_terminal() {
+    assert_refused(
+        &run(&["top", "-p", "1"]).unwrap(),
+        &["needs a terminal", "leakscope trace"],
+    );
+}
+
 fn trace(pid: u32) -> Finished {
     run(&["trace", "-p", &pid.to_string(), "--for", "1s"]).expect("leakscope runs")
 }

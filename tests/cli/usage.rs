@@ -58,6 +58,10 @@ fn usage_errors_end_with_2_and_name_what_is_wrong() {
         ),
         misused(&["heap", "-p", "1", "--holders", "-1"], "from 0 to 100"),
         misused(&["trace", "-p", "1", "--suppress"], "--suppress"),
+        misused(&["top", "--url", "a:1", "--tier", "exact"], "--tier"),
+        misused(&["top", "--url", "a:1", "--socket", "b"], "--socket"),
+        misused(&["top", "--url", "a:1", "--", "true"], "--url"),
+        misused(&["top", "--every", "1"], "add a unit"),
     ]
     .into_iter()
     .flatten()

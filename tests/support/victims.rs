@@ -120,6 +120,7 @@ const PROGRAMS: &[Program] = &[
     c("deep", "deep.c", POINTERS),
     c("deep-omit", "deep.c", TABLES),
     c("churn", "churn.c", POINTERS),
+    c("demo", "demo.c", POINTERS),
     c("many", "many.c", POINTERS),
     c("short", "short.c", POINTERS),
     c("lost", "lost.c", LOAD),

@@ -5,7 +5,7 @@ use std::{
     os::unix::net::UnixStream,
     process::{Command, ExitCode, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -25,7 +25,7 @@ use crate::{
     daemon::{Source, Watched, read_token},
     kernel::{
         HeldCommand, RunningCommand, require_address_space, require_capabilities,
-        require_pids_of_the_machine,
+        require_pids_of_the_machine, thread_cpu_time,
     },
     report::Report,
     screen::{Feed, Messages, Options, Trouble, run as show},
@@ -48,6 +48,9 @@ pub(super) fn run(raw: TopArguments) -> anyhow::Result<ExitCode> {
         source: String::new(),
         every: raw.every,
         color: stdout_takes_color(),
+        is_single: raw.target.pid.len() == 1
+            && raw.target.comm.is_empty()
+            && raw.target.cgroup.is_empty(),
     };
     // One thread is enough: it waits.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -107,13 +110,14 @@ impl Asked {
         }
     }
 
-    /// A report, and how long it took to read.
+    /// A report, and the processor time that it took to read.
     async fn report(&self) -> anyhow::Result<(Arc<Report>, Duration)> {
         let token = self.token.as_deref();
+        let begun = thread_cpu_time();
         let body = ask(&self.place, Method::GET, &self.path, token, Duration::ZERO).await?;
-        let begun = Instant::now();
         let report = Report::from_json(&body).context("reading what the daemon answers")?;
-        Ok((Arc::new(report), begun.elapsed()))
+        let took = thread_cpu_time().saturating_sub(begun);
+        Ok((Arc::new(report), took))
     }
 }
 

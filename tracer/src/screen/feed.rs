@@ -95,7 +95,7 @@ async fn fetch(
         };
         let (event, took) = match next {
             Ok((report, took)) => (Event::Report(report), took),
-            Err(Trouble::Passing(error)) => (Event::Trouble(format!("{error:#}")), every),
+            Err(Trouble::Passing(error)) => (Event::Trouble(format!("{error:#}")), Duration::ZERO),
             Err(Trouble::Final(error)) => {
                 is_over = true;
                 (Event::Over(error), Duration::ZERO)

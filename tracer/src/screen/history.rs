@@ -90,7 +90,13 @@ impl History {
         let before = self.times.len();
         self.times.push(now);
         for site in &report.sites {
-            let series = self.bytes.entry(SiteKey::of(site)).or_default();
+            let key = SiteKey::of(site);
+            let series = match self.bytes.get_mut(&key) {
+                Some(series) => series,
+                // Most sites of a busy machine never hold anything when it is looked.
+                None if site.inuse_bytes == 0 => continue,
+                None => self.bytes.entry(key).or_default(),
+            };
             // A site that is new held nothing before.
             series.resize(before, 0);
             series.push(site.inuse_bytes);

@@ -51,6 +51,8 @@ pub struct Options {
     pub every: Duration,
     /// Whether colours may be used.
     pub color: bool,
+    /// Whether one process is watched and no other can come: its sites are what is wanted, not a list of one row.
+    pub is_single: bool,
 }
 
 /// Lines that are said while the screen is open: shown on it, and kept for when it is closed.
@@ -117,6 +119,7 @@ pub fn run(
     listen_for_keys(events.clone())?;
     messages.send_to(events.clone());
     let mut state = State::new(options.source, terminal.size()?);
+    state.is_single = options.is_single;
     if let Some(report) = first {
         state.take(report);
     }

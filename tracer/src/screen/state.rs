@@ -9,7 +9,7 @@ use super::{
     order::{self, ProcessOrder, ProcessSort, SiteOrder, SiteSort},
     tree::Tree,
 };
-use crate::report::{Process, Report, Site};
+use crate::report::{Omitted, Process, Report, Site, Verdict};
 
 /// Where the user is; one is entered from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,30 @@ pub(super) const HEAD: usize = 2;
 pub(super) const COLUMNS: usize = 1;
 pub(super) const FOOT: usize = 1;
 
+/// What a report comes to in all.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sums {
+    pub(super) total: Omitted,
+    /// Processes of which something leaks.
+    pub(super) leaking: u64,
+    /// Events that were lost.
+    pub(super) lost: u64,
+}
+
+impl Sums {
+    fn of(report: &Report) -> Self {
+        let leaks = |process: &&Process| {
+            process.verdict == Verdict::Leaking || order::kernel_leaks(process)
+        };
+        let lost = report.losses.values();
+        Self {
+            total: report.total(),
+            leaking: report.processes.iter().filter(leaks).count() as u64,
+            lost: lost.fold(0, |sum: u64, lost| sum.saturating_add(*lost)),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct State {
@@ -47,6 +71,8 @@ pub(super) struct State {
     pub(super) source: String,
     /// Columns and lines of the terminal.
     pub(super) size: (u16, u16),
+    /// The first report leads into its first process.
+    pub(super) is_single: bool,
     /// What is shown.
     pub(super) report: Option<Arc<Report>>,
     /// What came since, while it is paused.
@@ -75,6 +101,7 @@ pub(super) struct State {
     pub(super) trouble: Option<String>,
     /// How many sites of each process leak.
     pub(super) leaking: HashMap<ProcessKey, usize>,
+    pub(super) sums: Sums,
     /// Titles of sites that were in view, by their places in the report.
     titles: HashMap<u32, String>,
 }
@@ -84,6 +111,7 @@ impl State {
         Self {
             source,
             size,
+            is_single: false,
             report: None,
             waiting: None,
             is_paused: false,
@@ -103,6 +131,7 @@ impl State {
             note: None,
             trouble: None,
             leaking: HashMap::new(),
+            sums: Sums::default(),
             titles: HashMap::new(),
         }
     }
@@ -143,16 +172,22 @@ impl State {
         } else {
             self.put(report);
         }
+        if std::mem::take(&mut self.is_single)
+            && let Some(process) = self.processes.chosen()
+        {
+            self.enter(Place::Sites(Some(process)));
+        }
     }
 
     /// Shows a report.
     pub(super) fn put(&mut self, report: Arc<Report>) {
         self.leaking.clear();
         for site in &report.sites {
-            if site.verdict == crate::report::Verdict::Leaking {
+            if site.verdict == Verdict::Leaking {
                 *self.leaking.entry(SiteKey::of(site).process).or_default() += 1;
             }
         }
+        self.sums = Sums::of(&report);
         self.titles.clear();
         self.report = Some(report);
         self.renew();

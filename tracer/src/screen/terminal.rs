@@ -13,7 +13,10 @@ use ratatui::{
         cursor::{Hide, Show},
         event::{DisableMouseCapture, EnableMouseCapture},
         execute,
-        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+        terminal::{
+            Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
+            enable_raw_mode,
+        },
     },
 };
 
@@ -46,7 +49,7 @@ impl Taken {
         if self.is_mouse {
             execute!(io::stdout(), EnableMouseCapture)?;
         }
-        self.terminal.clear()
+        self.clear()
     }
 
     /// Gives it back for a while.
@@ -70,9 +73,12 @@ impl Taken {
         }
     }
 
-    /// The next drawing is of everything.
+    /// The next drawing is of everything. Ratatui's own way asks the terminal where its cursor is, and the thread that reads keys
+    /// would get the answer.
     pub(super) fn clear(&mut self) -> io::Result<()> {
-        self.terminal.clear()
+        execute!(io::stdout(), Clear(ClearType::All))?;
+        self.terminal = Terminal::new(CrosstermBackend::new(io::stdout()))?;
+        Ok(())
     }
 
     /// Draws.

@@ -187,28 +187,25 @@ impl Tree {
     /// The lines, from what is open; the cursor stays with its node.
     fn lay_out(&mut self) {
         let mut rows = Vec::new();
-        // Those still to come, the next one last.
-        let mut coming: Vec<(u32, usize)> = Vec::new();
-        let below = |node: &Node, depth: usize| {
-            let children: Vec<(u32, usize)> = node
-                .children
-                .iter()
-                .rev()
-                .map(|child| (*child, depth))
-                .collect();
-            children
+        // Those still to come, the next one last: a node, its depth, and whether it has siblings. A chain of single callers
+        // is not indented, but for where it begins beside others.
+        let mut coming: Vec<(u32, usize, bool)> = Vec::new();
+        let below = |node: &Node, depth: usize| -> Vec<(u32, usize, bool)> {
+            let is_fork = node.children.len() > 1;
+            let children = node.children.iter().rev();
+            children.map(|child| (*child, depth, is_fork)).collect()
         };
         if let Some(root) = self.nodes.first() {
             coming = below(root, 0);
         }
-        while let Some((place, depth)) = coming.pop() {
+        while let Some((place, depth, has_siblings)) = coming.pop() {
             rows.push((place, depth));
             let Some(node) = self.nodes.get(place as usize) else {
                 continue;
             };
             if self.is_open(node) {
-                let deeper = depth + usize::from(node.children.len() > 1);
-                coming.extend(below(node, deeper));
+                let is_deeper = has_siblings || node.children.len() > 1;
+                coming.extend(below(node, depth + usize::from(is_deeper)));
             }
         }
         self.rows = rows;

@@ -36,7 +36,7 @@ pub(super) fn draw(state: &State, area: Rect, buffer: &mut Buffer, color: bool) 
                 2,
                 HEAD + 1,
                 pen.columns(),
-                "waiting for the first report",
+                "waiting for the first report: names are looked up once, which can take some seconds",
                 Ink::Dim,
             );
         }
@@ -95,7 +95,7 @@ fn head(state: &State, pen: &mut Pen<'_>) {
 /// The second line.
 fn totals(state: &State, report: &Report) -> (String, Ink) {
     if let Some(base) = state.shown_base() {
-        let more = super::history::change(base.inuse_bytes, report.total().inuse_bytes);
+        let more = super::history::change(base.inuse_bytes, state.sums.total.inuse_bytes);
         let text = format!(
             "since the snapshot of {}, {} ago: {} in use",
             clock(&base.at.to_string()),
@@ -104,18 +104,14 @@ fn totals(state: &State, report: &Report) -> (String, Ink) {
         );
         return (text, Ink::Warning);
     }
-    let total = report.total();
+    let super::state::Sums {
+        total,
+        leaking,
+        lost,
+    } = state.sums;
     let processes = report.processes.len() as u64;
     let ending = if processes == 1 { "" } else { "es" };
     let mut parts = vec![format!("{} process{ending}", count(processes))];
-    let leaking = report
-        .processes
-        .iter()
-        .filter(|process| {
-            process.verdict == crate::report::Verdict::Leaking
-                || super::order::kernel_leaks(process)
-        })
-        .count() as u64;
     if leaking > 0 {
         parts.push(format!("{} leaking", count(leaking)));
     }
@@ -128,10 +124,6 @@ fn totals(state: &State, report: &Report) -> (String, Ink) {
     if total.sites > report.sites.len() as u64 {
         parts.push(format!("{} not shown", count(report.omitted.sites)));
     }
-    let lost = report
-        .losses
-        .values()
-        .fold(0, |sum: u64, lost| sum.saturating_add(*lost));
     if lost > 0 {
         parts.push(format!("{} events lost", count(lost)));
     }

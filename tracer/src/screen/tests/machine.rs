@@ -73,6 +73,17 @@ fn in_and_back() {
 }
 
 #[test]
+fn one_process_is_gone_into_at_once() {
+    let mut state = State::new("pid 100".to_owned(), (80, 24));
+    state.is_single = true;
+    state.take(report(60.0));
+    assert!(matches!(state.place(), Place::Sites(Some(key)) if key.pid == 100));
+    press(&mut state, "\x1b");
+    state.take(report(70.0));
+    assert_eq!(state.place(), Place::Processes);
+}
+
+#[test]
 fn a_filter_is_typed_kept_and_taken_away() {
     let mut state = screen(80, 24);
     press(&mut state, "a/SESSION");
@@ -199,7 +210,7 @@ fn the_tree_grows_from_both_ends_and_opens_by_itself_where_most_is() {
     press(&mut state, "c");
     assert_eq!(
         names(&state),
-        ["cached_page", "serve", "main", "remember_session"]
+        ["cached_page", " serve", " main", "remember_session"]
     );
     press(&mut state, "f");
     assert_eq!(names(&state).len(), 6);
