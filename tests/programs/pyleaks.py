@@ -73,7 +73,7 @@ def lru_cache():
 
 class Parent:
     def __init__(self, number):
-        self.number = number + 100_000
+        self.number = number + 100_000  # leaks: cycles
         self.child = Child(self)  # leaks: cycles
 
 
@@ -214,7 +214,7 @@ class Bus:
 def handlers():
     bus = Bus()
 
-    def turn(number):
+    def turn(number):  # leaks: handlers
         session = {"user": "user %d" % number}  # leaks: handlers
         bus.subscribe("close", lambda: session.clear())  # leaks: handlers
 

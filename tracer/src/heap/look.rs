@@ -94,6 +94,8 @@ pub struct Look {
     pub ranges: Vec<Range<u64>>,
     /// The blocks that no root reached, by address: in all looks so far.
     pub lost: Vec<LostBlock>,
+    /// Where there was not time for looks that agree: those that no root reached in the looks that there were.
+    pub doubtful: Vec<LostBlock>,
     /// Blocks that hold stale words: from so far in them on. By address.
     pub(crate) stale: HashMap<u64, u64>,
     /// What the blocks of each owner are.
@@ -378,6 +380,13 @@ impl Look {
                 types.is_still(group, bytes.get(..length).unwrap_or_default())
             })
         });
+    }
+
+    /// Nothing is known to be lost; these may be.
+    pub fn forget_lost(&mut self, doubtful: Vec<LostBlock>) {
+        self.lost.clear();
+        self.doubtful = doubtful;
+        self.count_lost();
     }
 
     /// Counts the lost blocks in their groups.

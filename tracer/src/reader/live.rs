@@ -43,7 +43,7 @@ pub struct LookWish {
 
 /// Looks at a process. `owned`: blocks that are known otherwise, by address; `servers`: where symbols may be asked for.
 ///
-/// Gives `None` where no allocator is known whose heap could be walked, or there was not time enough.
+/// Gives `None` where no allocator is known whose heap could be walked, or there was not time enough for one look.
 ///
 /// # Errors
 /// The process is gone, or we may not read it.
@@ -94,12 +94,15 @@ pub fn look_at(
             }
         };
         let again = bounded();
+        let before = found.lost.clone();
         let held = heap::confirm(&again, &mut regions, options, owned, &mut found);
         if let Some(error) = failed {
             return Err(error);
         }
         if again.is_over() {
-            return Ok(None);
+            // What the blocks are and who holds them is known all the same.
+            found.forget_lost(before);
+            break;
         }
         agreeing = if held == 0 { agreeing + 1 } else { 0 };
         if agreeing >= CONFIRMING {

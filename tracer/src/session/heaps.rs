@@ -5,14 +5,14 @@ mod look;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::mpsc::{Receiver, TryRecvError},
     time::{Duration, Instant},
 };
 
 use leakscope_common::UNKNOWN_SITE;
 
-use super::{Session, process::Traced};
+use super::{Session, pooled::is_of_objects, process::Traced};
 use crate::{
     heap::{Look, Owned, OwnerLook},
     kernel::{KernelError, monotonic_ns},
@@ -387,6 +387,8 @@ fn sites(look: &Look, known: &[Known], still: &[Known]) -> HashMap<SiteId, SiteL
         .iter()
         .map(|block| (block.address, block.is_direct))
         .collect();
+    // Objects wait for their collector: that no root leads to them says of what kind a leak is, not that there is one.
+    let doubtful: HashSet<u64> = look.doubtful.iter().map(|block| block.address).collect();
     for block in known {
         // What was freed meanwhile was not lost; and what is lost may be another site's.
         if !block.is_own || still.binary_search(block).is_err() {
@@ -395,7 +397,12 @@ fn sites(look: &Look, known: &[Known], still: &[Known]) -> HashMap<SiteId, SiteL
         let Some(site) = sites.get_mut(&block.site) else {
             continue;
         };
-        let found = Reachability::of_block(block.bytes, lost.get(&block.address).copied(), 1);
+        let is_doubtful = is_of_objects(block.site) && doubtful.contains(&block.address);
+        let is_lost = lost
+            .get(&block.address)
+            .copied()
+            .or(is_doubtful.then_some(true));
+        let found = Reachability::of_block(block.bytes, is_lost, 1);
         let sum = site.reachability.unwrap_or_default().and(found);
         site.reachability = Some(sum);
     }

@@ -47,11 +47,16 @@ const ARENA_BYTES: [u64; 2] = [1 << 20, 256 << 10];
 
 /// The site with the stack of this one.
 pub(super) fn stack_of(site: SiteId) -> SiteId {
-    if site >> 30 == 1 {
+    if is_of_objects(site) {
         site & !OF_OBJECTS
     } else {
         site
     }
+}
+
+/// Whether a site is one of objects.
+pub(super) fn is_of_objects(site: SiteId) -> bool {
+    site >> 30 == 1
 }
 
 /// The objects of all followed processes with an interpreter, by incarnation.

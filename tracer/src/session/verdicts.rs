@@ -528,8 +528,30 @@ fn rests_on_few(site: &Site) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::rests_on_few;
-    use crate::report::{Sample, Site};
+    use super::{of_cycles, rests_on_few};
+    use crate::{
+        ledger::{Judgement, Verdict},
+        report::{Reachability, Sample, Site},
+    };
+
+    #[test]
+    fn objects_that_wait_for_their_collector_leak_only_where_there_are_ever_more() {
+        let found = |unreachable| Reachability {
+            checked: 10,
+            unreachable,
+            ..Reachability::default()
+        };
+        let of = |verdict| Judgement {
+            verdict,
+            ..Judgement::default()
+        };
+        let waiting = of_cycles(of(Verdict::Plateau), &found(10));
+        assert_eq!(waiting, of(Verdict::Plateau));
+        let named = of_cycles(of(Verdict::Leaking), &found(9));
+        assert!(named.reason.contains("cycles that nobody collects"));
+        let held = of_cycles(of(Verdict::Leaking), &found(1));
+        assert_eq!(held, of(Verdict::Leaking));
+    }
 
     #[test]
     fn one_block_showed_a_rate_beyond_the_growth_of_its_process() {

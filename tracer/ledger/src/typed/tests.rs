@@ -1,3 +1,5 @@
+//! Growth by type, divided among sites: made-up looks and objects. Knows no process.
+
 use proptest::prelude::*;
 
 use super::{Born, Kind, TypedGrowth};

@@ -20,6 +20,9 @@ const MOST_BYTES: u64 = 8 << 30;
 /// In a heap of more blocks pointers are not followed: that takes longer than there is time, and much memory of ours.
 const MOST_BLOCKS: u64 = 8 << 20;
 
+/// So long before nobody waits any more what was found is to be told.
+const MARGIN: Duration = Duration::from_millis(500);
+
 /// Holders are followed so many steps up.
 const LEVELS: usize = 5;
 
@@ -125,7 +128,7 @@ fn look(
         levels: LEVELS,
         groups_with_holders: 0,
         by_size: false,
-        until: Some(until),
+        until: Some(until.checked_sub(MARGIN).unwrap_or(until)),
         most_bytes: MOST_BYTES,
     };
     let look = look_at(proc_root, job.pid, wish, &job.owned, None)

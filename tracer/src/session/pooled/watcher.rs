@@ -200,6 +200,8 @@ struct Work {
     wanted: Vec<(ObjectKind, f64)>,
     /// How pools were at the last choice.
     before: HashMap<u64, (u64, u64, u32)>,
+    /// How many objects of each kind have settled: of those that have fewer, more are watched.
+    seen: HashMap<ObjectKind, u32>,
     /// Blocks of which it was told that they have settled.
     settled: Vec<(u64, ObjectKind)>,
     next_count: Instant,
@@ -224,6 +226,7 @@ impl Work {
             first: HashMap::new(),
             wanted: Vec::new(),
             before: HashMap::new(),
+            seen: HashMap::new(),
             settled: Vec::new(),
             next_count: now,
             next_choice: now,
@@ -384,6 +387,7 @@ impl Work {
                 let (block, _) = self.settled.remove(0);
                 let _ = tell.send(Told::Forgotten { block });
             }
+            *self.seen.entry(kind.clone()).or_default() += 1;
             self.settled.push((choice.block, kind.clone()));
             let _ = tell.send(Told::Settled {
                 block: choice.block,
@@ -413,7 +417,15 @@ impl Work {
         let pools = young_pools(memory, &self.regions, self.pool_bytes);
         let room = WORDS.saturating_sub(self.shared.words().len());
         for _ in 0..room {
-            let choice = choose(&pools, &self.before, &self.wanted, &mut self.random);
+            let wanted: Vec<(ObjectKind, f64)> = self
+                .wanted
+                .iter()
+                .map(|(kind, bytes)| {
+                    let seen = self.seen.get(kind).copied().unwrap_or(0);
+                    (kind.clone(), bytes / f64::from(1 + seen))
+                })
+                .collect();
+            let choice = choose(&pools, &self.before, &wanted, &mut self.random);
             let Some(choice) = choice else { break };
             let is_watched = |armed: &Armed| armed.choice.word == choice.word;
             if self.shared.words().iter().any(is_watched) {
