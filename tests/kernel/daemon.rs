@@ -68,6 +68,7 @@ const GO: Client = ("go", "version", "golang-go");
 const DOT: Client = ("dot", "-V", "graphviz");
 const PROMTOOL: Client = ("promtool", "--version", "prometheus");
 const CHROMIUM: Client = ("chromium", "--version", "chromium");
+const NODE: Client = ("node", "--version", "nodejs");
 
 /// Whether a client is missing, which the machines of `cargo xtask test vm` need not have; says so.
 fn lacks((program, argument, package): Client) -> bool {
@@ -642,5 +643,25 @@ fn a_browser_shows_the_page_and_a_click_zooms() {
     // It asks for nothing from elsewhere.
     let text = fs::read_to_string(&page).unwrap();
     assert!(!text.contains("src=") && !text.contains("<link"), "{text}");
+    watched.victim.quit().unwrap();
+}
+
+#[test]
+fn its_page_shows_the_leak_of_a_running_process() {
+    let (_alone, path) = set_up!("basic", CHROMIUM, NODE);
+    let address = format!("127.0.0.1:{}", free_port());
+    let watched = Watched::basic(&path, &["--listen", &address]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/page/shows.mjs");
+    let mut command = Command::new("node");
+    command.args([
+        script,
+        &format!("http://{address}"),
+        &watched.victim.pid().to_string(),
+        "leak_basic",
+        // What the list says of it.
+        "9.77 KiB",
+    ]);
+    let finished = run_command(command).unwrap();
+    assert_eq!(finished.code(), 0, "{}", finished.stdout);
     watched.victim.quit().unwrap();
 }

@@ -57,11 +57,22 @@ const sheet = () => ({
 test("sites that begin alike are told apart by who called", () => {
   const ready = model.prepare(sheet());
   const [one, other, python] = ready.sites;
-  assert.deepEqual([one.title, model.apart(ready, one)], ["make_buffer", "parse"]);
-  assert.deepEqual([other.title, model.apart(ready, other)], ["make_buffer", "render"]);
-  assert.equal(model.apart(ready, python), "");
+  assert.deepEqual(model.titleOf(ready, one), { title: "make_buffer", aside: "← parse", where: "/bin/app" });
+  assert.equal(model.titleOf(ready, other).aside, "← render");
+  assert.equal(model.titleOf(ready, python).aside, "");
   assert.equal(python.title, "handler");
   assert.equal(python.where, "app.py:3");
+});
+
+test("a wrapper that many share is no title", () => {
+  const many = sheet();
+  many.frames.push(frame("xmalloc", { wrapper: true }), frame("serve"));
+  for (const [id, caller] of [[10, 2], [11, 3], [12, 8]]) many.sites.push({ ...many.sites[0], id, frames: [0, 7, 1, caller, 4] });
+  const ready = model.prepare(many);
+  for (const [key, title] of [["7.0.10", "parse"], ["7.0.11", "render"], ["7.0.12", "serve"]]) {
+    const named = model.titleOf(ready, ready.byKey.get(key));
+    assert.deepEqual([named.title, named.aside], [title, "→ make_buffer"]);
+  }
 });
 
 test("leaking sites come before large ones, and filters find all words", () => {

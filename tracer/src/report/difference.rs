@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
-use super::model::{Process, Report, ReportParts, SCHEMA, Site, SiteKind};
+use super::model::{MemoryPoint, Process, Report, ReportParts, SCHEMA, Site, SiteKind};
 use super::names::base_name;
 use super::pprof::profile;
 use super::pprof::proto::{Location, Mapping, Profile};
@@ -29,6 +29,9 @@ pub struct Difference {
     pub new: Moment,
     /// The processes of the later report.
     pub processes: Vec<Process>,
+    /// The memory of the earlier report's processes over time, where that tells it: profiles do not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory_before: Vec<MemoryBefore>,
     /// What changed in all, with what `changes` leaves out.
     pub total: Changed,
     /// Stacks whose figures changed; the greatest change of surviving bytes first, growth before shrinkage of the same
@@ -36,6 +39,17 @@ pub struct Difference {
     pub changes: Vec<Change>,
     /// What `changes` leaves out.
     pub omitted: Changed,
+}
+
+/// The memory of a process of the earlier report.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryBefore {
+    /// Its process id.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// Its memory over time, the oldest first; seconds since the earlier trace began.
+    pub memory_series: Vec<MemoryPoint>,
 }
 
 /// One of the two reports.
@@ -175,6 +189,16 @@ impl Difference {
             base: Moment::of(base),
             new: Moment::of(new),
             processes: new.processes.clone(),
+            memory_before: base
+                .processes
+                .iter()
+                .filter(|process| !process.memory_series.is_empty())
+                .map(|process| MemoryBefore {
+                    pid: process.pid,
+                    comm: process.comm.clone(),
+                    memory_series: process.memory_series.clone(),
+                })
+                .collect(),
             total: Changed::default(),
             changes: changes
                 .into_values()
@@ -192,6 +216,26 @@ impl Difference {
         }
         difference.sort();
         difference
+    }
+
+    /// The memory of a process of the later report in the earlier one: its own, or that of the only one of its name.
+    #[must_use]
+    pub fn memory_before(&self, process: &Process) -> &[MemoryPoint] {
+        let namesakes = || {
+            self.memory_before
+                .iter()
+                .filter(|before| before.comm == process.comm)
+        };
+        let own = namesakes().find(|before| before.pid == process.pid);
+        let is_alone = namesakes().count() == 1
+            && self
+                .processes
+                .iter()
+                .filter(|other| other.comm == process.comm)
+                .count()
+                == 1;
+        own.or_else(|| namesakes().next().filter(|_| is_alone))
+            .map_or(&[], |before| &before.memory_series)
     }
 
     /// The changed sites as a report, their place in `changes` as their number.

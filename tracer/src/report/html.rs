@@ -39,6 +39,7 @@ figure{margin:.6rem 0}figcaption{font-weight:600}
 p,h1,figcaption,span.dim{overflow-wrap:anywhere}
 .chart{display:block;width:100%;height:8rem;border:solid var(--line);border-width:0 0 1px 1px;overflow:visible}
 .chart polyline{fill:none;stroke-width:2;vector-effect:non-scaling-stroke}
+.chart .before{stroke-dasharray:5 4;opacity:.75}
 .chart .resident{stroke:var(--cold)}.chart .inuse{stroke:var(--hot)}
 .axis{display:flex;flex-wrap:wrap;gap:0 1rem;justify-content:space-between;font-size:12px}
 .axis .resident{color:var(--cold)}.axis .inuse{color:var(--hot)}
@@ -95,6 +96,7 @@ impl Format for Html {
             units::bytes(difference.base.inuse_bytes),
             units::bytes(difference.new.inuse_bytes)
         )?;
+        curves(difference, out)?;
         writeln!(
             out,
             "<section id=\"sites\"><h2>Stacks</h2><table><thead><tr><th class=\"n\">change</th><th class=\"n\">before</th>\
@@ -151,6 +153,26 @@ fn embed(svg: &[u8], out: &mut dyn Write) -> io::Result<()> {
         .unwrap_or(0);
     writeln!(out, "<section id=\"graph\"><h2>Flame graph</h2>")?;
     out.write_all(svg.get(begin..).unwrap_or_default())?;
+    writeln!(out, "</section>")
+}
+
+/// The memory of each process, before and now.
+fn curves(difference: &Difference, out: &mut dyn Write) -> io::Result<()> {
+    let with_curves = difference
+        .processes
+        .iter()
+        .map(|process| (process, difference.memory_before(process)))
+        .filter(|(process, before)| before.len().max(process.memory_series.len()) > 1);
+    writeln!(out, "<section id=\"processes\"><h2>Memory</h2>")?;
+    for (process, before) in with_curves.take(PROCESSES_SHOWN) {
+        writeln!(
+            out,
+            "<figure><figcaption>{}</figcaption>",
+            text(&process_name(process))
+        )?;
+        chart::write_two(before, &process.memory_series, out)?;
+        writeln!(out, "</figure>")?;
+    }
     writeln!(out, "</section>")
 }
 

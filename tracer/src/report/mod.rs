@@ -33,7 +33,7 @@ use std::io;
 use thiserror::Error;
 
 pub(crate) use allocator::is_allocator;
-pub use difference::{Change, ChangeKind, Changed, Difference, Figures, Moment};
+pub use difference::{Change, ChangeKind, Changed, Difference, Figures, MemoryBefore, Moment};
 pub use filter::Filter;
 pub use folded::Folded;
 pub use html::Html;
@@ -51,6 +51,7 @@ pub(crate) use names::{clean, function, process_name, unnamed, why_empty};
 pub use pprof::{Pprof, PprofAllocs};
 pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};
 pub use svg::Svg;
+pub(crate) use text::is_wrapper;
 pub use text::{By, Style, Text};
 pub(crate) use text::{callers, headline, stack_lines};
 pub use time::{Timestamp, TimestampError};

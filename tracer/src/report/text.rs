@@ -21,6 +21,7 @@ use super::names::{UNKNOWN_STACK, incomplete, why_all_empty};
 use super::{Difference, Format};
 use crate::units::{blocks, bytes, count, plural};
 use stack::Line;
+pub(crate) use stack::is_wrapper;
 use title::Titles;
 
 /// Of so many processes it is said why nothing of theirs survives.

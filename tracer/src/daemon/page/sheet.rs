@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::report::{
     Change, ChangeKind, Changed, Difference, Figures, Frame, FrameKind, KernelMemory, Moment,
     Omitted, Overhead, Process, Report, Site, SiteKind, SiteType, Suppressed, Tier, Timestamp,
-    Verdict, is_allocator,
+    Verdict, is_allocator, is_wrapper,
 };
 
 /// Points of a process's memory that are told at a glance.
@@ -86,6 +86,9 @@ struct FrameRow<'a> {
     /// It is the allocator's own, where it stands at a stack's leaf.
     #[serde(skip_serializing_if = "is_default")]
     allocator: bool,
+    /// It only leads to the allocator for a language or a library: no title for a site.
+    #[serde(skip_serializing_if = "is_default")]
+    wrapper: bool,
 }
 
 /// A site. What is as it is in most is left out.
@@ -281,6 +284,7 @@ impl<'a> Frames<'a> {
                 inlined: frame.inlined,
                 kind: frame.kind,
                 allocator: is_allocator(frame),
+                wrapper: is_wrapper(frame),
             });
         }
         self.shared.insert(Arc::as_ptr(frame), place);

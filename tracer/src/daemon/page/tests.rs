@@ -11,13 +11,15 @@ use std::{io::Read as _, sync::Arc};
 use flate2::read::GzDecoder;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::UnixStream,
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::watch,
 };
 
 use super::{
     super::{
+        auth::Entrance,
         routes,
-        serve::Counters,
+        serve::{self, Counters, Listener, Server},
         testing::large_report,
         tests::{Answer, Daemon, join_all},
         thread::Published,
@@ -337,4 +339,51 @@ async fn pages_at_once_are_given_one_piece_of_memory() {
     }
     let plain = app.sheet(&published, false).await.unwrap();
     assert_eq!(unpack(first), plain);
+}
+
+/// The same daemon over TCP, where pages of others could ask, and what it answers.
+async fn over_tcp(daemon: &Daemon, request: &str) -> Answer {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let counters = Arc::new(Counters::default());
+    let (_ending, ending) = watch::channel(false);
+    let server = Server {
+        router: routes::router(daemon.tracing.clone(), Arc::clone(&counters)),
+        counters,
+        ending,
+    };
+    let entrance = Entrance::Tcp {
+        token: None,
+        address,
+    };
+    let listening = tokio::spawn(serve::listen(Listener::Tcp(listener), entrance, server));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = request.replace("OWN", &address.to_string());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let length = stream.read(&mut answer).await.unwrap();
+    listening.abort();
+    Answer::read(&answer[..length])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_others_hear_no_events_and_change_no_snapshots() {
+    let daemon = Daemon::start().await;
+    for (method, path, headers, status) in [
+        ("GET", "/api/v1/events", "sec-fetch-site: same-origin", 200),
+        ("GET", "/api/v1/events", "sec-fetch-site: cross-site", 403),
+        ("GET", "/api/v1/events", "origin: http://evil.example", 403),
+        ("PUT", "/api/v1/snapshots/a", "origin: http://OWN", 201),
+        (
+            "PUT",
+            "/api/v1/snapshots/a",
+            "origin: http://evil.example",
+            403,
+        ),
+        ("DELETE", "/api/v1/snapshots/a", "origin: null", 403),
+    ] {
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: OWN\r\n{headers}\r\n\r\n");
+        let answer = over_tcp(&daemon, &request).await;
+        assert_eq!(answer.status, status, "{method} {path} {headers}");
+    }
 }

@@ -108,6 +108,53 @@ fn a_page_has_every_part() {
     assert!(text(&empty_report(), "html").contains("no allocator was found"));
 }
 
+#[test]
+fn a_page_of_a_difference_has_both_curves() {
+    let page = view_text(&difference(), "html");
+    for line in ["resident before", "inuse before", "resident", "inuse"] {
+        let drawn = format!("<polyline class=\"{line}\"");
+        assert!(page.contains(&drawn), "{line}");
+    }
+    // Profiles tell no series: then the later curve stands alone.
+    let mut profile = Vec::new();
+    pprof_of(&exact_report(), &mut profile);
+    let base = pprof::to_report(&pprof::read(&profile).unwrap()).unwrap();
+    let page = view_text(&Difference::between(&base, &exact_report()), "html");
+    assert!(page.contains("<polyline class=\"inuse\""));
+    assert!(!page.contains("<polyline class=\"inuse before\""));
+}
+
+fn pprof_of(report: &Report, out: &mut Vec<u8>) {
+    crate::report::Pprof.write(report, out).unwrap();
+}
+
+#[test]
+fn curves_of_another_trace_are_those_of_the_only_process_of_that_name() {
+    let base = exact_report();
+    let mut parts = base.clone().into_parts();
+    for process in &mut parts.processes {
+        process.pid += 1000;
+    }
+    for site in &mut parts.sites {
+        site.pid += 1000;
+    }
+    let new = Report::new(parts);
+    let difference = Difference::between(&base, &new);
+    for (before, process) in base.processes.iter().zip(&new.processes) {
+        let namesakes = base
+            .processes
+            .iter()
+            .filter(|other| other.comm == process.comm)
+            .count();
+        let wanted: &[_] = if namesakes == 1 {
+            &before.memory_series
+        } else {
+            &[]
+        };
+        assert_eq!(difference.memory_before(process), wanted);
+    }
+}
+
 /// What a traced process chose to be called is text to the page, and nothing else.
 #[test]
 fn nobody_puts_markup_into_a_page() {

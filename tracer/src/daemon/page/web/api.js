@@ -1,8 +1,11 @@
 // Asks the daemon, and hears from it. Nobody else is asked anything.
 
+/** Where the daemon answers: without a password that may stand in the page's own address, which requests must not have. */
+const url = (path) => new URL(path, location.origin + location.pathname);
+
 async function ask(path, options) {
   // What is asked for first, the document has asked for already (`preload`): the same way, or it is asked for again.
-  const answer = await fetch(path, options);
+  const answer = await fetch(url(path), options);
   if (answer.ok) return answer.status === 204 ? null : answer.json();
   const said = await answer.json().catch(() => ({}));
   throw Object.assign(new Error(said.error ?? `the daemon answers ${answer.status}`), { status: answer.status });
@@ -34,7 +37,7 @@ export class Events {
   }
 
   open() {
-    this.source = new EventSource("api/v1/events");
+    this.source = new EventSource(url("api/v1/events"));
     this.source.addEventListener("now", (event) => {
       this.connected(true);
       this.told(JSON.parse(event.data));

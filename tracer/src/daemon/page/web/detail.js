@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { bars, chart } from "./chart.js";
 import { at, chip, h, put } from "./dom.js";
-import { apart, holderTree } from "./model.js";
+import { holderTree, titleOf } from "./model.js";
 import { blocks, bytes, change, clean, count, countChange, duration, frameName, frameWhere, percent, processName, rate, share, shortPath } from "./text.js";
 
 const fact = (name, ...value) => value.some(Boolean) && [h("dt", null, name), h("dd", null, value)];
@@ -52,10 +52,9 @@ export class Detail {
       put(this.element, h("header", null, h("h2", null, "Gone"), close), h("p", null, this.full?.error ? clean(this.full.error.message) : "Nothing is known of this site now."));
       return;
     }
-    const title = row?.title ?? `site ${site.id}`;
-    const caller = row && apart(model, row);
+    const { title, aside } = row ? titleOf(model, row) : { title: `site ${site.id}`, aside: "" };
     put(this.element,
-      h("header", null, h("h2", null, title, caller && h("span", { class: "dim" }, ` ← ${caller}`)), close),
+      h("header", null, h("h2", null, title, aside && h("span", { class: "dim" }, ` ${aside}`)), close),
       h("p", { class: "dim" }, row?.process ? processName(row.process) : `pid ${site.pid}`),
       this.verdict(site, row),
       this.figures(site, row),

@@ -83,8 +83,9 @@ export class Flame {
       return `hsl(${hue} ${colors.dark ? 32 : 55}% ${low}%)`;
     }
     if (by === "change" && this.model.difference) {
-      const grown = (of.value - of.base) / Math.max(of.value, of.base, 1);
-      const [hue, part] = grown >= 0 ? [8, grown] : [212, -grown];
+      const grown = of.value - of.base;
+      const hue = grown >= 0 ? 8 : 212;
+      const part = Math.sqrt(Math.abs(grown) / this.mostChanged);
       return `hsl(${hue} ${12 + part * 58}% ${high - part * (colors.dark ? -8 : 22)}%)`;
     }
     const part = of.value > 0 ? of.leaking / of.value : 0;
@@ -109,8 +110,8 @@ export class Flame {
     draw.textBaseline = "middle";
     const letter = draw.measureText("m").width;
     const colors = this.colors();
-    this.boxes = boxes;
     this.rows = [];
+    this.mostChanged = boxes.reduce((most, { of, isAbove }) => (isAbove ? most : Math.max(most, Math.abs(of.value - of.base))), 1);
     for (const box of boxes) {
       (this.rows[box.depth] ??= []).push(box);
       const wide = Math.max(box.width - (box.width > 3 ? 1 : 0.2), 0.5);

@@ -52,10 +52,25 @@ function ownFrames(site, frames) {
 /** So many callers are looked at for what tells sites apart. */
 const CALLERS = 12;
 
-/** The first caller that tells a site apart from others of its process that begin at the same function; nothing where it is alone. */
-export function apart(model, site) {
+/** Of so many sites that begin at one function, that function is no title. */
+const MANY = 3;
+
+/**
+ * How a site is called: by the function where it begins; where others of its process begin there too, with the first caller that
+ * tells it apart, and where many do, by that.
+ */
+export function titleOf(model, site) {
+  const place = apart(model, site);
+  if (place < 0) return { title: site.title, aside: "", where: site.where };
+  const caller = model.names[site.frames[place]];
+  if (site.group.sites.length < MANY) return { title: site.title, aside: `← ${caller}`, where: site.where };
+  return { title: caller, aside: `→ ${site.title}`, where: frameWhere(model.frames[site.frames[place]]) };
+}
+
+/** Where in its stack the first caller is that tells a site apart from others that begin at the same function; −1 for nowhere. */
+function apart(model, site) {
   const { group } = site;
-  if (group.sites.length < 2) return "";
+  if (group.sites.length < 2) return -1;
   if (!group.shared) {
     // How many of the group have this function so far above: what all have tells nothing.
     group.shared = new Map();
@@ -69,18 +84,18 @@ export function apart(model, site) {
   for (let up = 1; up <= CALLERS && site.at + up < site.frames.length; up += 1) {
     const place = site.frames[site.at + up];
     const sharing = group.shared.get(model.nameNumbers[place] * CALLERS + up - 1);
-    if (sharing < group.sites.length && !model.names[place].startsWith("[")) return model.names[place];
+    if (sharing < group.sites.length && !model.names[place].startsWith("[")) return site.at + up;
   }
-  return "";
+  return -1;
 }
 
-/** The frame that a programmer looks for: the innermost of Python, else the innermost that has a name. */
+/** The frame that a programmer looks for: the innermost of Python, else the innermost with a name that is no language's own wrapper. */
 function begins(site, frames) {
   let named = -1;
   for (let place = site.own; place < site.frames.length; place += 1) {
     const frame = frames[site.frames[place]];
     if (frame.kind === "python") return place;
-    if (named < 0 && frame.function) named = place;
+    if (named < 0 && frame.function && !frame.wrapper) named = place;
   }
   return Math.max(named, site.own);
 }

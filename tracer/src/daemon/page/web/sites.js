@@ -1,7 +1,7 @@
 // The list of sites: only the rows that can be seen are there.
 
 import { at, chip, eachFrame, h, put } from "./dom.js";
-import { apart, standardSort } from "./model.js";
+import { standardSort, titleOf } from "./model.js";
 import { bytes, change, clean, count, countChange, cutBefore, duration, rate, shortPath } from "./text.js";
 
 const COLUMNS = [
@@ -80,21 +80,22 @@ export class Sites {
   row(site, top) {
     const { model, state } = this;
     const isChange = site.change != null;
-    const caller = apart(model, site);
+    const named = titleOf(model, site);
+    const cut = cutBefore(named.title);
     const all = !state.p || state.p === "all";
     const who = all && site.process ? `${clean(site.process.comm)} ${site.pid}` : "";
     const kind = site.kind === "heap" ? "" : { mapping: "mapped", pages: "touched pages, in no sum", go: "Go heap", goroutines: "goroutines" }[site.kind] ?? site.kind;
     const lost = site.unreachable > 0 ? `${count(site.unreachable)} unreachable` : "";
-    const where = [who, kind, lost, shortPath(clean(site.where))].filter(Boolean).join(" · ");
+    const where = [who, kind, lost, shortPath(named.where)].filter(Boolean).join(" · ");
     const growth = rate(site.growth_bytes_per_s);
     const interval = site.isExact ? "" : `${bytes(site.inuse_bytes_low)} – ${bytes(site.inuse_bytes_high)}`;
     const numbers = isChange
       ? [[change(site.inuse_bytes_change)], [countChange(site.inuse_objects_change)], [bytes(site.inuse_bytes_base)], [bytes(site.inuse_bytes)], [growth]]
       : [[bytes(site.inuse_bytes), interval], [count(site.inuse_objects)], [growth], [bytes(site.alloc_bytes)], [site.oldest_age_s > 0 ? duration(site.oldest_age_s) : ""]];
-    return h("div", { class: "site", id: `site-${site.key}`, role: "option", "data-key": site.key, "aria-selected": String(state.site === site.key), style: { top: `${top}px` } },
+    return h("div", { class: isChange ? "site changed" : "site", id: `site-${site.key}`, role: "option", "data-key": site.key, "aria-selected": String(state.site === site.key), style: { top: `${top}px` } },
       h("span", { class: "cell" }, chip(site.change ?? site.verdict)),
-      h("span", { class: "cell wide", title: `${site.title}\n${site.where}` },
-        h("span", { class: "title" }, h("span", { class: "begin" }, site.title.slice(0, cutBefore(site.title))), h("span", { class: "end" }, site.title.slice(cutBefore(site.title))), caller && h("span", { class: "dim apart" }, `\u00a0← ${caller}`)),
+      h("span", { class: "cell wide", title: `${named.title} ${named.aside}\n${named.where}` },
+        h("span", { class: "title" }, h("span", { class: "begin" }, named.title.slice(0, cut)), h("span", { class: "end" }, named.title.slice(cut)), named.aside && h("span", { class: "dim apart" }, `\u00a0${named.aside}`)),
         h("span", { class: "sub dim" }, where)),
       numbers.map(([value, below], place) =>
         h("span", { class: `cell n c${place}${value.startsWith("+") && (place === 0 || value === growth) ? " up" : ""}` }, value, below && h("span", { class: "sub dim", title: "between these with 95 % confidence" }, below),
