@@ -156,6 +156,7 @@ fn prometheus_takes_the_rules_and_the_scrape_configuration() {
     }
     for (arguments, file) in [
         (&["check", "rules"][..], "prometheus/alerts.yaml"),
+        (&["test", "rules"], "prometheus/alerts.test.yaml"),
         (
             &["check", "config", "--syntax-only"],
             "prometheus/scrape.yaml",

@@ -209,6 +209,10 @@ pub(super) struct TargetArguments {
     /// All processes of the machine, also those that start later.
     #[arg(long, help_heading = "Target")]
     pub(super) all: bool,
+    /// Leave out of --all, --comm and --cgroup: a pattern of names, the path of a control group (with those below it) or a process
+    /// id.
+    #[arg(long, value_name = "WHAT", help_heading = "Target")]
+    pub(super) exclude: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -219,6 +223,7 @@ pub(super) struct TargetArguments {
   leakscope trace --comm 'php-fpm*' --for 5m trace processes by name, also those that start later
   leakscope trace --cgroup /system.slice/redis.service
   leakscope trace --all --for 1m             trace the whole machine
+  leakscope trace --all --exclude 'postgres*' --exclude /user.slice
   leakscope trace -p 1234 --format json -o report.json
 
 Without --for, tracing goes on until Ctrl-C, which prints the result; a second Ctrl-C quits at once.
@@ -233,7 +238,7 @@ pub(super) struct TraceArguments {
     #[arg(
         last = true,
         value_name = "COMMAND",
-        conflicts_with_all = ["pid", "comm", "cgroup", "all"],
+        conflicts_with_all = ["pid", "comm", "cgroup", "all", "exclude"],
         help_heading = "Target"
     )]
     pub(super) command: Vec<OsString>,
@@ -406,6 +411,13 @@ Exit status: 0 done, 1 could not do it, 2 usage.")]
 pub(super) struct DaemonArguments {
     #[command(flatten)]
     pub(super) target: TargetArguments,
+    /// File with options, as TOML: the keys are those of the command line, which wins. By default /etc/leakscope/config.toml, where
+    /// there is one.
+    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    pub(super) config: Option<PathBuf>,
+    /// Print the options that are in force, as such a file, and end.
+    #[arg(long, help_heading = "Configuration")]
+    pub(super) print_config: bool,
     /// The Unix socket to listen on; only its owner can connect. By default /run/leakscope.sock, or leakscope.sock in
     /// $XDG_RUNTIME_DIR for others than root.
     #[arg(long, value_name = "PATH", help_heading = "Listening")]

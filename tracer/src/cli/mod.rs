@@ -3,6 +3,7 @@
 
 mod args;
 mod completions;
+mod config;
 mod daemon;
 mod diff;
 mod doctor;
@@ -40,12 +41,24 @@ use args::{Arguments, Command};
 pub fn run() -> ExitCode {
     say_panics();
     crate::kernel::look_up_hosts_by_ourselves();
-    let arguments = Arguments::try_parse().unwrap_or_else(|error| without_hidden(error).exit());
+    let words = match config::with_file(std::env::args_os().collect()) {
+        Ok(words) => words,
+        Err(error) => {
+            output::complain(&format!("leakscope: {}", told(&error)));
+            return ExitCode::from(2);
+        }
+    };
+    let arguments =
+        Arguments::try_parse_from(&words).unwrap_or_else(|error| without_hidden(error).exit());
     if !matches!(arguments.command, Command::Reader) {
         crate::apart::use_processes();
     }
     let result = match arguments.command {
         Command::Trace(raw) => plan::TracePlan::new(*raw).and_then(|plan| trace::run(&plan)),
+        Command::Daemon(raw) if raw.print_config => config::print(&words).map(|text| {
+            output::say(&text);
+            ExitCode::SUCCESS
+        }),
         Command::Daemon(raw) => plan::DaemonPlan::new(*raw).and_then(daemon::run),
         Command::Top(raw) => top::run(*raw),
         Command::Dump(raw) => dump::run(&raw),

@@ -269,6 +269,13 @@ fn to_stdout(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Re
 /// Who is told of complaints instead of stderr, while the terminal shows something else.
 static HOLDER: Mutex<Option<Messages>> = Mutex::new(None);
 
+/// A text on stdout. A reader that went away is no error.
+pub(super) fn say(text: &str) {
+    if let Err(error) = to_stdout(|out| out.write_all(text.as_bytes())) {
+        complain(&format!("leakscope: cannot write to stdout: {error}"));
+    }
+}
+
 /// A line on stderr.
 #[expect(clippy::print_stderr, reason = "this is where complaints go")]
 pub(super) fn complain(text: &str) {

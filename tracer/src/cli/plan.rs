@@ -16,7 +16,7 @@ use crate::{
     budget::Choice,
     daemon::DaemonOptions,
     kernel::ProbeOptions,
-    process::select::{CgroupPath, Selector},
+    process::select::{CgroupPath, Excluded, Selector},
     report::Suppressions,
     session::SessionOptions,
     unwind::{BuildOptions, Kept},
@@ -38,12 +38,20 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// Every process.
-    fn all() -> Self {
+    /// Every process that is not excluded.
+    fn all(excluded: Option<Excluded>) -> Self {
         Self::Running {
             pids: Vec::new(),
-            selector: Some(Selector::all()),
+            selector: Some(Selector::all().without(excluded)),
         }
+    }
+
+    /// Whether it is the machine.
+    fn is_all(&self) -> bool {
+        let Self::Running { selector, .. } = self else {
+            return false;
+        };
+        selector.as_ref().is_some_and(Selector::is_all)
     }
 }
 
@@ -71,7 +79,7 @@ impl TracePlan {
             }),
         };
         let mut session = session(&raw.tracing, "trace")?;
-        session.kernel |= target == Target::all();
+        session.kernel |= target.is_all();
         let is_command = matches!(target, Target::Command(..));
         match raw.tracing.tier {
             TierChoice::Growth | TierChoice::Sampled if raw.at_exit => usage(
@@ -230,7 +238,7 @@ impl TopPlan {
             None => running_or_all(raw.target)?,
         };
         let mut session = session(&raw.tracing, "top")?;
-        session.kernel |= target == Target::all();
+        session.kernel |= target.is_all();
         Ok(Self { target, session })
     }
 
@@ -264,8 +272,9 @@ fn command(words: Vec<OsString>, children: bool) -> Option<Target> {
 
 /// Processes that run, and perhaps others that start later, as a target; `None` if nothing was named.
 pub(super) fn running(raw: TargetArguments) -> anyhow::Result<Option<Target>> {
+    let excluded = Excluded::read(&raw.exclude)?;
     if raw.all {
-        return Ok(Some(Target::all()));
+        return Ok(Some(Target::all(excluded)));
     }
     let mut pids = raw.pid;
     pids.sort_unstable();
@@ -278,16 +287,17 @@ pub(super) fn running(raw: TargetArguments) -> anyhow::Result<Option<Target>> {
             .iter()
             .map(|path| CgroupPath::resolve(Path::new("/proc"), path))
             .collect::<Result<_, _>>()?;
-        Some(Selector::new(&raw.comm, groups)?)
+        Some(Selector::new(&raw.comm, groups)?.without(excluded))
     };
     Ok((!pids.is_empty() || selector.is_some()).then_some(Target::Running { pids, selector }))
 }
 
 /// The same, and all processes if nothing was named.
 pub(super) fn running_or_all(raw: TargetArguments) -> anyhow::Result<Target> {
+    let excluded = Excluded::read(&raw.exclude)?;
     match running(raw)? {
         Some(target) => Ok(target),
-        None => Ok(Target::all()),
+        None => Ok(Target::all(excluded)),
     }
 }
 

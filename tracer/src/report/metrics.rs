@@ -1,8 +1,9 @@
 //! The report as metrics, for Prometheus and whatever else reads its formats.
 //!
-//! Names and units follow Prometheus' conventions. The number of time series is bounded: the [`TOP`] processes have series
-//! of their own, all others together one, with `pid="others"`.
+//! Names and units follow Prometheus' conventions. The number of time series is bounded: [`TOP`] processes have series of their own,
+//! all others together one, with `pid="others"`; of the sites the [`SITES`] first have some. They come in an order that does not change.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use hashbrown::HashMap;
@@ -12,11 +13,18 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::model::{KernelLevel, KernelLevelKind, Process, Report, Verdict};
+use super::model::{KernelLevel, KernelLevelKind, Process, Report, Site, SiteKind, Verdict};
 use super::names::clean;
+use super::text::headline;
 
 /// Processes with series of their own.
-pub const TOP: usize = 20;
+pub const TOP: usize = 500;
+
+/// Sites with series of their own: those that leak, then the largest.
+pub const SITES: usize = 20;
+
+/// So many characters of a site's title are its label.
+const TITLE: usize = 120;
 
 /// The labels of a time series.
 pub type Labels = Vec<(&'static str, String)>;
@@ -64,6 +72,7 @@ impl Exposition {
 pub fn write(registry: &Registry, exposition: Exposition) -> Result<String, std::fmt::Error> {
     let mut open = String::new();
     encode(&mut open, registry)?;
+    let open = sorted(&open);
     if exposition == Exposition::OpenMetrics {
         return Ok(open);
     }
@@ -93,6 +102,20 @@ pub fn write(registry: &Registry, exposition: Exposition) -> Result<String, std:
     Ok(text)
 }
 
+/// The same with the series of each metric in order: the encoder has them as they lie in its tables.
+fn sorted(text: &str) -> String {
+    let mut lines: Vec<&str> = text.lines().collect();
+    for series in lines.chunk_by_mut(|one, two| !one.starts_with('#') && !two.starts_with('#')) {
+        series.sort_unstable();
+    }
+    let mut out = String::with_capacity(text.len());
+    for line in lines {
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
+}
+
 /// What a process has series of.
 #[derive(Clone, Copy, Default)]
 struct Figures {
@@ -100,14 +123,16 @@ struct Figures {
     anonymous: f64,
     growth: f64,
     leaking: f64,
+    leak_rate: f64,
     inuse_bytes: f64,
     inuse_objects: f64,
     sites: [u64; Verdict::ALL.len()],
 }
 
 impl Figures {
-    fn of(process: &Process, sites: [u64; Verdict::ALL.len()]) -> Self {
+    fn of(process: &Process, (sites, leak_rate): ([u64; Verdict::ALL.len()], f64)) -> Self {
         Self {
+            leak_rate,
             resident: process.rss_bytes as f64,
             anonymous: process.anonymous_bytes as f64,
             leaking: f64::from(u8::from(process.verdict == Verdict::Leaking)),
@@ -122,6 +147,7 @@ impl Figures {
         self.resident += other.resident;
         self.anonymous += other.anonymous;
         self.leaking += other.leaking;
+        self.leak_rate += other.leak_rate;
         self.growth += other.growth;
         self.inuse_bytes += other.inuse_bytes;
         self.inuse_objects += other.inuse_objects;
@@ -138,6 +164,7 @@ struct ProcessSeries {
     anonymous: Gauges,
     growth: Gauges,
     leaking: Gauges,
+    leak_rate: Gauges,
     inuse_bytes: Gauges,
     inuse_objects: Gauges,
     sites: Gauges,
@@ -149,6 +176,7 @@ impl ProcessSeries {
         self.anonymous.get_or_create(labels).set(figures.anonymous);
         self.leaking.get_or_create(labels).set(figures.leaking);
         self.growth.get_or_create(labels).set(figures.growth);
+        self.leak_rate.get_or_create(labels).set(figures.leak_rate);
         self.inuse_bytes
             .get_or_create(labels)
             .set(figures.inuse_bytes);
@@ -179,6 +207,11 @@ impl ProcessSeries {
             self.leaking,
         );
         registry.register(
+            "process_leak_bytes_per_second",
+            "How fast the call stacks of a traced process that leak grow together; 0 where none does",
+            self.leak_rate,
+        );
+        registry.register(
             "process_resident_memory_growth_bytes_per_second",
             "Trend of the resident memory of a traced process",
             self.growth,
@@ -203,7 +236,12 @@ impl ProcessSeries {
 
 /// Registers a report's metrics.
 pub fn register(report: &Report, registry: &mut Registry) {
+    let build = Gauges::default();
+    let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    build.get_or_create(&version).set(1.0);
+    registry.register("build_info", "Which leakscope this is", build);
     processes(report, registry);
+    sites(report, registry);
     kernel(report, registry);
     let losses = Counters::default();
     for (cause, count) in &report.losses {
@@ -340,9 +378,12 @@ fn level_labels(level: &KernelLevel) -> Labels {
 }
 
 fn processes(report: &Report, registry: &mut Registry) {
-    let mut sites: HashMap<(u32, u32), [u64; Verdict::ALL.len()]> = HashMap::new();
+    let mut sites: HashMap<(u32, u32), ([u64; Verdict::ALL.len()], f64)> = HashMap::new();
     for site in &report.sites {
-        let counts = sites.entry((site.pid, site.incarnation)).or_default();
+        let (counts, rate) = sites.entry((site.pid, site.incarnation)).or_default();
+        if site.verdict == Verdict::Leaking {
+            *rate += site.growth_bytes_per_s.max(0.0);
+        }
         let place = Verdict::ALL
             .into_iter()
             .position(|verdict| verdict == site.verdict);
@@ -353,6 +394,7 @@ fn processes(report: &Report, registry: &mut Registry) {
         }
     }
     let series = ProcessSeries::default();
+    let info = Gauges::default();
     let mut others = Figures::default();
     let mut left = 0;
     let running = report.processes.iter().filter(|process| !process.exited);
@@ -363,6 +405,23 @@ fn processes(report: &Report, registry: &mut Registry) {
             .unwrap_or_default();
         let figures = Figures::of(process, counts);
         if place < TOP {
+            let mut told = labels(
+                &process.pid.to_string(),
+                &escape(&process.comm),
+                &escape(&process.cgroup),
+            );
+            let container = process.container.as_ref();
+            let text = |text: Option<&String>| text.map(|text| escape(text)).unwrap_or_default();
+            told.extend([
+                ("container", text(container.map(|one| &one.id))),
+                (
+                    "runtime",
+                    text(container.and_then(|one| one.runtime.as_ref())),
+                ),
+                ("pod", text(container.and_then(|one| one.pod.as_ref()))),
+                ("unit", text(process.unit.as_ref())),
+            ]);
+            info.get_or_create(&told).set(1.0);
             series.set(
                 &labels(
                     &process.pid.to_string(),
@@ -380,6 +439,53 @@ fn processes(report: &Report, registry: &mut Registry) {
         series.set(&labels("others", "", ""), &others);
     }
     series.register(registry);
+    registry.register(
+        "process_info",
+        "In which container, pod and unit of systemd a traced process is; empty where in none",
+        info,
+    );
+}
+
+/// The first sites. Those of a process that have one title count together.
+fn sites(report: &Report, registry: &mut Registry) {
+    let mut first: Vec<&Site> = report
+        .sites
+        .iter()
+        .filter(|site| site.inuse_objects > 0 && site.kind != SiteKind::Pages)
+        .collect();
+    // They come by their bytes.
+    first.sort_by_key(|site| site.verdict != Verdict::Leaking);
+    let mut sums: BTreeMap<Labels, (f64, f64)> = BTreeMap::new();
+    for site in first.into_iter().take(SITES) {
+        let comm = report
+            .process_of(site)
+            .map_or("", |process| process.comm.as_str());
+        let title: String = headline(site).chars().take(TITLE).collect();
+        let labels = vec![
+            ("pid", site.pid.to_string()),
+            ("comm", escape(comm)),
+            ("site", escape(&title)),
+            ("verdict", site.verdict.name().to_owned()),
+        ];
+        let (bytes, growth) = sums.entry(labels).or_default();
+        *bytes += site.inuse_bytes as f64;
+        *growth += site.growth_bytes_per_s;
+    }
+    let (bytes, growth) = (Gauges::default(), Gauges::default());
+    for (labels, (held, rate)) in sums {
+        bytes.get_or_create(&labels).set(held);
+        growth.get_or_create(&labels).set(rate);
+    }
+    registry.register(
+        "site_inuse_bytes",
+        "Bytes that call stacks hold: those that leak, then the largest",
+        bytes,
+    );
+    registry.register(
+        "site_growth_bytes_per_second",
+        "How fast these call stacks grow",
+        growth,
+    );
 }
 
 /// A label's value as both formats want it; the encoder writes it as it is. Line ends are among what is replaced.
@@ -409,9 +515,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::arbitrary::any_report;
-    use super::super::fixtures::{exact_report, hostile_report, kernel_report};
+    use super::super::fixtures::{exact_report, hostile_report, kernel_report, machine_report};
     use super::super::{Process, Report, ReportParts};
-    use super::{Exposition, TOP, register, write};
+    use super::{Exposition, SITES, TOP, register, write};
 
     fn text(report: &Report) -> String {
         let mut registry = Registry::with_prefix("leakscope");
@@ -522,7 +628,7 @@ mod tests {
     #[test]
     fn many_processes_are_summed_up() {
         let report = Report::new(ReportParts {
-            processes: (1..1001)
+            processes: (1..=u32::try_from(2 * TOP).unwrap())
                 .map(|pid| Process {
                     pid,
                     comm: format!("p\"{pid}\\"),
@@ -533,13 +639,79 @@ mod tests {
             ..ReportParts::default()
         });
         let values = parse(&text(&report));
-        assert!(values.len() < 14 * (TOP + 1) + 60, "{}", values.len());
+        assert!(values.len() < 16 * (TOP + 1) + 60, "{}", values.len());
         let sum: f64 = values
             .iter()
             .filter(|(key, _)| key.starts_with("leakscope_process_inuse_bytes"))
             .map(|(_, value)| value)
             .sum();
-        assert!((sum - 1_000_000.0).abs() < 0.5);
+        assert!((sum - 2000.0 * TOP as f64).abs() < 0.5);
+    }
+
+    #[test]
+    fn what_leaks_has_a_rate_and_the_first_sites_have_series() {
+        let report = machine_report();
+        let values = parse(&text(&report));
+        let value = |start: &str| {
+            let found = values.iter().find(|(key, _)| key.starts_with(start));
+            *found.unwrap_or_else(|| panic!("{start}: {values:?}")).1 as u64
+        };
+        assert_eq!(
+            value("leakscope_process_leak_bytes_per_second{pid=\"107\""),
+            7168
+        );
+        assert_eq!(value("leakscope_build_info{version="), 1);
+        let sites = values
+            .keys()
+            .filter(|key| key.starts_with("leakscope_site_inuse_bytes"));
+        assert_eq!(sites.count(), SITES);
+        let leak = values.iter().find(|(key, _)| {
+            key.starts_with("leakscope_site_growth") && key.contains("verdict=\"leaking\"")
+        });
+        assert_eq!(*leak.unwrap().1 as u64, 7168);
+        let info = values
+            .keys()
+            .find(|key| key.starts_with("leakscope_process_info{pid=\"105\""))
+            .unwrap();
+        assert!(info.contains("unit=\"worker@5.service\""), "{info}");
+    }
+
+    #[test]
+    fn series_come_in_one_order() {
+        let report = machine_report();
+        let first = text(&report);
+        assert_eq!(first, text(&report));
+        let pids: Vec<&str> = first
+            .lines()
+            .filter(|line| line.starts_with("leakscope_process_leaking{"))
+            .collect();
+        assert!(pids.len() == 30 && pids.is_sorted(), "{pids:?}");
+    }
+
+    /// Every metric that a file of `deploy` names.
+    fn named(text: &str) -> Vec<&str> {
+        text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
+            .filter(|word| word.starts_with("leakscope_"))
+            .collect()
+    }
+
+    #[test]
+    fn the_dashboard_and_the_alerts_name_metrics_that_there_are() {
+        let there: String = [exact_report(), kernel_report(), machine_report()]
+            .iter()
+            .map(text)
+            .collect();
+        for file in [
+            include_str!("../../deploy/grafana/leakscope.json"),
+            include_str!("../../deploy/prometheus/alerts.yaml"),
+        ] {
+            let names = named(file);
+            assert!(names.len() > 6);
+            for name in names {
+                let line = format!("# TYPE {name} ");
+                assert!(there.contains(&line), "{name}");
+            }
+        }
     }
 
     #[test]

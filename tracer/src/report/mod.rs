@@ -40,11 +40,11 @@ pub use html::Html;
 pub use json::Json;
 pub(crate) use kernel_names::{descriptors, leaks, others};
 pub use model::{
-    CountedGrowth, CountedSize, DESCRIPTORS, DescriptorKind, Ended, Evidence, Frame, FrameKind,
-    GoUse, HeapUse, HeldMemory, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart,
-    LostAtExit, LostType, MappingKind, MemoryLimit, MemoryPoint, Omitted, Overhead, Probe, Process,
-    ProcessKernel, Reachability, ReadError, Report, ReportParts, SCHEMA, Sample, Site, SiteHolder,
-    SiteKind, SiteType, Suppressed, Tier, Verdict,
+    Container, CountedGrowth, CountedSize, DESCRIPTORS, DescriptorKind, Ended, Evidence, Frame,
+    FrameKind, GoUse, HeapUse, HeldMemory, Holding, KernelLevel, KernelLevelKind, KernelMemory,
+    KernelPart, LostAtExit, LostType, MappingKind, MemoryLimit, MemoryPoint, Omitted, Overhead,
+    Probe, Process, ProcessKernel, Reachability, ReadError, Report, ReportParts, SCHEMA, Sample,
+    Site, SiteHolder, SiteKind, SiteType, Suppressed, Tier, Verdict,
 };
 pub use names::LOST_AT_EXIT;
 pub(crate) use names::{clean, function, process_name, unnamed, why_empty};

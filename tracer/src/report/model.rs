@@ -5,6 +5,7 @@
 //! nor how they will be shown.
 
 mod closed;
+mod container;
 mod go;
 mod heap;
 mod kernel;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::time::Timestamp;
 pub use crate::ledger::{MappingKind, Verdict};
 pub use closed::{ReadError, Report};
+pub use container::Container;
 pub use go::GoUse;
 pub use heap::{CountedGrowth, CountedSize, Evidence, HeapUse, HeldMemory, SiteHolder, SiteType};
 pub use kernel::{
@@ -105,6 +107,12 @@ pub struct Process {
     pub program: Option<String>,
     /// The path below the cgroup hierarchy's root; empty when unknown.
     pub cgroup: String,
+    /// The container that it is in, by the path of its cgroup.
+    #[serde(default)]
+    pub container: Option<Container>,
+    /// The unit of systemd that it is in, likewise: `nginx.service`.
+    #[serde(default)]
+    pub unit: Option<String>,
     /// The allocators that were found: family and file.
     pub allocators: Vec<String>,
     /// Resident memory, bytes.

@@ -39,6 +39,7 @@ case $kind in
     rpm) rpm --root "$PWD" -i --nodeps "$package" ;;
 esac
 there /usr/bin/leakscope /usr/lib/systemd/system/leakscope.service /etc/default/leakscope \
+    /etc/leakscope/config.toml \
     /usr/share/man/man1/leakscope.1.gz /usr/share/man/man1/leakscope-trace.1.gz \
     /usr/share/bash-completion/completions/leakscope /usr/share/doc/leakscope/LICENSE-MIT
 [ ! -e etc/systemd/system/multi-user.target.wants/leakscope.service ] || { echo "enabled without being asked"; exit 1; }

@@ -122,6 +122,11 @@ pub(super) fn service() -> Result<Vec<Entry>> {
             of_root("tracer/deploy/leakscope.service")?,
         ),
         Entry::plain(
+            "etc/leakscope/config.toml",
+            of_root("tracer/deploy/config.toml")?,
+        )
+        .of_kind(Kind::Configuration),
+        Entry::plain(
             "etc/default/leakscope",
             of_root("tracer/deploy/leakscope.default")?,
         )

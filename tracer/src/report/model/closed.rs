@@ -6,7 +6,8 @@ use leakscope_common::Loss;
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
-use super::{KernelMemory, ProcessKernel, ReportParts, SCHEMA};
+use super::container::unit_of_cgroup;
+use super::{Container, KernelMemory, ProcessKernel, ReportParts, SCHEMA};
 
 /// A report that nobody changes any more. Its fields are read through [`ReportParts`].
 ///
@@ -35,12 +36,16 @@ pub enum ReadError {
 }
 
 impl Report {
-    /// Closes a report: sorts the sites, lists every cause of loss, and replaces what is not a finite number by 0.
+    /// Closes a report: sorts the sites, tells containers by the paths of cgroups, lists every cause of loss, and replaces what is not a finite number by 0.
     #[must_use]
     pub fn new(mut parts: ReportParts) -> Self {
         parts.sort();
         for loss in Loss::ALL {
             parts.losses.entry(loss.name().to_owned()).or_default();
+        }
+        for process in &mut parts.processes {
+            process.container = Container::of_cgroup(&process.cgroup);
+            process.unit = unit_of_cgroup(&process.cgroup);
         }
         let overhead = &mut parts.overhead;
         let floats = [

@@ -25,6 +25,9 @@ const ROWS: usize = 8;
 /// A process that grows more slowly than this is not said to, bytes a second: memory of every process moves a little.
 const SLOWEST: f64 = 256.0;
 
+/// Terminals of fewer columns have no room in a row for where a process runs.
+const WIDE: usize = 110;
+
 /// Columns of a process's name and of its verdict in a row.
 const NAME: usize = 30;
 const VERDICT: usize = 17;
@@ -32,6 +35,16 @@ const VERDICT: usize = 17;
 /// Whether a report is one of many processes, of which a person wants the few that grow.
 pub(super) fn is_a_machine(report: &Report) -> bool {
     report.processes.len() > FEW
+}
+
+/// Where a process runs: its container, or else its unit of systemd.
+fn place(process: &Process) -> Option<String> {
+    let container = process.container.as_ref().map(|one| {
+        let text = one.describe();
+        text.split(" of pod ").next().unwrap_or(&text).to_owned()
+    });
+    let place = container.or_else(|| process.unit.clone())?;
+    Some(clean(&place).into_owned())
 }
 
 /// Whether a process makes the kernel hold more and more.
@@ -130,14 +143,19 @@ impl Text {
                 process.verdict
             };
             let name = process_name(process);
+            let wide = self.style.width.is_none_or(|width| width >= WIDE);
             writeln!(
                 out,
-                "  {}{} {:<NAME$} {:>12}  {:>9}",
+                "  {}{} {:<NAME$} {:>12}  {:>9}{}",
                 self.dress(verdict_color(verdict), verdict.name()),
                 " ".repeat(VERDICT.saturating_sub(verdict.name().len())),
                 super::layout::cut(&name, NAME),
                 rate(process.rss_growth_bytes_per_s).unwrap_or_default(),
                 bytes(process.rss_bytes),
+                place(process)
+                    .filter(|_| wide)
+                    .map(|place| self.dress(DIM, &format!("  {place}")))
+                    .unwrap_or_default(),
             )?;
             if leaks(process) && !process.verdict_reason.is_empty() {
                 writeln!(out, "      {}", clean(&process.verdict_reason))?;
@@ -167,7 +185,12 @@ impl Text {
             writeln!(out, "  {:<11}{verdict}: {reason}", "verdict")?;
         }
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<11}{value}");
-        if !process.cgroup.is_empty() && process.cgroup != "/" {
+        if let Some(container) = &process.container {
+            line("container", &clean(&container.describe()))?;
+        }
+        // A container's path says no more than that.
+        let is_told = process.container.is_some() && !self.style.full;
+        if !process.cgroup.is_empty() && process.cgroup != "/" && !is_told {
             line("cgroup", &clean(&process.cgroup))?;
         }
         if process.allocators.is_empty() && report.tier != Tier::Growth {
