@@ -1,5 +1,7 @@
 //! Reports made by hand, for the tests of the views.
 
+mod machine;
+
 use std::sync::Arc;
 
 use super::{
@@ -8,6 +10,8 @@ use super::{
     ProcessKernel, Report, ReportParts, Sample, Site, SiteKind, Suppressed, Tier, Timestamp,
     Verdict,
 };
+
+pub(super) use machine::machine_report;
 
 pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
@@ -630,100 +634,6 @@ pub(super) fn kernel_report() -> Report {
     for process in &mut parts.processes {
         process.verdict = Verdict::InsufficientData;
     }
-    parts.add_up();
-    Report::new(parts)
-}
-
-/// Many processes: most stand still, one of them leaks a little, and others hold much through one wrapper of `malloc`.
-pub(super) fn machine_report() -> Report {
-    let processes = (0..30_u32).map(|number| Process {
-        pid: 100 + number,
-        comm: format!("worker-{number}"),
-        cgroup: format!("/system.slice/worker@{number}.service"),
-        allocators: vec![format!("glibc {LIBC}")],
-        rss_bytes: u64::from(number + 1) * MIB,
-        rss_growth_bytes_per_s: if number < 9 {
-            f64::from(number) * 1000.0
-        } else {
-            0.0
-        },
-        verdict: match number {
-            7 => Verdict::Leaking,
-            1..=6 => Verdict::WarmingUp,
-            _ => Verdict::Plateau,
-        },
-        verdict_reason: "one site leaks, +7.00 KiB/s; at this rate memory runs out in about 14 d"
-            .to_owned(),
-        ..Process::default()
-    });
-    let of_wrapper = (0..24_u64).map(|number| Site {
-        pid: 100 + u32::try_from(number).unwrap_or_default(),
-        id: number,
-        inuse_bytes: (24 - number) * MIB,
-        inuse_objects: 24 - number,
-        alloc_bytes: 24 * MIB,
-        alloc_objects: 24,
-        oldest_age_s: 50.0,
-        verdict: Verdict::Plateau,
-        verdict_reason: "no growth for 2 min".to_owned(),
-        stack_complete: true,
-        frames: with_end(vec![
-            libc("malloc", 0x98f00),
-            stripped("/usr/lib/x86_64-linux-gnu/libruby-3.1.so.3.1", 0xd_8484),
-            stripped(
-                "/usr/lib/x86_64-linux-gnu/libruby-3.1.so.3.1",
-                0x10_0000 + number * 64,
-            ),
-        ]),
-        ..Site::default()
-    });
-    let leak = Site {
-        pid: 107,
-        id: 1000,
-        inuse_bytes: 70 * KIB,
-        inuse_objects: 70,
-        alloc_bytes: 70 * KIB,
-        alloc_objects: 70,
-        oldest_age_s: 49.0,
-        growth_bytes_per_s: 7168.0,
-        verdict: Verdict::Leaking,
-        verdict_reason: "all 70 blocks still live".to_owned(),
-        stack_complete: true,
-        frames: with_end(vec![
-            libc("malloc", 0x98f00),
-            program(
-                "alloc::raw_vec::RawVec<T,A>::grow_one",
-                0x1444,
-                "/rustc/0123456789abcdef0123456789abcdef01234567/library/alloc/src/raw_vec/mod.rs",
-                88,
-                true,
-            ),
-            program(
-                "worker::sessions::Sessions::remember",
-                0x1444,
-                "/home/someone/src/worker/crates/sessions/src/remember.rs",
-                132,
-                false,
-            ),
-        ]),
-        ..Site::default()
-    };
-    let mut parts = ReportParts {
-        captured_at: Timestamp::from_unix_ms(1_767_225_600_000),
-        duration_s: 50.0,
-        tier: Tier::Exact,
-        tier_reason: "asked for".to_owned(),
-        processes: processes.collect(),
-        sites: of_wrapper.chain([leak]).map(exact).collect(),
-        overhead: Overhead {
-            probe_hits: 46_345,
-            duty: 1.0,
-            target_cpu_fraction: 0.0042,
-            budget: 0.01,
-            tracer_cores: 0.0034,
-        },
-        ..ReportParts::default()
-    };
     parts.add_up();
     Report::new(parts)
 }
