@@ -191,9 +191,15 @@ pub(super) fn make(
     for traced in &session.faults.not_shown {
         processes.push(not_shown(traced));
     }
-    let all = spent
+    let mut all = spent
         .values()
         .fold(Spent::default(), |sum, spent| sum.and(*spent));
+    // What windows took is told apart from it.
+    for traced in session.processes.values() {
+        all.cost = all
+            .cost
+            .saturating_add(session.objects.cost(traced.incarnation));
+    }
     let mut parts = ReportParts {
         captured_at: Timestamp::from(moment.wall()),
         duration_s,
@@ -456,7 +462,6 @@ fn spent_on(session: &Session, traced: &Traced, calls: u64) -> Spent {
         }),
         cost: times(session.costs.hit, calls.saturating_add(steps) as f64)
             .saturating_add(fault_time)
-            .saturating_add(session.objects.cost(traced.incarnation))
             .saturating_add(traced.windows.sampling())
             .saturating_add(traced.windows.spent()),
     }

@@ -62,11 +62,11 @@ const FIRST_SHARE: f64 = 0.025;
 /// Of the budget, the part that counting may take, and the part that writes may; of these some hundred come sooner.
 const COUNT_PART: f64 = 0.25;
 const WRITE_PART: f64 = 0.25;
-const FIRST_WRITES_S: f64 = 0.002;
+const FIRST_WRITES_S: f64 = 0.001;
 
 /// A process at rest is taken to use so many processors, or it would be looked at too rarely to tell anything: counting takes nothing of its time.
 const LEAST_CORES: f64 = 0.25;
-const LEAST_CORES_FOR_WRITES: f64 = 0.05;
+const LEAST_CORES_FOR_WRITES: f64 = 0.02;
 
 /// A kind by so few objects more than at first does not grow, for all that is known.
 const LEAST_GROWTH: u64 = 50;
