@@ -179,3 +179,22 @@ pub fn monotonic_ns() -> u64 {
         .saturating_mul(1_000_000_000)
         .saturating_add(now.tv_nsec as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::HeldCommand;
+    use std::path::Path;
+    use std::process::Command;
+
+    /// It aborted, in words of the standard library, beside the message that said why it was given up.
+    #[test]
+    fn a_command_that_is_given_up_is_over_before_its_parent() {
+        let held = HeldCommand::start(Command::new("true")).unwrap();
+        let process = format!("/proc/{}", held.pid());
+        assert!(Path::new(&process).exists());
+        drop(held);
+        assert!(!Path::new(&process).exists());
+    }
+}
