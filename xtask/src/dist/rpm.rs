@@ -8,7 +8,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Where the package's folders are its own.
-const OWN: [&str; 3] = ["usr/share/doc/leakscope", "usr/share/fish", "usr/share/zsh"];
+const OWN: [&str; 4] = [
+    "etc/leakscope",
+    "usr/share/doc/leakscope",
+    "usr/share/fish",
+    "usr/share/zsh",
+];
 
 /// As Debian's `postinst`; the argument is the number of versions that are there afterwards.
 const AFTER_INSTALL: &str = "if [ -d /run/systemd/system ]; then
