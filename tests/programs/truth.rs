@@ -14,7 +14,8 @@ use leakscope_tests::{
 };
 
 /// Victims that do not speak the protocol, or not by themselves.
-const SILENT: [&str; 28] = [
+const SILENT: [&str; 29] = [
+    "demo",
     "kernel_leak",
     "behaviours",
     "family",

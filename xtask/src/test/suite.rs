@@ -39,7 +39,7 @@ impl Suite {
     /// When cargo fails.
     pub(crate) fn build() -> Result<Self> {
         let mut build = cargo();
-        build.args(["build", "--workspace", "--bins", "--tests"]);
+        build.args(["build", "--workspace", "--bins", "--examples", "--tests"]);
         let (tests, programs): (Vec<_>, Vec<_>) = shell::build(&mut build)?
             .into_iter()
             .partition(|executable| executable.is_test);
