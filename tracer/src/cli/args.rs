@@ -1,11 +1,18 @@
 //! The command line as it is typed: names, help, and the form of each value. Whether the values make sense together
 //! is the plan's to say.
 
+mod asked;
+mod heap;
+
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+pub(super) use self::{
+    asked::{DumpArguments, PlaceArguments, SnapshotArguments, SnapshotCommand},
+    heap::{HeapArguments, HeapBy, HeapFormat},
+};
 use super::values::{address, duration, percent, pid, size, top, whole};
 use crate::{kernel::LinkMode, session::DEFAULT_BUDGET};
 
@@ -55,6 +62,8 @@ pub(super) enum Command {
     Top(Box<TopArguments>),
     /// Show what a running daemon has traced.
     Dump(DumpArguments),
+    /// Keep what a running daemon has traced under a name, list and delete what was kept.
+    Snapshot(SnapshotArguments),
     /// Show what changed between two saved reports or profiles.
     Diff(DiffArguments),
     /// Show a saved report or profile, in any format.
@@ -466,54 +475,6 @@ pub(super) struct FilterArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  leakscope dump                             the largest call stacks, for people
-  leakscope dump -p 1234 --format html -o leaks.html
-  leakscope dump --snapshot monday           keep what there is under a name
-  leakscope dump --base monday               what has grown since then
-
-A difference shows growth and shrinkage by call stack.
-Exit status: 0 done, 1 could not do it, 2 usage.")]
-pub(super) struct DumpArguments {
-    #[command(flatten)]
-    pub(super) only: FilterArguments,
-    /// The daemon's Unix socket.
-    #[arg(
-        long,
-        value_name = "PATH",
-        conflicts_with = "url",
-        help_heading = "Daemon"
-    )]
-    pub(super) socket: Option<PathBuf>,
-    /// The daemon's address, such as http://127.0.0.1:7117 or localhost:7117.
-    #[arg(long, value_name = "URL", help_heading = "Daemon")]
-    pub(super) url: Option<String>,
-    /// File with the token to send to the daemon.
-    #[arg(long, value_name = "FILE", requires = "url", help_heading = "Daemon")]
-    pub(super) auth_token_file: Option<PathBuf>,
-    /// Show at most N call stacks and a total for the rest; by default 20 in text, JSON and HTML, else all.
-    #[arg(long, value_name = "N", value_parser = top, allow_negative_numbers = true)]
-    pub(super) top: Option<usize>,
-    /// Show what changed since a snapshot.
-    #[arg(long, value_name = "SNAPSHOT")]
-    pub(super) base: Option<String>,
-    /// Show what changes during this time, in whole seconds.
-    #[arg(long = "for", value_name = "DURATION", value_parser = duration, conflicts_with = "base", allow_hyphen_values = true)]
-    pub(super) duration: Option<Duration>,
-    /// Have the daemon store a snapshot under this name; print nothing.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["base", "duration", "top", "format", "output", "pid", "comm", "cgroup", "all"])]
-    pub(super) snapshot: Option<String>,
-    /// Output format.
-    #[arg(long, value_enum, default_value = "text")]
-    pub(super) format: FormatChoice,
-    /// Write the result to a file instead of stdout.
-    #[arg(short, long, value_name = "FILE")]
-    pub(super) output: Option<PathBuf>,
-    #[command(flatten)]
-    pub(super) view: ViewArguments,
-}
-
-#[derive(Debug, Args)]
 #[command(
     after_help = "Each file is a report (--format json) or a heap profile of pprof, compressed or not.
 Exit status: 0 done, 1 could not do it, 2 usage."
@@ -562,67 +523,6 @@ pub(super) struct ReportArguments {
     pub(super) output: Option<PathBuf>,
     #[command(flatten)]
     pub(super) view: ViewArguments,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  leakscope heap -p 1234                     what the heap is full of, and who holds it
-  leakscope heap -p 1234 --unreachable       what nothing points to any more
-  leakscope heap -p 1234 --format json -o before.json
-  leakscope heap -p 1234 --base before.json  what has grown since then
-  leakscope heap -p 1234 --format html -o heap.html
-  leakscope heap -p 1234 --format dot | dot -Tsvg -o heap.svg
-
-Memory that was allocated before leakscope was started is seen too. The process is neither stopped nor changed.
-Heaps of glibc (2.30 to 2.41) and pools of CPython (3.8 to 3.14 with the GIL) can be read.
-Exit status: 0 done, 1 could not do it, 2 usage.")]
-pub(super) struct HeapArguments {
-    /// The process to look at.
-    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
-    pub(super) pid: u32,
-    /// Show only blocks that no pointer in the process leads to, directly or through other blocks.
-    #[arg(long)]
-    pub(super) unreachable: bool,
-    /// Follow who holds the largest groups at most N steps up; 0 leaves it out.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = |text: &str| whole(text, 0..=100), allow_negative_numbers = true)]
-    pub(super) holders: u32,
-    /// What blocks are put together by.
-    #[arg(long, value_enum, default_value = "type")]
-    pub(super) by: HeapBy,
-    /// Show what has grown since a report that was saved with --format json.
-    #[arg(long, value_name = "FILE")]
-    pub(super) base: Option<PathBuf>,
-    /// Show at most N groups and a total for the rest; JSON has all.
-    #[arg(long, value_name = "N", default_value = "20", value_parser = top, allow_negative_numbers = true)]
-    pub(super) top: usize,
-    /// How the result is written.
-    #[arg(long, value_enum, default_value = "text")]
-    pub(super) format: HeapFormat,
-    /// Write the result to a file instead of stdout.
-    #[arg(short, long, value_name = "FILE")]
-    pub(super) output: Option<PathBuf>,
-}
-
-/// What blocks of a heap are put together by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum HeapBy {
-    /// Their type; their size where none is known.
-    Type,
-    /// Their size.
-    Size,
-}
-
-/// Output formats of a heap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum HeapFormat {
-    /// For people.
-    Text,
-    /// One JSON object.
-    Json,
-    /// A page with the holders drawn, for a browser.
-    Html,
-    /// A graph of who holds what, for graphviz.
-    Dot,
 }
 
 /// Kinds of link.

@@ -17,9 +17,10 @@ use tokio::{
 };
 
 use super::{
-    args::{DumpArguments, FormatChoice},
+    args::{DumpArguments, FormatChoice, PlaceArguments},
     output::Output,
     places::daemon_socket,
+    snapshot,
 };
 use crate::{
     daemon::{block_on, read_token},
@@ -54,23 +55,21 @@ impl fmt::Display for Place {
     }
 }
 
-/// Asks and writes.
-pub(super) fn run(raw: &DumpArguments) -> anyhow::Result<ExitCode> {
+/// Which daemon is asked, and the token for it.
+pub(super) fn asked(raw: &PlaceArguments) -> anyhow::Result<(Place, Option<String>)> {
     let place = match &raw.url {
         Some(url) => Place::Tcp(authority(url)?),
         None => Place::Socket(raw.socket.clone().unwrap_or_else(daemon_socket)),
     };
     let token = raw.auth_token_file.as_deref().map(read_token).transpose()?;
+    Ok((place, token))
+}
+
+/// Asks and writes.
+pub(super) fn run(raw: &DumpArguments) -> anyhow::Result<ExitCode> {
+    let (place, token) = asked(&raw.daemon)?;
     if let Some(name) = &raw.snapshot {
-        let path = format!("/api/v1/snapshots?{}", pair("name", name));
-        block_on(ask(
-            &place,
-            Method::POST,
-            &path,
-            token.as_deref(),
-            Duration::ZERO,
-        ))?;
-        return Ok(ExitCode::SUCCESS);
+        return snapshot::save(&place, token.as_deref(), name);
     }
     let mut output = Output::open(raw.output.as_deref(), raw.format)?.with_view(raw.view);
     let body = block_on(ask(
@@ -143,7 +142,7 @@ fn styled(raw: &DumpArguments, style: Style) -> Vec<String> {
 }
 
 /// `name=value`, the value with every byte but letters, digits and `-._~` (RFC 3986, 2.3) as `%` and two digits.
-fn pair(name: &str, value: &str) -> String {
+pub(super) fn pair(name: &str, value: &str) -> String {
     let mut text = format!("{name}=");
     for byte in value.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

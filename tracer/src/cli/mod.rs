@@ -22,6 +22,7 @@ mod reader;
 mod report;
 mod saved;
 mod schema;
+mod snapshot;
 mod stop;
 mod top;
 mod trace;
@@ -62,6 +63,7 @@ pub fn run() -> ExitCode {
         Command::Daemon(raw) => plan::DaemonPlan::new(*raw).and_then(daemon::run),
         Command::Top(raw) => top::run(*raw),
         Command::Dump(raw) => dump::run(&raw),
+        Command::Snapshot(raw) => snapshot::run(&raw),
         Command::Diff(raw) => diff::run(&raw),
         Command::Report(raw) => report::run(&raw),
         Command::Heap(raw) => heap::run(&raw),
