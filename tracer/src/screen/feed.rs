@@ -13,7 +13,7 @@ use super::run::Event;
 use crate::report::Report;
 
 /// Reports are asked for so that fetching them takes at most one part in so many of the time.
-const SHARE: u32 = 60;
+const SHARE: u32 = 120;
 
 /// But at least this often.
 const RAREST: Duration = Duration::from_secs(15);

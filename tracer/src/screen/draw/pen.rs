@@ -42,6 +42,12 @@ impl Ink {
     }
 }
 
+/// Whether each character is a cell of its own, and none of them steers the terminal: ASCII that is printed, lines and blocks.
+fn is_simple(text: &str) -> bool {
+    text.chars()
+        .all(|character| matches!(character, ' '..='~' | '\u{2500}'..='\u{259f}'))
+}
+
 /// See the module.
 pub(super) struct Pen<'a> {
     buffer: &'a mut Buffer,
@@ -79,11 +85,27 @@ impl<'a> Pen<'a> {
         if room == 0 || line >= self.lines() {
             return column;
         }
-        let text = cut(text, room);
         let style = ink.style(self.color);
         let (x, y) = self.cell(column, line);
+        if is_simple(text) && text.chars().count() <= room {
+            return column + self.put_simple(x, y, text, style);
+        }
+        let text = cut(text, room);
         self.buffer.set_string(x, y, &text, style);
         column + width(&text)
+    }
+
+    /// Writes a text that [`is_simple`] and fits; how many cells. Nearly all texts are that, and looking for what belongs together in
+    /// them would be most of what a drawing costs.
+    fn put_simple(&mut self, x: u16, y: u16, text: &str, style: Style) -> usize {
+        let mut cells = 0;
+        for (x, character) in (x..).zip(text.chars()) {
+            if let Some(cell) = self.buffer.cell_mut((x, y)) {
+                cell.set_char(character).set_style(style);
+            }
+            cells += 1;
+        }
+        cells
     }
 
     /// The same at the right end of a column.
