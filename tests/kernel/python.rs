@@ -2,7 +2,18 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
 
-use leakscope_tests::{Report, Site, Tracer, Truth, Victim, pythons, require_kernel, skip};
+use std::{
+    collections::HashMap,
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use leakscope_tests::{
+    Report, Site, Tracer, Truth, Victim, leave_out, prebuilt, python, pythons, require_kernel, skip,
+};
+use serde_json::Value;
 
 /// The Python functions of a stack with their lines.
 fn functions(site: &Site) -> Vec<String> {
@@ -87,4 +98,121 @@ fn functions_and_lines_are_those_of_the_interpreter() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A program of `pyleaks.py` under way. Ends with its standard input.
+struct Program(Child);
+
+impl Program {
+    fn start(python: &Path, name: &str) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/pyleaks.py");
+        let mut command = Command::new(python);
+        command
+            .args([script, name])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        Self(command.spawn().expect("started"))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The lines that leak, program by program, as the script says; none of those that do not.
+fn lines_that_leak(python: &Path) -> HashMap<String, Vec<u32>> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/pyleaks.py");
+    let listed = Command::new(python).args([script, "list"]).output();
+    let listed = String::from_utf8(listed.expect("lists").stdout).expect("text");
+    let programs = listed.lines().filter_map(|line| {
+        let mut parts = line.split('\t');
+        let (name, _, lines) = (parts.next()?, parts.next()?, parts.next()?);
+        let lines = lines.split(',').filter_map(|line| line.parse().ok());
+        Some((name.to_owned(), lines.collect()))
+    });
+    programs.collect()
+}
+
+/// Programs, and a type that each grows by.
+const PROGRAMS: [(&str, Option<&str>); 2] = [("lists", Some("Metric")), ("bounded_cache", None)];
+
+/// How often they are traced: which objects are seen as they are made is chance, on a busy machine the more.
+const TRACES: usize = 4;
+
+/// In the default tier arenas were sites, at whichever line needed one.
+#[test]
+fn objects_that_pile_up_have_their_line_and_type_and_a_full_cache_is_not_accused() {
+    let _turn = require_kernel!();
+    if prebuilt() {
+        leave_out(
+            "how many objects are seen as they are made says nothing where the machine is emulated",
+        );
+        return;
+    }
+    let Some(python) = python().ok().map(|found| found.executable) else {
+        skip("no CPython");
+        return;
+    };
+    let lines = lines_that_leak(&python);
+    let programs: Vec<Program> = PROGRAMS
+        .iter()
+        .map(|(name, _)| Program::start(&python, name))
+        .collect();
+    // Caches are filled by then.
+    sleep(Duration::from_secs(5));
+    let mut seen = Vec::new();
+    for _ in 0..TRACES {
+        seen = missing(&programs, &lines);
+        if seen.is_empty() {
+            break;
+        }
+    }
+    assert!(seen.is_empty(), "{}", seen.join("\n"));
+}
+
+/// Traces the programs; says which have no leaking site of the right type at a line that leaks.
+///
+/// # Panics
+/// When a healthy program is accused.
+fn missing(programs: &[Program], lines: &HashMap<String, Vec<u32>>) -> Vec<String> {
+    let pids: Vec<String> = programs
+        .iter()
+        .map(|program| program.0.id().to_string())
+        .collect();
+    let mut tracer = Tracer::start(&["--for", "60s", "-p", &pids.join(",")]).expect("started");
+    tracer.end().expect("ends");
+    let text = std::fs::read(tracer.report_path()).expect("a report");
+    let report: Value = serde_json::from_slice(&text).expect("JSON");
+    let sites = report.get("sites").and_then(Value::as_array).unwrap();
+    let of = |value: &Value, name: &str| value.get(name).cloned().unwrap_or_default();
+    let list = |value: &Value, name: &str| of(value, name).as_array().cloned().unwrap_or_default();
+    let mut missing = Vec::new();
+    for ((name, grows), program) in PROGRAMS.iter().zip(programs) {
+        let mut leaking = sites
+            .iter()
+            .filter(|site| of(site, "pid") == program.0.id() && of(site, "verdict") == "leaking");
+        let Some(grows) = grows else {
+            let accused: Vec<&Value> = leaking.collect();
+            assert!(accused.is_empty(), "{name}: {accused:?}");
+            continue;
+        };
+        let known = lines.get(*name).cloned().unwrap_or_default();
+        let is_there = leaking.any(|site| {
+            let frames = list(site, "frames");
+            let line = frames.iter().find(|frame| of(frame, "kind") == "python");
+            let line = line.and_then(|frame| of(frame, "line").as_u64());
+            let is_known = known.iter().any(|known| Some(u64::from(*known)) == line);
+            let types = list(site, "types");
+            is_known
+                && of(site, "allocator") == "pymalloc"
+                && types.iter().any(|of_type| of(of_type, "name") == *grows)
+        });
+        if !is_there {
+            missing.push(format!("{name}: no {grows} at {known:?}: {sites:?}"));
+        }
+    }
+    missing
 }
