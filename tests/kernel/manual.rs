@@ -76,6 +76,10 @@ fn prepared(block: &str, socket: &str) -> String {
         .replace("/run/leakscope/leakscope.sock", socket)
         .replace("leakscope dump", &asked)
         .replace(&format!("{asked} --url"), "leakscope dump --url")
+        .replace(
+            "leakscope snapshot",
+            &format!("leakscope snapshot --socket {socket}"),
+        )
         .replace("https://debuginfod.elfutils.org/", "http://127.0.0.1:9/")
         .replace("192.0.2.7", "127.0.0.1")
         .replace("/etc/leakscope.token", "leakscope.token")
