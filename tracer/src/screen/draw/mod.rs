@@ -50,6 +50,15 @@ pub(super) fn draw(state: &State, area: Rect, buffer: &mut Buffer, color: bool) 
     foot(state, &mut pen);
 }
 
+/// The title of a column, with the sign of the order if the list is sorted by it.
+fn title(text: &str, is_sorted: bool, is_reversed: bool) -> String {
+    match (is_sorted, is_reversed) {
+        (false, _) => text.to_owned(),
+        (true, false) => format!("{text}▾"),
+        (true, true) => format!("{text}▴"),
+    }
+}
+
 /// What is watched, and what it comes to.
 fn head(state: &State, pen: &mut Pen<'_>) {
     let columns = pen.columns();

@@ -8,6 +8,7 @@ use super::super::{
     text::cut_front,
 };
 use super::pen::{Ink, Pen, SHORT_VERDICT, VERDICT, verdict};
+use super::title;
 use crate::report::{MemoryPoint, Process, Report, Verdict};
 use crate::units::{bytes, rate};
 
@@ -152,19 +153,8 @@ pub(super) fn draw(state: &State, report: &Report, pen: &mut Pen<'_>) {
 fn titles(state: &State, layout: &Layout, pen: &mut Pen<'_>) {
     let line = HEAD;
     let is_change = state.shown_base().is_some();
-    let sort = state.processes.sort;
-    let sign = if state.processes.is_reversed {
-        "▴"
-    } else {
-        "▾"
-    };
-    let name = |of: ProcessSort, text: &str| {
-        if of == sort {
-            format!("{text}{sign}")
-        } else {
-            text.to_owned()
-        }
-    };
+    let list = &state.processes;
+    let name = |of: ProcessSort, text: &str| title(text, of == list.sort, list.is_reversed);
     let mut at = SIGN;
     pen.put_right(
         at,

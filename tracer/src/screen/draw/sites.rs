@@ -7,8 +7,8 @@ use super::super::{
     order::SiteSort,
     state::{COLUMNS, State},
 };
-use super::above;
 use super::pen::{Ink, Pen, SHORT_VERDICT, VERDICT, verdict};
+use super::{above, title};
 use crate::report::{Report, SiteKind, why_empty};
 use crate::units::{bytes, count, rate};
 
@@ -173,19 +173,8 @@ fn rest(
 
 fn titles(state: &State, layout: &Layout, line: usize, pen: &mut Pen<'_>) {
     let is_change = state.shown_base().is_some();
-    let sort = state.sites.sort;
-    let sign = if state.sites.is_reversed {
-        "▴"
-    } else {
-        "▾"
-    };
-    let name = |of: SiteSort, text: &str| {
-        if of == sort {
-            format!("{text}{sign}")
-        } else {
-            text.to_owned()
-        }
-    };
+    let list = &state.sites;
+    let name = |of: SiteSort, text: &str| title(text, of == list.sort, list.is_reversed);
     let mut at = SIGN;
     pen.put(
         at,
