@@ -196,6 +196,7 @@ fn is_main_arena(memory: &dyn Memory, regions: &[Region], state: u64) -> bool {
     let is_heap = |address: u64| {
         region_of(regions, address)
             .is_some_and(|region| matches!(region.kind, RegionKind::Brk | RegionKind::Anonymous))
+            || is_grown_data_segment(regions, address)
     };
     let is_arena = next == state || next % HEAP_BYTES < PAGE && is_heap(next);
     // Bins other than the empty ones point into heaps.
@@ -206,6 +207,16 @@ fn is_main_arena(memory: &dyn Memory, regions: &[Region], state: u64) -> bool {
             .is_some_and(|word| word == at - HEADER || is_heap(word))
     });
     is_arena && bins_fit && is_heap(top) && system > 0 && most >= system
+}
+
+/// Whether an address lies where the data segment has grown to since the regions were listed. A process that allocates without end has always
+/// done so.
+fn is_grown_data_segment(regions: &[Region], address: u64) -> bool {
+    let behind = regions.partition_point(|region| region.range.start <= address);
+    behind
+        .checked_sub(1)
+        .and_then(|before| regions.get(before))
+        .is_some_and(|region| region.kind == RegionKind::Brk)
 }
 
 /// The main arena's heaps: the data segment, and where that could not grow, mappings that end in `top`.

@@ -260,6 +260,25 @@ fn a_large_block_behind_memory_of_another_allocator_was_not_seen() {
 }
 
 #[test]
+fn a_heap_that_grew_after_its_mappings_were_listed_was_said_to_be_none() {
+    let mut heap = MadeUp::new();
+    let block = heap.used(0x40);
+    heap.image.put(STACK, block);
+    let listed = heap.regions();
+    // The last chunk and `top` stand behind what was listed.
+    let end = listed
+        .iter()
+        .find(|region| region.kind == RegionKind::Brk)
+        .map(|region| region.range.end)
+        .unwrap();
+    let last = block - 16 + 0x40;
+    heap.image.put(last + 8, (end + 0x500 - last) | 1);
+    heap.image.put(ARENA + 96, end + 0x500);
+    let look = look(&heap.image, &listed, OPTIONS, &[], &mut Addresses).unwrap();
+    assert_eq!(counts(&look, 0x38), (1, 0, 0));
+}
+
+#[test]
 fn memory_without_a_main_arena_is_no_heap() {
     let mut heap = MadeUp::new();
     heap.used(0x40);
