@@ -152,6 +152,8 @@ pub(super) const PROFILE: &str = "profile";
 pub(super) const BUDGET: &str = "budget";
 /// The same of two loads side by side.
 pub(super) const TWINS: &str = "twins";
+/// The same program in C, Python and Go.
+pub(super) const LANGUAGES: &str = "languages";
 /// What following fresh pages takes from page faults.
 pub(super) const FAULTS: &str = "faults";
 /// What looks at heaps take.
@@ -183,6 +185,7 @@ pub(super) fn names() -> Vec<&'static str> {
             LOOKS,
             BUDGET,
             TWINS,
+            LANGUAGES,
             LEAK,
             LEAK_OTHERS,
             SERVERS,

@@ -35,6 +35,8 @@ pub(super) struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) twins: Option<TwinFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) languages: Option<LanguagesFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) servers: Option<ServersFigures>,
     pub(super) leaks: Vec<LeakFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,6 +231,33 @@ impl TwinLoad {
     pub(super) fn percent(&self) -> f64 {
         self.loss_percent + self.tracer_percent
     }
+}
+
+/// The same program in several languages, with and without leakscope at its default budget.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct LanguagesFigures {
+    pub(super) languages: Vec<LanguageFigures>,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// One language; figures are medians over the runs.
+#[derive(Debug, Serialize)]
+pub(super) struct LanguageFigures {
+    pub(super) name: String,
+    /// Processor time of a request without and with leakscope, nanoseconds.
+    pub(super) ns_per_request: f64,
+    pub(super) traced_ns_per_request: f64,
+    /// What a slice with it took more than the mean of those before and behind, percent.
+    pub(super) more_percent: f64,
+    /// Its standard error. `None` of a single run.
+    pub(super) more_percent_error: Option<f64>,
+    pub(super) more_percent_of_each_run: Vec<f64>,
+    /// What leakscope's processes took of one processor, percent.
+    pub(super) tracer_percent: f64,
+    /// Resident memory of leakscope's processes, bytes.
+    pub(super) tracer_resident: f64,
+    /// BPF maps, bytes.
+    pub(super) tracer_maps: f64,
 }
 
 /// Many processes, and many that start.

@@ -13,6 +13,7 @@ mod daemon;
 mod faults;
 mod figures;
 mod heap;
+mod languages;
 mod leak;
 mod loads;
 mod looks;
@@ -31,8 +32,8 @@ mod victim;
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use case::{
-    ATTACH, BUDGET, CASES, DAEMON, FAULTS, HEAP, LEAK, LEAK_OTHERS, LOOKS, PROCESSES, PROFILE,
-    REPORT, SCALING, SERVERS, TWINS, VERDICTS,
+    ATTACH, BUDGET, CASES, DAEMON, FAULTS, HEAP, LANGUAGES, LEAK, LEAK_OTHERS, LOOKS, PROCESSES,
+    PROFILE, REPORT, SCALING, SERVERS, TWINS, VERDICTS,
 };
 use clap::Args;
 use figures::Figures;
@@ -44,7 +45,7 @@ use subject::Subject;
 /// What `bench` is given.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Cases to run; none: all but `full`, `heap`, `budget`, `twins`, `leak`, `leak-others`, `servers` and `verdicts`
+    /// Cases to run; none: all but `full`, `heap`, `budget`, `twins`, `languages`, `leak`, `leak-others`, `servers` and `verdicts`
     cases: Vec<String>,
     /// Write the figures to stdout as one JSON object
     #[arg(long)]
@@ -61,7 +62,7 @@ pub(crate) struct Arguments {
     /// Also the case `full`: more live blocks than leakscope holds (takes 1 GiB)
     #[arg(long)]
     full_set: bool,
-    /// Of the cases `budget` and `twins`, only loads whose name contains this.
+    /// Of the cases `budget`, `twins` and `languages`, only loads whose name contains this.
     #[arg(long, value_name = "NAME")]
     load: Option<String>,
 }
@@ -206,7 +207,7 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
             names.join(", ")
         );
     }
-    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, twins six, servers eleven, a run of a leak one, heaps five.
+    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, twins six, languages six, servers eleven, a run of a leak one, heaps five.
     let large = |name: &str| CASES.iter().any(|case| case.name == name && case.large);
     Ok(names
         .into_iter()
@@ -217,6 +218,7 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
                     LOOKS,
                     BUDGET,
                     TWINS,
+                    LANGUAGES,
                     LEAK,
                     LEAK_OTHERS,
                     SERVERS,
@@ -267,6 +269,10 @@ fn run(
         }
         BUDGET => figures.budget.insert(budget::measure(bench)?).to_string(),
         TWINS => figures.twins.insert(twins::measure(bench)?).to_string(),
+        LANGUAGES => figures
+            .languages
+            .insert(languages::measure(bench)?)
+            .to_string(),
         VERDICTS => {
             let verdicts = figures.verdicts.insert(verdicts::measure(bench)?);
             for problem in verdicts.broken() {

@@ -1,5 +1,6 @@
 //! What `/proc` says of a process: its memory, and the BPF maps and programs behind its descriptors.
 
+use std::collections::HashMap;
 use std::fs;
 
 /// One KiB, the unit of `/proc/PID/smaps`.
@@ -13,9 +14,6 @@ const BPF_MAP: &str = "anon_inode:bpf-map";
 pub(super) struct Memory {
     /// Resident, without mapped BPF maps.
     pub(super) resident: u64,
-    /// Mapped BPF maps: the kernel allocates arrays whole. A ring buffer's data are behind a descriptor too, and counted
-    /// there: here its first page only.
-    mapped_maps: u64,
 }
 
 /// A process's memory; nothing when it is gone.
@@ -27,7 +25,7 @@ impl Memory {
     /// Reads `smaps` (proc(5)): a line that begins with an address range, then lines of `Name: KiB kB`.
     fn parse(text: &str) -> Self {
         let mut memory = Self::default();
-        let (mut is_map, mut is_whole_map) = (false, false);
+        let mut is_map = false;
         for line in text.lines() {
             let mut words = line.split_whitespace();
             let (Some(first), Some(second)) = (words.next(), words.next()) else {
@@ -35,15 +33,8 @@ impl Memory {
             };
             if !first.ends_with(':') {
                 is_map = line.ends_with(BPF_MAP);
-                // Range, permissions, offset: the data of a ring buffer are mapped at another offset.
-                is_whole_map = is_map && words.next() == Some("00000000");
-                continue;
-            }
-            let bytes = second.parse::<u64>().unwrap_or(0) * KIB;
-            if first == "Rss:" && !is_map {
-                memory.resident += bytes;
-            } else if first == "Size:" && is_whole_map {
-                memory.mapped_maps += bytes;
+            } else if first == "Rss:" && !is_map {
+                memory.resident += second.parse::<u64>().unwrap_or(0) * KIB;
             }
         }
         memory
@@ -56,9 +47,9 @@ pub(super) fn resident(pid: u32) -> u64 {
     field(&text, "VmRSS").unwrap_or(0) * KIB
 }
 
-/// All BPF maps of a process, mapped or behind descriptors.
+/// All BPF maps that a process has descriptors of.
 pub(super) fn map_bytes(pid: u32) -> u64 {
-    memory(pid).mapped_maps + held(pid).map_bytes
+    held(pid).maps.values().sum()
 }
 
 /// A number behind `name:` in a file of lines.
@@ -85,8 +76,8 @@ pub(super) struct Program {
 /// What a process holds of BPF.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Held {
-    /// Bytes of the maps that it has descriptors of (`memlock`: what the kernel allocated).
-    pub(super) map_bytes: u64,
+    /// Bytes of the maps that it has descriptors of (`memlock`: what the kernel allocated), by number: of one map there may be several.
+    pub(super) maps: HashMap<u64, u64>,
     /// In the order in which they were loaded.
     pub(super) programs: Vec<Program>,
     /// Links to uprobes: multi links, or perf events.
@@ -125,7 +116,8 @@ impl Held {
     fn add(&mut self, text: &str) {
         let number = |name| field(text, name);
         if number("map_type").is_some() {
-            self.map_bytes += number("memlock").unwrap_or(0);
+            let (id, bytes) = (number("map_id"), number("memlock"));
+            self.maps.insert(id.unwrap_or(0), bytes.unwrap_or(0));
         } else if let Some(kind) = number("prog_type") {
             self.programs.push(Program {
                 kind,
@@ -153,7 +145,6 @@ mod tests {
                     7ff0-7fff rw-p 00000000 00:00 0\nSize: 9 kB\nRss: 3 kB\nVmFlags: rd wr\n";
         let memory = Memory {
             resident: 23 * 1024,
-            mapped_maps: 64 * 1024,
         };
         assert_eq!(Memory::parse(text), memory);
     }
@@ -162,7 +153,8 @@ mod tests {
     fn descriptors_are_told_apart() {
         let mut held = Held::default();
         held.add("pos:\t0\nmap_type:\t2\nkey_size:\t4\nmemlock:\t4096\nmap_id:\t8\n");
-        held.add("pos:\t0\nmap_type:\t1\nmemlock:\t100\n");
+        held.add("pos:\t0\nmap_type:\t1\nmemlock:\t100\nmap_id:\t9\n");
+        held.add("pos:\t0\nmap_type:\t1\nmemlock:\t100\nmap_id:\t9\n");
         held.add("prog_type:\t2\nmemlock:\t8192\nprog_id:\t70\nrun_time_ns:\t500\nrun_cnt:\t5\n");
         held.add("link_type:\tuprobe_multi\nlink_id:\t3\nprog_id:\t70\n");
         held.add("");
@@ -173,7 +165,7 @@ mod tests {
             runs: 5,
             missed: 0,
         };
-        assert_eq!(held.map_bytes, 4196);
+        assert_eq!(held.maps.values().sum::<u64>(), 4196);
         assert_eq!(held.uprobe_links, 1);
         assert_eq!(held.programs, [program]);
     }

@@ -137,8 +137,11 @@ pub(super) fn share_of_a_processor(pid: u32, action: impl FnOnce() -> Result<()>
     Ok(used / begun.elapsed().as_secs_f64() * 100.0)
 }
 
-/// Fields 14 and 15 of proc_pid_stat(5), in ticks of 10 ms.
-fn processor_seconds(pid: u32) -> Result<f64> {
+/// Processor time of a process: fields 14 and 15 of proc_pid_stat(5), in ticks of 10 ms.
+///
+/// # Errors
+/// When it is gone.
+pub(super) fn processor_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit(')').next().unwrap_or_default();
     let ticks: Vec<u64> = fields

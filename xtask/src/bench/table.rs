@@ -2,8 +2,8 @@
 
 use super::figures::{
     AttachFigures, BarFigures, BudgetFigures, CaseFigures, DaemonFigures, FaultFigures, Figures,
-    HeapFigures, LeakFigures, LeakRun, ProcessesFigures, ProfileFigures, ReportFigures, Scaling,
-    ServersFigures, SubjectFigures, Times, TurnoverFigures, TwinFigures,
+    HeapFigures, LanguagesFigures, LeakFigures, LeakRun, ProcessesFigures, ProfileFigures,
+    ReportFigures, Scaling, ServersFigures, SubjectFigures, Times, TurnoverFigures, TwinFigures,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -330,6 +330,9 @@ impl Display for LeakRun {
     }
 }
 
+/// Bytes of one MiB.
+const MIB: f64 = (1 << 20) as f64;
+
 /// The losses of each run, percent.
 fn each(losses: &[f64]) -> String {
     let each: Vec<String> = losses.iter().map(|loss| format!("{loss:.1}")).collect();
@@ -377,6 +380,37 @@ impl Display for TwinFigures {
                 " ({}), and leakscope takes {:.1} % of the processors",
                 each(&load.loss_percent_of_each_run),
                 load.tracer_percent
+            )?;
+        }
+        bars(out, &self.bars)
+    }
+}
+
+impl Display for LanguagesFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(
+            out,
+            "languages: processor time of a request, alone and traced"
+        )?;
+        for language in &self.languages {
+            write!(
+                out,
+                "  {:<8} {:>8.0} ns {:>8.0} ns  {:>5.1} % more",
+                language.name,
+                language.ns_per_request,
+                language.traced_ns_per_request,
+                language.more_percent,
+            )?;
+            if let Some(error) = language.more_percent_error {
+                write!(out, " +- {error:.1}")?;
+            }
+            writeln!(
+                out,
+                " ({}); leakscope: {:.1} % of a processor, {:.1} MiB resident, {:.1} MiB of BPF maps",
+                each(&language.more_percent_of_each_run),
+                language.tracer_percent,
+                language.tracer_resident / MIB,
+                language.tracer_maps / MIB,
             )?;
         }
         bars(out, &self.bars)
