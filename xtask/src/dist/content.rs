@@ -89,9 +89,26 @@ pub(super) fn common(binary: &Path) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
+/// Sections of the README for those who have its source.
+const FOR_DEVELOPERS: [&str; 3] = ["## Install", "## Two commands", "## Map of the code"];
+
+/// The README without what takes a checkout.
+fn for_users(readme: &str) -> String {
+    let mut left_out = false;
+    readme
+        .split_inclusive('\n')
+        .filter(|line| {
+            if line.starts_with("## ") {
+                left_out = FOR_DEVELOPERS.contains(&line.trim_end());
+            }
+            !left_out
+        })
+        .collect()
+}
+
 /// What is there to be read. Links of the README hold there too.
 fn texts() -> Result<Vec<Entry>> {
-    let readme = String::from_utf8(of_root("README.md")?)?
+    let readme = for_users(&String::from_utf8(of_root("README.md")?)?)
         .replace("](tracer/src/report/", "](")
         .replace("](tracer/", "](");
     let mut texts = vec![documentation("README.md", readme.into_bytes())];
@@ -221,7 +238,28 @@ fn files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
 mod tests {
     use std::path::{Component, Path, PathBuf};
 
-    use super::{DOC, texts};
+    use std::fs;
+
+    use super::{DOC, FOR_DEVELOPERS, texts};
+    use crate::shell::root;
+
+    #[test]
+    fn the_installed_readme_is_without_what_takes_a_checkout() {
+        let texts = texts().unwrap_or_default();
+        let readme = texts
+            .iter()
+            .find(|text| text.path.ends_with("/README.md") && !text.path.contains("/docs/"))
+            .map(|text| String::from_utf8_lossy(&text.bytes).into_owned())
+            .unwrap_or_default();
+        let whole = fs::read_to_string(root().join("README.md")).unwrap_or_default();
+        for section in FOR_DEVELOPERS {
+            let heading = format!("\n{section}\n");
+            assert!(whole.contains(&heading), "{section} is no section");
+            assert!(!readme.contains(&heading), "{section} is installed");
+        }
+        assert!(!readme.contains("cargo "), "{readme}");
+        assert!(readme.contains("\n## Limits\n"));
+    }
 
     #[test]
     fn every_link_of_an_installed_text_leads_to_an_installed_file() {
