@@ -131,6 +131,9 @@ const PROGRAMS: &[Program] = &[
     c("basic", "basic.c", POINTERS),
     c("renamed", "renamed.c", POINTERS),
     c("hostile", "hostile.c", POINTERS),
+    c("liar", "liar.c", LOAD),
+    c("liar_go", "liar_go.c", POINTERS),
+    c("stuck", "stuck.c", LOAD),
     c("fill_up", "fill_up.c", POINTERS),
     c("basic-stripped", "basic.c", &["-O1", "-static", "-s"]),
     c(

@@ -1,5 +1,5 @@
 //! `fuzz`: the readers of what a traced process controls, fed with damaged input for a bounded time; `fuzz --replay`: with their
-//! seeds and some damaged copies of each.
+//! seeds and some damaged copies of each; `fuzz --whole COUNT`: whole libraries and heaps, damaged, through the reader as it is.
 //!
 //! The targets in tests/fuzz are libFuzzer's. They are built here with the coverage counters that it needs and no sanitizer: these
 //! passes are in stable compilers, and what a sanitizer would find in addition cannot be where no code is unsafe. Overflowing
@@ -9,6 +9,7 @@ use crate::shell::{self, Executable, cargo, root};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -22,6 +23,9 @@ pub(crate) struct Arguments {
     /// No search: the seeds and the same few hundred damaged copies of them each time, built as tests are
     #[arg(long, conflicts_with = "seconds")]
     replay: bool,
+    /// So many damaged copies of a library and of a heap, through a reader that the tracer starts
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["seconds", "replay"])]
+    whole: Option<u64>,
     /// The targets; all if none is named
     targets: Vec<String>,
 }
@@ -52,6 +56,9 @@ const REPLAYED: u32 = 500;
 /// # Errors
 /// When one cannot be built, or crashes: the input is kept and named.
 pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
+    if let Some(count) = arguments.whole {
+        return whole(count);
+    }
     let work = shell::target_dir().join("fuzz");
     let mut build = cargo();
     build
@@ -102,6 +109,51 @@ pub(crate) fn perform(arguments: &Arguments) -> Result<ExitCode> {
     if !failed.is_empty() {
         bail!("fuzz:\n  {}", failed.join("\n  "));
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A program with a heap of many kinds, which waits for its input to end.
+const HEAP: &str = "import collections, json, sys\n\
+kept = [json.loads('{\"a\": [1, 2.5, \"text\"], \"b\": {\"c\": null}}') for _ in range(3000)]\n\
+more = collections.OrderedDict((str(n), bytes(n)) for n in range(2000))\n\
+print('ready', flush=True)\n\
+sys.stdin.read()";
+
+/// Damages whole libraries and heaps; each says how many readers ended over them, how long the slowest took, and the tracer's memory.
+fn whole(count: u64) -> Result<ExitCode> {
+    let built = shell::build(cargo().args(["build", "-p", "leakscope", "--bins", "--examples"]))?;
+    let path = |name: &str| {
+        let found = built.iter().find(|built| built.name == name);
+        found
+            .map(|built| built.path.clone())
+            .with_context(|| format!("{name} was not built"))
+    };
+    let run = |example: &str, what: &str| -> Result<()> {
+        let status = Command::new(path(example)?)
+            .arg(path("leakscope")?)
+            .args([what, &count.to_string()])
+            .status()?;
+        if !status.success() {
+            bail!("{example} failed ({status})");
+        }
+        Ok(())
+    };
+    let library = root().join("tests/fuzz/seeds/library/debug");
+    run("mutants", &library.to_string_lossy())?;
+    let mut heap = Command::new("python3")
+        .args(["-c", HEAP])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start python3")?;
+    // It is ready when it has said so.
+    if let Some(said) = &mut heap.stdout {
+        said.read_exact(&mut [0; 6])?;
+    }
+    let ran = run("mutant_heaps", &heap.id().to_string());
+    drop(heap.stdin.take());
+    heap.wait()?;
+    ran?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,6 +2,7 @@
 //! of what they are asked.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     fs::{File, Metadata},
     io,
@@ -10,17 +11,22 @@ use std::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::{fs::MetadataExt as _, net::UnixStream, process::CommandExt as _},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Mutex, MutexGuard, PoisonError, TryLockError,
+        Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
         atomic::{AtomicU64, Ordering},
+        mpsc::{Sender, channel},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use super::{SUBCOMMAND, Unread, wire};
-use crate::kernel::{is_readable, spent_by};
+use super::{
+    SUBCOMMAND, Unread,
+    wire::{self, Heard},
+};
+use crate::kernel::{is_readable, ordinary_priority, spent_by};
 
 /// The time for an answer about a small file. What is damaged on purpose takes no longer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -42,6 +48,37 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// So many readers read files at the same time, at most, where there are as many processors.
 const MOST_AT_ONCE: usize = 4;
 
+/// So many heaps are walked at the same time: each is asked for by a thread of its own, and a process that is held where it ends waits
+/// for none of the others.
+const WALKS_AT_ONCE: usize = 4;
+
+/// A reader that may write to less memory than this, bytes, is not started: the largest file that is read at once (1.5 GiB, most of
+/// which is a hole and takes none), and what is made of it.
+const LEAST_MEMORY: u64 = 2 << 30;
+
+/// Nothing is asked back more often for one question.
+const MOST_CALLS: u32 = 1 << 22;
+
+thread_local! {
+    static SPENT_HERE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// The processor time that readers have taken for this thread.
+pub(super) fn spent_here() -> Duration {
+    SPENT_HERE.get()
+}
+
+/// On what terms something is asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// The longest answer that is believed, bytes.
+    pub(super) most: usize,
+    /// How long a piece of work may take, up to the answer or what is asked back; `None`: by the files.
+    pub(super) patience: Option<Duration>,
+    /// The memory that it may take, bytes, where that is more than usual.
+    pub(super) memory: u64,
+}
+
 /// What a reader is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -49,6 +86,8 @@ pub(super) enum Role {
     Files,
     /// Names, for reports. There is one, which remembers what it has read.
     Names,
+    /// What is in the memory of processes.
+    Memory,
 }
 
 /// All readers.
@@ -57,6 +96,7 @@ pub(super) struct Readers {
     program: PathBuf,
     files: Vec<Mutex<Slot>>,
     names: Mutex<Slot>,
+    memory: [Mutex<Slot>; WALKS_AT_ONCE],
     /// By user: files that ended or hung a reader, and when one did last.
     strikes: Mutex<HashMap<u32, (u32, Instant)>>,
     /// The processor time of all, up to their last answers, nanoseconds.
@@ -81,44 +121,49 @@ struct Running {
     has_answered: bool,
     /// Its processor time up to its last answer.
     spent: Duration,
+    /// The memory that it may write to, bytes.
+    memory: u64,
 }
 
 impl Readers {
     /// Those that this program is; none runs yet.
     pub(super) fn new(program: PathBuf) -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
             program,
             files: (0..processors.min(MOST_AT_ONCE))
                 .map(|_| Mutex::default())
                 .collect(),
             names: Mutex::default(),
+            memory: Default::default(),
             strikes: Mutex::default(),
             spent: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
         }
     }
 
-    /// The answer of a reader, of at most so many bytes.
+    /// The answer of a reader; `reply` gives what it asks back.
     pub(super) fn ask(
         &self,
         role: Role,
         question: &[u8],
         files: &[&File],
-        most: usize,
+        terms: Terms,
+        reply: &mut dyn FnMut(&[u8]) -> Vec<u8>,
     ) -> Result<Vec<u8>, Unread> {
         let owner = files.first().and_then(|file| file.metadata().ok());
         let owner = owner.map_or(0, |metadata| metadata.uid());
         if self.is_on_pause(owner) {
             return Err(Unread::Paused);
         }
-        let patience = patience(files);
+        let patience = terms.patience.map_or_else(|| patience(files), Patience::of);
+        let terms = (terms, patience);
         let fds: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
         let mut slot = self.slot(role);
-        let mut answer = self.ask_one(&mut slot, question, &fds, most, patience);
+        let mut answer = self.ask_one(&mut slot, question, &fds, terms, reply);
         if let Err((Unread::Ended, true)) = answer {
             // One that had read much before may have had no memory left: another gets the same question.
-            answer = self.ask_one(&mut slot, question, &fds, most, patience);
+            answer = self.ask_one(&mut slot, question, &fds, terms, reply);
         }
         drop(slot);
         answer.map_err(|(why, _)| {
@@ -138,13 +183,20 @@ impl Readers {
         slot: &mut Slot,
         question: &[u8],
         files: &[BorrowedFd<'_>],
-        most: usize,
-        patience: Patience,
+        (terms, patience): (Terms, Patience),
+        reply: &mut dyn FnMut(&[u8]) -> Vec<u8>,
     ) -> Result<Vec<u8>, (Unread, bool)> {
+        if slot
+            .running
+            .as_ref()
+            .is_some_and(|running| running.memory < terms.memory)
+        {
+            self.end(slot);
+        }
         let running = match &mut slot.running {
             Some(running) => running,
             none => {
-                let started = start(&self.program);
+                let started = start_for_good(&self.program, terms.memory.max(LEAST_MEMORY));
                 none.insert(
                     started.map_err(|error| (Unread::NotStarted(error.to_string()), false))?,
                 )
@@ -161,8 +213,7 @@ impl Readers {
             seconds.saturating_mul(MOST_TIMES).saturating_add(2),
             deadline,
         )
-        .and_then(|()| wait(running, patience))
-        .and_then(|()| wire::answer(&running.socket, most, Instant::now() + patience.usual));
+        .and_then(|()| self.hear_out(running, terms.most, patience, reply));
         self.count_time(running);
         answer.map_err(|error| {
             self.give_up(slot);
@@ -175,10 +226,38 @@ impl Readers {
         })
     }
 
-    /// Ends the reader in a slot; the next question starts another.
+    /// Replies to what a reader asks back until it answers.
+    fn hear_out(
+        &self,
+        running: &mut Running,
+        most: usize,
+        patience: Patience,
+        reply: &mut dyn FnMut(&[u8]) -> Vec<u8>,
+    ) -> io::Result<Vec<u8>> {
+        for _ in 0..MOST_CALLS {
+            wait(running, patience)?;
+            let call = match wire::hear(&running.socket, most, Instant::now() + patience.usual)? {
+                Heard::Answer(answer) => return Ok(answer),
+                Heard::Call(call) => call,
+            };
+            self.count_time(running);
+            let replied = reply(&call);
+            wire::reply(&running.socket, &replied, Instant::now() + patience.usual)?;
+        }
+        Err(io::ErrorKind::InvalidData.into())
+    }
+
+    /// Ends the reader in a slot over what it was asked; the next question starts another.
     fn give_up(&self, slot: &mut Slot) {
-        if let Some(mut running) = slot.running.take() {
+        if slot.running.is_some() {
             self.given_up.fetch_add(1, Ordering::Relaxed);
+        }
+        self.end(slot);
+    }
+
+    fn end(&self, slot: &mut Slot) {
+        if let Some(mut running) = slot.running.take() {
+            self.count_time(&mut running);
             // It may have ended by itself.
             let _ = running.child.kill();
             slot.ending.push(running.child);
@@ -191,7 +270,8 @@ impl Readers {
     fn slot(&self, role: Role) -> MutexGuard<'_, Slot> {
         let slots = match role {
             Role::Names => return lock(&self.names),
-            Role::Files => &self.files,
+            Role::Files => self.files.as_slice(),
+            Role::Memory => &self.memory,
         };
         let free = slots.iter().find_map(|slot| match slot.try_lock() {
             Ok(slot) => Some(slot),
@@ -218,6 +298,7 @@ impl Readers {
         let now = spent_by(running.child.id());
         let since = now.saturating_sub(running.spent);
         running.spent = now.max(running.spent);
+        SPENT_HERE.set(SPENT_HERE.get().saturating_add(since));
         let since = u64::try_from(since.as_nanos()).unwrap_or(0);
         self.spent.fetch_add(since, Ordering::Relaxed);
     }
@@ -265,6 +346,13 @@ struct Patience {
     most: Duration,
 }
 
+impl Patience {
+    /// For what takes no longer on any machine.
+    fn of(usual: Duration) -> Self {
+        Self { usual, most: usual }
+    }
+}
+
 /// The time for an answer about some files, by what they take on their disks: holes take nobody's time. Files that only root can write are as they should be,
 /// and slow machines may take longer over them.
 fn patience(files: &[&File]) -> Patience {
@@ -288,12 +376,39 @@ fn patience(files: &[&File]) -> Patience {
     }
 }
 
+/// A reader that is to be started, and to whom.
+type Order = (PathBuf, u64, Sender<io::Result<Running>>);
+
+/// Has a reader started by a thread that lives as long as we do: a reader ends with the thread that started it, even one that is stopped.
+fn start_for_good(program: &Path, memory: u64) -> io::Result<Running> {
+    static ORDERS: OnceLock<Option<Mutex<Sender<Order>>>> = OnceLock::new();
+    let orders = ORDERS.get_or_init(|| {
+        let (orders, ordered) = channel::<Order>();
+        let work = move || {
+            ordinary_priority();
+            for (program, memory, to) in ordered {
+                // Whoever wanted it may be gone.
+                let _ = to.send(start(&program, memory));
+            }
+        };
+        let thread = thread::Builder::new().name("readers".to_owned());
+        thread.spawn(work).ok().map(|_| Mutex::new(orders))
+    });
+    let gone = || io::Error::other("no thread can be made");
+    let (to, started) = channel();
+    let order = (program.to_owned(), memory, to);
+    lock(orders.as_ref().ok_or_else(gone)?)
+        .send(order)
+        .map_err(|_| gone())?;
+    started.recv().map_err(|_| gone())?
+}
+
 /// Starts a reader. It closes the descriptors that it has of us itself: they are few, and marked to be closed anyway.
-fn start(program: &PathBuf) -> io::Result<Running> {
+fn start(program: &Path, memory: u64) -> io::Result<Running> {
     let (socket, its) = UnixStream::pair()?;
     let child = Command::new(program)
         .arg0("leakscope")
-        .arg(SUBCOMMAND)
+        .args([SUBCOMMAND, &memory.to_string()])
         .env_clear()
         .current_dir("/")
         .stdin(OwnedFd::from(its))
@@ -305,6 +420,7 @@ fn start(program: &PathBuf) -> io::Result<Running> {
         socket,
         has_answered: false,
         spent: Duration::ZERO,
+        memory,
     })
 }
 
@@ -321,9 +437,18 @@ impl Drop for Slot {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use super::{MOST_STRIKES, PATIENCE, Readers, Role, patience};
+    use super::{MOST_STRIKES, PATIENCE, Readers, Role, Terms, patience};
     use crate::apart::Unread;
     use std::{fs::File, os::unix::fs::PermissionsExt as _, path::PathBuf};
+
+    fn ask(readers: &Readers, role: Role, files: &[&File]) -> Result<Vec<u8>, Unread> {
+        let terms = Terms {
+            most: 100,
+            patience: None,
+            memory: 0,
+        };
+        readers.ask(role, b"?", files, terms, &mut |_| Vec::new())
+    }
 
     /// A program in a reader's place.
     fn readers(script: &str) -> (Readers, tempfile::TempDir) {
@@ -338,7 +463,7 @@ mod tests {
     fn a_reader_that_ends_is_another_the_next_time() {
         let (readers, _folder) = readers("exit 3");
         for asked in 1..=3 {
-            let answer = readers.ask(Role::Files, b"?", &[], 100);
+            let answer = ask(&readers, Role::Files, &[]);
             assert!(matches!(answer, Err(Unread::Ended)), "{answer:?}");
             assert_eq!(readers.given_up(), asked);
         }
@@ -347,14 +472,14 @@ mod tests {
     #[test]
     fn a_reader_that_hangs_is_given_up() {
         let (readers, _folder) = readers("exec sleep 1000");
-        let answer = readers.ask(Role::Names, b"?", &[], 100);
+        let answer = ask(&readers, Role::Names, &[]);
         assert!(matches!(answer, Err(Unread::Late(PATIENCE))), "{answer:?}");
     }
 
     #[test]
     fn who_cannot_be_started_reads_nothing() {
         let readers = Readers::new(PathBuf::from("/nowhere"));
-        let answer = readers.ask(Role::Files, b"?", &[], 100);
+        let answer = ask(&readers, Role::Files, &[]);
         assert!(matches!(answer, Err(Unread::NotStarted(_))), "{answer:?}");
     }
 
@@ -367,13 +492,13 @@ mod tests {
         let file = File::open(&path).unwrap();
         let mut last = None;
         for _ in 0..=MOST_STRIKES {
-            last = readers.ask(Role::Files, b"?", &[&file], 100).err();
+            last = ask(&readers, Role::Files, &[&file]).err();
         }
         if is_root {
             assert!(matches!(last, Some(Unread::Paused)), "{last:?}");
         }
         // Others' files are read on.
-        let answer = readers.ask(Role::Files, b"?", &[], 100);
+        let answer = ask(&readers, Role::Files, &[]);
         assert!(matches!(answer, Err(Unread::Ended)), "{answer:?}");
     }
 

@@ -6,9 +6,14 @@
 
 mod keep;
 mod serve;
+mod walk;
 mod wire;
 
 pub use serve::serve;
+pub use walk::walk_all;
+pub(crate) use walk::{
+    Place, kinds_of, walk_counts, walk_look, walk_pools, walk_space, walk_stopped, walk_young_pools,
+};
 
 use std::{
     fs::File,
@@ -31,7 +36,8 @@ use crate::{
     symbol::{Answered, Generated, Identity, nanoseconds},
     unwind::{Kept, Table},
 };
-use keep::{Readers, Role};
+use keep::{Readers, Role, Terms};
+use walk::Walk;
 
 /// The subcommand that a reader is started with.
 pub(crate) const SUBCOMMAND: &str = "reader";
@@ -55,6 +61,11 @@ pub fn use_program(program: PathBuf) {
     let _ = READERS.set(Readers::new(program));
 }
 
+/// The processor time that readers have taken for what this thread asked.
+pub(crate) fn spent_here() -> Duration {
+    keep::spent_here()
+}
+
 /// The processor time that readers have taken.
 pub(crate) fn spent() -> Duration {
     READERS.get().map_or(Duration::ZERO, Readers::spent)
@@ -70,7 +81,7 @@ pub fn given_up() -> u64 {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Unread {
     /// The reader ended.
-    #[error("the process that reads files ended over it")]
+    #[error("the process that reads it for us ended over it")]
     Ended,
     /// It did not answer in this time.
     #[error("reading it takes longer than {} s", .0.as_secs())]
@@ -82,10 +93,10 @@ pub enum Unread {
     #[error("it is damaged")]
     Damaged,
     /// No reader can be started.
-    #[error("the process that reads files cannot be started: {0}")]
+    #[error("the process that reads it for us cannot be started: {0}")]
     NotStarted(String),
-    /// Files of its owner have ended too many readers.
-    #[error("too many other files of its owner could not be read; it is tried again in a minute")]
+    /// What its owner has has ended too many readers.
+    #[error("too much else of its owner could not be read; it is tried again in a minute")]
     Paused,
     /// What the reader said.
     #[error("{0}")]
@@ -101,7 +112,7 @@ impl Unread {
 
 /// What is asked about a file, or about a file and its separate debug file.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Question {
+enum Question<'a> {
     /// What its headers say.
     Headers,
     /// The allocators in it, and where probes go. The path is as the process names it.
@@ -121,12 +132,16 @@ pub(crate) enum Question {
     Names(Identity, Vec<u64>),
     /// Of a perf map: the functions at these addresses.
     PerfMap(Vec<u64>),
+    /// What is in a process's memory, instead of a file.
+    #[serde(borrow)]
+    Walk(Walk<'a>),
 }
 
-impl Question {
+impl Question<'_> {
     fn role(&self) -> Role {
         match self {
             Self::Names(..) | Self::PerfMap(_) | Self::RustFunctions => Role::Names,
+            Self::Walk(_) => Role::Memory,
             _ => Role::Files,
         }
     }
@@ -140,7 +155,7 @@ impl Question {
             Self::Allocators(_) => 1 << 20,
             Self::Names(..) | Self::PerfMap(_) => 8 << 20,
             // 65,536 names of some hundred bytes.
-            Self::RustFunctions => 32 << 20,
+            Self::RustFunctions | Self::Walk(_) => 32 << 20,
             // 12 million rows: three times as many as the largest programs have.
             Self::Unwinding(_) => 96 << 20,
         }
@@ -245,18 +260,33 @@ pub fn ask_all(file: &File, path: &Path) -> usize {
     .count()
 }
 
-/// Asks.
-fn ask<A: DeserializeOwned>(question: &Question, files: &[&File]) -> Result<A, Unread> {
+/// Asks about files.
+fn ask<A: DeserializeOwned>(question: &Question<'_>, files: &[&File]) -> Result<A, Unread> {
+    let terms = Terms {
+        most: question.most(),
+        patience: None,
+        memory: 0,
+    };
+    ask_about(question, files, terms, &mut |_| Vec::new())
+}
+
+/// Asks; `reply` answers what is asked back.
+fn ask_about<A: DeserializeOwned>(
+    question: &Question<'_>,
+    files: &[&File],
+    terms: Terms,
+    reply: &mut dyn FnMut(&[u8]) -> Vec<u8>,
+) -> Result<A, Unread> {
     let said = |error: postcard::Error| Unread::Said(error.to_string());
     let answer = match READERS.get() {
         Some(readers) => {
             let bytes = postcard::to_stdvec(question).map_err(said)?;
-            readers.ask(question.role(), &bytes, files, question.most())?
+            readers.ask(question.role(), &bytes, files, terms, reply)?
         }
         None => {
             let copies: io::Result<Vec<File>> = files.iter().map(|file| file.try_clone()).collect();
             let copies = copies.map_err(|error| Unread::Said(error.to_string()))?;
-            serve::answer_here(question, copies)
+            serve::answer_here(question, copies, reply)
         }
     };
     let answer: Result<A, String> = postcard::from_bytes(&answer).map_err(|_| Unread::Damaged)?;

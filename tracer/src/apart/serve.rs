@@ -16,7 +16,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Question, wire};
+use super::{Question, walk, wire};
 use crate::{
     kernel::{confine, end_after},
     process::{
@@ -35,38 +35,50 @@ thread_local! {
     static HERE: RefCell<Namer> = RefCell::default();
 }
 
-/// Gives up all but the socket that is the standard input, and answers until nobody asks any more.
+/// Gives up all but the socket that is the standard input and so much memory, bytes, and answers until nobody asks any more.
 ///
 /// # Errors
 /// The standard input is no socket, or what has to be given up could not be: nothing is read then.
-pub fn serve() -> io::Result<()> {
+pub fn serve(memory: u64) -> io::Result<()> {
     std::panic::set_hook(Box::new(|_| ()));
     // The limit of descriptors cannot be asked for afterwards.
     let _ = most_held();
-    confine()?;
+    confine(memory)?;
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut namer = Namer::default();
     while let Some(asked) = wire::asked(&socket)? {
         end_after(asked.seconds);
         let files = asked.files.into_iter().map(File::from).collect();
         let answered = match postcard::from_bytes(&asked.question) {
-            Ok(question) => answer(&question, files, &mut namer),
+            Ok(question) => answer(&question, files, &mut namer, &mut |call| {
+                let reply = wire::call(&socket, call).unwrap_or_default();
+                // Another piece of work begins.
+                end_after(asked.seconds);
+                reply
+            }),
             Err(error) => encode(&Err::<(), _>(error.to_string())),
         };
-        wire::reply(&socket, &answered)?;
+        wire::answer(&socket, &answered)?;
         end_after(0);
     }
     Ok(())
 }
 
+/// Asks back.
+type Back<'a> = &'a mut dyn FnMut(&[u8]) -> Vec<u8>;
+
 /// Answers in this process.
-pub(super) fn answer_here(question: &Question, files: Vec<File>) -> Vec<u8> {
-    HERE.with_borrow_mut(|namer| answer(question, files, namer))
+pub(super) fn answer_here(question: &Question<'_>, files: Vec<File>, back: Back<'_>) -> Vec<u8> {
+    // What is asked back may be asked here.
+    let mut namer = HERE.take();
+    let answer = answer(question, files, &mut namer, back);
+    HERE.replace(namer);
+    answer
 }
 
 /// Answers.
-fn answer(question: &Question, files: Vec<File>, namer: &mut Namer) -> Vec<u8> {
-    let answered = catch_unwind(AssertUnwindSafe(|| say(question, files, namer)));
+fn answer(question: &Question<'_>, files: Vec<File>, namer: &mut Namer, back: Back<'_>) -> Vec<u8> {
+    let answered = catch_unwind(AssertUnwindSafe(|| say(question, files, namer, back)));
     answered.unwrap_or_else(|_| {
         // What it remembers may be half made.
         *namer = Namer::default();
@@ -74,7 +86,7 @@ fn answer(question: &Question, files: Vec<File>, namer: &mut Namer) -> Vec<u8> {
     })
 }
 
-fn say(question: &Question, files: Vec<File>, namer: &mut Namer) -> Vec<u8> {
+fn say(question: &Question<'_>, files: Vec<File>, namer: &mut Namer, back: Back<'_>) -> Vec<u8> {
     let mut files = files.into_iter();
     let Some(file) = files.next() else {
         return encode(&Err::<(), _>("no file".to_owned()));
@@ -94,10 +106,11 @@ fn say(question: &Question, files: Vec<File>, namer: &mut Namer) -> Vec<u8> {
         Question::Names(identity, addresses) => {
             encode(&Ok(namer.names((*identity, file), files.next(), addresses)))
         }
+        Question::Walk(walk) => walk::answer(walk, file, back),
         Question::PerfMap(addresses) => encode(&Ok(PerfMap::read(file).at(addresses))),
     }
 }
 
-fn encode<A: Serialize>(answer: &Result<A, String>) -> Vec<u8> {
+pub(super) fn encode<A: Serialize>(answer: &Result<A, String>) -> Vec<u8> {
     postcard::to_stdvec(answer).unwrap_or_default()
 }

@@ -17,15 +17,26 @@ use rustix::net::{
 
 /// Most descriptors of a question.
 pub(super) const MOST_FILES: usize = 2;
-/// The longest question, bytes: a batch of addresses.
-const LONGEST_QUESTION: usize = 4 << 20;
+/// The longest question, bytes: the blocks that are known of a process.
+const LONGEST_QUESTION: usize = 256 << 20;
 /// Answers are read in pieces of at most so many bytes, so that a length that is a lie costs nothing.
 const PIECE: usize = 1 << 20;
 
 /// Length, descriptors and seconds of a question, each a little-endian word.
 const QUESTION_HEAD: usize = 12;
-/// The length of an answer.
+/// The length of an answer. In its highest bit stands that it is none, but something that is asked back, and how long that may be.
 const ANSWER_HEAD: usize = 4;
+const IS_CALL: u32 = 1 << 31;
+const LONGEST_CALL: usize = 64 << 10;
+/// The longest reply to that, bytes: the regions of a process.
+const LONGEST_REPLY: usize = 256 << 20;
+
+/// What a reader says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Answer(Vec<u8>),
+    Call(Vec<u8>),
+}
 
 /// A question as it came.
 pub(super) struct Asked {
@@ -71,15 +82,43 @@ pub(super) fn ask(
     put(socket, question, Some(deadline))
 }
 
-/// Receives an answer of at most so many bytes.
-pub(super) fn answer(socket: &UnixStream, most: usize, deadline: Instant) -> io::Result<Vec<u8>> {
+/// Receives an answer of at most so many bytes, or what is asked back.
+pub(super) fn hear(socket: &UnixStream, most: usize, deadline: Instant) -> io::Result<Heard> {
     let mut head = [0; ANSWER_HEAD];
     fill(socket, &mut head, Some(deadline))?;
-    let length = u32::from_le_bytes(head) as usize;
-    if length > most {
+    let word = u32::from_le_bytes(head);
+    let is_call = word & IS_CALL != 0;
+    let length = (word & !IS_CALL) as usize;
+    if length > if is_call { LONGEST_CALL } else { most } {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    take(socket, length, Some(deadline))
+    let bytes = take(socket, length, Some(deadline))?;
+    Ok(if is_call {
+        Heard::Call(bytes)
+    } else {
+        Heard::Answer(bytes)
+    })
+}
+
+/// Replies to what was asked back.
+pub(super) fn reply(socket: &UnixStream, reply: &[u8], deadline: Instant) -> io::Result<()> {
+    let length = u32::try_from(reply.len()).map_err(io::Error::other)?;
+    put(socket, &length.to_le_bytes(), Some(deadline))?;
+    put(socket, reply, Some(deadline))
+}
+
+/// Asks back, and waits for the reply.
+pub(super) fn call(socket: &UnixStream, call: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u32::try_from(call.len()).map_err(io::Error::other)?;
+    put(socket, &(length | IS_CALL).to_le_bytes(), None)?;
+    put(socket, call, None)?;
+    let mut head = [0; ANSWER_HEAD];
+    fill(socket, &mut head, None)?;
+    let length = u32::from_le_bytes(head) as usize;
+    if length > LONGEST_REPLY {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    take(socket, length, None)
 }
 
 /// Receives a question; `None` where nobody asks any more.
@@ -120,8 +159,11 @@ pub(super) fn asked(socket: &UnixStream) -> io::Result<Option<Asked>> {
 }
 
 /// Sends an answer.
-pub(super) fn reply(socket: &UnixStream, answer: &[u8]) -> io::Result<()> {
+pub(super) fn answer(socket: &UnixStream, answer: &[u8]) -> io::Result<()> {
     let length = u32::try_from(answer.len()).map_err(io::Error::other)?;
+    if length & IS_CALL != 0 {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
     put(socket, &length.to_le_bytes(), None)?;
     put(socket, answer, None)
 }
@@ -182,7 +224,7 @@ fn put(socket: &UnixStream, mut bytes: &[u8], deadline: Option<Instant>) -> io::
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use super::{answer, ask, asked, reply};
+    use super::{Heard, answer, ask, asked, call, hear, reply};
     use std::{
         fs::File,
         io::{self, Read as _, Seek as _, Write as _},
@@ -209,10 +251,15 @@ mod tests {
                 file.rewind().unwrap();
                 file.read_to_string(&mut text).unwrap();
                 assert_eq!(text, "text");
-                reply(&other, &[1; 2 << 20]).unwrap();
+                assert_eq!(call(&other, b"back").unwrap(), b"reply");
+                answer(&other, &[1; 2 << 20]).unwrap();
             });
             ask(&one, &question, &[file.as_fd()], 9, soon()).unwrap();
-            assert_eq!(answer(&one, 2 << 20, soon()).unwrap(), [1; 2 << 20]);
+            let heard = hear(&one, 2 << 20, soon()).unwrap();
+            assert_eq!(heard, Heard::Call(b"back".to_vec()));
+            reply(&one, b"reply", soon()).unwrap();
+            let heard = hear(&one, 2 << 20, soon()).unwrap();
+            assert_eq!(heard, Heard::Answer(vec![1; 2 << 20]));
         });
         drop(one);
         assert!(asked(&other).unwrap().is_none());
@@ -221,11 +268,11 @@ mod tests {
     #[test]
     fn an_answer_that_is_too_long_or_too_late_is_none() {
         let (one, other) = UnixStream::pair().unwrap();
-        reply(&other, &[1; 100]).unwrap();
-        let kind = |result: io::Result<Vec<u8>>| result.unwrap_err().kind();
-        assert_eq!(kind(answer(&one, 99, soon())), io::ErrorKind::InvalidData);
+        answer(&other, &[1; 100]).unwrap();
+        let kind = |result: io::Result<Heard>| result.unwrap_err().kind();
+        assert_eq!(kind(hear(&one, 99, soon())), io::ErrorKind::InvalidData);
         let (one, _other) = UnixStream::pair().unwrap();
-        let late = answer(&one, 99, Instant::now() + Duration::from_millis(10));
+        let late = hear(&one, 99, Instant::now() + Duration::from_millis(10));
         assert!(matches!(
             kind(late),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut

@@ -87,7 +87,10 @@ pub(super) enum Command {
     Guard,
     /// Read files of processes for the leakscope that started it.
     #[command(hide = true)]
-    Reader,
+    Reader {
+        /// The memory that it may write to, bytes.
+        memory: u64,
+    },
 }
 
 /// How allocations are seen.

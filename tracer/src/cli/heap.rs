@@ -46,6 +46,7 @@ pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
         by_size: raw.by == HeapBy::Size,
         until: None,
         most_bytes: u64::MAX,
+        wants_blocks: false,
     };
     let Some((look, image)) = look_at(Path::new(PROC), raw.pid, wish, &[], servers.as_ref())?
     else {

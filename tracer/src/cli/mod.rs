@@ -51,7 +51,7 @@ pub fn run() -> ExitCode {
     };
     let arguments =
         Arguments::try_parse_from(&words).unwrap_or_else(|error| without_hidden(error).exit());
-    if !matches!(arguments.command, Command::Reader) {
+    if !matches!(arguments.command, Command::Reader { .. }) {
         crate::apart::use_processes();
     }
     let result = match arguments.command {
@@ -73,7 +73,7 @@ pub fn run() -> ExitCode {
         Command::Manual(raw) => manual::run(&raw),
         Command::Floor(raw) => floor::run(&raw),
         Command::Guard => guard::run(),
-        Command::Reader => reader::run(),
+        Command::Reader { memory } => reader::run(memory),
     };
     match result {
         Ok(code) => code,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 /// Answers until nobody asks.
-pub(super) fn run() -> anyhow::Result<ExitCode> {
-    crate::apart::serve().context("cannot read for others: leakscope starts this itself")?;
+pub(super) fn run(memory: u64) -> anyhow::Result<ExitCode> {
+    crate::apart::serve(memory).context("cannot read for others: leakscope starts this itself")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -88,6 +88,16 @@ pub enum DaemonError {
     Signals(io::Error),
 }
 
+/// Whether a path with a query asks for what there is, for trials.
+#[must_use]
+pub fn is_well_asked(path: &str) -> bool {
+    path.parse::<axum::http::Uri>().is_ok_and(|uri| {
+        // Whatever it says, that is bounded.
+        let _ = query::wait(&uri);
+        query::Query::read(&uri).is_ok()
+    })
+}
+
 /// Reads a token file, for clients.
 ///
 /// # Errors

@@ -1,11 +1,12 @@
 //! Blocks by what they are: one group for each type and size. Knows neither addresses nor who holds them.
 
 use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
 
 use super::holders::Holder;
 
 /// What tells that a block is of a type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum GroupKind {
     /// A C++ class, by its vtable.
     Cpp,
@@ -49,7 +50,7 @@ pub(super) type GroupId = u16;
 pub(super) const OTHER: GroupId = 0;
 
 /// Blocks that are of one type and size.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     /// The class or type; `text`, `zero`, or empty where only the size is known.
     pub name: String,

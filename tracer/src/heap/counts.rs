@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     blocks::Segment,
     glibc,
@@ -18,7 +20,7 @@ const GRAIN: u64 = 16;
 const SMALL: u64 = 64 << 10;
 
 /// See the module.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Blocks in use by the bytes of their chunks, the smallest first.
     pub sizes: Vec<(u64, u64)>,

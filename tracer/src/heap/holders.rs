@@ -6,6 +6,8 @@ use std::{
     hash::Hash,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     blocks::BlockId,
     census::{Group, GroupId, GroupKind},
@@ -14,7 +16,7 @@ use super::{
 };
 
 /// Some way by which blocks of a group are held.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Names from the block that holds them to the root.
     pub path: Vec<String>,

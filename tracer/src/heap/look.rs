@@ -6,6 +6,8 @@ pub use again::confirm;
 
 use std::{collections::HashMap, ops::Range};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     blocks::{BlockId, Blocks},
     boxed::Boxed,
@@ -28,7 +30,7 @@ const GC_HEAD: u64 = 16;
 const MOST_FOLLOWED: u64 = 1 << 18;
 
 /// What is wanted of a look.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct LookOptions {
     /// Whether the process runs CPython.
     pub is_python: bool,
@@ -58,7 +60,7 @@ impl LookOptions {
 }
 
 /// What a look has found.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Look {
     /// Groups with a block at least, the most bytes first.
     pub groups: Vec<Group>,
@@ -97,13 +99,14 @@ pub struct Look {
     /// Where there was not time for looks that agree: those that no root reached in the looks that there were.
     pub doubtful: Vec<LostBlock>,
     /// Blocks that hold stale words: from so far in them on. By address.
+    #[serde(skip)]
     pub(crate) stale: HashMap<u64, u64>,
     /// What the blocks of each owner are.
     pub owners: HashMap<u32, OwnerLook>,
 }
 
 /// A block that no root reaches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LostBlock {
     /// Its first address.
     pub address: u64,
@@ -114,6 +117,7 @@ pub struct LostBlock {
     /// Its place in [`Look::groups`].
     group: GroupId,
     /// Of what it begins with.
+    #[serde(skip)]
     digest: u32,
 }
 

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes of a pointer on the machines that are supported.
 pub(super) const WORD: u64 = 8;
 
@@ -29,7 +31,7 @@ pub trait Memory {
 }
 
 /// What a region is to the process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RegionKind {
     /// The data segment that `brk` moves.
     Brk,
@@ -46,7 +48,7 @@ pub enum RegionKind {
 }
 
 /// A range of addresses of one kind.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Region {
     /// Its addresses, whole pages.
     pub range: Range<u64>,

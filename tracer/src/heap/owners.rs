@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     blocks::{BlockId, Blocks, GRAIN, Segment},
     census::{Group, GroupId},
@@ -10,7 +12,7 @@ use super::{
 };
 
 /// A block that somebody knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Owned {
     /// Its first address.
     pub address: u64,
@@ -21,7 +23,7 @@ pub struct Owned {
 }
 
 /// What the blocks of an owner are.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct OwnerLook {
     /// Blocks that were found in the heap.
     pub checked: u64,
@@ -32,7 +34,7 @@ pub struct OwnerLook {
 }
 
 /// Blocks of a type.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TypeCount {
     /// What a person would call it.
     pub name: String,

@@ -1,6 +1,8 @@
 //! What CPython's pools hold, counted by type, and where in them the next objects will be born. Without pointers: a walk through the pools takes a tenth of a
 //! second for 100 MiB.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     blocks::Segment,
     census::GroupKind,
@@ -11,7 +13,7 @@ use super::{
 };
 
 /// Objects that are alike: of one type, in blocks of one size, at the same place in them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectKind {
     /// The type; empty for blocks that are no objects: tables of dictionaries, items of lists.
     pub name: String,
@@ -42,7 +44,7 @@ impl ObjectKind {
 }
 
 /// What a walk has counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PooledCounts {
     /// Objects in use, kind by kind.
     pub kinds: Vec<(ObjectKind, u64)>,
@@ -134,7 +136,7 @@ pub fn kind_of(
 }
 
 /// A pool with room for more blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct YoungPool {
     /// Where it begins.
     pub start: u64,

@@ -1,13 +1,15 @@
 //! How full a heap is: what is in use, and what is free between that and cannot be given back. A walk along its blocks, without
 //! types and pointers.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     look::walk,
     memory::{Memory, Region},
 };
 
 /// See the module.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Space {
     /// Blocks in use.
     pub blocks: u64,

@@ -7,10 +7,6 @@ use std::{io, os::fd::BorrowedFd, time::Duration};
 
 use super::sys;
 
-/// The memory that it may write to, bytes: the largest file that is read at once (1.5 GiB, most of which is a hole and takes none), and
-/// what is made of it.
-const MOST_MEMORY: u64 = 2 << 30;
-
 /// Where the kernel is told whom to end first where memory runs out, and the most that can be said there (proc_pid_oom_score_adj(5)).
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 const FIRST_TO_GO: &str = "1000";
@@ -21,12 +17,12 @@ const FIRST_OTHER: libc::c_uint = 3;
 /// `_LINUX_CAPABILITY_VERSION_3` (include/uapi/linux/capability.h).
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-/// Gives up everything but the standard descriptors, memory, and the system calls that reading takes. From then on no file can be opened
+/// Gives up everything but the standard descriptors, so much memory, bytes, and the system calls that reading takes. From then on no file can be opened
 /// by its name: a path below `/proc/self/fd` gives another descriptor of the same file.
 ///
 /// # Errors
 /// The kernel refused the filter or a limit: nothing may be read then.
-pub fn confine() -> io::Result<()> {
+pub fn confine(memory: u64) -> io::Result<()> {
     // SAFETY: plain numbers. Nobody here uses the descriptors that are closed.
     if unsafe { libc::close_range(FIRST_OTHER, libc::c_uint::MAX, 0) } != 0 {
         return Err(io::Error::last_os_error());
@@ -36,10 +32,12 @@ pub fn confine() -> io::Result<()> {
     unsafe {
         libc::setsid();
         libc::prctl(libc::PR_SET_NAME, c"leakscope-reader".as_ptr());
+        // Whoever started it reads the answers. One that is stopped does not notice that it is gone.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
     }
     // A machine without /proc is one without this as well.
     let _ = std::fs::write(OOM_SCORE, FIRST_TO_GO);
-    limit(libc::RLIMIT_DATA, MOST_MEMORY)?;
+    limit(libc::RLIMIT_DATA, memory)?;
     limit(libc::RLIMIT_CORE, 0)?;
     drop_capabilities()?;
     filter::install()

@@ -10,7 +10,9 @@ mod run;
 
 use std::{
     ffi::CStr,
-    fmt, io,
+    fmt,
+    fs::File,
+    io::{self, Write as _},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
@@ -18,6 +20,24 @@ use std::{
 
 use super::{command::open_pidfd, sys};
 use page::{Asked, MOST_PROBES, NEVER, Place, SharedPage, place, request, wait};
+
+/// The control groups of the machine, or of the container: version 2, beside version 1, and the one of version 1 that freezes.
+const ROOT_GROUPS: [&str; 3] = [
+    "/sys/fs/cgroup/cgroup.procs",
+    "/sys/fs/cgroup/unified/cgroup.procs",
+    "/sys/fs/cgroup/freezer/cgroup.procs",
+];
+
+/// The keeper is not to be frozen, nor ended, with the control group that we are in.
+fn leave_group(pid: i32) {
+    for procs in ROOT_GROUPS {
+        // Where we may not, or there is none, it shares our fate.
+        let _ = File::options()
+            .write(true)
+            .open(procs)
+            .and_then(|mut procs| procs.write_all(pid.to_string().as_bytes()));
+    }
+}
 
 /// Whoever waits looks so often whether the keeper is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -88,7 +108,9 @@ impl LinkKeeper {
             bell: self.bell.as_raw_fd(),
             parent: self.parent.as_raw_fd(),
         };
-        sys::share_descriptors(|| run::run(&self.page, wakers))
+        let pid = sys::share_descriptors(|| run::run(&self.page, wakers))?;
+        leave_group(pid);
+        Ok(pid)
     }
 
     fn pid(&self) -> MutexGuard<'_, i32> {

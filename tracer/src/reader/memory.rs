@@ -1,6 +1,8 @@
 //! Bytes of a live process, through `/proc/PID/mem` (`proc_pid_mem(5)`).
 
-use std::{cell::Cell, fs::File, os::unix::fs::FileExt as _, path::Path, time::Instant};
+use std::{
+    cell::Cell, fs::File, ops::Range, os::unix::fs::FileExt as _, path::Path, time::Instant,
+};
 
 use super::ReadError;
 use crate::heap::Memory;
@@ -9,6 +11,13 @@ use crate::heap::Memory;
 #[derive(Debug)]
 pub struct ProcessMemory {
     file: File,
+}
+
+impl From<File> for ProcessMemory {
+    /// An open `/proc/PID/mem`.
+    fn from(file: File) -> Self {
+        Self { file }
+    }
 }
 
 impl ProcessMemory {
@@ -22,6 +31,11 @@ impl ProcessMemory {
             Ok(file) => Ok(Self { file }),
             Err(source) => Err(ReadError::Memory { pid, path, source }),
         }
+    }
+
+    /// Through which it is read.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 }
 
@@ -42,6 +56,35 @@ impl Memory for ProcessMemory {
             }
         }
         done
+    }
+}
+
+/// What of a process's memory answers, as it was mapped a moment ago: a page of FUSE may never come.
+pub(crate) struct Answering<'a> {
+    memory: &'a ProcessMemory,
+    ranges: &'a [Range<u64>],
+}
+
+impl<'a> Answering<'a> {
+    /// Nothing else is read than what lies in these ranges, which are in order.
+    pub(crate) fn new(memory: &'a ProcessMemory, ranges: &'a [Range<u64>]) -> Self {
+        Self { memory, ranges }
+    }
+}
+
+impl Memory for Answering<'_> {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
+        let behind = self.ranges.partition_point(|range| range.start <= address);
+        let range = behind
+            .checked_sub(1)
+            .and_then(|place| self.ranges.get(place));
+        let there = range.map_or(0, |range| range.end.saturating_sub(address));
+        let most = usize::try_from(there)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        buffer
+            .get_mut(..most)
+            .map_or(0, |buffer| self.memory.read(address, buffer))
     }
 }
 

@@ -10,7 +10,9 @@ mod registers;
 mod stacks;
 
 pub(crate) use functions::{holds_rust, rust_functions};
+pub(crate) use live::{Ground, LookTask, look_through};
 pub use live::{LookWish, look_at};
+pub(crate) use memory::Answering;
 pub use memory::{Bounded, ProcessMemory};
 pub use names::Names;
 pub use regions::{AddressSpaceImage, read_address_space};
@@ -20,7 +22,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-use crate::process::procfs::ProcessError;
+use crate::{apart::Unread, process::procfs::ProcessError};
 
 /// Why a process's memory cannot be read.
 #[derive(Debug, Error)]
@@ -40,4 +42,7 @@ pub enum ReadError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Who walks it for us has no answer.
+    #[error("its heap was not walked: {0}")]
+    Walk(#[from] Unread),
 }

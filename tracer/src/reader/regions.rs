@@ -1,5 +1,7 @@
 //! The regions of a live process: what is data, stack, heap or constant, and which pages of it were ever written to.
 
+mod shared;
+
 use std::{
     collections::HashSet, fs, fs::File, ops::Range, os::unix::fs::MetadataExt as _, path::Path,
 };
@@ -9,6 +11,7 @@ use leakscope_common::PAGE_BYTES;
 use super::{ReadError, names::data_vaddr, stacks};
 use crate::{
     heap::{Region, RegionKind},
+    kernel::scan_pages,
     process::procfs::{
         Device, MemoryMap,
         pagemap::{FILE_OR_SHARED, PRESENT, SWAPPED, read_entries},
@@ -16,6 +19,11 @@ use crate::{
     },
     symbol::Modules,
 };
+use shared::SharedMemory;
+
+/// Where the kernel does not tell of pages by itself each is looked at, of so many at most: those of 256 GiB. More are no memory, but room that
+/// is kept free.
+const MOST_PAGES: u64 = 1 << 26;
 
 /// So many pages are asked for at once: those of 128 MiB.
 const PAGES_AT_ONCE: u64 = 1 << 15;
@@ -71,16 +79,27 @@ pub fn read_address_space(proc_root: &Path, pid: u32) -> Result<AddressSpaceImag
             .collect(),
         ..AddressSpaceImage::default()
     };
+    let mut left = MOST_PAGES;
+    let mut shared = SharedMemory::default();
     for (map, file) in with_files(proc_root, pid, maps, &answering) {
+        if !is_readable(&map) {
+            continue;
+        }
         let name = map.path.to_string_lossy().into_owned();
         image.is_python |= map.executable && is_python(&map.path);
-        let pages = Pages::of(&pagemap, &map);
+        let Some(pages) = Pages::of(&pagemap, &map, &mut left) else {
+            image.unread_mappings += 1;
+            continue;
+        };
         let Some((kind, present)) = kind_of(&map, file.is_some(), pages) else {
             continue;
         };
-        if kind != RegionKind::Shared {
+        let present = if kind == RegionKind::Shared {
+            shared.only_new(&map, present)
+        } else {
             image.anonymous_bytes += bytes(&present);
-        }
+            present
+        };
         if map.is_file() && kind != RegionKind::Shared && !answering.contains(&map.device) {
             image.unread_mappings += 1;
             continue;
@@ -196,8 +215,16 @@ struct Pages {
 }
 
 impl Pages {
-    fn of(pagemap: &File, map: &MemoryMap) -> Self {
+    /// `None` where there are too many to look at.
+    fn of(pagemap: &File, map: &MemoryMap, left: &mut u64) -> Option<Self> {
         let mut pages = Self::default();
+        if let Ok(found) = scan_pages(pagemap, map.start..map.end) {
+            for part in found {
+                pages.of_kind(part.is_of_file).push(part.range);
+            }
+            return Some(pages);
+        }
+        *left = left.checked_sub(map.end.saturating_sub(map.start) / PAGE_BYTES)?;
         let last = map.end / PAGE_BYTES;
         let mut page = map.start / PAGE_BYTES;
         while page < last {
@@ -208,17 +235,21 @@ impl Pages {
             }
             for entry in entries {
                 if entry & (PRESENT | SWAPPED) != 0 {
-                    let kind = if entry & FILE_OR_SHARED != 0 {
-                        &mut pages.others
-                    } else {
-                        &mut pages.anonymous
-                    };
+                    let kind = pages.of_kind(entry & FILE_OR_SHARED != 0);
                     add(kind, page * PAGE_BYTES);
                 }
                 page += 1;
             }
         }
-        pages
+        Some(pages)
+    }
+
+    fn of_kind(&mut self, is_of_file: bool) -> &mut Vec<Range<u64>> {
+        if is_of_file {
+            &mut self.others
+        } else {
+            &mut self.anonymous
+        }
     }
 }
 
@@ -245,6 +276,16 @@ fn from(ranges: Vec<Range<u64>>, address: u64) -> Vec<Range<u64>> {
         .collect()
 }
 
+/// Whether there is memory of the process behind a mapping, which may be read.
+fn is_readable(map: &MemoryMap) -> bool {
+    let name = map.path.as_os_str().as_encoded_bytes();
+    let is_kernels = matches!(
+        name,
+        b"[vvar]" | b"[vsyscall]" | b"[vvar_vclock]" | b"[vdso]"
+    );
+    map.readable && !is_kernels
+}
+
 /// What a mapping is, and which pages of it can hold what the process has written; `None` for what cannot be read.
 fn kind_of(
     map: &MemoryMap,
@@ -252,14 +293,6 @@ fn kind_of(
     pages: Pages,
 ) -> Option<(RegionKind, Vec<Range<u64>>)> {
     let name = map.path.as_os_str().as_encoded_bytes();
-    if !map.readable
-        || matches!(
-            name,
-            b"[vvar]" | b"[vsyscall]" | b"[vvar_vclock]" | b"[vdso]"
-        )
-    {
-        return None;
-    }
     if map.shared {
         // A file's pages are the file system's to give; memory that has no file, or one in memory only, is ours to read.
         const IN_MEMORY: [&[u8]; 5] = [

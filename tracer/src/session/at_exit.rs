@@ -1,7 +1,7 @@
 //! Lost at exit: a command of ours is held where it is about to end, and its heap is looked at. What no pointer leads to then, nobody
 //! can free any more; the live table says which stacks allocated it. Names nothing.
 
-use std::{collections::HashMap, ops::Range, time::Instant};
+use std::{borrow::Cow, collections::HashMap, ops::Range, time::Instant};
 
 use leakscope_common::UNKNOWN_SITE;
 
@@ -10,11 +10,12 @@ use super::{
     process::{Traced, wait_until_stopped},
 };
 use crate::{
-    heap::{self, LookOptions, LostBlock, RootName},
+    apart::{Place, walk_stopped},
+    heap::{LookOptions, LostBlock},
     kernel::{LiveBlock, monotonic_ns, read_registers, shares_memory},
     ledger::SiteId,
     process::procfs::read_process,
-    reader::{ProcessMemory, WithRegisters, read_address_space},
+    reader::{LookTask, ProcessMemory, read_address_space},
     report::{LostAtExit, LostType, Reachability, Site, SiteKind},
 };
 
@@ -40,15 +41,6 @@ impl EndLook {
             .filter(|(site, _)| is_of_it(**site))
             .map(|(_, part)| *part)
             .reduce(Reachability::and)
-    }
-}
-
-/// No place is named.
-struct Unnamed;
-
-impl RootName for Unnamed {
-    fn name(&mut self, _address: u64) -> String {
-        String::new()
     }
 }
 
@@ -88,8 +80,6 @@ impl Session {
             ProcessMemory::open(&self.proc_root, thread).map_err(|error| error.to_string())?;
         let image =
             read_address_space(&self.proc_root, thread).map_err(|error| error.to_string())?;
-        let memory = WithRegisters::new(memory);
-        let regions = memory.with_own(image.regions, &words);
         let options = LookOptions {
             is_python: image.is_python,
             is_stopped: true,
@@ -98,7 +88,20 @@ impl Session {
             by_size: false,
             most_edges: LookOptions::edges_for(image.anonymous_bytes),
         };
-        let Some(look) = heap::look(&memory, &regions, options, &[], &mut Unnamed) else {
+        let task = LookTask {
+            options,
+            owned: Cow::Borrowed(&[]),
+            registers: Cow::Borrowed(&words),
+            wants_blocks: true,
+        };
+        let place = Place {
+            memory: &memory,
+            regions: &image.regions,
+            until: None,
+            most_bytes: u64::MAX,
+        };
+        let walked = walk_stopped(place, task).map_err(|error| error.to_string())?;
+        let Some(look) = walked else {
             // Before its first allocation a process has no heap.
             let found = self
                 .whose(traced.incarnation, &[], &[])

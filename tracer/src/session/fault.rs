@@ -155,15 +155,26 @@ impl Session {
         if traced.failed {
             return;
         }
-        traced.failed = true;
-        traced.ended.get_or_insert_with(Instant::now);
-        traced.note(format!(
-            "internal error: leakscope stopped tracing it after {after:.1} s; what was seen until then is shown"
-        ));
         let comm = &traced.comm;
         self.faults.said.push(format!(
             "internal error while tracing {comm} (pid {pid}), which is traced no more; please report the backtrace above"
         ));
+        self.stop_tracing(
+            pid,
+            &format!(
+                "internal error: leakscope stopped tracing it after {after:.1} s; what was seen until then is shown"
+            ),
+        );
+    }
+
+    /// A process is traced no more, for a reason. What was seen of it until now stays.
+    pub(super) fn stop_tracing(&mut self, pid: u32, why: &str) {
+        let Some(traced) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        traced.failed = true;
+        traced.ended.get_or_insert_with(Instant::now);
+        traced.note(why.to_owned());
         let incarnation = traced.incarnation;
         let links = traced.take_links();
         self.tables.remove(&mut self.probe, incarnation);

@@ -15,7 +15,8 @@ use crate::{
     kernel::monotonic_ns,
     ledger::{Judgement, Ledger, SiteId, Verdict},
     process::elf::is_go,
-    reader::ProcessMemory,
+    process::procfs::answering_memory,
+    reader::{Answering, ProcessMemory},
     report::{Frame, GoUse, Process, Site},
     runtime::go::{GoError, HeapProfile, Image, Program},
     units::rate,
@@ -132,8 +133,11 @@ impl GoHeaps {
             };
             let bias = range.start.wrapping_sub(module.mapped_at(range));
             let program = self.programs.entry(module.number).or_insert(None);
-            let program = program
-                .get_or_insert_with(|| Program::find(&memory, Image { elf, bias }).map(Arc::new));
+            let program = program.get_or_insert_with(|| {
+                let ranges = answering_memory(proc_root, traced.pid).unwrap_or_default();
+                let answering = Answering::new(&memory, &ranges);
+                Program::find(&answering, Image { elf, bias }).map(Arc::new)
+            });
             let (refused, found) = match program {
                 Ok(program) => (
                     None,
@@ -168,8 +172,8 @@ impl GoHeaps {
         self.others.insert(incarnation, ranges.len());
     }
 
-    fn look(&mut self, incarnation: u32, sizes: (u64, u64)) {
-        let Some(process) = self.processes.get_mut(&incarnation) else {
+    fn look(&mut self, proc_root: &std::path::Path, traced: &Traced, sizes: (u64, u64)) {
+        let Some(process) = self.processes.get_mut(&traced.incarnation) else {
             return;
         };
         let Some(found) = &process.found else {
@@ -179,11 +183,14 @@ impl GoHeaps {
         if process.next.is_some_and(|next| begun < next) {
             return;
         }
-        let Some(profile) = found.program.heap_profile(&found.memory, found.bias) else {
+        // Of a process that is gone nothing answers.
+        let ranges = answering_memory(proc_root, traced.pid).unwrap_or_default();
+        let memory = Answering::new(&found.memory, &ranges);
+        let Some(profile) = found.program.heap_profile(&memory, found.bias) else {
             // It has ended, or is about to.
             return;
         };
-        let goroutines = found.program.goroutines(&found.memory, found.bias);
+        let goroutines = found.program.goroutines(&memory, found.bias);
         let now_ns = monotonic_ns();
         process.note_collections(&profile, begun);
         let is_first = process.looked_ns == 0;
@@ -473,7 +480,8 @@ impl Session {
         for traced in self.processes.values() {
             if traced.ended.is_none() && (all || ran.contains(&traced.incarnation)) {
                 self.go.find(&self.proc_root, traced);
-                self.go.look(traced.incarnation, self.options.probe.sizes);
+                self.go
+                    .look(&self.proc_root, traced, self.options.probe.sizes);
             }
         }
         if !self.go.processes.is_empty() {

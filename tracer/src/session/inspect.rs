@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     process::discover::{Files, discover},
-    reader::ProcessMemory,
+    process::procfs::answering_memory,
+    reader::{Answering, ProcessMemory},
     runtime::cpython::Interpreters,
     symbol::{AddressSpace, Modules},
 };
@@ -104,9 +105,10 @@ pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
     inspection.python = Interpreters::default().find(&space).map(|found| {
         let python = found?;
         let path = python.module().path.display();
+        let ranges = answering_memory(proc_root, pid).unwrap_or_default();
         let threads = ProcessMemory::open(proc_root, pid)
             .ok()
-            .and_then(|memory| python.threads(&memory));
+            .and_then(|memory| python.threads(&Answering::new(&memory, &ranges)));
         match threads {
             Some((all, found)) if found == all => Ok(format!(
                 "CPython {} in {path}: functions and lines in stacks; {found} of {all} thread states found",

@@ -8,7 +8,7 @@ use std::{
 
 use leakscope_common::UNKNOWN_FREE_SLOT;
 
-use super::process::ProbeSite;
+use super::{process::ProbeSite, window::exact_deadline};
 use crate::{
     kernel::{Attachment, KernelError, Link, Probe, close_links},
     process::{
@@ -145,7 +145,8 @@ impl Links {
             if attachments.is_empty() {
                 return Ok((sites, None));
             }
-            let link = attach_file(probe, &found.file, Some(pid), &attachments, None)?;
+            let until_ns = Some(exact_deadline());
+            let link = attach_file(probe, &found.file, Some(pid), &attachments, until_ns)?;
             return Ok((sites, Some(link)));
         }
         let file = file_id(&found.file.device, found.file.inode);
@@ -155,7 +156,8 @@ impl Links {
         }
         let (attachments, sites) = plan(found, first_slot(found.kind, &[]));
         if !attachments.is_empty() {
-            let link = attach_file(probe, &found.file, None, &attachments, None)?;
+            let until_ns = Some(exact_deadline());
+            let link = attach_file(probe, &found.file, None, &attachments, until_ns)?;
             self.shared.insert(
                 file,
                 Shared {
@@ -166,6 +168,20 @@ impl Links {
             );
         }
         Ok((sites, None))
+    }
+
+    /// Links for all processes stay until a time, CLOCK_MONOTONIC nanoseconds. Gives the users of those that were taken away, for we had not
+    /// come back.
+    pub(super) fn put_off_deadline(&self, at_ns: u64) -> Vec<u32> {
+        let mut overdue = Vec::new();
+        for shared in self.shared.values() {
+            if shared.link.is_overdue() {
+                overdue.extend(&shared.users);
+            } else {
+                shared.link.set_deadline(Some(at_ns));
+            }
+        }
+        overdue
     }
 
     /// A process uses no link any more: those that nobody else uses are closed, beside what goes on.

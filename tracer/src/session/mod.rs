@@ -248,6 +248,7 @@ pub struct Session {
     cpu_before: Duration,
     last_look: Instant,
     last_crowd_check: Instant,
+    last_beat: Instant,
     /// When a look is due: see [`LOOK_SHARE`].
     look_every: Duration,
     progress: Progress,
@@ -319,6 +320,7 @@ impl Session {
             cpu_before: Duration::ZERO,
             last_look: now,
             last_crowd_check: now,
+            last_beat: now,
             look_every: OBSERVE_EVERY,
             progress: Progress::default(),
             last_busy: now,
@@ -397,6 +399,7 @@ impl Session {
             // Why it woke us is for whoever called to know; nothing to read is what there usually is.
             let _ = Read::read(&mut &*wake, &mut [0; 64]);
         }
+        self.beat();
         self.drain()?;
         self.step_pages();
         while let Some(pid) = self.ended.pop() {

@@ -12,8 +12,8 @@ use leakscope_common::PYTHON_FRAME;
 use super::{Session, process::Traced};
 use crate::{
     heap::Memory,
-    process::procfs::{answering_memory, lies_in},
-    reader::ProcessMemory,
+    process::procfs::answering_memory,
+    reader::{Answering, ProcessMemory},
     runtime::cpython::Python,
 };
 
@@ -26,23 +26,6 @@ pub(super) struct PythonProcess {
     pub(super) python: Python,
     answering: Vec<Range<u64>>,
     looked: Option<Instant>,
-}
-
-/// What answers of a process's memory.
-struct Answering<'a> {
-    memory: &'a ProcessMemory,
-    ranges: &'a [Range<u64>],
-}
-
-impl Memory for Answering<'_> {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> usize {
-        let end = address.saturating_add(buffer.len() as u64);
-        if lies_in(self.ranges, address, end) {
-            self.memory.read(address, buffer)
-        } else {
-            0
-        }
-    }
 }
 
 impl Session {
@@ -99,10 +82,9 @@ impl Traced {
             process.answering = answering_memory(proc_root, self.pid).unwrap_or_default();
         }
         let opened = ProcessMemory::open(proc_root, self.pid).ok();
-        let answering = opened.as_ref().map(|memory| Answering {
-            memory,
-            ranges: &process.answering,
-        });
+        let answering = opened
+            .as_ref()
+            .map(|memory| Answering::new(memory, &process.answering));
         let memory: &dyn Memory = match &answering {
             Some(memory) => memory,
             None => &Nothing,

@@ -42,6 +42,7 @@ use crate::{
 };
 use anonymous::AnonymousMemory;
 use count::CountLooks;
+pub(super) use deadline::exact_deadline;
 use inuse::{Estimated, SeenAgain};
 use look::Looks;
 use own_time::{OwnTime, Used};

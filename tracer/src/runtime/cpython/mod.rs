@@ -194,7 +194,9 @@ impl Python {
         let runtime = self.interpreter.runtime.wrapping_add(self.bias);
         let mut interpreter = memory.word(runtime.wrapping_add(layout.first_interpreter))?;
         let (mut all, mut found) = (0, 0);
-        while interpreter != 0 && all < MOST {
+        let mut interpreters = 0;
+        while interpreter != 0 && all < MOST && interpreters < MOST {
+            interpreters += 1;
             let mut thread = memory.word(interpreter.wrapping_add(layout.first_thread))?;
             while thread != 0 && all < MOST {
                 all += 1;

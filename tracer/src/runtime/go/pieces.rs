@@ -7,7 +7,7 @@ use crate::heap::Memory;
 /// Memory is read in pieces of so many bytes, which are pages: no mapping begins within one.
 const PIECE: u64 = 4096;
 /// So many pieces are read for a look.
-const MOST_PIECES: usize = 1 << 16;
+const MOST_PIECES: usize = 1 << 14;
 
 /// Memory read piece by piece, each once.
 pub(super) struct Pieces<'a> {

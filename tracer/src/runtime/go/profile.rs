@@ -1,6 +1,8 @@
 //! The heap profile that Go's runtime keeps of itself (src/runtime/mprof.go): of each stack and size how many of the blocks that were
 //! sampled there were allocated and freed, as of the last collection. Scaled as runtime/pprof does.
 
+use std::collections::HashSet;
+
 use super::{bytes::word, pieces::Pieces, program::Program};
 use crate::heap::Memory;
 
@@ -100,8 +102,13 @@ impl Program {
     ) -> Option<(Vec<Bucket>, bool)> {
         let pieces = Pieces::new(memory);
         let mut buckets = Vec::new();
+        let mut seen = HashSet::new();
         let mut next = memory.word(self.buckets.wrapping_add(bias))?;
         while next != 0 {
+            if !seen.insert(next) {
+                // No list of the runtime's leads back.
+                return None;
+            }
             if buckets.len() == MOST_BUCKETS {
                 return Some((buckets, true));
             }

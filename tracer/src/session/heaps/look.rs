@@ -8,9 +8,10 @@ use std::{
 };
 
 use crate::{
-    heap::{self, Look, Owned, Space},
+    apart::{Place, spent_here, walk_space},
+    heap::{Look, Owned, Space},
     kernel::{ordinary_priority, thread_cpu_time},
-    reader::{Bounded, LookWish, ProcessMemory, ReadError, look_at, read_address_space},
+    reader::{LookWish, ProcessMemory, ReadError, look_at, read_address_space},
     units::duration,
 };
 
@@ -71,9 +72,10 @@ pub(super) fn begin(
     let (send, results) = channel();
     thread::spawn(move || {
         ordinary_priority();
-        let mut begun = thread_cpu_time();
+        let spent_so_far = || thread_cpu_time().saturating_add(spent_here());
+        let mut begun = spent_so_far();
         let mut tell = |incarnation: u32, outcome: Outcome| {
-            let spent = thread_cpu_time().saturating_sub(begun);
+            let spent = spent_so_far().saturating_sub(begun);
             begun += spent;
             // Nobody may wait for it any more.
             send.send((incarnation, Outcome { spent, ..outcome }))
@@ -105,9 +107,14 @@ fn look(
     let begun = Instant::now();
     let memory = ProcessMemory::open(proc_root, job.pid)?;
     let image = read_address_space(proc_root, job.pid)?;
-    let bounded = Bounded::new(&memory, Some(until), MOST_BYTES);
-    let space = heap::space(&bounded, &image.regions, image.is_python);
-    if bounded.is_over() {
+    let place = Place {
+        memory: &memory,
+        regions: &image.regions,
+        until: Some(until),
+        most_bytes: MOST_BYTES,
+    };
+    let (space, is_over) = walk_space(place, image.is_python)?;
+    if is_over {
         return Ok(Outcome {
             note: Some(too_long(job.pid, begun.elapsed())),
             ..Outcome::default()
@@ -130,9 +137,16 @@ fn look(
         by_size: false,
         until: Some(until.checked_sub(MARGIN).unwrap_or(until)),
         most_bytes: MOST_BYTES,
+        wants_blocks: true,
     };
-    let look = look_at(proc_root, job.pid, wish, &job.owned, None)
-        .ok()
-        .flatten();
-    Ok(found(look.map(|(look, _)| look)))
+    let (look, note) = match look_at(proc_root, job.pid, wish, &job.owned, None) {
+        Ok(look) => (look.map(|(look, _)| look), None),
+        Err(error @ ReadError::Walk(_)) => (None, Some(error.to_string())),
+        // It is gone.
+        Err(_) => (None, None),
+    };
+    Ok(Outcome {
+        note,
+        ..found(look)
+    })
 }

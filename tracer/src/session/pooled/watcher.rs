@@ -15,13 +15,14 @@ use std::{
 
 use super::choose::{Choice, Random, choose, state_of};
 use crate::{
-    heap::{ObjectKind, PooledCounts, Region, kind_of, pooled, young_pools},
+    apart::{Place, kinds_of, spent_here, walk_pools, walk_young_pools},
+    heap::{ObjectKind, PooledCounts, Region},
     kernel::{
         WatchedWord, WriteWatcher, monotonic_ns, ordinary_priority, process_cpu_time,
         thread_cpu_time,
     },
     process::procfs::list_threads,
-    reader::{Bounded, ProcessMemory, read_address_space},
+    reader::{ProcessMemory, read_address_space},
 };
 
 /// How often watched words are looked after.
@@ -242,7 +243,7 @@ impl Work {
         ordinary_priority();
         while !self.shared.is_stopped() {
             let over = self.step(tell);
-            let spent = thread_cpu_time();
+            let spent = spent_so_far();
             let spent = u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX);
             self.shared.spent_ns.store(spent, Ordering::Relaxed);
             if let Some(why) = over {
@@ -281,31 +282,40 @@ impl Work {
         None
     }
 
+    /// What is looked at.
+    fn place<'a>(&'a self, memory: &'a ProcessMemory) -> Place<'a> {
+        Place {
+            memory,
+            regions: &self.regions,
+            until: Some(Instant::now() + WITHIN),
+            most_bytes: MOST_BYTES,
+        }
+    }
+
     /// Counts all objects.
     fn count(&mut self, memory: &ProcessMemory, tell: &Sender<Told>) {
-        let (begun, begun_ns) = (thread_cpu_time(), monotonic_ns());
-        let image = read_address_space(&self.task.proc_root, self.task.pid);
-        if let Ok(image) = image {
-            let bounded = Bounded::new(memory, Some(Instant::now() + WITHIN), MOST_BYTES);
-            let counts = pooled(&bounded, &image.regions);
+        let (begun, begun_ns) = (spent_so_far(), monotonic_ns());
+        if let Ok(image) = read_address_space(&self.task.proc_root, self.task.pid) {
             self.regions = image.regions;
-            if bounded.is_over() || counts.pools == 0 {
-                self.failed += 1;
-            } else {
-                self.failed = 0;
-                self.pool_bytes = counts.pool_bytes;
-                self.note_growth(&counts);
-                let gone = self.gone(memory);
-                let told = Told::Counted {
-                    counts,
-                    at_ns: begun_ns.midpoint(monotonic_ns()),
-                    gone,
-                };
-                // Nobody may wait for it any more.
-                let _ = tell.send(told);
+            let counts = walk_pools(self.place(memory)).ok().flatten();
+            match counts.filter(|counts| counts.pools > 0) {
+                None => self.failed += 1,
+                Some(counts) => {
+                    self.failed = 0;
+                    self.pool_bytes = counts.pool_bytes;
+                    self.note_growth(&counts);
+                    let gone = self.gone(memory);
+                    let told = Told::Counted {
+                        counts,
+                        at_ns: begun_ns.midpoint(monotonic_ns()),
+                        gone,
+                    };
+                    // Nobody may wait for it any more.
+                    let _ = tell.send(told);
+                }
             }
         }
-        let spent = thread_cpu_time().saturating_sub(begun);
+        let spent = spent_so_far().saturating_sub(begun);
         self.counts += 1;
         let may_take = self.task.budget * COUNT_PART * self.cores().max(LEAST_CORES);
         let mut wait = spent.div_f64(may_take.max(1e-6)).max(COUNT_EVERY);
@@ -337,11 +347,21 @@ impl Work {
 
     /// The blocks that have settled and hold another object by now, or none.
     fn gone(&mut self, memory: &ProcessMemory) -> Vec<u64> {
-        let regions = &self.regions;
+        let blocks: Vec<(u64, u64)> = self
+            .settled
+            .iter()
+            .map(|(block, kind)| (*block, kind.block_bytes))
+            .collect();
+        if blocks.is_empty() {
+            return Vec::new();
+        }
+        let Ok(kinds) = kinds_of(self.place(memory), &blocks) else {
+            return Vec::new();
+        };
         let mut gone = Vec::new();
+        let mut kinds = kinds.into_iter();
         self.settled.retain(|(block, kind)| {
-            let is_there =
-                kind_of(memory, regions, *block, kind.block_bytes).as_ref() == Some(kind);
+            let is_there = kinds.next().flatten().as_ref() == Some(kind);
             if !is_there {
                 gone.push(*block);
             }
@@ -376,10 +396,17 @@ impl Work {
         });
         self.shared.writes.fetch_add(writes, Ordering::Relaxed);
         self.credit -= Duration::from_nanos(writes.saturating_mul(WRITE_NS)).as_secs_f64();
-        for choice in settled {
-            let bytes = choice.kind.block_bytes;
+        if settled.is_empty() {
+            return;
+        }
+        let blocks: Vec<(u64, u64)> = settled
+            .iter()
+            .map(|choice| (choice.block, choice.kind.block_bytes))
+            .collect();
+        let kinds = kinds_of(self.place(memory), &blocks).unwrap_or_default();
+        for (choice, found) in settled.into_iter().zip(kinds) {
             // It may have become something else of the same size, of which the same word tells.
-            let found = kind_of(memory, &self.regions, choice.block, bytes).filter(|kind| {
+            let found = found.filter(|kind| {
                 kind.word_at().and_then(|at| choice.block.checked_add(at)) == Some(choice.word)
             });
             let Some(kind) = found else { continue };
@@ -399,7 +426,7 @@ impl Work {
 
     /// Watches words where there is room for more. An error says why none can be watched at all.
     fn arm(&mut self, memory: &ProcessMemory) -> Result<(), String> {
-        let begun = thread_cpu_time();
+        let begun = spent_so_far();
         let Some(writes) = self.task.writes.clone() else {
             return Ok(());
         };
@@ -414,7 +441,7 @@ impl Work {
         if let Ok(image) = read_address_space(&self.task.proc_root, self.task.pid) {
             self.regions = image.regions;
         }
-        let pools = young_pools(memory, &self.regions, self.pool_bytes);
+        let pools = walk_young_pools(self.place(memory), self.pool_bytes).unwrap_or_default();
         let room = WORDS.saturating_sub(self.shared.words().len());
         for _ in 0..room {
             let wanted: Vec<(ObjectKind, f64)> = self
@@ -455,7 +482,7 @@ impl Work {
             .iter()
             .map(|pool| (pool.start, state_of(pool)))
             .collect();
-        let spent = thread_cpu_time().saturating_sub(begun);
+        let spent = spent_so_far().saturating_sub(begun);
         let wait = spent.saturating_mul(CHOOSE_SHARE).max(CHOOSE_EVERY);
         self.next_choice = Instant::now() + wait;
         Ok(())
@@ -481,4 +508,9 @@ impl Work {
             .saturating_sub(cpu);
         used.as_secs_f64() / passed.max(0.1)
     }
+}
+
+/// Processor time of this thread, and of who reads for it.
+fn spent_so_far() -> Duration {
+    thread_cpu_time().saturating_add(spent_here())
 }

@@ -59,7 +59,7 @@ impl Traced {
             if self.windows.is_enforced() {
                 if self.windows.is_armed() {
                     let deadline_ns = self.windows.arming_deadline(probe.link_mode());
-                    let link = planned.attach(probe, self.pid, deadline_ns)?;
+                    let link = planned.attach(probe, self.pid, Some(deadline_ns))?;
                     self.links.extend(link.map(|link| (file, link)));
                 }
                 self.sites.extend(planned.sites().iter().cloned());
@@ -138,7 +138,7 @@ impl Traced {
                 continue;
             }
             self.lent.remove(&planned.file());
-            match planned.attach(probe, self.pid, deadline_ns) {
+            match planned.attach(probe, self.pid, Some(deadline_ns)) {
                 Ok(link) => self.links.extend(link.map(|link| (planned.file(), link))),
                 // The process may be on its way out; else the next window may do better.
                 Err(error) => problems.push(error.to_string()),
@@ -172,7 +172,7 @@ impl Traced {
             if !self.lent.insert(file) {
                 continue;
             }
-            match planned.attach_for_children(probe, self.pid, deadline_ns) {
+            match planned.attach_for_children(probe, self.pid, Some(deadline_ns)) {
                 Ok(Some(more)) => link.take_over(more),
                 Ok(None) => return,
                 Err(error) => problems.push(format!(

@@ -11,11 +11,12 @@ use std::{
 
 use super::{super::Session, Windows};
 use crate::{
+    apart::{Place, spent_here, walk_counts},
     budget::Mode,
-    heap::{Counts, counts},
+    heap::Counts,
     kernel::{KernelError, monotonic_ns, ordinary_priority, thread_cpu_time},
     ledger::{Cohorts, Counted, Estimate, SiteId, SizeCounts, count},
-    reader::{Bounded, ProcessMemory, read_address_space},
+    reader::{ProcessMemory, read_address_space},
     session::{moment::Moment, process::Traced},
 };
 
@@ -231,14 +232,15 @@ fn begin(proc_root: PathBuf, pid: u32, blocks: Vec<u64>) -> Receiver<Outcome> {
     let (send, result) = channel();
     let look = move || {
         ordinary_priority();
-        let begun = thread_cpu_time();
+        let spent = || thread_cpu_time().saturating_add(spent_here());
+        let begun = spent();
         let begun_ns = monotonic_ns();
         let counts = look(&proc_root, pid, &blocks);
         let outcome = Outcome {
             counts,
             begun_ns,
             at_ns: begun_ns.midpoint(monotonic_ns()),
-            spent: thread_cpu_time().saturating_sub(begun),
+            spent: spent().saturating_sub(begun),
         };
         // Nobody may wait for it any more.
         let _ = send.send(outcome);
@@ -251,9 +253,13 @@ fn begin(proc_root: PathBuf, pid: u32, blocks: Vec<u64>) -> Receiver<Outcome> {
 fn look(proc_root: &Path, pid: u32, blocks: &[u64]) -> Option<Counts> {
     let memory = ProcessMemory::open(proc_root, pid).ok()?;
     let image = read_address_space(proc_root, pid).ok()?;
-    let bounded = Bounded::new(&memory, Some(Instant::now() + WITHIN), MOST_BYTES);
-    let found = counts(&bounded, &image.regions, blocks)?;
-    (!bounded.is_over()).then_some(found)
+    let place = Place {
+        memory: &memory,
+        regions: &image.regions,
+        until: Some(Instant::now() + WITHIN),
+        most_bytes: MOST_BYTES,
+    };
+    walk_counts(place, blocks).ok().flatten()
 }
 
 #[cfg(test)]

@@ -1,0 +1,338 @@
+//! Questions about a process's memory: walks of its heap, which follow addresses that the process chose. The reader is handed the memory
+//! as a descriptor and reads it itself; what else it has to know it asks back. Knows nothing of what answers are for.
+
+use std::{
+    borrow::Cow,
+    fs::File,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{Question, Unread, ask_about, keep::Terms, serve::encode};
+use crate::{
+    heap::{
+        Counts, Look, LookOptions, ObjectKind, Owned, PooledCounts, Region, RegionKind, RootName,
+        Space, YoungPool, counts, kind_of, pooled, space, young_pools,
+    },
+    reader::{Bounded, Ground, LookTask, ProcessMemory, look_through},
+};
+
+/// The longest answers that are believed, bytes: lost blocks of some sixteen bytes each, numbers, kinds.
+const MOST_OF_LOOK: usize = 256 << 20;
+const MOST_OF_NUMBERS: usize = 4096;
+const MOST_OF_SIZES: usize = 32 << 20;
+
+/// The time for a piece of work: some, and for each so many bytes that there are a second more; however many there are.
+const PATIENCE: Duration = Duration::from_secs(2);
+const BYTES_IN_A_SECOND: u64 = 16 << 20;
+const MOST_PATIENCE: Duration = Duration::from_secs(900);
+
+/// What is kept of blocks and pointers takes less than the memory that is walked, and this, bytes.
+const BESIDE: u64 = 1 << 30;
+
+/// What is walked, and how far.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) memory: &'a ProcessMemory,
+    pub(crate) regions: &'a [Region],
+    /// Until when; `None`: whenever it is done.
+    pub(crate) until: Option<Instant>,
+    /// So many bytes are read at most.
+    pub(crate) most_bytes: u64,
+}
+
+/// A walk as it is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Walk<'a> {
+    regions: Cow<'a, [Region]>,
+    within: Option<Duration>,
+    most_bytes: u64,
+    wanted: Wanted<'a>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Wanted<'a> {
+    Space { is_python: bool },
+    Look(LookTask<'a>),
+    Counts(Cow<'a, [u64]>),
+    Pooled,
+    YoungPools(u64),
+    Kinds(Cow<'a, [(u64, u64)]>),
+}
+
+/// What a walk asks back.
+#[derive(Debug, Serialize, Deserialize)]
+enum Call<'a> {
+    Regions,
+    IsIdle,
+    HasRust,
+    Functions(u64),
+    HasFunction(u64, Cow<'a, str>),
+    Name(u64),
+    Whole(u64),
+}
+
+/// Of a walk that tells nothing, whether that is for want of time or room.
+pub(crate) type IsOver = bool;
+
+/// How full a heap is.
+pub(crate) fn walk_space(
+    place: Place<'_>,
+    is_python: bool,
+) -> Result<(Option<Space>, IsOver), Unread> {
+    ask(
+        place,
+        Wanted::Space { is_python },
+        MOST_OF_NUMBERS,
+        &mut Nobody,
+    )
+}
+
+/// Blocks by size, and which of some are gone; `None` too where there was not enough time.
+pub(crate) fn walk_counts(place: Place<'_>, blocks: &[u64]) -> Result<Option<Counts>, Unread> {
+    let wanted = Wanted::Counts(Cow::Borrowed(blocks));
+    ask(place, wanted, MOST_OF_SIZES, &mut Nobody)
+}
+
+/// Objects in CPython's pools; `None` where there was not enough time.
+pub(crate) fn walk_pools(place: Place<'_>) -> Result<Option<PooledCounts>, Unread> {
+    ask(place, Wanted::Pooled, MOST_OF_SIZES, &mut Nobody)
+}
+
+/// The pools with room for more.
+pub(crate) fn walk_young_pools(
+    place: Place<'_>,
+    pool_bytes: u64,
+) -> Result<Vec<YoungPool>, Unread> {
+    let wanted = Wanted::YoungPools(pool_bytes);
+    ask(place, wanted, MOST_OF_SIZES, &mut Nobody)
+}
+
+/// What some blocks are, each of so many bytes.
+pub(crate) fn kinds_of(
+    place: Place<'_>,
+    blocks: &[(u64, u64)],
+) -> Result<Vec<Option<ObjectKind>>, Unread> {
+    let wanted = Wanted::Kinds(Cow::Borrowed(blocks));
+    ask(place, wanted, MOST_OF_SIZES, &mut Nobody)
+}
+
+/// A look, and those that confirm it. `None` where no heap is known, or there was not enough time for one.
+pub(crate) fn walk_look(
+    place: Place<'_>,
+    task: LookTask<'_>,
+    ground: &mut dyn Ground,
+) -> Result<Option<Look>, Unread> {
+    ask(place, Wanted::Look(task), MOST_OF_LOOK, ground)
+}
+
+/// A look at a process that is stopped.
+pub(crate) fn walk_stopped(place: Place<'_>, task: LookTask<'_>) -> Result<Option<Look>, Unread> {
+    ask(place, Wanted::Look(task), MOST_OF_LOOK, &mut Nobody)
+}
+
+/// Walks in every way that there is, for trials; gives the number of answers.
+pub fn walk_all(memory: &ProcessMemory, regions: &[Region]) -> usize {
+    let place = Place {
+        memory,
+        regions,
+        until: None,
+        most_bytes: u64::MAX,
+    };
+    // Some blocks may be anywhere.
+    let starts = regions
+        .iter()
+        .filter_map(|region| region.present.first())
+        .map(|range| range.start.saturating_add(64));
+    let some: Vec<(u64, u64)> = starts.map(|start| (start, 64)).collect();
+    let known: Vec<u64> = some.iter().map(|(start, _)| *start).collect();
+    let owned: Vec<Owned> = known
+        .iter()
+        .map(|start| Owned {
+            address: *start,
+            bytes: 48,
+            owner: 1,
+        })
+        .collect();
+    let task = LookTask {
+        options: LookOptions {
+            is_python: true,
+            is_stopped: true,
+            levels: 5,
+            groups_with_holders: 20,
+            by_size: false,
+            most_edges: 1 << 20,
+        },
+        owned: Cow::Owned(owned),
+        registers: Cow::Borrowed(&known),
+        wants_blocks: true,
+    };
+    [
+        walk_space(place, true).is_ok(),
+        walk_counts(place, &known).is_ok(),
+        walk_pools(place).is_ok(),
+        walk_young_pools(place, 1 << 14).is_ok(),
+        kinds_of(place, &some).is_ok(),
+        walk_stopped(place, task).is_ok(),
+    ]
+    .iter()
+    .filter(|is_answered| **is_answered)
+    .count()
+}
+
+fn ask<A: DeserializeOwned>(
+    place: Place<'_>,
+    wanted: Wanted<'_>,
+    most: usize,
+    ground: &mut dyn Ground,
+) -> Result<A, Unread> {
+    let question = Question::Walk(Walk {
+        regions: Cow::Borrowed(place.regions),
+        within: place
+            .until
+            .map(|until| until.saturating_duration_since(Instant::now())),
+        most_bytes: place.most_bytes,
+        wanted,
+    });
+    let bytes = place
+        .regions
+        .iter()
+        .filter(|region| region.kind != RegionKind::Constant)
+        .map(Region::present_bytes)
+        .fold(0, u64::saturating_add);
+    let terms = Terms {
+        most,
+        patience: Some(
+            PATIENCE
+                .saturating_add(Duration::from_secs(bytes / BYTES_IN_A_SECOND))
+                .min(MOST_PATIENCE),
+        ),
+        memory: BESIDE.saturating_add(bytes),
+    };
+    ask_about(&question, &[place.memory.file()], terms, &mut |call| {
+        reply(call, ground)
+    })
+}
+
+/// The answer to what the reader asks back; empty where that is nothing that it may ask.
+fn reply(call: &[u8], ground: &mut dyn Ground) -> Vec<u8> {
+    let bytes = match postcard::from_bytes(call) {
+        Ok(Call::Regions) => postcard::to_stdvec(&ground.regions()),
+        Ok(Call::IsIdle) => postcard::to_stdvec(&ground.is_idle()),
+        Ok(Call::HasRust) => postcard::to_stdvec(&ground.has_rust()),
+        Ok(Call::Functions(at)) => postcard::to_stdvec(&ground.functions(at)),
+        Ok(Call::HasFunction(at, name)) => postcard::to_stdvec(&ground.has_function(at, &name)),
+        Ok(Call::Name(at)) => postcard::to_stdvec(&ground.name(at)),
+        Ok(Call::Whole(at)) => postcard::to_stdvec(&ground.whole(at)),
+        Err(error) => Err(error),
+    };
+    bytes.unwrap_or_default()
+}
+
+/// In the reader: walks.
+pub(super) fn answer(
+    walk: &Walk<'_>,
+    file: File,
+    back: &mut dyn FnMut(&[u8]) -> Vec<u8>,
+) -> Vec<u8> {
+    let memory = ProcessMemory::from(file);
+    let until = walk
+        .within
+        .and_then(|within| Instant::now().checked_add(within));
+    let regions = walk.regions.as_ref();
+    let bounded = Bounded::new(&memory, until, walk.most_bytes);
+    match &walk.wanted {
+        Wanted::Space { is_python } => {
+            let space = space(&bounded, regions, *is_python);
+            encode(&Ok((space, bounded.is_over())))
+        }
+        Wanted::Look(task) => {
+            let mut asking = Asking(back);
+            let bounds = (until, walk.most_bytes);
+            encode(&Ok(look_through(
+                memory,
+                regions,
+                bounds,
+                task,
+                &mut asking,
+            )))
+        }
+        Wanted::Counts(blocks) => {
+            let found = counts(&bounded, regions, blocks);
+            encode(&Ok(found.filter(|_| !bounded.is_over())))
+        }
+        Wanted::Pooled => {
+            let found = pooled(&bounded, regions);
+            encode(&Ok((!bounded.is_over()).then_some(found)))
+        }
+        Wanted::YoungPools(pool_bytes) => encode(&Ok(young_pools(&bounded, regions, *pool_bytes))),
+        Wanted::Kinds(blocks) => {
+            let kinds = blocks
+                .iter()
+                .map(|(block, bytes)| kind_of(&bounded, regions, *block, *bytes));
+            encode(&Ok(kinds.collect::<Vec<_>>()))
+        }
+    }
+}
+
+/// In the reader: asks back. Where there is no answer, nothing is known.
+struct Asking<'a>(&'a mut dyn FnMut(&[u8]) -> Vec<u8>);
+
+impl Asking<'_> {
+    fn ask<A: DeserializeOwned + Default>(&mut self, call: &Call<'_>) -> A {
+        let call = postcard::to_stdvec(call).unwrap_or_default();
+        postcard::from_bytes(&(self.0)(&call)).unwrap_or_default()
+    }
+}
+
+impl RootName for Asking<'_> {
+    fn name(&mut self, address: u64) -> String {
+        self.ask(&Call::Name(address))
+    }
+
+    fn whole(&mut self, address: u64) -> String {
+        self.ask(&Call::Whole(address))
+    }
+
+    fn has_rust(&mut self) -> bool {
+        self.ask(&Call::HasRust)
+    }
+
+    fn functions(&mut self, address: u64) -> Option<Vec<String>> {
+        self.ask(&Call::Functions(address))
+    }
+
+    fn has_function(&mut self, address: u64, name: &str) -> bool {
+        self.ask(&Call::HasFunction(address, Cow::Borrowed(name)))
+    }
+}
+
+impl Ground for Asking<'_> {
+    fn regions(&mut self) -> Option<(Vec<Region>, Vec<u64>)> {
+        self.ask(&Call::Regions)
+    }
+
+    fn is_idle(&mut self) -> bool {
+        self.ask(&Call::IsIdle)
+    }
+}
+
+/// For walks that ask nothing.
+struct Nobody;
+
+impl RootName for Nobody {
+    fn name(&mut self, _: u64) -> String {
+        String::new()
+    }
+}
+
+impl Ground for Nobody {
+    fn regions(&mut self) -> Option<(Vec<Region>, Vec<u64>)> {
+        None
+    }
+
+    fn is_idle(&mut self) -> bool {
+        false
+    }
+}
