@@ -101,6 +101,8 @@ int main(int count, char **words)
 	must(file >= 0, text);
 	char *served = mmap(0, PAGE * PAGES, PROT_READ, MAP_PRIVATE, file, 0);
 	must(served != MAP_FAILED, "mmap");
+	/* Or its own end would wait for an answer. */
+	close(file);
 	puts("ready");
 	fflush(stdout);
 	for (long i = 1;; i++) {

@@ -82,14 +82,17 @@ impl Damage {
     }
 }
 
+/// Where something is there: beginnings and ends.
+type Pieces = Vec<(u64, u64)>;
+
 /// The process's memory in a file, at its own addresses; the regions of which something is there, and their pieces.
-fn copy(pid: u32) -> anyhow::Result<(File, Vec<Region>, Vec<(u64, u64)>)> {
+fn copy(pid: u32) -> anyhow::Result<(File, Vec<Region>, Pieces)> {
     let proc_root = Path::new("/proc");
     let memory = ProcessMemory::open(proc_root, pid)?;
     let mut regions = read_address_space(proc_root, pid)?.regions;
     // In memory, for there files have room for every address.
     let file = tempfile::tempfile_in("/dev/shm")?;
-    let (mut pieces, mut left) = (Vec::new(), MOST_BYTES);
+    let (mut pieces, mut left) = (Pieces::new(), MOST_BYTES);
     for region in &mut regions {
         // What a file maps is not marked as there, and types are described in it.
         let parts = match region.kind {
