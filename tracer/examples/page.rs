@@ -302,7 +302,8 @@ impl Source for MadeUp {
             captured_at: Timestamp::from_unix_ms(u64::try_from(unix.as_millis())?),
             duration_s: at_s,
             tier: Tier::Sampled,
-            tier_reason: "tracing every call would cost about 25 % CPU (budget 1 %)".to_owned(),
+            tier_reason: "tracing every call would take about 25 % of its CPU time (budget 1 %)"
+                .to_owned(),
             processes: (0..300)
                 .step_by(5)
                 .map(|number| self.process(number / 5, at_s))

@@ -406,12 +406,13 @@ impl Controller {
         self.windows
     }
 
-    /// Why the tier is what it is, for people, when so much was spent on it.
+    /// Why the tier is what it is, for people, when so much was spent on it, and so much `besides` its probes.
     #[must_use]
-    pub fn reason(&self, spent: Spent) -> impl fmt::Display + '_ {
+    pub fn reason(&self, spent: Spent, besides: Duration) -> impl fmt::Display + '_ {
         Reason {
             controller: self,
             spent,
+            besides,
         }
     }
 }

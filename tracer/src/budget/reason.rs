@@ -1,6 +1,6 @@
 //! Why the tier is what it is, for people.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use super::{Choice, Close, Controller, Mode, Spent, account::LEAST_CORES};
 use crate::units::plural;
@@ -9,17 +9,36 @@ use crate::units::plural;
 pub(super) struct Reason<'a> {
     pub(super) controller: &'a Controller,
     pub(super) spent: Spent,
+    /// What was spent beside the probes: to watch objects of an interpreter.
+    pub(super) besides: Duration,
+}
+
+/// A cost, percent of the processor time that the process itself takes: not of a processor, as the sign alone would be read.
+fn of_its_time(percent: f64) -> String {
+    if percent < 99.5 {
+        format!("{percent:.0} % of its CPU time")
+    } else if percent < 9_950.0 {
+        format!("{:.1} times its CPU time", percent / 100.0)
+    } else {
+        format!("{:.0} times its CPU time", percent / 100.0)
+    }
 }
 
 impl Reason<'_> {
     /// What every call costs, of a process of which all are seen. Nothing is said to cost less than the budget beside a figure that is more.
     fn say_cost(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let budget = 100.0 * self.controller.limits.budget;
-        let fraction = self.spent.fraction();
+        let all = Spent {
+            cost: self.spent.cost.saturating_add(self.besides),
+            ..self.spent
+        };
+        let fraction = all.fraction();
         if fraction <= self.controller.limits.budget {
             return write!(formatter, "which costs less than the budget of {budget} %");
         }
-        let why = if self.controller.account.is_at_rest() {
+        let why = if self.spent.fraction() <= self.controller.limits.budget {
+            "to watch objects as they are made is in it"
+        } else if self.controller.account.is_at_rest() {
             "it uses hardly any"
         } else {
             "too short to be paid back yet"
@@ -99,9 +118,10 @@ impl fmt::Display for Reason<'_> {
                     _ => write!(formatter, ", as asked for")?,
                 }
                 if let Some(full) = full {
+                    let full = of_its_time(full);
                     write!(
                         formatter,
-                        "; tracing every call would cost about {full:.0} % CPU (budget {budget} %)"
+                        "; tracing every call would take about {full} (budget {budget} %)"
                     )?;
                 } else if let (Choice::Auto, Some((_, Close::HardStop))) =
                     (choice, controller.switched)
@@ -121,5 +141,18 @@ impl fmt::Display for Reason<'_> {
                 self.say_spent(formatter)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_its_time;
+
+    #[test]
+    fn a_share_of_the_targets_own_time_was_read_as_one_of_a_processor() {
+        assert_eq!(of_its_time(1074.0), "10.7 times its CPU time");
+        assert_eq!(of_its_time(20.4), "20 % of its CPU time");
+        assert_eq!(of_its_time(99.7), "1.0 times its CPU time");
+        assert_eq!(of_its_time(31_415.0), "314 times its CPU time");
     }
 }

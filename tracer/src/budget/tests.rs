@@ -183,7 +183,7 @@ fn cheap_processes_are_seen_all_the_time() {
         cpu: run.usage.cpu,
         cost: run.usage.cost,
     };
-    let reason = run.controller.reason(spent).to_string();
+    let reason = run.controller.reason(spent, Duration::ZERO).to_string();
     assert!(reason.contains("less than"), "{reason}");
 }
 
@@ -201,9 +201,27 @@ fn less_than_the_budget_was_said_above_a_larger_figure() {
             cpu: Duration::from_millis(1000),
             cost: Duration::from_millis(cost),
         };
-        let reason = controller.reason(spent).to_string();
+        let reason = controller.reason(spent, Duration::ZERO).to_string();
         assert_eq!(reason.contains("less than"), says_less, "{reason}");
     }
+}
+
+#[test]
+fn what_watching_objects_took_was_not_in_the_cost_that_is_said_to_be_small() {
+    let controller = Controller::new(limits(Choice::Auto, 0.01), 7);
+    let spent = Spent {
+        cpu: Duration::from_millis(1000),
+        cost: Duration::from_millis(6),
+    };
+    let reason = |besides| {
+        controller
+            .reason(spent, Duration::from_millis(besides))
+            .to_string()
+    };
+    assert!(reason(2).contains("less than"), "{}", reason(2));
+    let more = reason(10);
+    assert!(more.contains("took 1.6 % of its CPU time"), "{more}");
+    assert!(more.contains("watch objects"), "{more}");
 }
 
 /// The end of a window without a planned one was reckoned all the same, and was beyond what a duration holds.
@@ -312,7 +330,7 @@ proptest! {
             }
             let spent = Spent { cpu: usage.cpu, cost: usage.cost };
             prop_assert!((0.0..=1.0).contains(&spent.fraction()));
-            prop_assert!(!controller.reason(spent).to_string().contains("NaN"));
+            prop_assert!(!controller.reason(spent, Duration::ZERO).to_string().contains("NaN"));
         }
     }
 }
