@@ -5,6 +5,8 @@ use std::fmt::{self, Write as _};
 
 /// The longest mangled name that is demangled, bytes: the work grows with it. Names of templates have some thousands.
 const LONGEST_MANGLED: usize = 8 * 1024;
+/// The longest mangled name of which parts are tried, bytes: the work grows with its square, and is some 10 ms then.
+const LONGEST_IN_PART: usize = 1024;
 /// The longest demangled name that is shown, bytes. A few dozen bytes can stand for gigabytes.
 const LONGEST_SHOWN: usize = 16 * 1024;
 /// How deep a C++ name may be nested: that of the library's own default for parsing, which takes less of the stack than printing.
@@ -20,6 +22,7 @@ pub(crate) fn demangled(name: &str) -> String {
     }
     rust(name)
         .or_else(|| cpp(name))
+        .or_else(|| cpp_in_part(name))
         .unwrap_or_else(|| name.to_owned())
 }
 
@@ -36,12 +39,42 @@ fn cpp(name: &str) -> Option<String> {
         .strip_prefix('_')
         .filter(|rest| rest.starts_with("_Z"))
         .unwrap_or(name);
-    let options = cpp_demangle::ParseOptions::default().recursion_limit(DEEPEST);
-    let symbol = cpp_demangle::Symbol::new_with_options(name, &options).ok()?;
     let options = cpp_demangle::DemangleOptions::default().recursion_limit(2 * DEEPEST);
+    cpp_with(name, &options)
+}
+
+/// The function's name alone, without its type, of a name that is not understood to its end: a parameter or the result may be an
+/// expression that is none of the library's (`sr` and a type of a namespace, as GCC writes `std::is_array<T>::value` of
+/// `std::make_shared`).
+fn cpp_in_part(name: &str) -> Option<String> {
+    // Of what is no function, the beginning is another thing: `_ZTV` and a class.
+    let is_special = ["_ZT", "_ZG"].iter().any(|start| name.starts_with(start));
+    if is_special || name.len() > LONGEST_IN_PART || parsed(name).is_some() {
+        return None;
+    }
+    let options = cpp_demangle::DemangleOptions::default()
+        .no_params()
+        .no_return_type()
+        .recursion_limit(2 * DEEPEST);
+    // The longest beginning: a shorter one has fewer of the template's arguments.
+    (4..name.len())
+        .rev()
+        .filter_map(|end| name.get(..end))
+        .find_map(|begin| cpp_with(begin, &options))
+}
+
+fn parsed(name: &str) -> Option<cpp_demangle::Symbol<&str>> {
+    let options = cpp_demangle::ParseOptions::default().recursion_limit(DEEPEST);
+    cpp_demangle::Symbol::new_with_options(name, &options).ok()
+}
+
+fn cpp_with(name: &str, options: &cpp_demangle::DemangleOptions) -> Option<String> {
     let mut shown = Bounded::default();
-    symbol.structured_demangle(&mut shown, &options).ok()?;
-    Some(shown.0)
+    parsed(name)?
+        .structured_demangle(&mut shown, options)
+        .ok()?;
+    // So the library writes a pack of nothing.
+    Some(shown.0.replace(", >", ">"))
 }
 
 /// Takes text until there is too much of it.
@@ -107,6 +140,26 @@ mod tests {
         ] {
             assert_eq!(demangled(mangled), shown);
         }
+    }
+
+    #[test]
+    fn make_shared_stayed_mangled_for_the_condition_in_its_result() {
+        assert_eq!(
+            demangled(
+                "_ZSt11make_sharedI5ChildJEESt10shared_ptrINSt9enable_ifIXntsrSt8is_arrayIT_E5valueES4_E4typeEEDpOT0_"
+            ),
+            "std::make_shared<Child>"
+        );
+        assert_eq!(
+            demangled(
+                "_ZN3app4makeI5ChildJRiEEESt10shared_ptrINSt9enable_ifIXntsrSt8is_arrayIT_E5valueES5_E4typeEEDpOT0_"
+            ),
+            "app::make<Child, int&>"
+        );
+        // Nothing of it is a name.
+        assert_eq!(demangled("_ZXsr"), "_ZXsr");
+        let table = "_ZTV1aIXntsrSt8is_arrayIiE5valueEE";
+        assert_eq!(demangled(table), table);
     }
 
     #[test]
