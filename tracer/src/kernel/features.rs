@@ -1,6 +1,6 @@
 //! What this kernel and this user allow, found by asking, never by a version.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use super::{
     attach, clock::keep_clocks_ready, error::KernelError, follow::PAGE_FAULTS, link::LinkMode,
@@ -358,7 +358,36 @@ fn check_uprobes() -> Check {
     const NAME: &str = "uprobes";
     match attach::uprobe_pmu() {
         Ok(number) => Check::new(NAME, Verdict::Good, format!("PMU type {number}"), ""),
-        Err(error) => Check::new(
+        Err(error) => uprobes_refused(
+            &error,
+            Path::new("/sys/bus").is_dir(),
+            attach::best_link_mode(),
+        ),
+    }
+}
+
+/// What it means that the number of the uprobe PMU cannot be read: it is needed for links of perf alone.
+fn uprobes_refused(error: &io::Error, has_sysfs: bool, links: LinkMode) -> Check {
+    const NAME: &str = "uprobes";
+    const MOUNT: &str = "mount sysfs: `mount -t sysfs sysfs /sys`";
+    match (has_sysfs, links) {
+        (false, LinkMode::Perf) => Check::new(
+            NAME,
+            Verdict::Missing,
+            "/sys is not mounted, which says by what number uprobes are asked for".to_owned(),
+            MOUNT,
+        ),
+        (false, _) => Check::new(
+            NAME,
+            Verdict::Degraded,
+            format!(
+                "/sys is not mounted: allocators are traced all the same, through {} links; the kernel's own memory is not \
+                 seen in full, nor limits of control groups",
+                links.name()
+            ),
+            MOUNT,
+        ),
+        (true, _) => Check::new(
             NAME,
             Verdict::Missing,
             error.to_string(),
@@ -403,7 +432,21 @@ fn check_links(links: Option<LinkMode>) -> Check {
 
 #[cfg(test)]
 mod tests {
-    use super::{SYS_ADMIN, paranoia};
+    use super::{LinkMode, SYS_ADMIN, Verdict, paranoia, uprobes_refused};
+    use std::io;
+
+    #[test]
+    fn a_root_without_sys_was_said_to_be_a_kernel_without_uprobes() {
+        let error = io::Error::from(io::ErrorKind::NotFound);
+        let works = uprobes_refused(&error, false, LinkMode::Session);
+        assert_eq!(works.verdict, Verdict::Degraded);
+        assert!(works.detail.contains("/sys is not mounted"), "{works:?}");
+        assert!(!works.remedy.contains("CONFIG"), "{works:?}");
+        let needed = uprobes_refused(&error, false, LinkMode::Perf);
+        assert_eq!(needed.verdict, Verdict::Missing);
+        let kernel = uprobes_refused(&error, true, LinkMode::Perf);
+        assert!(kernel.remedy.contains("CONFIG_UPROBE_EVENTS"), "{kernel:?}");
+    }
 
     #[test]
     fn paranoia_is_the_reason_where_the_level_is_one_of_debians() {
