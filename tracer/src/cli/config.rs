@@ -215,11 +215,23 @@ pub(super) fn print(words: &[OsString]) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Whether a flag is on although nobody set it: the daemon traces all where nothing else is named, and watches the kernel.
+fn is_usual(flag: &str, given: &ArgMatches) -> bool {
+    let is_named =
+        |option: &&str| *option != "all" && matches!(given.try_get_raw(option), Ok(Some(_)));
+    match flag {
+        "kernel" => true,
+        "all" => !TARGETS.iter().any(is_named),
+        _ => false,
+    }
+}
+
 /// An option's value in TOML; `None` where it has none.
 fn value(option: &Arg, given: &ArgMatches) -> Option<String> {
     let id = option.get_id().as_str();
     if matches!(option.get_action(), ArgAction::SetTrue) {
-        return Some(given.get_flag(id).to_string());
+        let is_on = given.get_flag(id) || is_usual(id, given);
+        return Some(is_on.to_string());
     }
     let values: Vec<String> = given
         .get_raw(id)?
@@ -357,6 +369,21 @@ mod tests {
             assert_eq!(is_there, !is_own, "{name}: {text}");
         }
         assert_eq!(quoted("a\nb"), "\"a\\u000Ab\"");
+    }
+
+    #[test]
+    fn what_the_daemon_does_by_itself_was_printed_as_not_in_force() {
+        let printed = |words: &[&str]| {
+            let line = ["leakscope", "daemon"].iter().chain(words);
+            print(&line.map(OsString::from).collect::<Vec<_>>()).unwrap()
+        };
+        let usual = printed(&[]);
+        for line in ["\nall = true\n", "\nkernel = true\n"] {
+            assert!(usual.contains(line), "{usual}");
+        }
+        assert!(parse(&usual).is_ok(), "{usual}");
+        let named = printed(&["--comm", "a*"]);
+        assert!(named.contains("\nall = false\n"), "{named}");
     }
 
     #[test]

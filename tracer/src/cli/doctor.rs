@@ -1,14 +1,15 @@
 //! `leakscope doctor`: what this machine, this user and a process allow, and what to do about the rest.
 
 use std::{
-    io::{self, BufWriter, Write},
+    io::{self, Write},
     path::Path,
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use bytesize::ByteSize;
 
-use super::args::DoctorArguments;
+use super::{args::DoctorArguments, output::to_stdout};
 use crate::{
     kernel::{self, LinkMode, MappingWay, Probe, ProbeOptions, Verdict},
     kernel_memory::read_machine_once,
@@ -18,11 +19,13 @@ use crate::{
 
 /// Runs the checks and prints them.
 pub(super) fn run(arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
-    let mut out = BufWriter::new(io::stdout().lock());
-    let works = match print(&mut out, arguments).and_then(|works| out.flush().map(|()| works)) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => true,
-        result => result?,
-    };
+    // Where nobody reads on, nothing is wrong.
+    let mut works = true;
+    to_stdout(|out| {
+        works = print(out, arguments)?;
+        Ok(())
+    })
+    .context("cannot write to stdout")?;
     Ok(ExitCode::from(u8::from(!works)))
 }
 

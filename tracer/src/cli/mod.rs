@@ -28,11 +28,11 @@ mod top;
 mod trace;
 mod values;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{
     Parser as _,
-    error::{ContextKind, ContextValue},
+    error::{ContextKind, ContextValue, ErrorKind},
 };
 
 use args::{Arguments, Command};
@@ -49,17 +49,22 @@ pub fn run() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let arguments =
-        Arguments::try_parse_from(&words).unwrap_or_else(|error| without_hidden(error).exit());
+    let arguments = match Arguments::try_parse_from(&words) {
+        Ok(arguments) => arguments,
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
+            output::complain(&format!("error: {}", no_text(&words)));
+            return ExitCode::from(2);
+        }
+        Err(error) => without_hidden(error).exit(),
+    };
     if !matches!(arguments.command, Command::Reader { .. }) {
         crate::apart::use_processes();
     }
     let result = match arguments.command {
         Command::Trace(raw) => plan::TracePlan::new(*raw).and_then(|plan| trace::run(&plan)),
-        Command::Daemon(raw) if raw.print_config => config::print(&words).map(|text| {
-            output::say(&text);
-            ExitCode::SUCCESS
-        }),
+        Command::Daemon(raw) if raw.print_config => config::print(&words)
+            .and_then(|text| output::say(&text))
+            .map(|()| ExitCode::SUCCESS),
         Command::Daemon(raw) => plan::DaemonPlan::new(*raw).and_then(daemon::run),
         Command::Top(raw) => top::run(*raw),
         Command::Dump(raw) => dump::run(&raw),
@@ -81,6 +86,38 @@ pub fn run() -> ExitCode {
             output::complain(&format!("leakscope: {}", told(&error)));
             ExitCode::from(1)
         }
+    }
+}
+
+/// Which argument should be a text and is none, which the parser does not say.
+fn no_text(words: &[OsString]) -> String {
+    let lossy = |word: &OsString| OsString::from(word.to_string_lossy().into_owned());
+    // Some may be what they are: paths, and the words of a command.
+    let is_wrong = |place: usize| {
+        let others = words.iter().enumerate();
+        let others = others.map(|(at, word)| {
+            if at == place {
+                word.clone()
+            } else {
+                lossy(word)
+            }
+        });
+        Arguments::try_parse_from(others).is_err_and(|error| error.kind() == ErrorKind::InvalidUtf8)
+    };
+    let wrong = (0..words.len()).find(|place| {
+        let is_text = words.get(*place).is_none_or(|word| word.to_str().is_some());
+        !is_text && is_wrong(*place)
+    });
+    let Some((place, word)) = wrong.and_then(|place| Some((place, words.get(place)?))) else {
+        return "an argument is no text (UTF-8)".to_owned();
+    };
+    let option = place
+        .checked_sub(1)
+        .and_then(|before| words.get(before)?.to_str());
+    let option = option.filter(|option| option.starts_with('-') && !option.contains('='));
+    match option {
+        Some(option) => format!("the value of {option} is no text (UTF-8): {word:?}"),
+        None => format!("an argument is no text (UTF-8): {word:?}"),
     }
 }
 
@@ -129,11 +166,24 @@ fn told(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arguments, told, without_hidden};
+    use super::{Arguments, no_text, told, without_hidden};
     use crate::kernel::KernelError;
     use anyhow::Context as _;
     use clap::Parser as _;
-    use std::io;
+    use std::{ffi::OsString, io, os::unix::ffi::OsStringExt as _};
+
+    #[test]
+    fn an_argument_that_is_no_text_was_not_named() {
+        let words = |words: &[&[u8]]| -> Vec<OsString> {
+            let words = words.iter().map(|word| OsString::from_vec(word.to_vec()));
+            words.collect()
+        };
+        let line = words(&[b"leakscope", b"trace", b"-o", b"\xfe", b"--comm", b"a\xff"]);
+        let said = no_text(&line);
+        assert!(said.contains("--comm") && said.contains("a\\xFF"), "{said}");
+        let line = words(&[b"leakscope", b"trace", b"--comm=a\xff"]);
+        assert!(no_text(&line).contains("--comm=a"), "{}", no_text(&line));
+    }
 
     #[test]
     fn no_hidden_subcommand_is_proposed() {

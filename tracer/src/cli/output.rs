@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use tempfile::NamedTempFile;
 
 use super::args::{ByChoice, FormatChoice, ViewArguments};
+use crate::kernel::stdout_was_closed;
 use crate::report::{By, Difference, Format, Report, Style, Text, clean};
 use crate::screen::Messages;
 
@@ -45,6 +46,9 @@ impl Output {
             None if format == FormatChoice::Pprof && io::stdout().is_terminal() => anyhow::bail!(
                 "a pprof profile is binary and stdout is a terminal; name a file with -o"
             ),
+            None if stdout_was_closed() => {
+                anyhow::bail!("stdout is closed; name a file with -o")
+            }
             None => Place::Stdout,
         };
         Ok(Self {
@@ -208,9 +212,12 @@ fn beside(path: &Path) -> io::Result<NamedTempFile> {
         .tempfile_in(folder)
         // The error's own text names a file that nobody asked for.
         .map_err(|error| {
+            let is_there = folder.is_dir();
             let folder = folder.display();
             let why = match error.kind() {
-                io::ErrorKind::NotFound => format!("there is no folder {folder}"),
+                io::ErrorKind::NotFound if !is_there => format!("there is no folder {folder}"),
+                // So says a file system that makes files by itself.
+                io::ErrorKind::NotFound => format!("no file can be made in {folder}"),
                 kind => format!("no file can be made in {folder}: {kind}"),
             };
             io::Error::new(error.kind(), why)
@@ -257,8 +264,13 @@ fn rewrite(
     written
 }
 
-/// Writes to stdout; `false` when nobody reads any more.
-fn to_stdout(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Result<()> {
+/// Writes to stdout. That nobody reads any more is no error; that it was closed from the beginning is one.
+pub(super) fn to_stdout(
+    write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+) -> io::Result<()> {
+    if stdout_was_closed() {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
     let mut writer = BufWriter::new(io::stdout().lock());
     match write(&mut writer).and_then(|()| writer.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -270,10 +282,8 @@ fn to_stdout(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Re
 static HOLDER: Mutex<Option<Messages>> = Mutex::new(None);
 
 /// A text on stdout. A reader that went away is no error.
-pub(super) fn say(text: &str) {
-    if let Err(error) = to_stdout(|out| out.write_all(text.as_bytes())) {
-        complain(&format!("leakscope: cannot write to stdout: {error}"));
-    }
+pub(super) fn say(text: &str) -> anyhow::Result<()> {
+    to_stdout(|out| out.write_all(text.as_bytes())).context("cannot write to stdout")
 }
 
 /// A line on stderr.
@@ -335,6 +345,18 @@ mod tests {
         assert!(output.put(full).is_err());
         assert_eq!(names(folder.path()), ["report.json"]);
         assert_eq!(fs::read(&path).unwrap(), b"{}");
+    }
+
+    #[test]
+    fn a_folder_in_which_nothing_can_be_made_was_said_not_to_be_there() {
+        let said = |path: &str| {
+            let opened = Output::open(Some(path.as_ref()), FormatChoice::Text);
+            format!("{:#}", opened.unwrap_err())
+        };
+        let closed = said("/proc/x");
+        assert!(closed.contains("no file can be made in /proc"), "{closed}");
+        assert!(!closed.contains("there is no folder"), "{closed}");
+        assert!(said("/no/such/x").contains("there is no folder /no/such"));
     }
 
     #[test]

@@ -2,8 +2,17 @@
 
 use std::{path::Path, process::ExitCode, sync::Arc};
 
-use super::{args::FilterArguments, args::ReportArguments, output::Output, saved};
-use crate::{process::select::Selector, report::Filter};
+use anyhow::bail;
+
+use super::{
+    args::{FilterArguments, ReportArguments},
+    output::{Output, complain},
+    saved,
+};
+use crate::{
+    process::select::Selector,
+    report::{Filter, Report, process_name},
+};
 
 /// Where control groups are mounted, which is no part of a group's path.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -13,8 +22,40 @@ pub(super) fn run(raw: &ReportArguments) -> anyhow::Result<ExitCode> {
     let filter = filter(&raw.only)?;
     let report = saved::read(&raw.file)?;
     let mut output = Output::open(raw.output.as_deref(), raw.format)?.with_view(raw.view);
-    output.write(&report.only(&filter, raw.view.top(raw.top, raw.format)))?;
+    let part = report.only(&filter, raw.view.top(raw.top, raw.format));
+    if part.processes.is_empty() && !filter.is_empty() {
+        bail!(
+            "{}: none of its processes is one that was asked for; {}",
+            raw.file.display(),
+            listed(&report)
+        );
+    }
+    let is_there = |pid: &u32| part.processes.iter().any(|process| process.pid == *pid);
+    for pid in filter.pids.iter().filter(|pid| !is_there(pid)) {
+        complain(&format!(
+            "leakscope: process {pid} is not in {}; the others are shown",
+            raw.file.display()
+        ));
+    }
+    output.write(&part)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// So many processes of a report are named; of the others the number is given.
+const LISTED: usize = 10;
+
+/// The processes that a report is of, in words.
+fn listed(report: &Report) -> String {
+    let all = &report.processes;
+    if all.is_empty() {
+        return "it is of none".to_owned();
+    }
+    let mut named: Vec<String> = all.iter().take(LISTED).map(process_name).collect();
+    let more = all.len().saturating_sub(LISTED);
+    if more > 0 {
+        named.push(format!("{more} more"));
+    }
+    format!("it is of {}", named.join(", "))
 }
 
 /// Which processes of a report are wanted.

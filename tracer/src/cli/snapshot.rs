@@ -1,6 +1,6 @@
 //! `leakscope snapshot`: keeps what a daemon has traced under a name, lists and deletes what was kept.
 
-use std::{io::Write as _, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use hyper::Method;
@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::{
     args::{SnapshotArguments, SnapshotCommand},
     dump::{Place, ask, asked, pair},
+    output::say,
 };
 use crate::{daemon::block_on, report::clean, units};
 
@@ -47,8 +48,7 @@ pub(super) fn run(raw: &SnapshotArguments) -> anyhow::Result<ExitCode> {
             } else {
                 table(&body).with_context(|| format!("{place} answered with no list"))?
             };
-            // Whoever reads has seen enough.
-            let _ = std::io::stdout().write_all(text.as_bytes());
+            say(&text)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -60,10 +60,19 @@ pub(super) fn pid(text: &str) -> Result<u32, String> {
 
 /// Parses how many call stacks to show.
 pub(super) fn top(text: &str) -> Result<usize, String> {
+    number(text, "call stacks")
+}
+
+/// Parses how many groups of a heap's blocks to show.
+pub(super) fn groups(text: &str) -> Result<usize, String> {
+    number(text, "groups")
+}
+
+fn number(text: &str, what: &str) -> Result<usize, String> {
     text.parse()
         .ok()
-        .filter(|top| *top > 0)
-        .ok_or_else(|| "a number of call stacks is at least 1, e.g. 20".to_owned())
+        .filter(|number| *number > 0)
+        .ok_or_else(|| format!("a number of {what} is at least 1, e.g. 20"))
 }
 
 /// Parses a whole number within bounds.

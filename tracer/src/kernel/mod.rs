@@ -31,6 +31,7 @@ mod read;
 mod registers;
 mod shared;
 mod slices;
+mod stdout;
 mod sys;
 mod threads;
 mod tracefs;
@@ -45,7 +46,7 @@ pub use confine::{confine, end_after};
 pub(crate) use confine::{is_readable, spent_by};
 pub use error::KernelError;
 pub use event::ProbeEvent;
-pub use exit::exit_code;
+pub use exit::{child_exit_code, exit_code};
 pub use features::{
     Capability, Check, Verdict, checks, effective_capabilities, missing_to_read_files,
     require_capabilities, require_pids_of_the_machine,
@@ -63,6 +64,7 @@ pub use probe::{Probe, ProbeOptions, has_ended, open_pidfd};
 pub(crate) use read::add_totals;
 pub use read::{LiveBlock, SiteCount};
 pub use registers::read_registers;
+pub use stdout::stdout_was_closed;
 pub use watch::{
     BlockReading, BlockToRead, ordinary_priority, process_cpu_time, raise_priority, read_blocks,
     thread_cpu_time,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::super::values::{pid, top, whole};
+use super::super::values::{groups, pid, whole};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -23,7 +23,7 @@ pub(in crate::cli) struct HeapArguments {
     #[arg(short, long = "pid", value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
     pub(in crate::cli) pid: u32,
     /// Show only blocks that no pointer in the process leads to, directly or through other blocks.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "base")]
     pub(in crate::cli) unreachable: bool,
     /// Follow who holds the largest groups at most N steps up; 0 leaves it out.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = |text: &str| whole(text, 0..=100), allow_negative_numbers = true)]
@@ -35,7 +35,7 @@ pub(in crate::cli) struct HeapArguments {
     #[arg(long, value_name = "FILE")]
     pub(in crate::cli) base: Option<PathBuf>,
     /// Show at most N groups and a total for the rest; JSON has all.
-    #[arg(long, value_name = "N", default_value = "20", value_parser = top, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value = "20", value_parser = groups, allow_negative_numbers = true)]
     pub(in crate::cli) top: usize,
     /// How the result is written.
     #[arg(long, value_enum, default_value = "text")]
@@ -65,4 +65,32 @@ pub(in crate::cli) enum HeapFormat {
     Html,
     /// A graph of who holds what, for graphviz.
     Dot,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::args::Arguments;
+    use clap::Parser as _;
+
+    fn said(words: &[&str]) -> String {
+        let line = ["leakscope", "heap", "-p", "1"].iter().chain(words);
+        let parsed = Arguments::try_parse_from(line);
+        parsed.map_or_else(|error| error.to_string(), |_| String::new())
+    }
+
+    #[test]
+    fn a_base_was_passed_over_in_silence() {
+        let text = said(&["--unreachable", "--base", "before.json"]);
+        assert!(text.contains("cannot be used with"), "{text}");
+        assert_eq!(said(&["--base", "before.json"]), "");
+    }
+
+    #[test]
+    fn groups_of_a_heap_were_called_call_stacks() {
+        assert!(
+            said(&["--top", "0"]).contains("groups"),
+            "{}",
+            said(&["--top", "0"])
+        );
+    }
 }
