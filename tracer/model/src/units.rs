@@ -32,6 +32,12 @@ pub fn pages(value: u64) -> String {
     format!("{} page{}", count(value), plural(value))
 }
 
+/// `1 probe hit`, `1,024 probe hits`.
+#[must_use]
+pub fn probe_hits(value: u64) -> String {
+    format!("{} probe hit{}", count(value), plural(value))
+}
+
 /// `512 B`, `1.50 KiB`, `12.3 MiB`, `123 GiB`: three significant digits.
 #[must_use]
 pub fn bytes(value: u64) -> String {

@@ -26,6 +26,25 @@ const C_ENTRIES: [&str; 15] = [
     "cfree",
 ];
 
+/// What makes mappings and threads' stacks in the C library, with the names that glibc has for them inside.
+const MAPPERS: [&str; 15] = [
+    "mmap",
+    "mmap64",
+    "mremap",
+    "brk",
+    "sbrk",
+    "shmat",
+    "__mmap",
+    "__mmap64",
+    "__mremap",
+    "__brk",
+    "__sbrk",
+    "__shmat",
+    "allocate_stack",
+    "pthread_create",
+    "__pthread_create_2_1",
+];
+
 /// What implementations put before the C names: glibc's aliases, jemalloc, gperftools and mimalloc.
 const C_PREFIXES: [&str; 7] = [
     "__GI___libc_",
@@ -71,14 +90,14 @@ const CXX_ALLOCATORS: [&str; 6] = [
 
 /// The regular expression by which pprof drops the same frames (`Profile.drop_frames`, matched against the whole
 /// name without its parameters).
-pub(super) const DROP_FRAMES: &str = r"(?:__GI___libc_|__GI___|__GI_|__libc_|je_|tc_|mi_)?(?:malloc|calloc|realloc|reallocarray|posix_memalign|aligned_alloc|memalign|valloc|pvalloc)|_int_malloc|_int_realloc|_int_memalign|_mid_memalign|sysmalloc|operator new(?:\[\])?|_Zn[wa][jm].*|__(?:rust|rdl|rg)_(?:alloc|alloc_zeroed|realloc)|alloc::alloc::(?:alloc|alloc_zeroed|realloc|exchange_malloc|box_new_uninit|Global::.*)";
+pub(super) const DROP_FRAMES: &str = r"(?:__GI___libc_|__GI___|__GI_|__libc_|je_|tc_|mi_)?(?:malloc|calloc|realloc|reallocarray|posix_memalign|aligned_alloc|memalign|valloc|pvalloc|mmap|mmap64|mremap|sbrk|shmat)|__(?:mmap|mmap64|mremap|brk|sbrk|shmat)|__GI___brk|allocate_stack|(?:__)?pthread_create(?:_2_1)?|_int_malloc|_int_realloc|_int_memalign|_mid_memalign|sysmalloc|operator new(?:\[\])?|_Zn[wa][jm].*|__(?:rust|rdl|rg)_(?:alloc|alloc_zeroed|realloc)|alloc::alloc::(?:alloc|alloc_zeroed|realloc|exchange_malloc|box_new_uninit|Global::.*)";
 
-/// Whether a frame is in a function of an allocator.
+/// Whether a frame is in a function of an allocator, or of what maps in its place.
 pub(crate) fn is_allocator(frame: &Frame) -> bool {
     frame.function.as_deref().and_then(entry_name).is_some()
 }
 
-/// The short name of an allocator's function; `None` for any other function.
+/// The short name of an allocator's function, or of one that maps; `None` for any other function.
 pub(super) fn entry_name(function: &str) -> Option<Cow<'_, str>> {
     c_entry(function)
         .map(Cow::Borrowed)
@@ -95,7 +114,7 @@ fn c_entry(function: &str) -> Option<&str> {
         .iter()
         .find_map(|prefix| name.strip_prefix(prefix))
         .unwrap_or(name);
-    C_ENTRIES.contains(&name).then_some(name)
+    (C_ENTRIES.contains(&name) || MAPPERS.contains(&name)).then_some(name)
 }
 
 fn cxx_entry(function: &str) -> Option<&'static str> {
@@ -244,6 +263,10 @@ mod tests {
             ),
             ("operator new", "operator new"),
             ("_Znwm", "operator new"),
+            ("__GI___mmap64", "mmap64"),
+            ("mmap", "mmap"),
+            ("__brk", "__brk"),
+            ("pthread_create@@GLIBC_2.34", "pthread_create"),
             (
                 "std::allocator<std::pair<int const, char> >::allocate(unsigned long)",
                 "std::allocator::allocate",
@@ -276,6 +299,7 @@ mod tests {
             "Pool<int>::allocate(unsigned long)",
             "std::vector<int, std::allocator<int> >::push_back(int const&)",
             "strdup",
+            "my_mmap",
             "main",
         ] {
             assert_eq!(entry_name(function), None, "{function}");

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use super::model::{Process, Report, Site, Verdict};
+use super::model::{Process, ProcessKernel, Report, Site, Verdict};
 
 impl Report {
     /// Where the report contradicts itself, a sentence each; empty when it does not.
@@ -59,7 +59,9 @@ impl Report {
                     .suppressed
                     .iter()
                     .all(|suppressed| suppressed.sites == 0);
-            let held = process.held.as_ref().map(|held| held.verdict) == Some(Verdict::Leaking);
+            let in_kernel = process.kernel.as_ref().is_some_and(ProcessKernel::leaks);
+            let held = process.held.as_ref().map(|held| held.verdict) == Some(Verdict::Leaking)
+                || in_kernel;
             if all_there
                 && process.verdict == Verdict::Leaking
                 && !held
@@ -70,7 +72,7 @@ impl Report {
                     process.pid
                 ));
             }
-            if process.exited && process.verdict_reason.contains("at this rate") {
+            if process.exited && !in_kernel && process.verdict_reason.contains("at this rate") {
                 found.push(format!(
                     "process {} has ended, and is said to run out of memory",
                     process.pid
@@ -89,10 +91,7 @@ impl Report {
         }
         // Of several processes one may cost more than its budget and another less.
         let fraction = self.overhead.target_cpu_fraction;
-        // What it takes to watch objects as they are made is beside that.
-        let is_all = !self.tier_reason.contains("watched as they are made");
         if self.processes.len() == 1
-            && is_all
             && fraction > self.overhead.budget
             && self.tier_reason.contains("costs less than the budget")
         {

@@ -8,9 +8,9 @@ use std::io::{self, Write};
 
 use super::difference::{ChangeKind, Difference};
 use super::kernel_names::{descriptors, level_figures, level_name, others};
-use super::model::{Process, Report, Site, SiteKind};
-use super::names::{clean, go_use, heap_use, looked_at, process_name, why_empty};
-use super::text::{headline, stack_lines};
+use super::model::{Overhead, Process, Report, Site, SiteKind};
+use super::names::{clean, go_use, heap_use, looked_at, process_name, seen_by, why_empty};
+use super::text::{headline, marks, stack_lines};
 use super::{Format, Svg};
 use crate::units;
 
@@ -188,14 +188,20 @@ fn about(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "<section id=\"about\"><p>{} tier: {}</p><p class=\"dim\">{} probe hits, about {} of the traced CPU time (budget {}); leakscope itself: {} of one CPU</p>",
-        report.tier.name(),
+        "<section id=\"about\"><p>{}: {}</p>",
+        text(&seen_by(report)),
         text(&report.tier_reason),
-        units::count(report.overhead.probe_hits),
-        units::percent(report.overhead.target_cpu_fraction),
-        units::percent(report.overhead.budget),
-        units::percent(report.overhead.tracer_cores)
     )?;
+    if report.overhead != Overhead::default() {
+        writeln!(
+            out,
+            "<p class=\"dim\">{}, about {} of the traced CPU time (budget {}); leakscope itself: {} of one CPU</p>",
+            units::probe_hits(report.overhead.probe_hits),
+            units::percent(report.overhead.target_cpu_fraction),
+            units::percent(report.overhead.budget),
+            units::percent(report.overhead.tracer_cores)
+        )?;
+    }
     let lost: Vec<String> = report
         .losses
         .iter()
@@ -221,11 +227,16 @@ fn describe(process: &Process, out: &mut dyn Write) -> io::Result<()> {
     let trend = units::rate(process.rss_growth_bytes_per_s)
         .map(|rate| format!(", {rate}"))
         .unwrap_or_default();
+    // 0 is not known.
+    let resident = if process.rss_bytes > 0 {
+        format!("; {} resident{trend}", units::bytes(process.rss_bytes))
+    } else {
+        String::new()
+    };
     writeln!(
         out,
-        "<figure><figcaption>{}</figcaption><p>{surviving}; {} resident{trend}{}</p>",
+        "<figure><figcaption>{}</figcaption><p>{surviving}{resident}{}</p>",
         text(&process_name(process)),
-        units::bytes(process.rss_bytes),
         if process.exited { "; it has ended" } else { "" }
     )?;
     if let Some(go) = &process.go {
@@ -292,10 +303,9 @@ fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
          <th class=\"n\">allocated</th><th class=\"n\">growth</th><th>verdict</th><th>stack</th></tr></thead><tbody>"
     )?;
     let several = report.processes.len() > 1;
-    for site in &report.sites {
-        if site.inuse_bytes == 0 && site.inuse_objects == 0 {
-            continue;
-        }
+    let survive = |site: &&Site| site.inuse_bytes > 0 || site.inuse_objects > 0;
+    let shown: Vec<&Site> = report.sites.iter().filter(survive).collect();
+    for (site, mark) in shown.iter().zip(marks(&shown)) {
         writeln!(
             out,
             "<tr><td class=\"n\" data-l=\"survives\">{}</td><td class=\"n\" data-l=\"blocks\">{}</td>\
@@ -312,6 +322,9 @@ fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
                 .process_of(site)
                 .map_or_else(|| format!("pid {}", site.pid), process_name);
             writeln!(out, "<span class=\"dim\">{}</span>", text(&name))?;
+        }
+        if let Some(mark) = mark {
+            writeln!(out, "<span class=\"dim\">{}</span>", text(&mark))?;
         }
         if !site.verdict_reason.is_empty() {
             writeln!(out, "<p class=\"dim\">{}</p>", text(&site.verdict_reason))?;

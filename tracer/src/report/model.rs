@@ -81,6 +81,9 @@ pub enum Tier {
 }
 
 impl Tier {
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::Growth, Self::Sampled, Self::Exact];
+
     /// The name in JSON and on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {

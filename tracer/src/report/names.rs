@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::model::{Frame, FrameKind, GoUse, HeapUse, Process, ReportParts, Site, SiteKind};
+use super::model::{Frame, FrameKind, GoUse, HeapUse, Process, ReportParts, Site, SiteKind, Tier};
 use crate::{ledger::NO_POINTER, units};
 
 /// Whether a character is kept: no control characters, none that reorder the line (Unicode's bidirectional
@@ -89,6 +89,45 @@ pub(super) const TOUCHED_PAGES: &str = "[touched pages]";
 /// The pseudo frame that stands for all sites that a report leaves out.
 pub(super) fn omitted(sites: u64) -> String {
     format!("[{OMITTED}: {sites}]")
+}
+
+/// The reason for the tier of a profile that does not say how it was made.
+pub(super) const FROM_PROFILE: &str = "read from a pprof profile";
+
+/// How what a report shows was seen, in a word or two, for its first line.
+pub(super) fn seen_by(report: &ReportParts) -> String {
+    if report.tier_reason == FROM_PROFILE {
+        "a pprof profile".to_owned()
+    } else if is_by_go(report) {
+        "Go's heap profile".to_owned()
+    } else {
+        format!("{} tier", report.tier.name())
+    }
+}
+
+/// The tier, where it is one.
+pub(super) fn tier_name(report: &ReportParts) -> &'static str {
+    if report.tier_reason == FROM_PROFILE {
+        "not known"
+    } else if is_by_go(report) {
+        "none"
+    } else {
+        report.tier.name()
+    }
+}
+
+/// Whether all figures are those of Go's runtime, which no tier is about.
+fn is_by_go(report: &ReportParts) -> bool {
+    let is_go = |process: &Process| {
+        let has_profile = process
+            .go
+            .as_ref()
+            .is_some_and(|go| go.profile_rate_bytes > 0);
+        has_profile && process.probes.is_empty()
+    };
+    report.tier != Tier::Growth
+        && !report.processes.is_empty()
+        && report.processes.iter().all(is_go)
 }
 
 /// Why a process has no surviving block: as it says itself, else as far as its figures tell.
@@ -249,7 +288,8 @@ pub(crate) fn process_name(process: &Process) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{base_name, clean};
+    use super::{base_name, clean, seen_by, tier_name};
+    use crate::report::model::{GoUse, Probe, Process, ReportParts};
 
     #[test]
     fn terminal_commands_do_not_pass() {
@@ -258,6 +298,26 @@ mod tests {
             clean("a\x1b[2Jb\nc\u{202e}d"),
             "a\u{fffd}[2Jb\u{fffd}c\u{fffd}d"
         );
+    }
+
+    #[test]
+    fn figures_of_gos_own_profile_were_called_exact() {
+        let go = |probes| Process {
+            go: Some(GoUse {
+                profile_rate_bytes: 512 << 10,
+                ..GoUse::default()
+            }),
+            probes,
+            ..Process::default()
+        };
+        let mut parts = ReportParts {
+            processes: vec![go(Vec::new())],
+            ..ReportParts::default()
+        };
+        assert_eq!(seen_by(&parts), "Go's heap profile");
+        assert_eq!(tier_name(&parts), "none");
+        parts.processes.push(go(vec![Probe::default()]));
+        assert_eq!(seen_by(&parts), "exact tier");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! (<https://clang.llvm.org/docs/LeakSanitizer.html>; `TemplateMatch` of compiler-rt's `sanitizer_common.cpp`).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -104,10 +104,12 @@ impl Suppressions {
             .map(String::as_str)
     }
 
-    /// Takes the sites that a pattern fits out of a report, whose frames must be named, and counts them there by pattern.
-    pub fn apply(&self, parts: &mut ReportParts) {
+    /// Takes the sites that a pattern fits out of a report, whose frames must be named, and counts them there by pattern. Gives how many
+    /// bytes in use were taken, by incarnation.
+    pub fn apply(&self, parts: &mut ReportParts) -> BTreeMap<u32, u64> {
+        let mut taken_bytes: BTreeMap<u32, u64> = BTreeMap::new();
         if self.is_empty() {
-            return;
+            return taken_bytes;
         }
         let mut counted: Vec<Suppressed> = self
             .patterns
@@ -128,6 +130,8 @@ impl Suppressions {
                 if site.kind == SiteKind::Pages {
                     return false;
                 }
+                let taken = taken_bytes.entry(site.incarnation).or_default();
+                *taken = taken.saturating_add(site.inuse_bytes);
                 count.inuse_bytes = count.inuse_bytes.saturating_add(site.inuse_bytes);
                 count.inuse_objects = count.inuse_objects.saturating_add(site.inuse_objects);
             }
@@ -142,6 +146,7 @@ impl Suppressions {
                 process.empty_reason = Some(ALL_SUPPRESSED.to_owned());
             }
         }
+        taken_bytes
     }
 }
 

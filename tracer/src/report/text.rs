@@ -23,6 +23,7 @@ use crate::units::{blocks, bytes, count, plural};
 use stack::Line;
 pub(crate) use stack::is_wrapper;
 use title::Titles;
+pub(crate) use title::marks;
 
 /// Of so many processes it is said why nothing of theirs survives.
 const EMPTY_SHOWN: usize = 20;
@@ -130,13 +131,10 @@ impl Format for Text {
             let why = self.wrapped(None, |out| self.nothing(report, out))?;
             out.write_all(why.as_bytes())?;
         }
-        let mut shown = 0;
         let mut body = Vec::new();
-        // The footer says how many sites there were beside those that are shown.
         if self.style.by == By::Tree {
             let tree = self.wrapped(None, |out| tree::write(*self, report, out))?;
             body.extend_from_slice(tree.as_bytes());
-            shown = report.sites.iter().filter(|site| survives(site)).count();
         }
         let kernel_first = process::is_a_machine(report);
         let kernel = if kernel_first {
@@ -145,9 +143,7 @@ impl Format for Text {
             self.wrapped(None, |out| self.kernel(report, out))?
         };
         if self.style.by == By::Site {
-            let foot = self.wrapped(Some(footer::HANG), |out| {
-                self.footer(report, report.sites.len(), out)
-            })?;
+            let foot = self.wrapped(Some(footer::HANG), |out| self.footer(report, out))?;
             let taken = [&head, &kernel, &foot].map(|part| part.lines().count());
             let room = self
                 .style
@@ -155,11 +151,11 @@ impl Format for Text {
                 .unwrap_or(SCREEN)
                 .saturating_sub(taken.iter().sum::<usize>() + 2)
                 .max(LEAST_ROOM);
-            shown = self.sites(report, room, &mut body)?;
+            self.sites(report, room, &mut body)?;
         }
         out.write_all(&body)?;
         out.write_all(kernel.as_bytes())?;
-        let foot = self.wrapped(Some(footer::HANG), |out| self.footer(report, shown, out))?;
+        let foot = self.wrapped(Some(footer::HANG), |out| self.footer(report, out))?;
         out.write_all(foot.as_bytes())
     }
 
@@ -212,10 +208,12 @@ const FEW_GOROUTINES: u64 = 8;
 
 /// Sites whose blocks are all freed are counted, not listed.
 fn survives(site: &Site) -> bool {
-    if site.kind == SiteKind::Goroutines {
-        return site.inuse_objects >= FEW_GOROUTINES;
-    }
-    site.inuse_objects > 0 || site.inuse_bytes > 0
+    !is_few(site) && (site.inuse_objects > 0 || site.inuse_bytes > 0)
+}
+
+/// Whether it is a place of a few goroutines.
+fn is_few(site: &Site) -> bool {
+    site.kind == SiteKind::Goroutines && (1..FEW_GOROUTINES).contains(&site.inuse_objects)
 }
 
 /// Sites that are shown apart from others, and what they are shares of.
@@ -273,8 +271,8 @@ impl Text {
         writeln!(out)
     }
 
-    /// The sites, as far as `room` lines go, and a line for the others; how many were told of, shown or summed up.
-    fn sites(self, report: &Report, room: usize, out: &mut dyn Write) -> io::Result<usize> {
+    /// The sites, as far as `room` lines go, and a line for the others.
+    fn sites(self, report: &Report, room: usize, out: &mut dyn Write) -> io::Result<()> {
         let is_pages = |site: &&Site| site.kind == SiteKind::Pages;
         let held = Group::new(
             report.sites.iter().filter(|site| !is_pages(site)),
@@ -316,8 +314,7 @@ impl Text {
             for_pages,
             &mut rank,
             out,
-        )?;
-        Ok(held.sites.len() + touched.sites.len())
+        )
     }
 
     fn group(
@@ -361,6 +358,7 @@ impl Text {
                 rank: *rank + 1,
                 total: group.total,
                 title: titles.of(place),
+                mark: titles.mark(place),
             };
             let is_first = *rank - first < SITES_IN_FULL && !process::is_a_machine(report);
             let in_full = self.style.full || leaks || is_first;
@@ -383,7 +381,8 @@ impl Text {
         if rows {
             writeln!(out)?;
         }
-        if rest.sites > omitted.sites || (rest.sites > 0 && !self.style.full) {
+        let is_told = rest.sites > omitted.sites || (rest.sites > 0 && !self.style.full);
+        if is_told && (rest.inuse_bytes > 0 || rest.inuse_objects > 0) {
             let how = if self.style.full {
                 ""
             } else {

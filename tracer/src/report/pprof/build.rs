@@ -17,6 +17,10 @@ use crate::report::names::{
 pub(super) const PAGES_SPACE: &str = "pages_space";
 pub(super) const PAGES_OBJECTS: &str = "pages_objects";
 
+/// How the comments begin that tell of the tier, and of what was lost.
+pub(super) const TIER: &str = "leakscope, tier ";
+pub(super) const LOST: &str = "lost: ";
+
 /// Mappings end at the next page.
 const PAGE: u64 = 4096;
 
@@ -134,7 +138,7 @@ impl<'a> Builder<'a> {
             sample_type.push(self.value_type(PAGES_OBJECTS, "count"));
         }
         let mut comments = vec![format!(
-            "leakscope, tier {}: {}",
+            "{TIER}{}: {}",
             report.tier.name(),
             report.tier_reason
         )];
@@ -143,7 +147,7 @@ impl<'a> Builder<'a> {
                 .losses
                 .iter()
                 .filter(|&(_, &count)| count > 0)
-                .map(|(cause, count)| format!("lost: {cause} {count}")),
+                .map(|(cause, count)| format!("{LOST}{cause} {count}")),
         );
         comments.extend(report.processes.iter().filter_map(|process| {
             let heap = process.notable_heap()?;

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::PprofError;
-use super::build::{PAGES_OBJECTS, PAGES_SPACE};
+use super::build::{LOST, PAGES_OBJECTS, PAGES_SPACE, TIER};
 use super::proto::{Function, Location, Mapping, Profile};
-use crate::report::names::{INCOMPLETE, OMITTED, TOUCHED_PAGES, UNKNOWN_STACK, unnamed};
+use crate::report::names::{
+    FROM_PROFILE, INCOMPLETE, OMITTED, TOUCHED_PAGES, UNKNOWN_STACK, unnamed,
+};
 use crate::report::{
-    Frame, Omitted, Process, Report, ReportParts, Site, SiteKind, Timestamp, Verdict,
+    Frame, Omitted, Process, Report, ReportParts, Site, SiteKind, Tier, Timestamp, Verdict,
 };
 
 /// The sample types of a heap profile, in the order of [`Site`]'s fields.
@@ -43,9 +45,12 @@ pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
             u64::try_from(profile.time_nanos / 1_000_000).unwrap_or(0),
         ),
         duration_s: profile.duration_nanos as f64 / 1e9,
-        tier_reason: "read from a pprof profile".to_owned(),
+        tier_reason: FROM_PROFILE.to_owned(),
         ..ReportParts::default()
     };
+    for comment in &profile.comment {
+        take_comment(profile.string(*comment), &mut parts);
+    }
     let mut processes: BTreeMap<u32, Process> = BTreeMap::new();
     for (place, sample) in profile.sample.iter().enumerate() {
         let value_at = |place: Option<usize>| {
@@ -114,6 +119,9 @@ pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
             cgroup: label("cgroup").unwrap_or_default().to_owned(),
             ..Process::default()
         });
+        if site.verdict == Verdict::Leaking {
+            process.verdict = Verdict::Leaking;
+        }
         if let Some(allocator) = &site.allocator
             && !process.allocators.contains(allocator)
         {
@@ -124,6 +132,24 @@ pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
     parts.processes = processes.into_values().collect();
     parts.add_up();
     Ok(Report::new(parts))
+}
+
+/// Takes in what [`super::build`] wrote into a comment: the tier with its reason, and what was lost.
+fn take_comment(comment: &str, parts: &mut ReportParts) {
+    if let Some((name, reason)) = comment
+        .strip_prefix(TIER)
+        .and_then(|rest| rest.split_once(": "))
+        && let Some(tier) = Tier::ALL.into_iter().find(|tier| tier.name() == name)
+    {
+        parts.tier = tier;
+        reason.clone_into(&mut parts.tier_reason);
+    } else if let Some((cause, count)) = comment
+        .strip_prefix(LOST)
+        .and_then(|rest| rest.rsplit_once(' '))
+        && let Ok(count) = count.parse()
+    {
+        parts.losses.insert(cause.to_owned(), count);
+    }
 }
 
 /// The offset of a frame whose name is what [`super::build`] writes for none, `[module+0x1234]`.

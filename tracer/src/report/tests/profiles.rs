@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::text;
-use crate::report::fixtures::exact_report;
+use crate::report::fixtures::{exact_report, sampled_report};
 use crate::report::{Difference, Format as _, Frame, Report, ReportParts, Text, pprof};
 
 /// A report with one stack, leaf first.
@@ -76,6 +76,31 @@ fn frames_without_a_name_are_not_doubled_by_a_profile() {
     }
     let same = Difference::between(&report, &read);
     assert!(same.changes.is_empty(), "{:?}", same.changes);
+}
+
+/// A sampled trace came back as an exact one, with blocks 0 ms old and no probe hit.
+#[test]
+fn a_profile_was_shown_with_figures_that_are_not_in_it() {
+    let report = sampled_report();
+    let back = pprof::to_report(&pprof::profile(&report)).unwrap();
+    assert_eq!(
+        (back.tier, &back.tier_reason),
+        (report.tier, &report.tier_reason)
+    );
+    let shown = text(&back, "text");
+    assert!(shown.contains("leakscope: sampled tier"), "{shown}");
+    for wrong in ["oldest", "probe hits", "read from"] {
+        assert!(!shown.contains(wrong), "{wrong}: {shown}");
+    }
+    let mut foreign = pprof::profile(&report);
+    foreign.comment.clear();
+    foreign.duration_nanos = 0;
+    let back = pprof::to_report(&foreign).unwrap();
+    let shown = text(&back, "text");
+    assert!(shown.starts_with("leakscope: a pprof profile  "), "{shown}");
+    for wrong in ["exact", "no losses", "none found"] {
+        assert!(!shown.contains(wrong), "{wrong}: {shown}");
+    }
 }
 
 /// A reader of two files has no other place to learn whose stack it is.

@@ -4,10 +4,10 @@ use std::io::{self, Write};
 
 use leakscope_common::Loss;
 
-use super::{BOLD, By, Text};
-use crate::report::model::Report;
-use crate::report::names::clean;
-use crate::units::{blocks, bytes, count, percent, plural};
+use super::{BOLD, By, FEW_GOROUTINES, Text, is_few};
+use crate::report::model::{Overhead, Process, Report, Site, Tier};
+use crate::report::names::{FROM_PROFILE, clean, tier_name};
+use crate::units::{blocks, bytes, count, percent, plural, probe_hits};
 
 /// Where the text of the lines begins, columns.
 pub(super) const HANG: usize = 10;
@@ -16,12 +16,7 @@ pub(super) const HANG: usize = 10;
 const REASON: usize = 320;
 
 impl Text {
-    pub(super) fn footer(
-        self,
-        report: &Report,
-        shown: usize,
-        out: &mut dyn Write,
-    ) -> io::Result<()> {
+    pub(super) fn footer(self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
         let total = report.total();
         self.line(
             "Total",
@@ -51,7 +46,17 @@ impl Text {
                 out,
             )?;
         }
-        let freed = report.sites.len().saturating_sub(shown) as u64;
+        let few = report.sites.iter().filter(|site| is_few(site)).count() as u64;
+        if few > 0 {
+            let text = format!(
+                "{} place{} where fewer than {FEW_GOROUTINES} goroutines each were started",
+                count(few),
+                plural(few)
+            );
+            self.line("Not shown", &text, out)?;
+        }
+        let is_freed = |site: &&Site| site.inuse_objects == 0 && site.inuse_bytes == 0;
+        let freed = report.sites.iter().filter(is_freed).count() as u64;
         if freed > 0 {
             self.line(
                 "Freed",
@@ -75,7 +80,7 @@ impl Text {
             self.line("Suppressed", &text, out)?;
         }
         self.losses(report, out)?;
-        let mut tier = report.tier.name().to_owned();
+        let mut tier = tier_name(report).to_owned();
         if !report.tier_reason.is_empty() {
             tier.push_str(": ");
             let reason = clean(&report.tier_reason);
@@ -86,17 +91,31 @@ impl Text {
             });
         }
         self.line("Tier", &tier, out)?;
+        self.overhead(report, out)
+    }
+
+    fn overhead(self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
         let overhead = &report.overhead;
-        let attached = if overhead.duty >= 1.0 {
-            "all the time".to_owned()
+        if *overhead == Overhead::default() {
+            // A profile does not say what it took.
+            return Ok(());
+        }
+        let is_unprobed = |process: &Process| process.probes.is_empty();
+        let attached = if report.tier != Tier::Growth
+            && overhead.probe_hits == 0
+            && report.processes.iter().all(is_unprobed)
+        {
+            "no allocator is probed".to_owned()
+        } else if overhead.duty >= 1.0 {
+            "probes attached all the time".to_owned()
         } else {
-            format!("{} of the time", percent(overhead.duty))
+            format!("probes attached {} of the time", percent(overhead.duty))
         };
         self.line(
             "Overhead",
             &format!(
-                "{} probe hits, about {} of the traced CPU time (budget {}); probes attached {attached}; leakscope itself: {} of one CPU",
-                count(overhead.probe_hits),
+                "{}, about {} of the traced CPU time (budget {}); {attached}; leakscope itself: {} of one CPU",
+                probe_hits(overhead.probe_hits),
                 percent(overhead.target_cpu_fraction),
                 percent(overhead.budget),
                 percent(overhead.tracer_cores),
@@ -117,6 +136,9 @@ impl Text {
             .filter(|&(_, &count)| count > 0)
             .map(|(name, &count)| (name, count))
             .collect();
+        if lost.is_empty() && report.tier_reason == FROM_PROFILE {
+            return Ok(());
+        }
         if lost.is_empty() {
             return self.line("Losses", "no losses", out);
         }

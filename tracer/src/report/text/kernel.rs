@@ -24,10 +24,11 @@ const SHORT: usize = 2;
 const PROCESSES_NAMED: usize = 8;
 
 impl Text {
-    /// A process's lines.
+    /// A process's lines, without what its verdict says.
     pub(super) fn process_kernel(
         self,
         kernel: &ProcessKernel,
+        verdict: &str,
         out: &mut dyn Write,
     ) -> io::Result<()> {
         if let Some(text) = descriptors(kernel) {
@@ -36,7 +37,8 @@ impl Text {
         if let Some(text) = others(kernel) {
             writeln!(out, "  {:<11}{text}", "kernel")?;
         }
-        for reason in leaks(kernel) {
+        let verdict = clean(verdict);
+        for reason in leaks(kernel).iter().filter(|said| !verdict.contains(*said)) {
             writeln!(out, "  {:<11}{}: {reason}", "", self.dress(RED, "leaking"))?;
         }
         Ok(())

@@ -55,11 +55,11 @@ fn leaks_in_kernel(process: &Process) -> bool {
 impl Text {
     /// What is shown, and of when.
     pub(super) fn heading(self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-        let title = format!(
-            "leakscope: {} tier, traced for {}",
-            report.tier.name(),
-            duration(report.duration_s)
-        );
+        let mut title = format!("leakscope: {}", names::seen_by(report));
+        // Profiles of others may not say.
+        if report.duration_s > 0.0 || report.tier_reason != names::FROM_PROFILE {
+            title.push_str(&format!(", traced for {}", duration(report.duration_s)));
+        }
         writeln!(
             out,
             "{}  {}\n",
@@ -157,7 +157,7 @@ impl Text {
                     .map(|place| self.dress(DIM, &format!("  {place}")))
                     .unwrap_or_default(),
             )?;
-            if leaks(process) && !process.verdict_reason.is_empty() {
+            if process.verdict == Verdict::Leaking && !process.verdict_reason.is_empty() {
                 writeln!(out, "      {}", clean(&process.verdict_reason))?;
             }
         }
@@ -193,7 +193,8 @@ impl Text {
         if !process.cgroup.is_empty() && process.cgroup != "/" && !is_told {
             line("cgroup", &clean(&process.cgroup))?;
         }
-        if process.allocators.is_empty() && report.tier != Tier::Growth {
+        let is_known = report.tier_reason != names::FROM_PROFILE;
+        if process.allocators.is_empty() && report.tier != Tier::Growth && is_known {
             line("allocator", "none found")?;
         }
         for allocator in &process.allocators {
@@ -224,7 +225,7 @@ impl Text {
         if let Some(heap) = process.notable_heap() {
             line("heap", &names::heap_use(heap))?;
         } else if let Some(note) = &process.heap_note {
-            line("heap", &clean(note))?;
+            line("note", &clean(note))?;
         }
         if process.inuse_objects > 0 || process.inuse_bytes > 0 {
             let surviving = format!(
@@ -250,7 +251,7 @@ impl Text {
             line("frees", &frees)?;
         }
         if let Some(kernel) = &process.kernel {
-            self.process_kernel(kernel, out)?;
+            self.process_kernel(kernel, &process.verdict_reason, out)?;
         }
         let mut line = |key: &str, value: &str| writeln!(out, "  {key:<11}{value}");
         match process.exit_note.as_deref() {

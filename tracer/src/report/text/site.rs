@@ -28,6 +28,8 @@ pub(super) struct Shown<'a> {
     pub(super) total: u64,
     /// The frame that tells it apart, and whether others stand before that.
     pub(super) title: Option<(&'a Frame, bool)>,
+    /// What tells it apart from others with the same names.
+    pub(super) mark: Option<&'a str>,
 }
 
 impl Shown<'_> {
@@ -82,7 +84,8 @@ impl Text {
             share(site.inuse_bytes, shown.total)
         )?;
         let kind = shown.kind().map(str::to_owned);
-        for more in [shown.process(), kind].into_iter().flatten() {
+        let mark = shown.mark.map(str::to_owned);
+        for more in [shown.process(), kind, mark].into_iter().flatten() {
             write!(out, "  {more}")?;
         }
         writeln!(out)?;
@@ -132,7 +135,8 @@ impl Text {
             let comm = process.map_or("pid".into(), |process| clean(&process.comm));
             format!("{comm} {}", site.pid)
         });
-        for more in [kind, process].into_iter().flatten() {
+        let mark = shown.mark.map(str::to_owned);
+        for more in [mark, kind, process].into_iter().flatten() {
             end.push_str("  ");
             end.push_str(&more);
         }
@@ -299,7 +303,12 @@ fn facts(site: &Site, via: Option<String>, several: bool) -> String {
         bytes(site.alloc_bytes),
         objects(site, site.alloc_objects)
     )];
-    if site.inuse_objects > 0 && !matches!(site.kind, SiteKind::Go | SiteKind::Goroutines) {
+    // A profile does not say how old its blocks are.
+    let has_age = site.oldest_age_s > 0.0;
+    if has_age
+        && site.inuse_objects > 0
+        && !matches!(site.kind, SiteKind::Go | SiteKind::Goroutines)
+    {
         facts.push(format!("oldest {}", duration(site.oldest_age_s)));
     }
     facts.extend(rate(site.growth_bytes_per_s));

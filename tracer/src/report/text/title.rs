@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::super::model::{Frame, FrameKind, Site};
-use super::super::names::function;
+use super::super::model::{Frame, FrameKind, Site, SiteKind};
+use super::super::names::{function, unnamed};
 use super::stack::{Look, is_wrapper, split, text_in};
 
 /// From so many sites on that share a frame, it tells none of them apart.
@@ -20,6 +20,7 @@ const DEEPEST: usize = 64;
 #[derive(Debug)]
 pub(super) struct Titles {
     frames: Vec<Option<(Arc<Frame>, bool)>>,
+    marks: Vec<Option<String>>,
 }
 
 /// A site's frames that can be its title, and the one that is so far.
@@ -97,6 +98,7 @@ impl Titles {
         }
         look_further_out(&mut candidates);
         Self {
+            marks: marks_of(sites, &candidates),
             frames: candidates
                 .iter()
                 .map(|candidate| {
@@ -112,6 +114,55 @@ impl Titles {
         let (frame, is_further_out) = self.frames.get(place)?.as_ref()?;
         Some((frame, *is_further_out))
     }
+
+    /// What tells the site at a place apart where others have the same stack by name, file and line: an address.
+    pub(super) fn mark(&self, place: usize) -> Option<&str> {
+        self.marks.get(place)?.as_deref()
+    }
+}
+
+/// The marks of [`Titles::mark`] for sites that are shown otherwise.
+pub(crate) fn marks(sites: &[&Site]) -> Vec<Option<String>> {
+    let candidates: Vec<Candidate<'_>> = sites.iter().map(|site| Candidate::new(site)).collect();
+    marks_of(sites, &candidates)
+}
+
+fn marks_of(sites: &[&Site], candidates: &[Candidate<'_>]) -> Vec<Option<String>> {
+    let mut alike: HashMap<(u32, u32, SiteKind, &[String]), Vec<usize>> = HashMap::new();
+    for (place, (site, candidate)) in sites.iter().zip(candidates).enumerate() {
+        if !candidate.texts.is_empty() {
+            let key = (site.pid, site.incarnation, site.kind, &candidate.texts[..]);
+            alike.entry(key).or_default().push(place);
+        }
+    }
+    let mut marks = vec![None; sites.len()];
+    for places in alike.values().filter(|places| places.len() > 1) {
+        let of = |place: &usize| {
+            candidates
+                .get(*place)
+                .map_or(&[][..], |one| &one.frames[..])
+        };
+        let depth = places.first().map_or(0, |place| of(place).len());
+        let differs = |depth: &usize| {
+            let mut offsets = places.iter().map(|place| of(place).get(*depth)?.offset);
+            let first = offsets.next().flatten();
+            offsets.any(|offset| offset != first)
+        };
+        let Some(depth) = (0..depth).find(differs) else {
+            continue;
+        };
+        for place in places {
+            if let (Some(mark), Some(frame)) = (marks.get_mut(*place), of(place).get(depth)) {
+                let address = Frame {
+                    function: None,
+                    kind: FrameKind::Native,
+                    ..Frame::clone(frame)
+                };
+                *mark = Some(format!("at {}", unnamed(&address)));
+            }
+        }
+    }
+    marks
 }
 
 /// Moves the titles that many share further out. Where that has told nothing apart (recursion, one loop), the innermost says
@@ -217,6 +268,42 @@ mod tests {
             site(&[]),
         ];
         assert_eq!(titles(&sites), ["decode", "load", "libruby+5", ""]);
+    }
+
+    #[test]
+    fn a_mapping_was_called_by_the_name_of_the_c_library() {
+        let sites = [site(&[
+            "__GI___mmap64",
+            "__GI___mmap64",
+            "slab_grow",
+            "main",
+        ])];
+        assert_eq!(titles(&sites), ["slab_grow"]);
+    }
+
+    #[test]
+    fn three_sites_of_an_unrolled_loop_were_three_rows_without_a_difference() {
+        let mut sites: Vec<Site> = (0..3)
+            .map(|_| site(&["malloc", "lose", "main"]))
+            .chain([site(&["malloc", "other", "main"])])
+            .collect();
+        for (step, site) in sites.iter_mut().enumerate() {
+            if let Some(frame) = site.frames.get_mut(1) {
+                Arc::make_mut(frame).offset = Some(0x100 + step as u64);
+            }
+        }
+        let sites: Vec<&Site> = sites.iter().collect();
+        let titles = Titles::new(&sites);
+        let marks: Vec<_> = (0..4).map(|place| titles.mark(place)).collect();
+        assert_eq!(
+            marks,
+            [
+                Some("at [libruby+0x100]"),
+                Some("at [libruby+0x101]"),
+                Some("at [libruby+0x102]"),
+                None
+            ]
+        );
     }
 
     #[test]
