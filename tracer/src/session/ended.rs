@@ -3,7 +3,7 @@
 use std::{os::fd::BorrowedFd, path::Path};
 
 use crate::{
-    kernel::exit_code,
+    kernel::{child_exit_code, exit_code},
     process::procfs::{CgroupMembership, OomKills, OutOfMemory, signal_name, zombie_exit_code},
     report::{Ended, MemoryLimit},
 };
@@ -46,7 +46,9 @@ impl End {
         if self.code.is_some() {
             return;
         }
-        self.code = zombie_exit_code(proc_root, pid).or_else(|| exit_code(pidfd).ok().flatten());
+        self.code = zombie_exit_code(proc_root, pid)
+            .or_else(|| child_exit_code(pidfd))
+            .or_else(|| exit_code(pidfd).ok().flatten());
         if self.code.is_some_and(|code| code & SIGNAL == SIGKILL) {
             let before = &self.kills.0;
             self.out_of_memory = before.cause(&before.again(proc_root));

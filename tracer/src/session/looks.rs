@@ -17,6 +17,7 @@ use crate::{
     ledger::{Area, LevelHistory, LevelRules, LookTimes, MappingKind, SiteId, Unit},
     process::procfs::{MemoryMap, read_maps},
     report::HeldMemory,
+    units::{count, duration, plural},
 };
 
 /// How often a process is looked at that has run meanwhile. Sooner at first, each time after twice as long.
@@ -286,6 +287,19 @@ impl Growth {
     }
 }
 
+/// What was mapped so long before the end that no look came after it.
+fn unseen_mappings(mappings: u64, bytes: u64, age: Duration) -> String {
+    let were = if mappings == 1 { "was" } else { "were" };
+    let they = if mappings == 1 { "it" } else { "they" };
+    format!(
+        "{} mapping{} ({}) {were} made in its last {}, after the last look at what it maps: {they} may have been unmapped",
+        count(mappings),
+        plural(mappings),
+        ByteSize::b(bytes),
+        duration(age.as_secs_f64())
+    )
+}
+
 impl Session {
     /// Looks at those of these running processes that are due, or at `all`.
     pub(super) fn look_at_mapped(
@@ -345,11 +359,7 @@ impl Session {
             return;
         };
         if let Some((mappings, bytes, age)) = self.growth.not_looked_at(traced.incarnation) {
-            traced.note(format!(
-                "{mappings} mappings ({}) were made in its last {:.1} s, after the last look at what it maps: they may have been unmapped",
-                ByteSize::b(bytes),
-                age.as_secs_f64()
-            ));
+            traced.note(unseen_mappings(mappings as u64, bytes, age));
         }
     }
 
@@ -371,8 +381,23 @@ pub(super) const PLACES: &str =
 mod tests {
     #![expect(clippy::expect_used, reason = "tests")]
 
-    use super::{areas, held};
+    use super::{areas, held, unseen_mappings};
     use crate::{ledger::MappingKind, process::procfs::parse_maps};
+    use std::time::Duration;
+
+    #[test]
+    fn one_mapping_was_made_in_the_plural_and_in_no_time() {
+        let said = unseen_mappings(1, 1 << 20, Duration::from_millis(40));
+        assert!(
+            said.starts_with("1 mapping (1.0 MiB) was made in its last 40 ms"),
+            "{said}"
+        );
+        let said = unseen_mappings(18, 3 << 20, Duration::from_secs(2));
+        assert!(
+            said.starts_with("18 mappings (3.0 MiB) were made in its last 2.0 s"),
+            "{said}"
+        );
+    }
 
     const MAPS: &str = "\
 10000000-10001000 r--p 00000000 08:01 77 /usr/bin/program

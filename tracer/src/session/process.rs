@@ -28,7 +28,7 @@ use crate::{
     kernel::{
         KernelError, Link, Probe, has_ended, missing_to_read_files, open_pidfd, process_cpu_time,
     },
-    kernel_memory::MemoryCgroup,
+    kernel_memory::{MemoryCgroup, count_descriptors},
     process::{
         discover::{DiscoverError, Discovery},
         elf::is_go,
@@ -179,6 +179,8 @@ pub(super) struct Traced {
     pub(super) blind: Option<String>,
     /// Lines for people: what could not be done for this process.
     pub(super) notes: Vec<String>,
+    /// How many descriptors it had open when the trace began.
+    pub(super) descriptors_first: Option<u64>,
     /// Resident memory when the trace began, and when.
     pub(super) rss_first: Option<(Instant, u64)>,
     pub(super) rss_last: Option<(Instant, u64)>,
@@ -272,6 +274,7 @@ impl Traced {
             why_empty: None,
             blind: None,
             notes: Vec::new(),
+            descriptors_first: count_descriptors(proc_root, pid),
             rss_first: None,
             rss_last: None,
             anonymous_bytes: 0,
@@ -310,6 +313,7 @@ impl Traced {
         self.has_new_code = false;
         self.rss_first = None;
         self.hits = [0; HIT_SLOTS];
+        self.descriptors_first = count_descriptors(proc_root, self.pid);
         if let Ok(process) = read_process(proc_root, self.pid) {
             self.end = End::new(proc_root, &process.cgroups);
             self.comm = process.comm;

@@ -36,6 +36,7 @@ use crate::{
     budget::Spent,
     duration::times,
     kernel::{KernelError, MappingWay},
+    kernel_memory::count_descriptors,
     ledger::{SiteId, Survey},
     report::{Overhead, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
@@ -174,7 +175,7 @@ pub(super) fn make(
             .fold(0_u64, |sum, hits| sum.saturating_add(*hits));
         hits_total = hits_total.saturating_add(calls);
         spent.insert(pid, spent_on(session, traced, calls));
-        let mut told = process(traced, &hits, session.options.at_exit);
+        let mut told = process(traced, &hits);
         if traced.ended.is_none() {
             session.heaps.describe(traced.incarnation, &mut told);
         }
@@ -229,12 +230,14 @@ pub(super) fn make(
         },
         ..ReportParts::default()
     };
+    let mut suppressed = BTreeMap::new();
     let suppressions = session.options.suppressions.clone();
     if !suppressions.is_empty() {
         name(session, &mut parts.sites);
-        suppressions.apply(&mut parts);
+        suppressed = suppressions.apply(&mut parts);
     }
     parts.add_up();
+    parts.processes.iter_mut().for_each(forget_stale_memory);
     let filters = session.options.filters();
     for process in &mut parts.processes {
         if process.empty_reason.is_some() {
@@ -249,15 +252,20 @@ pub(super) fn make(
     }
     session.judge(&mut parts, moment);
     lost::judge(session, &mut parts);
-    unseen::tell(session, &mut parts);
+    unseen::tell(session, &mut parts, &suppressed);
     session.describe_kernel(&mut parts, moment);
+    parts.processes.iter_mut().for_each(unseen::tell_of_kernel);
     parts.keep_top(top);
     name(session, &mut parts.sites);
     // Some is known only now: of which files there are no names.
     for process in &mut parts.processes {
         let traced = session.processes.get(&process.pid);
         if let Some(traced) = traced.filter(|traced| traced.incarnation == process.incarnation) {
-            process.exit_note = ended::note(traced, session.options.at_exit);
+            let survives = process.inuse_objects > 0 || process.inuse_bytes > 0;
+            let is_told = traced.ended.is_some() || process.kernel.is_some();
+            let descriptors = (!is_told).then(|| count_descriptors(&proc_root, traced.pid));
+            let at_exit = session.options.at_exit;
+            process.exit_note = ended::note(traced, at_exit, survives, descriptors.flatten());
         }
     }
     let report = Report::new(parts);
@@ -480,7 +488,7 @@ fn not_shown(traced: &Traced) -> Process {
 }
 
 /// A process, without sums.
-fn process(traced: &Traced, hits: &[u64; HIT_SLOTS], at_exit: bool) -> Process {
+fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
     let mut allocators: Vec<String> = Vec::new();
     for site in &traced.sites {
         if !allocators.contains(&site.allocator) {
@@ -493,6 +501,9 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS], at_exit: bool) -> Process {
         }
         _ => 0.0,
     };
+    // Of one that has ended, the look at its beginning says nothing of what it came to.
+    let is_stale = traced.ended.is_some() && traced.rss_first == traced.rss_last;
+    let resident = traced.rss_last.filter(|_| !is_stale);
     Process {
         pid: traced.pid,
         incarnation: traced.incarnation,
@@ -500,7 +511,7 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS], at_exit: bool) -> Process {
         program: traced.program.clone(),
         cgroup: traced.cgroup.clone(),
         allocators,
-        rss_bytes: traced.rss_last.map_or(0, |(_, bytes)| bytes),
+        rss_bytes: resident.map_or(0, |(_, bytes)| bytes),
         rss_growth_bytes_per_s: growth,
         anonymous_bytes: traced.anonymous_bytes,
         swapped_bytes: traced.swapped_bytes,
@@ -508,8 +519,15 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS], at_exit: bool) -> Process {
         probes: probes::told(&traced.sites, hits),
         exited: traced.ended.is_some() && !traced.failed,
         ended: traced.ended.and_then(|_| traced.end.told()),
-        exit_note: ended::note(traced, at_exit),
         ..Process::default()
+    }
+}
+
+/// Leaves out the memory of a process that has ended where more survives of it: it was looked at long before.
+fn forget_stale_memory(process: &mut Process) {
+    if process.exited && process.rss_bytes < process.inuse_bytes {
+        process.rss_bytes = 0;
+        process.rss_growth_bytes_per_s = 0.0;
     }
 }
 
@@ -557,4 +575,28 @@ fn mappings_only(session: &Session) -> String {
         "asked for: the anonymous memory of each process is read over time, and {seen}; no allocator is probed; {}",
         session.pages_note()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::forget_stale_memory;
+    use crate::report::Process;
+
+    #[test]
+    fn a_command_that_ended_had_less_memory_than_survived_of_it() {
+        let memory = |exited, rss_bytes| {
+            let mut process = Process {
+                exited,
+                rss_bytes,
+                inuse_bytes: 566 << 10,
+                ..Process::default()
+            };
+            forget_stale_memory(&mut process);
+            process.rss_bytes
+        };
+        assert_eq!(memory(true, 16 << 10), 0);
+        assert_eq!(memory(true, 1 << 20), 1 << 20);
+        // Blocks that were never written to are in no memory.
+        assert_eq!(memory(false, 16 << 10), 16 << 10);
+    }
 }

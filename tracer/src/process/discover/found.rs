@@ -202,10 +202,12 @@ impl Discovery {
         if let Some(first) = self.blind.first() {
             return Some(first.to_string());
         }
-        Some(format!(
-            "none of the {} files with code that it maps holds an allocator that is known",
-            self.files
-        ))
+        Some(match self.files {
+            1 => "the file with code that it maps holds no allocator that is known".to_owned(),
+            files => format!(
+                "none of the {files} files with code that it maps holds an allocator that is known"
+            ),
+        })
     }
 
     /// What was not attached to although there may be something, where something else was.

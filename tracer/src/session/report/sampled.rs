@@ -214,14 +214,22 @@ pub(super) fn tier_reason(session: &Session, spent: &BTreeMap<u32, Spent>) -> St
 /// Of so many processes it is said for each why its calls were seen as they were; of more, how many were seen how.
 const FEW: usize = 5;
 
+/// What stands for the calls of a Go program: those of its runtime are not seen, and need not be.
+const BY_PROFILE: &str =
+    "Go's own heap profile is read, a sample of its allocations; no probe is attached";
+
 /// Why calls were seen as they were, by process.
 fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
     let reason = |traced: &Traced| {
+        if traced.sites.is_empty() && session.go.has_profile(traced.incarnation) {
+            return BY_PROFILE.to_owned();
+        }
         if traced.sites.is_empty() {
             return unseen::NOTHING_ATTACHED.to_owned();
         }
         let spent = spent.get(&traced.pid).copied().unwrap_or_default();
-        let reason = traced.windows.controller.reason(spent).to_string();
+        let besides = session.objects.cost(traced.incarnation);
+        let reason = traced.windows.controller.reason(spent, besides).to_string();
         let is_exact = traced.windows.controller.mode() == Mode::Exact;
         if is_exact && traced.ended.is_some() && !traced.windows.is_armed() {
             format!("{reason}; but not in the last moments before it ended")
@@ -233,6 +241,8 @@ fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
         let (comm, pid) = (&traced.comm, traced.pid);
         format!("{comm} (pid {pid}): {}", reason(traced))
     };
+    let is_blind =
+        |traced: &&Traced| traced.sites.is_empty() && !session.go.has_profile(traced.incarnation);
     let mut all = session.processes.values();
     let count = all.len();
     let probed = session
@@ -244,7 +254,7 @@ fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
         Some(first) if count == 1 || probed.is_none() => reason(first),
         Some(first) if session.options.tier == Choice::Exact => {
             let blind = session.processes.values();
-            let blind = blind.filter(|traced| traced.sites.is_empty()).count();
+            let blind = blind.filter(is_blind).count();
             let but = match blind {
                 0 => String::new(),
                 blind => format!("; but to {} nothing could be attached", processes(blind)),
@@ -252,9 +262,10 @@ fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
             format!("{}{but}", reason(probed.unwrap_or(first)))
         }
         Some(_) => {
-            let (probed, blind): (Vec<&Traced>, Vec<&Traced>) = session
-                .processes
-                .values()
+            let (blind, others): (Vec<&Traced>, Vec<&Traced>) =
+                session.processes.values().partition(is_blind);
+            let (probed, by_profile): (Vec<&Traced>, Vec<&Traced>) = others
+                .into_iter()
                 .partition(|traced| !traced.sites.is_empty());
             let (exact, sampled): (Vec<&Traced>, Vec<&Traced>) = probed
                 .into_iter()
@@ -272,7 +283,14 @@ fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
                         processes(blind.len())
                     ));
                 }
+                if !by_profile.is_empty() {
+                    said.push(format!(
+                        "Go's own heap profile is read in {}",
+                        processes(by_profile.len())
+                    ));
+                }
             } else {
+                said.extend(by_profile.into_iter().map(named));
                 said.extend(blind.into_iter().map(named));
                 said.extend(exact.into_iter().map(named));
             }

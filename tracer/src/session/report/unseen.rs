@@ -1,9 +1,12 @@
 //! What a report does not show, said where the verdict is read: nothing could be attached, or memory grows and no site explains it. It
 //! adds sentences to verdicts, and changes no figure.
 
+use std::collections::BTreeMap;
+
 use super::{Session, Traced};
 use crate::{
-    report::{Process, ReportParts, Site, SiteKind, Verdict},
+    ledger::LEAK_AFTER_S,
+    report::{Process, ReportParts, Site, SiteKind, Verdict, leaks},
     units::{percent, rate},
 };
 
@@ -37,8 +40,9 @@ const RUNTIMES: [(&str, &str); 6] = [
     ("libmono", "Mono's heap is its own"),
 ];
 
-/// Adds to the verdict of each process what is not seen of it.
-pub(super) fn tell(session: &Session, parts: &mut ReportParts) {
+/// Adds to the verdict of each process what is not seen of it. `suppressed`: bytes in use at sites that somebody knows and does not want to
+/// see, by incarnation.
+pub(super) fn tell(session: &Session, parts: &mut ReportParts, suppressed: &BTreeMap<u32, u64>) {
     let sites = std::mem::take(&mut parts.sites);
     for process in &mut parts.processes {
         let Some(traced) = session.processes.get(&process.pid) else {
@@ -62,6 +66,24 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts) {
         }
         let slope = session.ledger.anonymous_growth(process.incarnation);
         let explained = explained(process, &sites, parts.duration_s);
+        let known = suppressed
+            .get(&process.incarnation)
+            .copied()
+            .unwrap_or_default();
+        let known = known as f64 / parts.duration_s.max(1.0);
+        if let Some(slope) = slope.filter(|slope| is_known(*slope, explained, known))
+            && session.ledger.watched_s(process.incarnation) >= LEAK_AFTER_S
+        {
+            // It grows, and by what was asked not to be told of.
+            process.unjudged = None;
+            said.push(format!(
+                "its anonymous memory grows{}, as sites explain that are suppressed",
+                rate(slope)
+                    .map(|rate| format!(", {rate}"))
+                    .unwrap_or_default()
+            ));
+        }
+        let explained = explained + known;
         if let Some(growth) = slope.and_then(|slope| unexplained(slope, explained)) {
             let why = where_it_may_be(session, traced);
             said.push(format!("{growth}: {why}"));
@@ -84,6 +106,29 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts) {
         };
     }
     parts.sites = sites;
+}
+
+/// Whether sites that are suppressed, and no others, explain how memory grows; bytes per second.
+fn is_known(slope: f64, explained: f64, suppressed: f64) -> bool {
+    unexplained(slope, explained).is_some() && unexplained(slope, explained + suppressed).is_none()
+}
+
+/// Gives a process the verdict of what it makes the kernel hold, where that leaks and its memory does not. To be called when both are known.
+pub(super) fn tell_of_kernel(process: &mut Process) {
+    let Some(kernel) = &process.kernel else {
+        return;
+    };
+    let said = leaks(kernel);
+    if said.is_empty() || process.verdict == Verdict::Leaking {
+        return;
+    }
+    let mut reason = said.join("; ");
+    if process.inuse_bytes > 0 && !process.verdict_reason.is_empty() {
+        reason.push_str(&format!("; of its memory: {}", process.verdict_reason));
+    }
+    process.verdict = Verdict::Leaking;
+    process.verdict_reason = reason;
+    process.unjudged = None;
 }
 
 /// Whether growth that descriptors hold says more than a process's verdict: it is no less the process's than what an allocator hands
@@ -178,8 +223,38 @@ fn where_it_may_be(session: &Session, traced: &Traced) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{explained, says_more, unexplained};
-    use crate::report::{Process, Site, SiteKind, Verdict};
+    use super::{explained, is_known, says_more, tell_of_kernel, unexplained};
+    use crate::report::{Holding, Process, ProcessKernel, Site, SiteKind, Verdict};
+
+    #[test]
+    fn growth_of_suppressed_sites_was_said_to_be_explained_by_none() {
+        assert!(is_known(108.0, 0.4, 84.0));
+        assert!(!is_known(108.0, 0.4, 2.0));
+        assert!(!is_known(108.0, 80.0, 84.0));
+        assert!(!is_known(f64::NAN, 0.0, 1.0));
+    }
+
+    #[test]
+    fn a_process_whose_descriptors_leaked_was_said_to_show_too_little() {
+        let mut process = Process {
+            verdict_reason: "no allocation was seen".to_owned(),
+            unjudged: Some("too few".to_owned()),
+            kernel: Some(ProcessKernel {
+                holdings: vec![Holding {
+                    kind: "descriptors".to_owned(),
+                    verdict: Verdict::Leaking,
+                    verdict_reason: "+24/s for 60.0 s".to_owned(),
+                    ..Holding::default()
+                }],
+                ..ProcessKernel::default()
+            }),
+            ..Process::default()
+        };
+        tell_of_kernel(&mut process);
+        assert_eq!(process.verdict, Verdict::Leaking);
+        assert_eq!(process.verdict_reason, "descriptors: +24/s for 60.0 s");
+        assert_eq!(process.unjudged, None);
+    }
 
     #[test]
     fn a_process_whose_descriptors_held_ever_more_was_called_churn() {
