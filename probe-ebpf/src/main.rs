@@ -15,6 +15,7 @@ mod atomic;
 mod bounds;
 mod fault;
 mod filter;
+mod go;
 mod growth;
 mod heap;
 mod lifecycle;
@@ -85,6 +86,13 @@ pub fn release(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn process_ends(_ctx: ProbeContext) -> u32 {
     lifecycle::ends()
+}
+
+/// An instruction at which Go's runtime hands out a block.
+#[uprobe]
+pub fn go_block(ctx: ProbeContext) -> u32 {
+    no_private_stack(&maps::JUMPS_OF_GO, ctx.regs);
+    go::handed_out(ctx.regs)
 }
 
 /// Does nothing: what remains of a probe's cost is the kernel's own (the benchmark's floor).

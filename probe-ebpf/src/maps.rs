@@ -31,6 +31,9 @@ pub(crate) static JUMPS_OF_SESSION: ProgramArray = ProgramArray::with_max_entrie
 /// As [`JUMPS_OF_ENTER`].
 #[map]
 pub(crate) static JUMPS_OF_RELEASE: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// As [`JUMPS_OF_ENTER`].
+#[map]
+pub(crate) static JUMPS_OF_GO: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// One entry: what user space tells the probe.
 #[map]

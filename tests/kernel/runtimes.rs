@@ -10,10 +10,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
 
 use leakscope_tests::{
     Outcome, Report, Sum, Tracer, Victim, answers, leave_out, missing, prebuilt, require_kernel,
-    require_victim,
+    require_victim, victim,
 };
 
 /// The C part is seen to the byte, each function below the runtime's switch to the C stack. Whether the walk gets through the
@@ -133,6 +134,74 @@ fn go_by_its_own_profile() {
                 .all(|site| site.kind != "mapping" || site.inuse_bytes < 1 << 20),
             "{name}"
         );
+    }
+}
+
+/// Of a Go program that keeps no profile what stays is known by line all the same: how much is counted from outside, and whose it is is seen of
+/// some blocks where they are handed out. What comes and goes, and a cache that is filled, is not accused.
+#[test]
+fn go_without_a_profile_of_its_own() {
+    let _alone = require_kernel!();
+    let names = ["kept-stripped", "kept-pie"];
+    if let Some(reason) = names.into_iter().find_map(missing) {
+        leave_out(&reason);
+        return;
+    }
+    let mut running = names.map(|name| {
+        let victim = victim(name).expect("the victim");
+        Victim::start(&victim).expect("started")
+    });
+    let pids = running.each_ref().map(Victim::pid);
+    let [first, second] = pids;
+    let mut tracer = Tracer::start(&["-p", &format!("{first},{second}")]).expect("started");
+    tracer.wait_until_following().expect("followed");
+    // Both work at the same time.
+    let truths = thread::scope(|scope| {
+        let work = running
+            .each_mut()
+            .map(|victim| scope.spawn(|| victim.go().expect("the victim's truth")));
+        work.map(|work| work.join().expect("it worked"))
+    });
+    let report = tracer.stop().expect("the report");
+    for victim in running {
+        assert!(victim.quit().expect("ends").success());
+    }
+    for ((name, pid), truths) in names.into_iter().zip(pids).zip(truths) {
+        for truth in &truths {
+            let sites: Vec<_> = report
+                .sites
+                .iter()
+                .filter(|site| site.pid == pid && site.kind == "go")
+                .filter(|site| site.names().first() == Some(&truth.function.as_str()))
+                .collect();
+            let bytes: u64 = sites.iter().map(|site| site.inuse_bytes).sum();
+            let ratio = bytes as f64 / truth.bytes as f64;
+            assert!(
+                (0.75..1.25).contains(&ratio),
+                "{name}: {}: {bytes} of {}: {:#?}",
+                truth.function,
+                truth.bytes,
+                report.sites
+            );
+            let site = sites.first().expect("a site");
+            assert_eq!(site.verdict, "leaking", "{name}: {site:#?}");
+            let leaf = site.frames.first().expect("a frame");
+            let file = leaf.file.as_deref().unwrap_or_default();
+            assert!(
+                file.ends_with("kept.go") && leaf.line.is_some(),
+                "{name}: {file}"
+            );
+        }
+        // The first is the larger of both.
+        let first = report.sites.iter().find(|site| site.pid == pid);
+        let first = first.expect("a site");
+        assert_eq!(first.names().first(), Some(&"main.keepDevice"), "{name}");
+    }
+    for site in &report.sites {
+        let is_kept = ["main.keepDevice", "main.keepRecord"]
+            .iter()
+            .any(|function| site.contains(function));
+        assert!(is_kept || site.verdict != "leaking", "{site:#?}");
     }
 }
 

@@ -91,6 +91,14 @@ const fn entries(name: &'static str, flags: &'static [&'static str]) -> Program 
     }
 }
 
+/// The Go program that keeps no profile of its heap, built one way.
+const fn kept(name: &'static str, flags: &'static [&'static str]) -> Program {
+    Program {
+        source: "kept.go",
+        ..entries(name, flags)
+    }
+}
+
 const fn rust(name: &'static str, flags: &'static [&'static str]) -> Program {
     Program {
         name,
@@ -270,6 +278,8 @@ const PROGRAMS: &[Program] = &[
         beside: &[],
         needs: Needs::Go,
     },
+    kept("kept-stripped", &["-ldflags=-s -w"]),
+    kept("kept-pie", &["-buildmode=pie", "-ldflags=-s -w"]),
     entries("entries", &[]),
     entries("entries-stripped", &["-ldflags=-s -w"]),
     entries("entries-pie", &["-buildmode=pie", "-ldflags=-s -w"]),

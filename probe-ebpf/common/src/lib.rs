@@ -19,7 +19,9 @@ mod unwind;
 pub use growth::{MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep};
 pub use layout::Plain;
 pub use loss::Loss;
-pub use page::{FAULT_ON_PRESENT, FaultRecord, MAX_PAGE_SHIFT, PAGE_BYTES, page_is_sampled};
+pub use page::{
+    FAULT_ON_PRESENT, FaultRecord, GO_SPAN, MAX_PAGE_SHIFT, PAGE_BYTES, page_is_sampled,
+};
 pub use process::{
     Event, EventKind, Function, HIT_SLOTS, HOLD_CHILDREN, HitCounts, Inflight,
     PROCESS_EXEC_PENDING, PYTHON_NOT_SOUGHT, ProbeCookie, ProcessRecord, REMEMBERED_ROWS,

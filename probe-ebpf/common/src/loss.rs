@@ -54,11 +54,13 @@ pub enum Loss {
     PythonThreadUnknown = 22,
     /// The Python frames of a stack end early: one could not be read.
     PythonFrameUnreadable = 23,
+    /// A block that Go's runtime handed out could not be told of because the ring buffer was full.
+    GoBlockLost = 24,
 }
 
 impl Loss {
     /// Every cause, in the order of its number.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::LiveTableFull,
         Self::StackTableFull,
         Self::ThreadTableFull,
@@ -83,6 +85,7 @@ impl Loss {
         Self::MappingMissed,
         Self::PythonThreadUnknown,
         Self::PythonFrameUnreadable,
+        Self::GoBlockLost,
     ];
 
     /// The number of causes: the size of the `LOSSES` map.
@@ -116,6 +119,7 @@ impl Loss {
             Self::MappingMissed => "mapping_missed",
             Self::PythonThreadUnknown => "python_thread_unknown",
             Self::PythonFrameUnreadable => "python_frame_unreadable",
+            Self::GoBlockLost => "go_block_lost",
         }
     }
 
@@ -153,6 +157,7 @@ impl Loss {
                 "stacks without Python frames: the thread's Python state was not found"
             }
             Self::PythonFrameUnreadable => "stacks with Python frames missing: memory unreadable",
+            Self::GoBlockLost => "blocks of Go not told of: the ring buffer was full",
         }
     }
 

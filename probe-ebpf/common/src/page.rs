@@ -21,6 +21,9 @@ pub const fn page_is_sampled(address: u64, shift: u32) -> bool {
 /// The page was there when it was written to, and might not be: the kernel may make a copy of it.
 pub const FAULT_ON_PRESENT: u32 = 1;
 
+/// The address is that of the `mspan` of a block that has one of its own. The cookie of such probes.
+pub const GO_SPAN: u32 = 2;
+
 /// A write to a page that faulted, in the ring buffer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -35,9 +38,9 @@ pub struct FaultRecord {
     pub site: u32,
     /// The faults of one of `2^shift` pages were told of.
     pub shift: u32,
-    /// [`FAULT_ON_PRESENT`] or 0.
+    /// [`FAULT_ON_PRESENT`] or 0; of a block of Go [`GO_SPAN`] or 0.
     pub marks: u32,
-    /// The address that was written to.
+    /// The address that was written to, or of the block.
     pub address: u64,
     /// When, CLOCK_MONOTONIC nanoseconds.
     pub at_ns: u64,

@@ -342,6 +342,8 @@ pub enum EventKind {
     Ending = 11,
     /// A word that is watched was written to: a [`crate::FaultRecord`].
     Written = 12,
+    /// Go's runtime handed out a block: a [`crate::FaultRecord`] with its address.
+    GoBlock = 13,
 }
 
 /// A process event in the ring buffer.

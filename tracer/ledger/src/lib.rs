@@ -3,6 +3,7 @@
 
 mod bound;
 mod cohort;
+mod collected;
 mod counted;
 mod flow;
 mod held;
@@ -37,6 +38,7 @@ mod ends;
 #[cfg(test)]
 mod simulate;
 
+pub use collected::{CollectedCount, CollectedLevels, KnownLevels};
 pub use flow::LEAK_AFTER_S;
 pub use held::HeldByOne;
 pub use history::{ProcessLevel, SiteHistory, SiteLevel};

@@ -109,6 +109,7 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
     };
     // Where it cannot be loaded it is not among the programs.
     let _ = probe.write_watcher();
+    let _ = probe.block_watcher();
     let programs = match probe.verified_instructions() {
         Ok(programs) => programs
             .iter()
@@ -215,7 +216,8 @@ fn print_process(out: &mut dyn Write, pid: u32) -> io::Result<bool> {
         }
     };
     line(out, Verdict::Good, "name", &found.comm, "")?;
-    if found.probes.is_empty() {
+    let is_read = matches!(&found.go, Some(Ok(_)));
+    if found.probes.is_empty() && !is_read {
         line(
             out,
             Verdict::Missing,
@@ -249,6 +251,11 @@ fn print_process(out: &mut dyn Write, pid: u32) -> io::Result<bool> {
     match &found.python {
         Some(Ok(seen)) => line(out, Verdict::Good, "python", seen, "")?,
         Some(Err(why)) => line(out, Verdict::Degraded, "python", why, "")?,
+        None => {}
+    }
+    match &found.go {
+        Some(Ok(seen)) => line(out, Verdict::Good, "go", seen, "")?,
+        Some(Err(why)) => line(out, Verdict::Degraded, "go", why, "")?,
         None => {}
     }
     for file in &found.files {
@@ -286,7 +293,7 @@ fn print_process(out: &mut dyn Write, pid: u32) -> io::Result<bool> {
             )?,
         }
     }
-    Ok(!found.probes.is_empty())
+    Ok(!found.probes.is_empty() || is_read)
 }
 
 #[cfg(test)]

@@ -29,7 +29,8 @@ use super::{
     thread::{Published, Tracing, age},
 };
 use crate::report::{
-    Difference, Filter, Format, Pprof, PprofAllocs, Process, Report, Style, Text, Timestamp,
+    Difference, Filter, Format, Pprof, PprofAllocs, PprofGoroutines, Process, Report, Style, Text,
+    Timestamp,
     metrics::{self, Exposition},
 };
 
@@ -70,6 +71,7 @@ pub(super) fn router(tracing: Tracing, counters: Arc<Counters>) -> Router {
         .merge(page::routes())
         .route("/debug/pprof/heap", get(heap))
         .route("/debug/pprof/allocs", get(allocs))
+        .route("/debug/pprof/goroutine", get(goroutines))
         .route("/flamegraph.svg", get(flame_graph))
         .route("/metrics", get(prometheus))
         .route("/healthz", get(health))
@@ -88,8 +90,8 @@ pub(super) fn router(tracing: Tracing, counters: Arc<Counters>) -> Router {
 async fn nothing_here(uri: Uri) -> Refusal {
     let path: String = uri.path().chars().take(100).collect();
     Refusal::not_found(format!(
-        "there is nothing at {path}; there are /debug/pprof/heap, /debug/pprof/allocs, /flamegraph.svg, /metrics, /healthz, \
-         /api/v1/report, /api/v1/processes, /api/v1/snapshots and / for a browser"
+        "there is nothing at {path}; there are /debug/pprof/heap, /debug/pprof/allocs, /debug/pprof/goroutine, /flamegraph.svg, /metrics, \
+         /healthz, /api/v1/report, /api/v1/processes, /api/v1/snapshots and / for a browser"
     ))
 }
 
@@ -99,6 +101,10 @@ async fn heap(State(app): State<Arc<App>>, uri: Uri) -> Answer {
 
 async fn allocs(State(app): State<Arc<App>>, uri: Uri) -> Answer {
     app.view(&uri, Some("pprof-allocs")).await
+}
+
+async fn goroutines(State(app): State<Arc<App>>, uri: Uri) -> Answer {
+    app.view(&uri, Some("pprof-goroutines")).await
 }
 
 async fn flame_graph(State(app): State<Arc<App>>, uri: Uri) -> Answer {
@@ -115,6 +121,7 @@ fn format(name: &'static str, style: Style) -> Result<Arc<dyn Format>, Refusal> 
         "text" => Ok(Arc::new(Text::new(style))),
         "pprof" => Ok(Arc::new(Pprof)),
         "pprof-allocs" => Ok(Arc::new(PprofAllocs)),
+        "pprof-goroutines" => Ok(Arc::new(PprofGoroutines)),
         name => <dyn Format>::from_name(name)
             .map(Arc::from)
             .map_err(|error| Refusal::bad_request(error.to_string())),

@@ -91,7 +91,7 @@ impl HeapPrograms {
             release,
             ends,
             // Without it links are closed all the same.
-            unmapped: sys::memory_file(c"leakscope", UNMAPPED_BYTES).ok(),
+            unmapped: unmapped_file(),
         })
     }
 
@@ -107,22 +107,7 @@ impl HeapPrograms {
             // These wait for more than that, each by itself.
             return None;
         }
-        let file = self.unmapped.as_ref()?;
-        let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
-        let link = sys::link_uprobe_multi(
-            self.release.as_fd(),
-            sys::BPF_TRACE_UPROBE_MULTI,
-            &path,
-            &[0],
-            &[],
-            std::process::id(),
-            0,
-        )
-        .ok()?;
-        Some(Link {
-            links: vec![link],
-            ..Link::default()
-        })
+        pause_before_detach(self.release.as_fd(), self.unmapped.as_ref()?)
     }
 
     /// The mode.
@@ -215,7 +200,7 @@ impl HeapPrograms {
             ),
             source,
         };
-        read_pages(path, probes);
+        read_pages(path, probes.iter().map(|probe| probe.offset));
         let (both, entry_only): (Vec<Attachment>, Vec<Attachment>) =
             probes.iter().partition(|probe| probe.wants_return);
         let mut link = Link::default();
@@ -287,13 +272,37 @@ impl HeapPrograms {
     }
 }
 
+/// A file of ours that nobody maps.
+pub(super) fn unmapped_file() -> Option<OwnedFd> {
+    sys::memory_file(c"leakscope", UNMAPPED_BYTES).ok()
+}
+
+/// See [`HeapPrograms::ready_to_detach`]: waits by a probe in that file, with a program of multi links.
+pub(super) fn pause_before_detach(program: BorrowedFd<'_>, unmapped: &OwnedFd) -> Option<Link> {
+    let path = CString::new(format!("/proc/self/fd/{}", unmapped.as_raw_fd())).ok()?;
+    let link = sys::link_uprobe_multi(
+        program,
+        sys::BPF_TRACE_UPROBE_MULTI,
+        &path,
+        &[0],
+        &[],
+        std::process::id(),
+        0,
+    )
+    .ok()?;
+    Some(Link {
+        links: vec![link],
+        ..Link::default()
+    })
+}
+
 /// Reads a byte of each probe's page, so that it is in the page cache: where it is not, attaching reads it while the file's mappings
 /// are locked, of which ext4 warns (`ext4_check_map_extents_env`), and a machine with `panic_on_warn` ends. What cannot be read the
 /// kernel refuses itself, with its reason.
-fn read_pages(path: &CStr, probes: &[Attachment]) {
+pub(super) fn read_pages(path: &CStr, offsets: impl Iterator<Item = u64>) {
     if let Ok(file) = File::open(OsStr::from_bytes(path.to_bytes())) {
-        for probe in probes {
-            let _ = file.read_at(&mut [0], probe.offset);
+        for offset in offsets {
+            let _ = file.read_at(&mut [0], offset);
         }
     }
 }

@@ -62,6 +62,8 @@ pub enum ProbeEvent {
     PageFault(FaultRecord),
     /// A word that is watched was written to.
     Written(FaultRecord),
+    /// Go's runtime handed out a block.
+    GoBlock(FaultRecord),
     /// A child of a traced command of ours started, and is traced.
     Fork {
         /// Thread group id.
@@ -113,7 +115,9 @@ impl ProbeEvent {
             | Self::ManyHits { pid, .. }
             | Self::UnseenChild { pid, .. } => Some(*pid),
             Self::Mapping(record) => Some(record.tgid),
-            Self::PageFault(record) | Self::Written(record) => Some(record.tgid),
+            Self::PageFault(record) | Self::Written(record) | Self::GoBlock(record) => {
+                Some(record.tgid)
+            }
         }
     }
 }
@@ -192,6 +196,9 @@ pub(super) fn parse_event(record: &[u8]) -> Option<ProbeEvent> {
     }
     if kind == EventKind::Written as u32 {
         return parse_fault(record).map(ProbeEvent::Written);
+    }
+    if kind == EventKind::GoBlock as u32 {
+        return parse_fault(record).map(ProbeEvent::GoBlock);
     }
     let pid = word(offset_of!(Event, tgid))?;
     let incarnation = word(offset_of!(Event, incarnation))?;

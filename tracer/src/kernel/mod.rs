@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "the room that speaks to the kernel")]
 
 mod attach;
+mod blocks;
 mod btf;
 mod clock;
 mod code_maps;
@@ -39,6 +40,7 @@ mod watch;
 mod window;
 mod writes;
 
+pub use blocks::BlockWatcher;
 pub use clock::{ThreadClocks, keep_clocks_ready, next_tick_ns};
 pub use code_maps::{CodeMaps, MappedFile};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns, shares_memory};

@@ -21,6 +21,7 @@ use leakscope_common::{
 
 use super::{
     attach::{self, HeapPrograms},
+    blocks::BlockWatcher,
     command,
     error::KernelError,
     event::{ProbeEvent, parse_event},
@@ -114,6 +115,8 @@ pub struct Probe {
     pub(super) object: LoadedObject,
     /// What watches words, once that was asked for.
     pub(super) write_watcher: Option<Result<WriteWatcher, String>>,
+    /// What tells of Go's blocks, likewise.
+    pub(super) block_watcher: Option<Result<BlockWatcher, String>>,
     pub(super) lifecycle: Link,
     pub(super) mapping_programs: MappingPrograms,
     pub(super) mapping_links: Link,
@@ -158,7 +161,7 @@ pub struct Probe {
     /// Whoever lets held processes run on if we are killed; there when there can be any.
     pub(super) guardian: Option<Guardian>,
     /// Who owns the links with breakpoints.
-    keeper: Arc<LinkKeeper>,
+    pub(super) keeper: Arc<LinkKeeper>,
 }
 
 impl Probe {
@@ -273,6 +276,7 @@ impl Probe {
             memory: std::mem::take(&mut object.memory),
             programs_for_children: None,
             write_watcher: None,
+            block_watcher: None,
             object,
             lifecycle_programs,
             sees_forks: false,
@@ -328,6 +332,7 @@ impl Probe {
             .chain(lifecycle.map(|(name, fd)| (*name, fd.as_fd())))
             .chain(self.mapping_programs.programs())
             .chain(self.write_program())
+            .chain(self.block_program())
         {
             let count = sys::verified_instructions(fd)
                 .map_err(|source| KernelError::call(format!("cannot ask for {name}"), source))?;

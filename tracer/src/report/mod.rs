@@ -41,14 +41,14 @@ pub use json::Json;
 pub(crate) use kernel_names::{descriptors, leaks, others};
 pub use model::{
     Container, CountedGrowth, CountedSize, DESCRIPTORS, DescriptorKind, Ended, Evidence, Frame,
-    FrameKind, GoUse, HeapUse, HeldMemory, Holding, KernelLevel, KernelLevelKind, KernelMemory,
-    KernelPart, LostAtExit, LostType, MappingKind, MemoryLimit, MemoryPoint, Omitted, Overhead,
-    Probe, Process, ProcessKernel, Reachability, ReadError, Report, ReportParts, SCHEMA, Sample,
-    Site, SiteHolder, SiteKind, SiteType, Suppressed, Tier, Verdict,
+    FrameKind, GoHeapUse, GoSize, GoUse, HeapUse, HeldMemory, Holding, KernelLevel,
+    KernelLevelKind, KernelMemory, KernelPart, LostAtExit, LostType, MappingKind, MemoryLimit,
+    MemoryPoint, Omitted, Overhead, Probe, Process, ProcessKernel, Reachability, ReadError, Report,
+    ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind, SiteType, Suppressed, Tier, Verdict,
 };
 pub use names::LOST_AT_EXIT;
 pub(crate) use names::{clean, function, process_name, unnamed, why_empty};
-pub use pprof::{Pprof, PprofAllocs};
+pub use pprof::{Pprof, PprofAllocs, PprofGoroutines};
 pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};
 pub use svg::Svg;
 pub(crate) use text::is_wrapper;

@@ -21,7 +21,7 @@ use super::time::Timestamp;
 pub use crate::ledger::{MappingKind, Verdict};
 pub use closed::{ReadError, Report};
 pub use container::Container;
-pub use go::GoUse;
+pub use go::{GoHeapUse, GoSize, GoUse};
 pub use heap::{CountedGrowth, CountedSize, Evidence, HeapUse, HeldMemory, SiteHolder, SiteType};
 pub use kernel::{
     DESCRIPTORS, DescriptorKind, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart,

@@ -5,7 +5,9 @@
 
 use std::borrow::Cow;
 
-use super::model::{Frame, FrameKind, GoUse, HeapUse, Process, ReportParts, Site, SiteKind, Tier};
+use super::model::{
+    Frame, FrameKind, GoSize, GoUse, HeapUse, Process, ReportParts, Site, SiteKind, Tier,
+};
 use crate::{ledger::NO_POINTER, units};
 
 /// Whether a character is kept: no control characters, none that reorder the line (Unicode's bidirectional
@@ -203,7 +205,7 @@ pub(super) fn go_use(go: &GoUse) -> String {
         units::count(go.goroutines),
         units::plural(go.goroutines)
     );
-    if go.profile_rate_bytes == 0 {
+    if go.profile_rate_bytes == 0 && go.heap.is_none() {
         return format!("{version}, {goroutines}, without a heap profile");
     }
     let collected = match go.last_collection_s {
@@ -214,6 +216,14 @@ pub(super) fn go_use(go: &GoUse) -> String {
         ),
         None => "as of a collection before tracing began".to_owned(),
     };
+    if let Some(heap) = &go.heap {
+        let sizes: Vec<String> = heap.sizes.iter().take(SIZES).map(go_size).collect();
+        return format!(
+            "{version}, {goroutines}; without a heap profile: {} in use, counted {collected} ({})",
+            units::bytes(heap.inuse_bytes),
+            sizes.join(", ")
+        );
+    }
     let sample = units::bytes(go.profile_rate_bytes);
     let cut = if go.is_cut {
         "; not all of it was read, for it has very many entries"
@@ -222,6 +232,19 @@ pub(super) fn go_use(go: &GoUse) -> String {
     };
     format!(
         "{version}, {goroutines}; by its heap profile, one sample for {sample}, {collected}{cut}"
+    )
+}
+
+/// So many sizes of blocks are shown on the line of a process.
+const SIZES: usize = 3;
+
+/// `1,200 blocks of 72.0 KiB`.
+fn go_size(size: &GoSize) -> String {
+    format!(
+        "{} block{} of {}",
+        units::count(size.objects),
+        units::plural(size.objects),
+        units::bytes(size.block_bytes)
     )
 }
 

@@ -5,6 +5,7 @@
 //! that every sum is that of the report.
 
 mod build;
+mod goroutines;
 pub mod proto;
 mod read;
 
@@ -20,6 +21,7 @@ use thiserror::Error;
 use super::Format;
 use super::difference::Difference;
 use super::model::Report;
+pub use goroutines::PprofGoroutines;
 use proto::Profile;
 
 /// A profile may not be larger than this when uncompressed, bytes.

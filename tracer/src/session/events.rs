@@ -82,6 +82,7 @@ impl Session {
                 ProbeEvent::Mapping(record) => self.growth.note(&record),
                 ProbeEvent::PageFault(record) => self.pages.note(record),
                 ProbeEvent::Written(record) => self.objects.note(&record),
+                ProbeEvent::GoBlock(record) => self.note_go_block(record),
                 ProbeEvent::Candidate { pid } => self.note_candidate(pid),
                 ProbeEvent::ManyHits {
                     pid,

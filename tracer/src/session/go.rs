@@ -1,8 +1,11 @@
 //! Go's own account of its heap, read at each look from outside: from the runtime's sampled profile to the ledger, and from there to sites
 //! of the report. Nothing is attached, and nothing runs in the program.
 
+mod blocks;
 mod goroutines;
 mod site;
+mod watcher;
+mod windows;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -19,8 +22,10 @@ use crate::{
     reader::{Answering, ProcessMemory},
     report::{Frame, GoUse, Process, Site},
     runtime::go::{GoError, HeapProfile, Image, Program},
+    symbol::Module,
     units::rate,
 };
+use blocks::Blocks;
 use goroutines::GoroutineSites;
 use site::GoSite;
 
@@ -71,6 +76,8 @@ struct GoProcess {
     /// By stack.
     known: HashMap<Vec<u64>, SiteId>,
     goroutines: GoroutineSites,
+    /// Its heap, where it keeps no profile.
+    blocks: Option<Blocks>,
     rate: u64,
     buckets: usize,
     is_cut: bool,
@@ -89,6 +96,7 @@ struct GoProcess {
 #[derive(Debug)]
 struct Found {
     program: Arc<Program>,
+    module: Arc<Module>,
     bias: u64,
     memory: ProcessMemory,
 }
@@ -143,6 +151,7 @@ impl GoHeaps {
                     None,
                     Some(Found {
                         program: Arc::clone(program),
+                        module: Arc::clone(module),
                         bias,
                         memory,
                     }),
@@ -156,6 +165,7 @@ impl GoHeaps {
                 sites: BTreeMap::new(),
                 known: HashMap::new(),
                 goroutines: GoroutineSites::default(),
+                blocks: None,
                 rate: 0,
                 buckets: 0,
                 is_cut: false,
@@ -237,6 +247,7 @@ impl GoHeaps {
                     .keys()
                     .copied()
                     .chain(process.goroutines.ids())
+                    .chain(process.blocks.iter().flat_map(Blocks::ids))
                 {
                     ledger.forget(site);
                 }
@@ -255,7 +266,8 @@ impl GoHeaps {
                 .values()
                 .map(|site| site.inuse().1 as f64)
                 .sum();
-            blocks + process.goroutines.stack_bytes() as f64
+            let counted = process.blocks.as_ref().map_or(0.0, Blocks::inuse_bytes);
+            blocks + counted + process.goroutines.stack_bytes() as f64
         })
     }
 
@@ -266,13 +278,37 @@ impl GoHeaps {
             .is_some_and(GoProcess::has_profile)
     }
 
+    /// Whether blocks of a process are counted, and seen where they are handed out.
+    pub(super) fn sees_blocks(&self, incarnation: u32) -> bool {
+        let process = self.processes.get(&incarnation);
+        let blocks = process.and_then(|process| process.blocks.as_ref());
+        blocks.is_some_and(|blocks| blocks.is_counted() && blocks.unseen.is_none())
+    }
+
+    /// Blocks of a process that were seen where they are handed out.
+    pub(super) fn hits(&self, incarnation: u32) -> u64 {
+        let process = self.processes.get(&incarnation);
+        let blocks = process.and_then(|process| process.blocks.as_ref());
+        blocks.map_or(0, Blocks::hits)
+    }
+
     /// Why the heap of a Go program is not seen; `None` where it is, or where there is no Go.
     pub(super) fn unseen(&self, incarnation: u32) -> Option<String> {
         let process = self.processes.get(&incarnation)?;
         match &process.refused {
             Some(error) => Some(format!("Go's heap is not read: {error}")),
             None if process.has_profile() || process.looked_ns == 0 => None,
-            None => Some(NO_PROFILE.to_owned()),
+            None => match &process.blocks {
+                Some(blocks) if blocks.is_counted() => {
+                    let why = blocks.unseen.as_ref()?;
+                    let growing = blocks.growing();
+                    let growing = growing.map_or_else(String::new, |words| format!(" ({words})"));
+                    Some(format!(
+                        "Go's heap is counted by size{growing}; at which line is not seen: {why}"
+                    ))
+                }
+                _ => Some(NO_PROFILE.to_owned()),
+            },
         }
     }
 
@@ -331,7 +367,7 @@ impl GoHeaps {
         let Some(process) = self.processes.get(&incarnation) else {
             return;
         };
-        if process.has_profile() {
+        if process.has_profile() || process.blocks.as_ref().is_some_and(Blocks::is_counted) {
             told.allocators.push(process.allocator());
         }
         told.go = Some(process.used());
@@ -348,14 +384,21 @@ impl GoHeaps {
         };
         match process.sites.get(&id) {
             Some(site) => Some(site.frames(names)),
-            None => process.goroutines.frames(id, names),
+            None => process
+                .goroutines
+                .frames(id, names)
+                .or_else(|| process.blocks.as_ref()?.frames(id, names)),
         }
     }
 
     /// Judges a site.
     pub(super) fn judge(&self, incarnation: u32, id: SiteId) -> Judgement {
-        let judgement = self.ledger.judge_mapping(id);
         let process = self.processes.get(&incarnation);
+        let blocks = process.and_then(|process| process.blocks.as_ref());
+        if let Some(known) = blocks.and_then(|blocks| blocks.judgement(id)) {
+            return known.clone();
+        }
+        let judgement = self.ledger.judge_mapping(id);
         let site = process.and_then(|process| Some((process, process.sites.get(&id)?)));
         match site {
             Some((process, site)) => site.judged(&judgement, process.collections()),
@@ -452,14 +495,22 @@ impl GoProcess {
             }
             _ => None,
         };
+        let (all, seen, last) = self.blocks.as_ref().map_or_else(
+            || {
+                let seen = u64::from(self.collections());
+                (u64::from(self.cycle), seen, self.collected)
+            },
+            Blocks::collections,
+        );
         GoUse {
             version,
             profile_rate_bytes: self.rate,
-            collections: u64::from(self.cycle),
-            collections_seen: u64::from(self.collections()),
-            last_collection_s: self.collected.map(|at| at.elapsed().as_secs_f64()),
+            collections: all,
+            collections_seen: seen,
+            last_collection_s: last.map(|at| at.elapsed().as_secs_f64()),
             goroutines: self.goroutines.count(),
             is_cut: self.is_cut,
+            heap: self.blocks.as_ref().and_then(Blocks::used),
         }
     }
 }

@@ -10,11 +10,18 @@ use super::{
     tables::{Builder, Unwinding},
 };
 use crate::{
-    process::discover::{Files, discover},
-    process::procfs::answering_memory,
+    process::{
+        discover::{Files, discover},
+        elf::is_go,
+        procfs::answering_memory,
+    },
     reader::{Answering, ProcessMemory},
-    runtime::cpython::Interpreters,
+    runtime::{
+        cpython::Interpreters,
+        go::{Image, Program},
+    },
     symbol::{AddressSpace, Modules},
+    units::bytes,
 };
 
 /// A probe that would be attached.
@@ -52,6 +59,8 @@ pub struct Inspection {
     pub covered: Vec<String>,
     /// What is known of the Python in it; an error says what cannot be seen.
     pub python: Option<Result<String, String>>,
+    /// What is known of the Go runtime in it; an error says what cannot be read.
+    pub go: Option<Result<String, String>>,
     /// Files with code, by address.
     pub files: Vec<InspectedFile>,
 }
@@ -124,6 +133,7 @@ pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
             )),
         }
     });
+    inspection.go = go(proc_root, pid, &space);
     let builder = Builder::default();
     let mut seen = HashSet::new();
     for range in space.ranges() {
@@ -137,4 +147,47 @@ pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
         }
     }
     Ok(inspection)
+}
+
+/// What can be read of the Go runtime of a process.
+fn go(proc_root: &Path, pid: u32, space: &AddressSpace) -> Option<Result<String, String>> {
+    let (range, module, elf) = space.ranges().iter().find_map(|range| {
+        let module = range.module.as_ref()?;
+        let elf = module.elf.as_ref().filter(|elf| is_go(elf))?;
+        Some((range, module, elf))
+    })?;
+    let memory = match ProcessMemory::open(proc_root, pid) {
+        Ok(memory) => memory,
+        Err(error) => return Some(Err(format!("its memory cannot be read: {error}"))),
+    };
+    let ranges = answering_memory(proc_root, pid).unwrap_or_default();
+    let memory = Answering::new(&memory, &ranges);
+    let bias = range.start.wrapping_sub(module.mapped_at(range));
+    let program = match Program::find(&memory, Image { elf, bias }) {
+        Ok(program) => program,
+        Err(error) => return Some(Err(error.to_string())),
+    };
+    let goroutines = match program.goroutines(&memory, bias) {
+        Some(_) => "goroutines",
+        None => "no goroutines",
+    };
+    let heap = match program.heap_profile(&memory, bias) {
+        Some(profile) if profile.rate > 0 => format!(
+            "its heap profile, one sample for {}",
+            bytes(profile.rate)
+        ),
+        // While it is swept there is nothing to be counted.
+        _ if program.generation(&memory, bias).is_none() => {
+            "it has no heap profile, and its heap is not where this version has it".to_owned()
+        }
+        _ if program.returns.is_empty() => {
+            "it has no heap profile; blocks are counted by size, and where they are allocated is not seen".to_owned()
+        }
+        _ => "it has no heap profile; blocks are counted by size, and some are seen where they are allocated".to_owned(),
+    };
+    Some(Ok(format!(
+        "{} in {}: {goroutines}, functions and lines; {heap}",
+        program.version.name,
+        module.path.display()
+    )))
 }

@@ -425,6 +425,7 @@ impl Session {
         self.step_windows()?;
         self.count_heaps();
         self.step_objects();
+        self.step_go();
         self.step_heaps()?;
         self.look_at_kernel(false, &Moment::now());
         if self.last_look.elapsed() >= self.look_every {
@@ -579,6 +580,7 @@ impl Session {
         self.look_at_heaps()?;
         self.count_for_last_report()?;
         self.count_objects_for_last_report()?;
+        self.count_go_for_last_report()?;
         self.resolver.be_patient();
         self.report(top)
     }

@@ -112,6 +112,7 @@ pub(super) fn make(
     }
     session.add_go_sites(&mut sites);
     session.add_object_sites(moment, &mut sites);
+    session.add_go_blocks(moment, &mut sites);
     for (incarnation, survey) in &unknown {
         let Some((pid, now_ns)) = by_incarnation.get(incarnation) else {
             continue;
@@ -173,7 +174,8 @@ pub(super) fn make(
             .iter()
             .take(UNKNOWN_FREE_SLOT)
             .fold(0_u64, |sum, hits| sum.saturating_add(*hits));
-        hits_total = hits_total.saturating_add(calls);
+        let of_go = session.go.hits(traced.incarnation);
+        hits_total = hits_total.saturating_add(calls).saturating_add(of_go);
         spent.insert(pid, spent_on(session, traced, calls));
         let mut told = process(traced, &hits);
         if traced.ended.is_none() {
@@ -463,12 +465,14 @@ fn spent_on(session: &Session, traced: &Traced, calls: u64) -> Spent {
         .growth
         .steps(traced.incarnation)
         .saturating_add(faults);
+    let of_go = session.go.hits(traced.incarnation);
+    let all_hits = calls.saturating_add(steps).saturating_add(of_go);
     let cpu = traced.cpu_first.zip(traced.cpu_last);
     Spent {
         cpu: cpu.map_or(Duration::ZERO, |(before, after)| {
             after.saturating_sub(before)
         }),
-        cost: times(session.costs.hit, calls.saturating_add(steps) as f64)
+        cost: times(session.costs.hit, all_hits as f64)
             .saturating_add(fault_time)
             .saturating_add(traced.windows.sampling())
             .saturating_add(traced.windows.spent()),

@@ -300,7 +300,8 @@ impl Session {
         }
         let probed = !process.probes.is_empty()
             || self.options.mappings_only
-            || self.go.has_profile(process.incarnation);
+            || self.go.has_profile(process.incarnation)
+            || self.go.sees_blocks(process.incarnation);
         if !probed && process.alloc_objects == 0 {
             let why = process.empty_reason.as_deref();
             return Some(why.unwrap_or("nothing could be attached to it").to_owned());

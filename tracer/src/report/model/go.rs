@@ -26,4 +26,37 @@ pub struct GoUse {
     /// There were more entries in the profile than are read.
     #[serde(default)]
     pub is_cut: bool,
+    /// Its heap, counted from outside, where there is no profile.
+    #[serde(default)]
+    pub heap: Option<GoHeapUse>,
+}
+
+/// The heap of a Go runtime, counted from outside.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GoHeapUse {
+    /// Blocks in use as of the last collection, and their bytes.
+    pub inuse_objects: u64,
+    /// See above.
+    pub inuse_bytes: u64,
+    /// Bytes of blocks that were allocated since.
+    pub allocated_since_bytes: u64,
+    /// Bytes of all pages that blocks lie in.
+    pub span_bytes: u64,
+    /// The sizes with the most bytes, largest first.
+    pub sizes: Vec<GoSize>,
+    /// Blocks are seen where they are handed out.
+    pub is_sampled: bool,
+}
+
+/// Blocks of one size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GoSize {
+    /// Bytes that the runtime takes for one.
+    pub block_bytes: u64,
+    /// They hold pointers.
+    pub has_pointers: bool,
+    /// How many there are.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }

@@ -40,9 +40,38 @@ pub(super) fn references(code: &[u8], address: u64) -> Vec<Reference> {
     found
 }
 
+/// The instructions at which a function returns.
+pub(super) fn returns(code: &[u8], address: u64) -> Vec<u64> {
+    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    let mut found = Vec::new();
+    while decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        if instruction.is_invalid() {
+            break;
+        }
+        if instruction.mnemonic() == Mnemonic::Ret {
+            found.push(instruction.ip());
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Reference, references};
+    use super::{Reference, references, returns};
+
+    #[test]
+    fn returns_are_found_and_what_looks_like_one_is_not() {
+        let code = [
+            0xb8, 0xc3, 0, 0, 0,    // mov eax, 0xc3
+            0xc3, // ret
+            0x5d, 0xc3, // pop rbp; ret
+            0xcc, 0xcc, // int3
+            0x06, 0xc3, // no instruction
+        ];
+        assert_eq!(returns(&code, 0x1000), [0x1005, 0x1007]);
+    }
 
     #[test]
     fn a_load_a_comparison_and_an_address_are_told_apart() {

@@ -174,7 +174,11 @@ impl FunctionTable {
     /// The name of the function whose code an address lies in, whatever was inlined there; with what follows it.
     #[must_use]
     pub fn name_of(&self, address: u64) -> Option<&[u8]> {
-        let function = self.find(address)?;
+        self.own_name(&self.find(address)?)
+    }
+
+    /// The name of a function itself.
+    fn own_name(&self, function: &Function) -> Option<&[u8]> {
         let at = half(
             &self.bytes,
             self.table.checked_add(function.at)?.checked_add(NAME)?,
@@ -203,6 +207,17 @@ impl FunctionTable {
                 place(function.start)..place(function.end)
             })
         })
+    }
+
+    /// The address ranges of the functions with such names.
+    #[must_use]
+    pub fn functions(&self, is_wanted: impl Fn(&[u8]) -> bool) -> Vec<std::ops::Range<u64>> {
+        let place = |offset: u32| self.text.wrapping_add(u64::from(offset));
+        (0..self.functions)
+            .filter_map(|number| self.at(number))
+            .filter(|function| self.own_name(function).is_some_and(&is_wanted))
+            .map(|function| place(function.start)..place(function.end))
+            .collect()
     }
 
     /// The function by its place in the table.

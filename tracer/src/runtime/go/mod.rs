@@ -8,10 +8,12 @@ mod goroutines;
 mod pieces;
 mod profile;
 mod program;
+mod spans;
 mod version;
 
 pub use functions::{FunctionTable, GoFrame};
 pub use goroutines::{GoroutineGroup, GoroutineKind, Goroutines, Member, Waiting};
 pub use profile::{Bucket, HeapProfile, scaled};
 pub use program::{GoError, Image, Program};
+pub use spans::{BlockCount, BlockFate, BlockKind, BlockPlace, SpanCounts};
 pub use version::Version;

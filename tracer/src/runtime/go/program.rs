@@ -1,11 +1,13 @@
 //! Finds Go's runtime in a process: its version, its table of functions, and where its variables lie. By what stays in stripped files:
 //! the build information, the table, and the code. Each place is checked against another before it is believed.
 
+use std::ops::Range;
+
 use thiserror::Error;
 
 use super::{
     bytes::word,
-    code::{LONGEST, Reference, references},
+    code::{LONGEST, Reference, references, returns},
     functions::FunctionTable,
     version::{Layout, Version, known},
 };
@@ -82,6 +84,13 @@ pub struct Program {
     pub(super) all_goroutines: Vec<u64>,
     /// `runtime.waitReasonStrings`.
     pub(super) reasons: Option<u64>,
+    /// Where `runtime.mheap_` may be.
+    pub(super) heaps: Vec<u64>,
+    /// The instructions at which the functions return that compiled code calls for a block, `mallocgc` and since Go 1.27 one for each small
+    /// size: the block's address is in the first register for results.
+    pub returns: Vec<u64>,
+    /// The same of the function that makes a span for a block of its own: in the register is where its `mspan` lies.
+    pub returns_of_large: Vec<u64>,
 }
 
 /// A program's file where a process has it.
@@ -205,7 +214,16 @@ impl Program {
             .iter()
             .map(|it| it.address)
             .find(|it| is_table_of_reasons(memory, image, *it));
+        let heaps = code.addresses_in_both("runtime.sweepone", "runtime.(*mcentral).grow");
+        let returns = code.returns_of(|name| {
+            let of_size = name.strip_prefix(b"runtime.mallocgc");
+            of_size.is_some_and(|it| it.last().is_none_or(u8::is_ascii_digit))
+        });
+        let returns_of_large = code.returns_of(|name| name == b"runtime.(*mcache).allocLarge");
         Ok(Self {
+            heaps,
+            returns,
+            returns_of_large,
             buckets,
             cycle,
             rates,
@@ -228,15 +246,37 @@ struct Code<'a> {
 impl Code<'_> {
     /// What a function refers to; nothing where it is not there.
     fn of(&self, name: &str) -> Vec<Reference> {
-        let code = self.functions.function(name).and_then(|range| {
-            let bytes = range.end.checked_sub(range.start)?.min(LONGEST);
-            let bytes = usize::try_from(bytes).ok()?;
-            Some((
-                range.start,
-                self.image.read(self.memory, range.start, bytes)?,
-            ))
-        });
+        let code = self.functions.function(name).and_then(|it| self.read(it));
         code.map_or_else(Vec::new, |(start, code)| references(&code, start))
+    }
+
+    /// The code of a function, and where it begins.
+    fn read(&self, range: Range<u64>) -> Option<(u64, Vec<u8>)> {
+        let bytes = range.end.checked_sub(range.start)?.min(LONGEST);
+        let bytes = usize::try_from(bytes).ok()?;
+        let code = self.image.read(self.memory, range.start, bytes)?;
+        Some((range.start, code))
+    }
+
+    /// The addresses that two functions take.
+    fn addresses_in_both(&self, one: &str, other: &str) -> Vec<u64> {
+        let others = self.of(other);
+        let is_taken = |it: &&Reference| it.bytes == 0 && others.contains(it);
+        let one = self.of(one);
+        let mut found: Vec<u64> = one.iter().filter(is_taken).map(|it| it.address).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// Where functions with such names return.
+    fn returns_of(&self, is_wanted: impl Fn(&[u8]) -> bool) -> Vec<u64> {
+        let functions = self.functions.functions(is_wanted);
+        functions
+            .into_iter()
+            .filter_map(|range| self.read(range))
+            .flat_map(|(start, code)| returns(&code, start))
+            .collect()
     }
 }
 

@@ -90,6 +90,54 @@ pub struct Layout {
     pub(super) reason: usize,
     /// `gobuf.bp`.
     pub(super) frame_pointer: usize,
+    /// Of the heap's spans.
+    pub(super) spans: SpanLayout,
+}
+
+/// Offsets in the heap's structures, bytes (src/runtime/mheap.go).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SpanLayout {
+    /// `mheap.sweepgen`, `mheap.allspans`, `mheap.arenas`.
+    pub(super) heap_generation: usize,
+    pub(super) all: usize,
+    pub(super) arenas: usize,
+    /// `heapArena.spans`.
+    pub(super) of_arena: u64,
+    /// `mspan.nelems`, a word of 64 bits or of 16.
+    pub(super) blocks: usize,
+    pub(super) wide_blocks: bool,
+    /// `mspan.allocBits`, `mspan.sweepgen`.
+    pub(super) bits: usize,
+    pub(super) generation: usize,
+}
+
+impl SpanLayout {
+    fn of(minor: u32) -> Self {
+        // `pageAlloc` grew in Go 1.20.
+        let heap_generation = if minor < 20 { 65848 } else { 65856 };
+        // `mheap.pagesInUse` and others came before the arenas in Go 1.22, when bits for pointers moved out of them and into the spans.
+        let (arenas, of_arena) = match minor {
+            ..20 => (heap_generation + 88, 2 << 20),
+            20 | 21 => (heap_generation + 88, (1 << 20) + (1 << 14)),
+            22.. => (heap_generation + 152, 0),
+        };
+        // `mspan.pinnerBits` came in Go 1.21; three words became one in Go 1.22.
+        let (blocks, bits, generation) = match minor {
+            ..21 => (56, 72, 88),
+            21 => (56, 72, 96),
+            22.. => (50, 64, 88),
+        };
+        Self {
+            heap_generation,
+            all: heap_generation + 8,
+            arenas,
+            of_arena,
+            blocks,
+            wide_blocks: minor < 22,
+            bits,
+            generation,
+        }
+    }
 }
 
 impl Layout {
@@ -117,6 +165,7 @@ impl Layout {
             goroutine: status + 8,
             reason: status + 32,
             frame_pointer: if minor < 25 { 48 } else { 40 },
+            spans: SpanLayout::of(minor),
         }
     }
 }

@@ -184,24 +184,50 @@ impl GoSite {
 
     /// Its frames, without those of the runtime that lead to the allocation, as the program's own profile has them.
     pub(super) fn frames(&self, names: Names<'_>) -> Vec<Arc<Frame>> {
-        let mut frames: Vec<Frame> = self
+        let frames = self
             .stack
             .iter()
             .map(|address| frame(names, *address))
             .collect();
-        let own = frames
-            .iter()
-            .take_while(|frame| is_of_runtime(frame))
-            .count();
-        if own < frames.len() {
-            frames.drain(..own);
-        }
-        // Where every goroutine ends, as the program's own profile leaves it out.
-        if frames.len() > 1 && frames.last().is_some_and(is_the_end) {
-            frames.pop();
-        }
-        frames.into_iter().map(Arc::new).collect()
+        shown(frames)
     }
+}
+
+/// A stack as the program's own profile has it: without frames of the runtime that lead to the allocation, and without the one where every
+/// goroutine ends.
+fn shown(mut frames: Vec<Frame>) -> Vec<Arc<Frame>> {
+    let own = frames
+        .iter()
+        .take_while(|frame| is_of_runtime(frame))
+        .count();
+    if own < frames.len() {
+        frames.drain(..own);
+    }
+    if frames.len() > 1 && frames.last().is_some_and(is_the_end) {
+        frames.pop();
+    }
+    frames.into_iter().map(Arc::new).collect()
+}
+
+/// The frames of addresses that calls return to, with those of calls that were inlined there.
+pub(super) fn physical_frames(names: Names<'_>, stack: &[u64]) -> Vec<Arc<Frame>> {
+    let functions = &names.program.functions;
+    let all = stack.iter().flat_map(|address| {
+        let offset = address.wrapping_sub(names.bias);
+        let found = functions.frames(offset.wrapping_sub(1));
+        let count = found.len();
+        let mut frames: Vec<Frame> = found
+            .into_iter()
+            .zip(1..)
+            .map(|(named, place)| named_frame(names, *address, named, place < count))
+            .collect();
+        if frames.is_empty() {
+            // C that was called before, or code that is not the program's.
+            frames.push(frame(names, *address));
+        }
+        frames
+    });
+    shown(all.collect())
 }
 
 /// What is said of blocks, said of those that were sampled.
@@ -216,16 +242,24 @@ pub(super) fn frame(names: Names<'_>, address: u64) -> Frame {
     let offset = address.wrapping_sub(names.bias);
     // The call before it: what follows may be another line, or function.
     let named = names.program.functions.innermost(offset.wrapping_sub(1));
-    let place = Frame {
+    match named {
+        Some((named, inlined)) => named_frame(names, address, named, inlined),
+        None => place_frame(names, address),
+    }
+}
+
+fn place_frame(names: Names<'_>, address: u64) -> Frame {
+    Frame {
         module: Some(names.path.to_owned()),
-        offset: Some(offset),
+        offset: Some(address.wrapping_sub(names.bias)),
         kind: FrameKind::Go,
         address: Some(address),
         ..Frame::default()
-    };
-    let Some((named, inlined)) = named else {
-        return place;
-    };
+    }
+}
+
+fn named_frame(names: Names<'_>, address: u64, named: GoFrame, inlined: bool) -> Frame {
+    let offset = address.wrapping_sub(names.bias);
     let GoFrame {
         function,
         start,
@@ -238,7 +272,7 @@ pub(super) fn frame(names: Names<'_>, address: u64) -> Frame {
         file,
         line,
         inlined,
-        ..place
+        ..place_frame(names, address)
     }
 }
 

@@ -147,7 +147,8 @@ fn not_attached(session: &Session, traced: &Traced) -> Option<String> {
     if let Some(why) = session.go.unseen(traced.incarnation) {
         return Some(why);
     }
-    if session.go.has_profile(traced.incarnation) {
+    let go = &session.go;
+    if go.has_profile(traced.incarnation) || go.sees_blocks(traced.incarnation) {
         return None;
     }
     if traced.sites.is_empty() {
