@@ -154,6 +154,27 @@ fn go_tool_pprof_shows_what_leaks() {
 }
 
 #[test]
+fn goroutines_have_a_profile_of_their_own() {
+    let (_alone, path) = set_up!("entries-stripped", GO);
+    let mut victim = Victim::start(&path).unwrap();
+    victim.go().unwrap();
+    let pid = victim.pid().to_string();
+    let daemon = Daemon::start(&["-p", &pid]).unwrap();
+    let watched = Watched { daemon, victim };
+    watched.wait_for("/api/v1/report", "main.waitForever");
+    let saved = watched
+        .daemon
+        .save("/debug/pprof/goroutine", "goroutines.pb.gz")
+        .unwrap();
+    let top = go_pprof(&["-top", saved.to_str().unwrap()]).unwrap();
+    assert!(top.contains("Type: goroutine"), "{top}");
+    let line = top.lines().find(|line| line.ends_with(" main.waitForever"));
+    let line = line.unwrap_or_default();
+    assert!(line.trim_start().starts_with("200 "), "{top}");
+    watched.victim.quit().unwrap();
+}
+
+#[test]
 fn go_tool_pprof_draws_what_leaks() {
     let (_alone, path) = set_up!("basic", GO, DOT);
     let watched = Watched::basic(&path, &[]);

@@ -111,6 +111,7 @@ mod tests {
             inuse_objects: objects,
             inuse_bytes: 2048 * objects,
             frames: names.iter().map(|name| frame(name)).collect(),
+            stack_complete: true,
             ..Site::default()
         };
         let report = Report::new(ReportParts {

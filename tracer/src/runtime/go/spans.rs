@@ -114,9 +114,10 @@ impl Span {
     fn read(pieces: &Pieces<'_>, address: u64, layout: &SpanLayout) -> Option<Self> {
         let bytes = pieces.read(address, SPAN)?;
         let at = layout.generation;
-        let blocks = match layout.wide_blocks {
-            true => word(&bytes, layout.blocks)?,
-            false => u64::from(half(&bytes, layout.blocks)? & 0xffff),
+        let blocks = if layout.wide_blocks {
+            word(&bytes, layout.blocks)?
+        } else {
+            u64::from(half(&bytes, layout.blocks)? & 0xffff)
         };
         let of_class = *bytes.get(at.checked_add(CLASS)?)?;
         let span = Self {
@@ -137,8 +138,8 @@ impl Span {
         if !span.is_in_use {
             return Some(span);
         }
-        let is_sane = span.start % PAGE == 0
-            && span.start != 0
+        let is_sane = span.start != 0
+            && span.start.is_multiple_of(PAGE)
             && span.pages > 0
             && (1..=MOST_BLOCKS).contains(&span.blocks)
             && span.kind.bytes > 0
@@ -312,7 +313,7 @@ impl Program {
             bits.get(place).copied()
         });
         match byte {
-            Some(byte) if byte >> (number % 8) & 1 != 0 => BlockFate::Marked,
+            Some(byte) if (byte >> (number % 8)) & 1 != 0 => BlockFate::Marked,
             Some(_) => BlockFate::Unmarked,
             None => BlockFate::Gone,
         }

@@ -9,7 +9,7 @@ use std::{
 use leakscope_common::{FaultRecord, GO_SPAN};
 
 use super::{
-    FIRST_SITE, GoProcess, Names,
+    GoProcess, Names,
     site::physical_frames,
     watcher::{Task, Told, Watcher},
     windows::WindowsTask,
@@ -33,6 +33,12 @@ const LISTED: usize = 12;
 /// The last report waits so long for a count; while it does, what happens is dealt with so often.
 const LAST_WITHIN: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(10);
+
+/// Blocks that values without pointers share which are smaller.
+const SHARED: BlockKind = BlockKind {
+    bytes: 16,
+    is_plain: true,
+};
 
 /// What is known of the heap.
 #[derive(Debug)]
@@ -292,6 +298,7 @@ impl Session {
         let mut wanted = Vec::new();
         for (incarnation, process) in &mut self.go.processes {
             if let Some(blocks) = &mut process.blocks {
+                blocks.watcher.note_drain();
                 blocks.take_in();
             } else if process.looked_ns != 0 && !process.has_profile() && process.found.is_some() {
                 wanted.push(*incarnation);
@@ -472,6 +479,18 @@ impl Session {
 }
 
 impl Blocks {
+    /// Whether what grows are for the most part blocks that several small values share (src/runtime/malloc.go, `maxTinySize`).
+    fn is_of_shared(&self, kinds: &[KindOfSite]) -> bool {
+        let (mut all, mut shared) = (0.0, 0.0);
+        for of in kinds.iter().filter(|of| of.objects_per_s > 0.0) {
+            all += of.bytes_per_s();
+            if self.name(of.kind) == Some(SHARED) {
+                shared += of.bytes_per_s();
+            }
+        }
+        2.0 * shared > all
+    }
+
     fn judge(&self, of: &TypedSite, watched_s: f64) -> Judgement {
         let judgement = of.judge(watched_s, &self.words(&of.kinds));
         let collections = match self.levels.collections() {
@@ -482,6 +501,16 @@ impl Blocks {
             .reason
             .replace("objects of its types", "blocks of its sizes")
             .replace("objects", "blocks");
+        let is_shared = self.is_of_shared(&of.kinds);
+        if judgement.verdict == Verdict::Leaking && is_shared {
+            return Judgement {
+                verdict: Verdict::WarmingUp,
+                reason: format!(
+                    "{reason}; {collections}; values of less than 16 B share a block, and which of them stays is not known"
+                ),
+                ..judgement
+            };
+        }
         let is_said = judgement.verdict != Verdict::InsufficientData;
         Judgement {
             reason: if is_said {
@@ -493,6 +522,3 @@ impl Blocks {
         }
     }
 }
-
-/// Numbers of sites of blocks are among those of Go's profile.
-const _: () = assert!(FIRST_SITE > 1 << 31);

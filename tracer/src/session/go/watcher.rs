@@ -43,6 +43,9 @@ const MARKS_WITHIN_NS: u64 = 2_000_000_000;
 /// The ends of so many collections are remembered, twice: of a block that was handed out before them it is heard within a second.
 const REMEMBERED: u32 = 256;
 
+/// Of so many collections at a time it is seen what they leave of a block: after two, its place may be another's that stays.
+const MOST_UNSEEN: u32 = 1;
+
 /// So many blocks are looked after. Of those that wait for a collection, those that came first.
 const MOST_WATCHED: usize = 8192;
 const MOST_STAYING: usize = 4096;
@@ -100,13 +103,18 @@ pub(super) struct Shared {
     stop: AtomicBool,
     /// A report waits for a count.
     wanted: AtomicBool,
-    /// Blocks that were told of: ordinary and large ones.
+    /// Blocks that were told of: ordinary and large ones; and how often those that wait to be told of were dealt with.
     pub(super) hits: [AtomicU64; 2],
+    drains: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn drains(&self) -> u64 {
+        self.drains.load(Ordering::Relaxed)
     }
 
     pub(super) fn hits(&self, of: usize) -> u64 {
@@ -142,6 +150,11 @@ impl Watcher {
         }
     }
 
+    /// What the probe has told so far was dealt with.
+    pub(super) fn note_drain(&self) {
+        self.shared.drains.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Blocks that were told of.
     pub(super) fn hits(&self) -> u64 {
         self.shared.hits(0).saturating_add(self.shared.hits(1))
@@ -165,8 +178,9 @@ struct Watched {
     place: BlockPlace,
     site: SiteId,
     at_ns: u64,
-    /// Collections by then.
+    /// Collections by then, and by the last look at which it was there.
     generation: u32,
+    seen: u32,
     stays: bool,
 }
 
@@ -305,6 +319,7 @@ impl Work {
                 site: record.site,
                 at_ns: record.at_ns,
                 generation: born,
+                seen: born,
                 stays: false,
             };
             let before = self.watched.insert(place.start, watched);
@@ -361,6 +376,11 @@ impl Work {
                 continue;
             };
             let collections = generation.wrapping_sub(watched.generation) / 2;
+            if !watched.stays && generation.wrapping_sub(watched.seen) / 2 > MOST_UNSEEN {
+                // It may have been freed by a collection that was missed, and be another block by now.
+                self.watched.remove(&place.start);
+                continue;
+            }
             let was_there = collections >= 2
                 || collections == 1 && watched.at_ns.saturating_add(MARKS_WITHIN_NS) < ended_ns;
             match fate {
@@ -368,6 +388,7 @@ impl Work {
                 BlockFate::Marked if was_there && !watched.stays => {
                     if self.staying < MOST_STAYING {
                         watched.stays = true;
+                        watched.seen = generation;
                         self.staying += 1;
                         let _ = tell.send(Told::Stays {
                             block: place.start,
@@ -379,7 +400,7 @@ impl Work {
                         self.watched.remove(&place.start);
                     }
                 }
-                BlockFate::Marked => {}
+                BlockFate::Marked => watched.seen = generation,
                 // Not looked at by a collection so far.
                 BlockFate::Unmarked if collections == 0 => {}
                 BlockFate::Unmarked | BlockFate::Gone => {

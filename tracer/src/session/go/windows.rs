@@ -23,10 +23,10 @@ const WAITED_OUT: Duration = Duration::from_millis(20);
 const WANTED_HITS: u64 = 200;
 const MOST_HITS: u64 = 1000;
 
-/// After a window it takes so long until all that it saw is known.
-const SETTLES: Duration = Duration::from_millis(300);
+/// What a window saw is known when what the probe tells was dealt with so often since its end: once whole.
+const DRAINS: u64 = 2;
 
-/// Between two windows there is at least this time, and on average twice that.
+/// The time between two windows, on average; more where their blocks are dealt with later.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// Probes that nobody takes away go so long after the window's end.
@@ -58,8 +58,9 @@ pub(super) struct Windows {
     /// Seconds of the process's time that may still be taken; and the blocks that were paid for.
     credit: f64,
     paid: u64,
-    /// Blocks by the last window's beginning; `None` once it was learnt from.
+    /// Blocks by the last window's beginning; `None` once it was learnt from. And how often they had been dealt with by its end.
     before: Option<u64>,
+    closed_at: u64,
     random: u64,
 }
 
@@ -73,6 +74,7 @@ impl Windows {
             credit: MOST_SAVED_S,
             paid: 0,
             before: None,
+            closed_at: 0,
             random: monotonic_ns() | 1,
         }
     }
@@ -92,11 +94,12 @@ impl Windows {
         if let Some((_, until)) = &self.open {
             let seen = hits.saturating_sub(self.before.unwrap_or(hits));
             if now >= *until || seen > MOST_HITS || shared.is_stopped() {
-                self.close();
+                self.close(shared);
             }
             return Ok(());
         }
-        if now < self.next {
+        let is_known = shared.drains() >= self.closed_at.saturating_add(DRAINS);
+        if now < self.next || !is_known {
             return Ok(());
         }
         if let Some(before) = self.before.take() {
@@ -120,22 +123,23 @@ impl Windows {
         self.open = Some((link, Instant::now() + self.length));
         if self.length <= WAITED_OUT {
             thread::sleep(self.length);
-            self.close();
+            self.close(shared);
         }
         Ok(())
     }
 
-    fn close(&mut self) {
+    fn close(&mut self, shared: &Shared) {
         if let Some((link, _)) = self.open.take() {
             let ready = self.task.watcher.ready_to_detach();
             close_links([link].into_iter().chain(ready));
         }
+        self.closed_at = shared.drains();
         // Not in step with what the program does.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         let part = (self.random >> 11) as f64 / (1_u64 << 53) as f64;
-        self.next = Instant::now() + SETTLES + PAUSE.mul_f64(2.0 * part);
+        self.next = Instant::now() + PAUSE.mul_f64(2.0 * part);
     }
 
     /// Sets the next window's length by how many blocks the last one saw.
