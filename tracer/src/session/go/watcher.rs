@@ -276,12 +276,7 @@ impl Work {
     }
 
     /// Takes blocks in that were handed out.
-    fn take_in(
-        &mut self,
-        memory: &dyn Memory,
-        born: &Receiver<FaultRecord>,
-        tell: &Sender<Told>,
-    ) {
+    fn take_in(&mut self, memory: &dyn Memory, born: &Receiver<FaultRecord>, tell: &Sender<Told>) {
         let records: Vec<FaultRecord> = born
             .try_iter()
             .filter(|record| record.site != UNKNOWN_SITE)
