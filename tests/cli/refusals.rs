@@ -168,6 +168,37 @@ fn an_output_that_cannot_be_written() {
     assert!(running.quit().expect("ends").success());
 }
 
+/// The standard library opens `/dev/null` in its place: all was written there, and the status was 0.
+#[test]
+fn what_was_written_to_a_closed_stdout_was_lost_in_silence() {
+    for arguments in ["schema", "completions bash", "daemon --print-config"] {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &format!("\"$0\" {arguments} >&-")])
+            .arg(leakscope().unwrap());
+        assert_refused(&run_command(shell).unwrap(), &["stdout"]);
+    }
+}
+
+#[test]
+fn a_process_that_is_not_in_a_saved_report_was_answered_with_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("saved.json");
+    let json = r#"{"schema": 1, "captured_at": "2026-01-01T00:00:00Z", "duration_s": 1.0, "tier": "exact", "tier_reason": "",
+        "processes": [{"pid": 7, "comm": "app", "cgroup": "/", "allocators": [], "rss_bytes": 0, "rss_growth_bytes_per_s": 0.0}],
+        "sites": [], "losses": {},
+        "overhead": {"probe_hits": 0, "duty": 1.0, "target_cpu_fraction": 0.0, "budget": 0.01}}"#;
+    fs::write(&file, json).unwrap();
+    let file = file.to_str().unwrap();
+    assert_refused(
+        &run(&["report", file, "-p", "9"]).unwrap(),
+        &[file, "app (pid 7)"],
+    );
+    let some = run(&["report", file, "-p", "7,9"]).unwrap();
+    assert_eq!(some.code(), 0, "{some:?}");
+    assert!(some.stderr.contains("process 9 is not in"), "{some:?}");
+}
+
 #[test]
 fn suppressions_that_cannot_be_read() {
     let folder = tempfile::tempdir().unwrap();
