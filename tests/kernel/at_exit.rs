@@ -78,6 +78,17 @@ fn all() -> BTreeMap<String, (u64, u64, u64)> {
 }
 
 #[test]
+fn what_a_returned_function_left_on_the_stack_held_the_only_lost_block() {
+    let _shared = require_kernel!();
+    let program = require_victim!("one");
+    for _ in 0..5 {
+        let (_, report) = trace(&["--at-exit"], &[program.to_str().unwrap()]);
+        let sums = &report["processes"][0]["lost_at_exit"];
+        assert_eq!((&sums["objects"], &sums["bytes"]), (&1.into(), &100.into()));
+    }
+}
+
+#[test]
 fn what_is_lost_where_a_command_ends_by_itself_and_nothing_that_is_held() {
     let _alone = require_kernel!();
     let path = require_victim!("lost");

@@ -14,7 +14,8 @@ use leakscope_tests::{
 };
 
 /// Victims that do not speak the protocol, or not by themselves.
-const SILENT: [&str; 29] = [
+const SILENT: [&str; 30] = [
+    "one",
     "demo",
     "kernel_leak",
     "behaviours",

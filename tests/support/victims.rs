@@ -132,6 +132,7 @@ const PROGRAMS: &[Program] = &[
     c("many", "many.c", POINTERS),
     c("short", "short.c", POINTERS),
     c("lost", "lost.c", LOAD),
+    c("one", "one.c", TABLES),
     c("exec", "exec.c", POINTERS),
     c("fork", "fork.c", POINTERS),
     c("vfork", "vfork.c", POINTERS),

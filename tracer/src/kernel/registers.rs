@@ -12,6 +12,11 @@ use std::{
 /// pointers are moved two at a time.
 const SETS: [libc::c_int; 2] = [1, 2];
 
+/// How many of the first words of `NT_PRSTATUS` are of registers that a function keeps for its caller (`struct user_regs_struct`,
+/// arch/x86/include/asm/user_64.h: r15 to r12, rbp, rbx; System V ABI for x86-64, 3.2.1). In a function that makes a system call no other holds
+/// anything of its callers'.
+const KEPT_FOR_CALLERS: usize = 6;
+
 /// More words than any of these sets has: 64 registers of 16 bytes.
 const MOST_WORDS: usize = 128;
 
@@ -92,20 +97,24 @@ fn ask(request: libc::c_uint, thread: libc::pid_t, address: usize, data: usize) 
     }
 }
 
-/// The registers of some threads of one stopped process, a list of words for each; `None` for those that cannot be read.
+/// The registers of some threads of one stopped process, a list of words for each; `None` for those that cannot be read. Of the one that is in a system
+/// call of its own making, `calling`, only those that may hold something of its callers'.
 #[must_use]
-pub fn read_registers(threads: &[u32]) -> Vec<Option<Vec<u64>>> {
+pub fn read_registers(threads: &[u32], calling: u32) -> Vec<Option<Vec<u64>>> {
     let seized: Vec<_> = threads.iter().map(|thread| Seized::new(*thread)).collect();
     let until = Instant::now() + PATIENCE;
     seized
         .into_iter()
-        .map(|seized| {
+        .zip(threads)
+        .map(|(seized, thread)| {
             let seized = seized.ok()?;
             seized.wait(until).ok()?;
             let sets = SETS.iter().map(|set| seized.words(*set));
-            sets.collect::<io::Result<Vec<_>>>()
-                .map(|sets| sets.concat())
-                .ok()
+            let mut words = sets.collect::<io::Result<Vec<_>>>().ok()?.concat();
+            if *thread == calling {
+                words.truncate(KEPT_FOR_CALLERS);
+            }
+            Some(words)
         })
         .collect()
 }

@@ -1,8 +1,12 @@
 //! Where the stacks of a process's threads are and what their registers hold, as the kernel tells it of threads that wait.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, thread::sleep, time::Duration};
 
-use crate::process::procfs::list_threads;
+use crate::process::procfs::{is_stopped, list_threads};
+
+/// A thread that stops is said to run for a moment: it is asked for again so often, so long after.
+const TRIES: u32 = 40;
+const AGAIN_AFTER: Duration = Duration::from_micros(250);
 
 /// A thread and its stack pointer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +30,15 @@ pub(super) fn threads(proc_root: &Path, pid: u32) -> Vec<Thread> {
         .map(|id| {
             let folder = folder.join(id.to_string());
             let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
-            let (arguments, stack_pointer) = waiting(&text("syscall"));
+            let (mut arguments, mut stack_pointer) = waiting(&text("syscall"));
+            // Without its stack pointer what is left of calls that have returned would look as if it were held.
+            for _ in 0..TRIES {
+                if stack_pointer.is_some() || !is_stopped(proc_root, id).unwrap_or(false) {
+                    break;
+                }
+                sleep(AGAIN_AFTER);
+                (arguments, stack_pointer) = waiting(&text("syscall"));
+            }
             Thread {
                 id,
                 name: text("comm").trim_end().to_owned(),

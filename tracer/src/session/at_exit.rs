@@ -72,7 +72,9 @@ impl Session {
     /// Looks at the heap of a process that is stopped where it ends, or says why that cannot be.
     fn look_at_end(&mut self, traced: &Traced, thread: u32) -> Result<EndLook, String> {
         let threads = wait_until_stopped(&self.proc_root, thread);
-        let registers = read_registers(&threads);
+        let registers = read_registers(&threads, thread);
+        // Reading them has woken the threads.
+        let threads = wait_until_stopped(&self.proc_root, thread);
         let unread_registers = registers.iter().filter(|words| words.is_none()).count();
         let words: Vec<u64> = registers.into_iter().flatten().flatten().collect();
         // By the thread that ends it: the first one may have ended long ago, and has no memory then.
