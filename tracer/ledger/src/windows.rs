@@ -140,8 +140,8 @@ pub fn judge_windows(
     let carries = counted.is_some_and(CountedSite::carries);
     // What decides by itself where there are few blocks.
     let shown = carries || stay >= 0.5 * old_born && process.shows(rate, now_s);
-    let (least_blocks, least_steps, least_windows) = if carries && stay >= BLOCKS {
-        (BLOCKS, COUNTED_STEPS, COUNTED_STEPS)
+    let (least_blocks, least_steps, least_windows) = if carries {
+        (FEW_BLOCKS, COUNTED_STEPS, COUNTED_STEPS)
     } else if shown {
         (FEW_BLOCKS, FEW_STEPS, FEW_WINDOWS)
     } else {

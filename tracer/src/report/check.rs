@@ -62,9 +62,12 @@ impl Report {
             let in_kernel = process.kernel.as_ref().is_some_and(ProcessKernel::leaks);
             let held = process.held.as_ref().map(|held| held.verdict) == Some(Verdict::Leaking)
                 || in_kernel;
+            let unseen =
+                process.unseen.as_ref().map(|unseen| unseen.verdict) == Some(Verdict::Leaking);
             if all_there
                 && process.verdict == Verdict::Leaking
                 && !held
+                && !unseen
                 && !self.sites.iter().any(leaks)
             {
                 found.push(format!(

@@ -44,7 +44,8 @@ pub use model::{
     FrameKind, GoHeapUse, GoSize, GoUse, HeapUse, HeldMemory, Holding, KernelLevel,
     KernelLevelKind, KernelMemory, KernelPart, LostAtExit, LostType, MappingKind, MemoryLimit,
     MemoryPoint, Omitted, Overhead, Probe, Process, ProcessKernel, Reachability, ReadError, Report,
-    ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind, SiteType, Suppressed, Tier, Verdict,
+    ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind, SiteType, Suppressed, Tier,
+    UnseenGrowth, Verdict,
 };
 pub use names::LOST_AT_EXIT;
 pub(crate) use names::{clean, function, process_name, unnamed, why_empty};

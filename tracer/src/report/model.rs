@@ -22,7 +22,9 @@ pub use crate::ledger::{MappingKind, Verdict};
 pub use closed::{ReadError, Report};
 pub use container::Container;
 pub use go::{GoHeapUse, GoSize, GoUse};
-pub use heap::{CountedGrowth, CountedSize, Evidence, HeapUse, HeldMemory, SiteHolder, SiteType};
+pub use heap::{
+    CountedGrowth, CountedSize, Evidence, HeapUse, HeldMemory, SiteHolder, SiteType, UnseenGrowth,
+};
 pub use kernel::{
     DESCRIPTORS, DescriptorKind, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart,
     ProcessKernel,
@@ -176,6 +178,9 @@ pub struct Process {
     /// What its descriptors alone hold; `None` where that is nothing to speak of.
     #[serde(default)]
     pub held: Option<HeldMemory>,
+    /// What its heap grows by and no site explains; `None` where that is nothing, or was not counted.
+    #[serde(default)]
+    pub unseen: Option<UnseenGrowth>,
     /// Its memory over time, the oldest first.
     #[serde(default)]
     pub memory_series: Vec<MemoryPoint>,

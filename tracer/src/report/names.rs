@@ -136,6 +136,9 @@ fn is_by_go(report: &ReportParts) -> bool {
 pub(crate) fn why_empty(process: &Process) -> Cow<'_, str> {
     match &process.empty_reason {
         Some(reason) => clean(reason),
+        None if process.unseen.is_some() => {
+            "of the blocks that were seen to be made none is left; its heap grows by others".into()
+        }
         None if process.alloc_objects > 0 => {
             "everything that was allocated while tracing was freed again".into()
         }

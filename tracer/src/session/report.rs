@@ -1,5 +1,7 @@
 //! From a session to a report: sites joined, surveyed, named.
 
+#[path = "report/counted.rs"]
+mod counted;
 #[path = "report/ended.rs"]
 mod ended;
 #[path = "report/lost.rs"]

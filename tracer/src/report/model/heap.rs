@@ -38,6 +38,21 @@ pub struct HeldMemory {
     pub verdict_reason: String,
 }
 
+/// What a heap grows by, as its blocks were counted, of which no site here has a part. In no sum.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UnseenGrowth {
+    /// Bytes a second, as the allocator takes them.
+    pub growth_bytes_per_s: f64,
+    /// How often it was counted.
+    pub looks: u64,
+    /// Seconds from the first count to the last.
+    pub over_s: f64,
+    /// Whether that leaks.
+    pub verdict: Verdict,
+    /// The evidence, in a sentence.
+    pub verdict_reason: String,
+}
+
 /// What is free inside a heap is told where it is at least so many bytes, and one part in so many of the process's anonymous memory.
 const NOTABLE_FREE: (u64, u64) = (1 << 20, 10);
 

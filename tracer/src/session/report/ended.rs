@@ -1,46 +1,10 @@
-//! What is to be said of a process beside its figures: how it ended, and what grows in it that no site explains.
+//! What is to be said of a process beside its figures: how it ended.
 
 use super::{Traced, lost};
 use crate::{
-    kernel::monotonic_ns,
     report::{Ended, MemoryLimit},
-    units::{blocks, bytes, count},
+    units::count,
 };
-
-/// So many sizes that grow are named.
-const MOST_SIZES: usize = 3;
-
-/// Growth that is counted, and of which no window caught a block.
-fn unexplained(traced: &Traced) -> Option<String> {
-    if traced.ended.is_some() {
-        return None;
-    }
-    let windows = &traced.windows;
-    let mut counted = windows.counted(&windows.cohorts, monotonic_ns())?;
-    counted
-        .unexplained
-        .sort_by(|one, other| other.bytes_per_s().total_cmp(&one.bytes_per_s()));
-    let sizes: Vec<String> = counted
-        .unexplained
-        .iter()
-        .take(MOST_SIZES)
-        .map(|grown| {
-            format!(
-                "{} of {} ({} a second; {} of its sites allocate such)",
-                blocks(grown.objects.round() as u64),
-                bytes(grown.size),
-                bytes(grown.bytes_per_s().round() as u64),
-                grown.sites
-            )
-        })
-        .collect();
-    (!sizes.is_empty()).then(|| {
-        format!(
-            "its heap grew by {}, as counted, and no window caught a block of them that stays",
-            sizes.join(", ")
-        )
-    })
-}
 
 /// How the process, or its program, ended. `survives`: something of it is in use, for all that is known. `descriptors`: how many it has
 /// open now, where that is not told elsewhere.
@@ -78,7 +42,6 @@ pub(super) fn note(
         notes.extend(lost::note(traced, at_exit));
     }
     notes.extend(traced.notes.iter().cloned());
-    notes.extend(unexplained(traced));
     notes.extend(
         traced
             .descriptors_first

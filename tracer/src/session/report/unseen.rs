@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Session, Traced};
+use super::{
+    Session, Traced,
+    counted::{self, Rates},
+};
 use crate::{
     ledger::LEAK_AFTER_S,
     report::{Process, ReportParts, Site, SiteKind, Verdict, leaks},
@@ -53,11 +56,30 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts, suppressed: &BTre
             said.extend(not_attached(session, traced));
         }
         process.held = session.growth.held(process.incarnation);
-        let raised = process
-            .held
-            .as_ref()
-            .map(|held| held.verdict)
-            .filter(|verdict| says_more(*verdict, process.verdict));
+        let explained = explained(process, &sites, parts.duration_s);
+        let known = suppressed
+            .get(&process.incarnation)
+            .copied()
+            .unwrap_or_default();
+        let known = known as f64 / parts.duration_s.max(1.0);
+        let mut rates = rates(process, &sites);
+        rates.judged += known;
+        // What filters leave out may be what grows.
+        process.unseen =
+            counted::unseen(traced, rates).filter(|_| session.options.filters().is_none());
+        let held = process.held.as_ref().map(|held| held.verdict);
+        let unseen = process.unseen.as_ref().map(|unseen| unseen.verdict);
+        let raised = [unseen, held]
+            .into_iter()
+            .flatten()
+            .filter(|verdict| says_more(*verdict, process.verdict))
+            .max_by_key(|verdict| *verdict == Verdict::Leaking);
+        said.extend(
+            process
+                .unseen
+                .as_ref()
+                .map(|unseen| unseen.verdict_reason.clone()),
+        );
         if let Some(note) = session.growth.held_note(process.incarnation) {
             said.push(match process.held.as_ref().filter(|_| raised.is_some()) {
                 Some(held) => format!("{note}: {}", held.verdict_reason),
@@ -65,12 +87,6 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts, suppressed: &BTre
             });
         }
         let slope = session.ledger.anonymous_growth(process.incarnation);
-        let explained = explained(process, &sites, parts.duration_s);
-        let known = suppressed
-            .get(&process.incarnation)
-            .copied()
-            .unwrap_or_default();
-        let known = known as f64 / parts.duration_s.max(1.0);
         if let Some(slope) = slope.filter(|slope| is_known(*slope, explained, known))
             && session.ledger.watched_s(process.incarnation) >= LEAK_AFTER_S
         {
@@ -84,7 +100,10 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts, suppressed: &BTre
             ));
         }
         let explained = explained + known;
-        if let Some(growth) = slope.and_then(|slope| unexplained(slope, explained)) {
+        if let Some(growth) = slope
+            .filter(|_| process.unseen.is_none())
+            .and_then(|slope| unexplained(slope, explained))
+        {
             let why = where_it_may_be(session, traced);
             said.push(format!("{growth}: {why}"));
         }
@@ -175,6 +194,24 @@ fn explained(process: &Process, sites: &[Site], duration_s: f64) -> f64 {
         .map(|site| site.growth_bytes_per_s.max(0.0))
         .sum();
     rates.max(process.inuse_bytes as f64 / duration_s.max(1.0))
+}
+
+/// How fast the sites of a process grow that could be judged, and the others.
+fn rates(process: &Process, sites: &[Site]) -> Rates {
+    let of_process = |site: &&Site| {
+        (site.pid, site.incarnation) == (process.pid, process.incarnation)
+            && site.kind == SiteKind::Heap
+    };
+    let mut rates = Rates::default();
+    for site in sites.iter().filter(of_process) {
+        let of = if site.verdict == Verdict::InsufficientData {
+            &mut rates.unjudged
+        } else {
+            &mut rates.judged
+        };
+        *of += site.growth_bytes_per_s.max(0.0);
+    }
+    rates
 }
 
 /// A sentence where memory grows, and the sites explain little of it; bytes per second.
