@@ -9,31 +9,16 @@
 )]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use leakscope_tests::{Outcome, by_any_frame, leave_out, prebuilt, require_kernel, require_victim};
-
-/// Where Debian keeps libraries.
-const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
-
-/// A script that gives way to a command: a victim in other surroundings, with the same process id.
-fn script(folder: &Path, command: &str) -> PathBuf {
-    let path = folder.join("start");
-    fs::write(&path, format!("#!/bin/sh\n{command}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
+use leakscope_tests::{
+    Outcome, by_any_frame, leave_out, prebuilt, preloading, require_kernel, require_victim, script,
+};
 
 /// Traces victims with an allocator preloaded.
 #[track_caller]
 fn preloaded(library: &str, name: &str) {
-    let library = Path::new(LIBRARIES).join(library);
-    if !library.exists() {
-        leave_out(&format!("{} is not installed", library.display()));
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     for victim in [
         "basic",
@@ -43,14 +28,9 @@ fn preloaded(library: &str, name: &str) {
         "realloc_race",
     ] {
         let program = require_victim!(victim);
-        let start = script(
-            folder.path(),
-            &format!(
-                "export LD_PRELOAD={}; exec {}",
-                library.display(),
-                program.display()
-            ),
-        );
+        let Some(start) = preloading(folder.path(), library, &program) else {
+            return;
+        };
         let outcome = Outcome::of(&start).unwrap_or_else(|error| panic!("{victim}: {error:#}"));
         outcome.assert_true(by_any_frame);
         outcome.assert_nothing_lost();

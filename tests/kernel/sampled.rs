@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use leakscope_tests::{
     DEGRADED, PATIENCE, Report, Site, Tracer, Victim, breakpoints, degraded, leave_out, prebuilt,
-    require_kernel, require_victim, wait_for_breakpoints,
+    preloading, require_kernel, require_victim, wait_for_breakpoints,
 };
 
 /// What the victim says of itself.
@@ -279,6 +279,18 @@ fn thirty_blocks_a_second_beside_a_million_calls_were_not_named() {
     let _alone = require_kernel!();
     let program = require_victim!("load");
     one_of_three(|| name_the_leak(&program, "few", 96, 0.3));
+}
+
+#[test]
+fn blocks_of_jemalloc_and_mimalloc_were_not_counted_and_rates_were_off() {
+    let _alone = require_kernel!();
+    let program = require_victim!("load");
+    let folder = tempfile::tempdir().unwrap();
+    for library in ["libjemalloc.so.2", "libmimalloc.so.2.0"] {
+        if let Some(start) = preloading(folder.path(), library, &program) {
+            one_of_three(|| name_the_leak(&start, "fast", 96, 0.2));
+        }
+    }
 }
 
 /// Within 75 s a leak of so many bytes each is named, with its rate, and no other; `error`: how far that may be off.

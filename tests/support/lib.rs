@@ -28,7 +28,7 @@ pub use faults::{MemoryLimit, children, command_of, scripted, send, tampered};
 pub use links::{DEGRADED, degraded, mappings_at_functions};
 pub use machine::{answers, kernel_usable, leave_out, missing, prebuilt, skip, turn};
 pub use outcome::{Found, Outcome, by_any_frame, by_caller};
-pub use process::{Victim, python, pythons};
+pub use process::{Victim, preloading, python, pythons, script};
 pub use report::{Frame, Overhead, Process, Report, Site, Sum};
 pub use shared::{NOBODY, Shared};
 pub use terminal::Terminal;

@@ -4,6 +4,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::PATIENCE;
 use crate::lines::Lines;
+use crate::machine::leave_out;
 use crate::stuck;
 use crate::truth::Truth;
 use crate::victims::programs_folder;
@@ -273,4 +275,35 @@ pub fn python() -> Result<Python> {
             .with_context(|| format!("looking for {executable}"))?,
         include: PathBuf::from(include),
     })
+}
+
+/// Where Debian keeps libraries.
+const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
+
+/// A script that gives way to a command: a victim in other surroundings, with the same process id.
+///
+/// # Panics
+/// When it cannot be written.
+#[must_use]
+pub fn script(folder: &Path, command: &str) -> PathBuf {
+    let path = folder.join("start");
+    fs::write(&path, format!("#!/bin/sh\n{command}\n")).expect("a script");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a script that runs");
+    path
+}
+
+/// The same of a program before which a library is loaded; `None`, which is said, where that is not installed.
+///
+/// # Panics
+/// When it cannot be written.
+#[must_use]
+pub fn preloading(folder: &Path, library: &str, program: &Path) -> Option<PathBuf> {
+    let library = Path::new(LIBRARIES).join(library);
+    if !library.exists() {
+        leave_out(&format!("{} is not installed", library.display()));
+        return None;
+    }
+    let (library, program) = (library.display(), program.display());
+    let command = format!("export LD_PRELOAD={library}; exec {program}");
+    Some(script(folder, &command))
 }

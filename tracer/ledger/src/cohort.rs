@@ -27,8 +27,8 @@ use std::collections::BTreeMap;
 use hashbrown::{HashMap, HashSet};
 use leakscope_common::{live_key, thin_keeps};
 
-use super::SiteId;
-use fate::{Fate, Keys};
+use super::{Rounding, SiteId};
+use fate::{Fate, Keys, taken_for};
 use gaps::Gaps;
 use pool::Seen;
 use stays::Stays;
@@ -142,8 +142,16 @@ pub struct Survivor {
     pub born_ns: u64,
     /// Where.
     pub site: SiteId,
-    /// Whether its allocator is glibc's, so that the words before and behind it tell whether it is in use.
-    pub has_header: bool,
+    /// How its allocator rounds its size up.
+    pub rounding: Rounding,
+}
+
+impl Survivor {
+    /// Whether the words before and behind it tell whether it is in use.
+    #[must_use]
+    pub fn has_header(&self) -> bool {
+        self.rounding == Rounding::Glibc
+    }
 }
 
 /// Blocks and their bytes; not whole where thinned ones are scaled.
@@ -218,10 +226,20 @@ pub(super) struct Watched {
     pub(super) cohort: u32,
     /// The first look at it.
     pub(super) first: Option<Reading>,
+    /// The bytes that its allocator takes for it, where a walk has told.
+    pub(super) taken: Option<u64>,
     /// It was looked at first when the probes had gone, or were going: what was read may be of a successor, which then seems to stay.
     pub(super) is_late: bool,
     /// Its contents have changed since: it counts only where windows show that blocks of its site stay.
     pub(super) is_changed: bool,
+}
+
+impl Watched {
+    /// The bytes that its allocator takes for it.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+            .unwrap_or_else(|| taken_for(&self.survivor, self.first.as_ref()))
+    }
 }
 
 /// How often blocks that look alike were contradicted by a window, and how often by a check.
@@ -398,6 +416,7 @@ impl Cohorts {
                     survivor,
                     cohort: number,
                     first: reading,
+                    taken: None,
                     is_late: reading.is_none(),
                     is_changed: false,
                 });

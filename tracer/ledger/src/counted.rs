@@ -124,10 +124,44 @@ pub struct Counted {
     pub sites: BTreeMap<SiteId, CountedSite>,
     /// Sizes that grow beyond chance and of which no window has caught a block that stays.
     pub unexplained: Vec<Unexplained>,
+    /// The heap as a whole.
+    pub heap: HeapGrowth,
     /// Looks that were taken.
     pub looks: u64,
+    /// Seconds from the first look to the last.
+    pub over_s: f64,
     /// Seconds since the last.
     pub last_s: f64,
+}
+
+/// How the blocks of a heap, whatever their size, become more.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HeapGrowth {
+    /// Bytes more at the last look than at the first.
+    pub bytes: f64,
+    /// Bytes a second.
+    pub bytes_per_s: f64,
+    /// Beyond chance, and evenly.
+    pub is_steady: bool,
+}
+
+impl HeapGrowth {
+    fn of(counts: &SizeCounts) -> Self {
+        let begun = counts.first_ns().unwrap_or_default();
+        let points: Vec<(f64, f64)> = counts
+            .bytes()
+            .map(|(at_ns, bytes)| (seconds(begun, at_ns), bytes))
+            .collect();
+        let (first, last) = (points.first(), points.last());
+        let Some((first, last)) = first.zip(last).map(|(first, last)| (first.1, last.1)) else {
+            return Self::default();
+        };
+        Growth::of(&points, last).map_or_else(Self::default, |growth| Self {
+            bytes: last - first,
+            bytes_per_s: growth.per_s,
+            is_steady: growth.is_steady,
+        })
+    }
 }
 
 /// A size that grows and whose growth is no site's.
@@ -139,8 +173,6 @@ pub struct Unexplained {
     pub objects: f64,
     /// And each second.
     pub objects_per_s: f64,
-    /// So many sites allocate blocks of this size.
-    pub sites: usize,
 }
 
 impl Unexplained {
@@ -185,14 +217,18 @@ pub fn count(
                 size,
                 objects: more as f64,
                 objects_per_s: found.per_s,
-                sites: blocks.keys().filter(|(_, of)| *of == size).count(),
             })
         })
         .collect();
     Some(Counted {
         sites,
         unexplained,
+        heap: HeapGrowth::of(counts),
         looks: counts.taken(),
+        over_s: seconds(
+            counts.first_ns().unwrap_or(now_ns),
+            counts.last_ns().unwrap_or(now_ns),
+        ),
         last_s,
     })
 }

@@ -30,7 +30,7 @@ pub use cohort::{
     Alike, Cohorts, Estimate, LEAST_SHARE, MOST_WATCHED, Occasion, OfSize, Reading, Shared,
     SiteWindows, Span, Survivor,
 };
-pub use counted::{Counted, CountedSite, SizeOfSite, Unexplained, count};
+pub use counted::{Counted, CountedSite, HeapGrowth, SizeOfSite, Unexplained, count};
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
@@ -48,7 +48,7 @@ pub use pages::{Expected, HUGE_PAGES, PageSurvey, Pages, Seen, Touch};
 pub use process::{Limit, Room, SiteOfProcess};
 pub use profiled::{ProfiledBlocks, Sampled, rises};
 pub use series::{Point, Resolution, Series, Value, thin_out};
-pub use sizes::{BlockSize, SizeCounts};
+pub use sizes::{BlockSize, Rounding, SizeCounts};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use typed::{Born, FIRST_KIND, Kind, KindOfSite, TypedGrowth, TypedSite};

@@ -17,6 +17,49 @@ const GRAIN: u64 = 16;
 const SMALLEST: u64 = 32;
 const OVERHEAD: u64 = 8;
 
+/// The size classes of jemalloc (include/jemalloc/internal/sc.h, 5.2 to 5.3: `SC_LG_TINY_MIN`, `LG_QUANTUM`, `SC_NGROUP`) and of mimalloc
+/// (src/page-queue.c, `mi_bin`): four to each power of two from here on, multiples of 16 below.
+const FOURTHS_FROM: u64 = 128;
+
+/// How an allocator rounds what is asked for up, of those whose blocks can be counted from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Rounding {
+    /// Not known: its blocks are not counted.
+    #[default]
+    Unknown,
+    /// glibc's chunks, which have a header.
+    Glibc,
+    /// jemalloc's size classes.
+    Jemalloc,
+    /// mimalloc's, which are the same.
+    Mimalloc,
+}
+
+impl Rounding {
+    /// The bytes that it takes for so many.
+    pub(crate) fn taken_for(self, request: u64) -> u64 {
+        match self {
+            Self::Unknown => request,
+            Self::Glibc => chunk_for(request),
+            Self::Jemalloc | Self::Mimalloc => class_for(request),
+        }
+    }
+}
+
+/// The size class for so many bytes.
+fn class_for(request: u64) -> u64 {
+    match request {
+        0..=8 => 8,
+        9..=FOURTHS_FROM => request.next_multiple_of(GRAIN),
+        _ => {
+            let power = 1_u64 << (u64::BITS - 1 - (request - 1).leading_zeros());
+            request
+                .checked_next_multiple_of(power / 4)
+                .unwrap_or(u64::MAX)
+        }
+    }
+}
+
 /// A size of blocks, by the bytes that the allocator takes for one: of the largest in its class.
 pub type BlockSize = u64;
 
@@ -41,6 +84,8 @@ pub(super) fn size_of(chunk: u64) -> BlockSize {
 struct SizeLook {
     at_ns: u64,
     counts: BTreeMap<BlockSize, u64>,
+    /// Of all blocks.
+    bytes: u64,
 }
 
 /// What looks have counted.
@@ -68,7 +113,9 @@ impl SizeCounts {
             return;
         }
         let mut counts: BTreeMap<BlockSize, u64> = BTreeMap::new();
+        let mut bytes: u64 = 0;
         for (chunk, blocks) in sizes {
+            bytes = bytes.saturating_add(chunk.saturating_mul(blocks));
             let count = counts.entry(size_of(chunk)).or_default();
             *count = count.saturating_add(blocks);
         }
@@ -82,7 +129,11 @@ impl SizeCounts {
         {
             self.looks.pop();
         }
-        self.looks.push(SizeLook { at_ns, counts });
+        self.looks.push(SizeLook {
+            at_ns,
+            counts,
+            bytes,
+        });
         if self.looks.len() > MOST {
             let last = self.looks.len() - 1;
             let mut place = 0_usize;
@@ -136,6 +187,13 @@ impl SizeCounts {
         })
     }
 
+    /// Bytes of all blocks, look by look, with the times.
+    pub fn bytes(&self) -> impl Iterator<Item = (u64, f64)> + '_ {
+        self.looks
+            .iter()
+            .map(|look| (look.at_ns, look.bytes as f64))
+    }
+
     /// The sizes of which there are more at the last look than at the first, with by how many.
     pub fn grown(&self) -> impl Iterator<Item = (BlockSize, u64)> + '_ {
         let sizes: BTreeSet<BlockSize> = self
@@ -154,7 +212,7 @@ impl SizeCounts {
 
 #[cfg(test)]
 mod tests {
-    use super::{MOST, SizeCounts, chunk_for, size_of};
+    use super::{MOST, Rounding, SizeCounts, chunk_for, size_of};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -169,6 +227,49 @@ mod tests {
         assert_eq!(size_of(65 << 10), 72 << 10);
         assert_eq!(size_of(129 << 10), 144 << 10);
         assert!(size_of(u64::MAX) == u64::MAX);
+    }
+
+    #[test]
+    fn classes_are_those_of_jemalloc() {
+        let classes = [
+            0,
+            8,
+            9,
+            16,
+            120,
+            128,
+            129,
+            160,
+            161,
+            256,
+            257,
+            300,
+            4096,
+            4097,
+            14 << 10,
+        ];
+        let expected = [
+            8,
+            8,
+            16,
+            16,
+            128,
+            128,
+            160,
+            160,
+            192,
+            256,
+            320,
+            320,
+            4096,
+            5120,
+            14 << 10,
+        ];
+        assert_eq!(
+            classes.map(|request| Rounding::Jemalloc.taken_for(request)),
+            expected
+        );
+        assert_eq!(Rounding::Jemalloc.taken_for(u64::MAX), u64::MAX);
     }
 
     #[test]

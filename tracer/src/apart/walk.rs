@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{Question, Unread, ask_about, keep::Terms, serve::encode};
 use crate::{
     heap::{
-        Counts, Look, LookOptions, ObjectKind, Owned, PooledCounts, Region, RegionKind, RootName,
-        Space, YoungPool, counts, kind_of, pooled, space, young_pools,
+        Allocator, Counts, Look, LookOptions, ObjectKind, Owned, PooledCounts, Region, RegionKind,
+        RootName, Space, YoungPool, counts_of, kind_of, pooled, space, young_pools,
     },
     reader::{Bounded, Ground, LookTask, ProcessMemory, look_through},
 };
@@ -55,7 +55,7 @@ pub(super) struct Walk<'a> {
 enum Wanted<'a> {
     Space { is_python: bool },
     Look(LookTask<'a>),
-    Counts(Cow<'a, [u64]>),
+    Counts(Allocator, Cow<'a, [u64]>),
     Pooled,
     YoungPools(u64),
     Kinds(Cow<'a, [(u64, u64)]>),
@@ -90,8 +90,12 @@ pub(crate) fn walk_space(
 }
 
 /// Blocks by size, and which of some are gone; `None` too where there was not enough time.
-pub(crate) fn walk_counts(place: Place<'_>, blocks: &[u64]) -> Result<Option<Counts>, Unread> {
-    let wanted = Wanted::Counts(Cow::Borrowed(blocks));
+pub(crate) fn walk_counts(
+    place: Place<'_>,
+    allocator: Allocator,
+    blocks: &[u64],
+) -> Result<Option<Counts>, Unread> {
+    let wanted = Wanted::Counts(allocator, Cow::Borrowed(blocks));
     ask(place, wanted, MOST_OF_SIZES, &mut Nobody)
 }
 
@@ -170,7 +174,9 @@ pub fn walk_all(memory: &ProcessMemory, regions: &[Region]) -> usize {
     };
     [
         walk_space(place, true).is_ok(),
-        walk_counts(place, &known).is_ok(),
+        walk_counts(place, Allocator::Glibc, &known).is_ok(),
+        walk_counts(place, Allocator::Jemalloc, &known).is_ok(),
+        walk_counts(place, Allocator::Mimalloc, &known).is_ok(),
         walk_pools(place).is_ok(),
         walk_young_pools(place, 1 << 14).is_ok(),
         kinds_of(place, &some).is_ok(),
@@ -258,8 +264,8 @@ pub(super) fn answer(
                 &mut asking,
             )))
         }
-        Wanted::Counts(blocks) => {
-            let found = counts(&bounded, regions, blocks);
+        Wanted::Counts(allocator, blocks) => {
+            let found = counts_of(*allocator, &bounded, regions, blocks);
             encode(&Ok(found.filter(|_| !bounded.is_over())))
         }
         Wanted::Pooled => {

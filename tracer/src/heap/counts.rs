@@ -1,14 +1,16 @@
 //! How many blocks in use there are of each size, which is what growth is counted by: a walk along glibc's chunks, without types and pointers. Of a
 //! running heap a walk can tear; then it is taken up where chunks follow each other again, and says how much it passed over.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
     blocks::Segment,
     glibc,
+    jemalloc::jemalloc_counts,
     memory::{Memory, Region},
+    mimalloc::mimalloc_counts,
 };
 
 /// Bytes of a chunk that are not the program's: its size (`struct malloc_chunk`); of one with its own mapping one word more.
@@ -18,6 +20,32 @@ const GRAIN: u64 = 16;
 
 /// Blocks of chunks that are smaller than this are counted at once, in a table: nearly all are.
 const SMALL: u64 = 64 << 10;
+
+/// Allocators whose blocks can be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Allocator {
+    /// The C library's.
+    Glibc,
+    /// jemalloc 5.0 to 5.3.
+    Jemalloc,
+    /// mimalloc 2.0.
+    Mimalloc,
+}
+
+/// Counts the blocks of an allocator, and looks which of some `blocks`, by address in order, are in use. `None` where nothing of it is found.
+#[must_use]
+pub fn counts_of(
+    allocator: Allocator,
+    memory: &dyn Memory,
+    regions: &[Region],
+    blocks: &[u64],
+) -> Option<Counts> {
+    match allocator {
+        Allocator::Glibc => counts(memory, regions, blocks),
+        Allocator::Jemalloc => jemalloc_counts(memory, regions, blocks),
+        Allocator::Mimalloc => mimalloc_counts(memory, regions, blocks),
+    }
+}
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +59,8 @@ pub struct Counts {
     /// Of the blocks that were asked for, those that are not in use, in order: free, or no blocks any more. A block that was freed between free ones keeps
     /// its contents and all that stands around it.
     pub gone: Vec<u64>,
+    /// Of these, where no header says so, the bytes that the allocator takes for each, in order of their addresses.
+    pub taken: Vec<(u64, u64)>,
 }
 
 impl Counts {
@@ -41,9 +71,17 @@ impl Counts {
     }
 }
 
+/// Those of some blocks, by address in order, that lie in a range.
+pub(super) fn within(range: &Range<u64>, blocks: &[u64]) -> impl Iterator<Item = u64> {
+    let from = blocks.partition_point(|block| *block < range.start);
+    let end = range.end;
+    let behind = blocks.get(from..).unwrap_or_default();
+    behind.iter().copied().take_while(move |block| *block < end)
+}
+
 /// Counts, and looks which of some `blocks`, by address, are in use. `None` where glibc's heap is not found.
 #[must_use]
-pub fn counts(memory: &dyn Memory, regions: &[Region], blocks: &[u64]) -> Option<Counts> {
+pub(super) fn counts(memory: &dyn Memory, regions: &[Region], blocks: &[u64]) -> Option<Counts> {
     let heap = glibc::walk(memory, regions)?;
     let mut small = vec![0_u64; (SMALL / GRAIN) as usize];
     let mut large: BTreeMap<u64, u64> = BTreeMap::new();
@@ -78,6 +116,7 @@ pub fn counts(memory: &dyn Memory, regions: &[Region], blocks: &[u64]) -> Option
         sizes,
         torn_bytes: heap.torn_bytes,
         gone,
+        taken: Vec::new(),
     })
 }
 

@@ -38,7 +38,7 @@ use super::moment::Moment;
 use crate::{
     budget::{Choice, Close, Controller, Limits, Mode, Usage},
     kernel::{Link, ModeSamples, Modes, ThreadClocks, monotonic_ns, process_cpu_time},
-    ledger::{Cohorts, Occasion, Reading, SiteId},
+    ledger::{Cohorts, Occasion, Reading, Rounding, SiteId},
 };
 use anonymous::AnonymousMemory;
 use count::CountLooks;
@@ -216,8 +216,8 @@ struct Closing {
     watched: usize,
     /// What was alive then.
     looks: HashMap<u64, Reading>,
-    /// Hit slots of glibc's functions.
-    glibc: HashSet<u8>,
+    /// The hit slots of allocators whose blocks can be counted.
+    roundings: HashMap<u8, Rounding>,
     /// Stale blocks before.
     stale: u64,
     /// Its probes had been taken away before, for we came too late: when, nobody knows, and what it saw counts for nothing.

@@ -9,8 +9,8 @@ mod sums;
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Cohort, Cohorts, Contradictions, Occasion, RECENT, SiteCohort, curve::Pools, fate::taken_for,
-    heirs::Heirs, interval, seconds,
+    Cohort, Cohorts, Contradictions, Occasion, RECENT, SiteCohort, curve::Pools, heirs::Heirs,
+    interval, seconds,
 };
 use crate::SiteId;
 use sums::{Part, Sums};
@@ -94,7 +94,7 @@ impl Cohorts {
             part.objects += 1.0;
             part.bytes += size;
             part.squares += size * size;
-            part.taken += taken_for(survivor, watched.first.as_ref()) as f64;
+            part.taken += watched.taken() as f64;
             if self.looks_alike(watched) {
                 part.alike += 1.0;
                 if heirs.have(watched) {

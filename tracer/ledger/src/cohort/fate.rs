@@ -40,14 +40,14 @@ fn chunk_size(request: u64) -> u64 {
 /// The size of a block's chunk. `None` where nothing was read of it, or its allocator is another.
 pub(super) fn chunk_of(survivor: &Survivor, first: Option<&Reading>) -> Option<u64> {
     first
-        .filter(|first| survivor.has_header && header_fits(survivor, first.header))
+        .filter(|first| survivor.has_header() && header_fits(survivor, first.header))
         .map(|first| first.header & !FLAGS)
 }
 
 /// The bytes that its allocator takes for a block: what its chunk says, which may be more than was needed, for a remainder too small to be a chunk
-/// stays with it; else what glibc would need.
+/// stays with it; else what it would need.
 pub(super) fn taken_for(survivor: &Survivor, first: Option<&Reading>) -> u64 {
-    chunk_of(survivor, first).unwrap_or_else(|| chunk_size(survivor.size))
+    chunk_of(survivor, first).unwrap_or_else(|| survivor.rounding.taken_for(survivor.size))
 }
 
 /// Whether the header is one of a chunk for the block.
@@ -93,7 +93,7 @@ impl Keys {
 
     /// What a look says of a block.
     pub(super) fn fate(&self, survivor: &Survivor, first: Option<&Reading>, now: &Reading) -> Fate {
-        if survivor.has_header {
+        if survivor.has_header() {
             if !header_fits(survivor, now.header) {
                 return Fate::Gone;
             }
@@ -111,7 +111,7 @@ impl Keys {
         }
         if first.is_none_or(|first| first.fingerprint == now.fingerprint) {
             Fate::Same
-        } else if survivor.has_header {
+        } else if survivor.has_header() {
             Fate::Changed
         } else {
             Fate::Gone
@@ -140,7 +140,7 @@ mod tests {
             size,
             born_ns: 0,
             site: 1,
-            has_header: true,
+            rounding: crate::Rounding::Glibc,
         }
     }
 
@@ -210,7 +210,7 @@ mod tests {
     fn without_a_header_only_contents_count() {
         let keys = Keys::default();
         let other = Survivor {
-            has_header: false,
+            rounding: crate::Rounding::Unknown,
             ..block(72)
         };
         let first = reading(0, 0, 7);

@@ -71,7 +71,7 @@ mod tests {
                 size: 100,
                 born_ns: opened_ns + 1 + number * SECOND / 10 / born,
                 site: SITE,
-                has_header: true,
+                rounding: crate::Rounding::Glibc,
             };
             let reading = Reading {
                 header: 0x71,

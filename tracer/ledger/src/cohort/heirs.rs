@@ -81,7 +81,7 @@ mod tests {
             size: 100,
             born_ns: SECOND / 2,
             site,
-            has_header: true,
+            rounding: crate::Rounding::Glibc,
         }
     }
 

@@ -107,7 +107,7 @@ mod tests {
                 size: 111,
                 born_ns: opened_ns + SECOND / 2,
                 site,
-                has_header: true,
+                rounding: crate::Rounding::Glibc,
             };
             let reading = Reading {
                 header: 0x81,

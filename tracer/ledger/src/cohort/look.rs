@@ -192,6 +192,16 @@ impl Cohorts {
         self.recount();
     }
 
+    /// Takes in the bytes that a walk found to be taken for blocks, by address in order: more than their size says where they were to be aligned.
+    pub fn note_taken(&mut self, taken: &[(u64, u64)]) {
+        for watched in &mut self.watched {
+            let found = taken.binary_search_by_key(&watched.survivor.address, |block| block.0);
+            if let Some((_, bytes)) = found.ok().and_then(|place| taken.get(place)) {
+                watched.taken = Some(*bytes);
+            }
+        }
+    }
+
     /// Counts the watched blocks of each site and cohort anew.
     pub(super) fn recount(&mut self) {
         for cohort in &mut self.cohorts {

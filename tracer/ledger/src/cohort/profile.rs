@@ -207,7 +207,7 @@ mod tests {
                 size: 72,
                 born_ns: SECOND + number,
                 site: 3,
-                has_header: true,
+                rounding: crate::Rounding::Glibc,
             };
             (survivor, Some(reading))
         });

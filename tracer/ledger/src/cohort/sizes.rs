@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Alike, Cohorts, Occasion, SiteCohort, fate::taken_for, seconds};
+use super::{Alike, Cohorts, Occasion, SiteCohort, seconds};
 use crate::{
     SiteId,
-    sizes::{BlockSize, chunk_for, size_of},
+    sizes::{BlockSize, Rounding, size_of},
 };
 
 /// Blocks of windows that were closed so long ago, as a part of the time since the first, have had time to go.
@@ -29,17 +29,25 @@ pub struct OfSize {
 }
 
 impl Cohorts {
-    /// See the module. Only blocks whose allocator's chunks can be counted; a site that allocates such, and of which none is watched, has an entry that is
+    /// See the module. Only blocks of the allocator that is counted; a site that allocates such, and of which none is watched, has an entry that is
     /// empty.
     #[must_use]
-    pub fn by_size(&self, now_ns: u64, alike: &Alike) -> BTreeMap<(SiteId, BlockSize), OfSize> {
+    pub fn by_size(
+        &self,
+        now_ns: u64,
+        alike: &Alike,
+        rounding: Rounding,
+    ) -> BTreeMap<(SiteId, BlockSize), OfSize> {
         let mut sizes: BTreeMap<(SiteId, BlockSize), OfSize> = BTreeMap::new();
         let mut last: BTreeMap<(SiteId, BlockSize), u32> = BTreeMap::new();
         let watched_s = self
             .began_ns()
             .map_or(0.0, |began_ns| seconds(began_ns, now_ns));
         let nothing = SiteCohort::default();
-        for block in self.counted().filter(|block| block.survivor.has_header) {
+        for block in self
+            .counted()
+            .filter(|block| block.survivor.rounding == rounding)
+        {
             let survivor = &block.survivor;
             let Some(cohort) = self.cohorts.get(block.cohort as usize) else {
                 continue;
@@ -55,7 +63,7 @@ impl Cohorts {
                 self.is_seen_to_go(site),
                 lag_s,
             );
-            let key = (site, size_of(taken_for(survivor, block.first.as_ref())));
+            let key = (site, size_of(block.taken()));
             let of = sizes.entry(key).or_default();
             of.watched += kept;
             of.bytes += kept * survivor.size as f64;
@@ -77,7 +85,7 @@ impl Cohorts {
         let allocating = self.cohorts.iter().flat_map(|cohort| &cohort.sites);
         for (site, there) in allocating.filter(|(_, there)| there.births.objects > 0.0) {
             let mean = there.births.bytes / there.births.objects;
-            let key = (*site, size_of(chunk_for(mean as u64)));
+            let key = (*site, size_of(rounding.taken_for(mean as u64)));
             // Of a site of another allocator nothing tells here; its sizes have no stayers then, and take no part of any growth.
             sizes.entry(key).or_default();
         }

@@ -136,7 +136,7 @@ mod tests {
                     size: 72,
                     born_ns: opened_ns + 1,
                     site: 3,
-                    has_header: true,
+                    rounding: crate::Rounding::Glibc,
                 };
                 (survivor, Some(reading(survivor.address)))
             });
@@ -183,7 +183,7 @@ mod tests {
                     size: 72,
                     born_ns: opened_ns + 1,
                     site: 3,
-                    has_header: true,
+                    rounding: crate::Rounding::Glibc,
                 };
                 (survivor, Some(reading(survivor.address)))
             });
@@ -214,7 +214,7 @@ mod tests {
             size: 72,
             born_ns: 1,
             site: 3,
-            has_header: true,
+            rounding: crate::Rounding::Glibc,
         };
         let born = (1..11).map(|number| (survivor(number), Some(reading(number))));
         let span = Span {

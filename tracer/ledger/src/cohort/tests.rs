@@ -70,7 +70,7 @@ fn trace(program: &mut Program, watch: Watch, seed: u64) -> Vec<Outcome> {
                         size,
                         born_ns: ns(at),
                         site,
-                        has_header: true,
+                        rounding: crate::Rounding::Glibc,
                     },
                 );
             }
@@ -384,7 +384,7 @@ fn looked_at(address: u64, born_ns: u64) -> (Survivor, Option<super::Reading>) {
         size: 48,
         born_ns,
         site: 7,
-        has_header: false,
+        rounding: crate::Rounding::Unknown,
     };
     (survivor, Some(super::Reading::default()))
 }

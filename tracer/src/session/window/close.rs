@@ -6,6 +6,7 @@ use leakscope_common::{Block, Loss};
 use super::{
     super::{Session, process::Traced},
     Closing, Detaching, Late, Open, Used, Windows,
+    count::rounding_of,
     look::{as_reading, look_at_newest, read_answering},
     usage::Boundary,
 };
@@ -13,7 +14,7 @@ use crate::{
     budget::{Close, Mode},
     duration::times,
     kernel::{BlockToRead, KernelError, close_links, thread_cpu_time},
-    ledger::{MOST_WATCHED, Reading, SiteId, Span, Survivor},
+    ledger::{MOST_WATCHED, Reading, Rounding, SiteId, Span, Survivor},
     process::procfs::{list_threads, mode_ticks},
 };
 
@@ -50,11 +51,10 @@ impl Session {
         // may stay.
         let is_early = self.probe.is_windowed(traced.incarnation);
         let mut detaching = (!is_early).then(|| begin_to_detach(traced));
-        let glibc: HashSet<u8> = traced
+        let roundings: HashMap<u8, Rounding> = traced
             .sites
             .iter()
-            .filter(|site| site.allocator.starts_with("glibc"))
-            .map(|site| site.hit_slot)
+            .filter_map(|site| Some((site.hit_slot, rounding_of(&site.allocator)?)))
             .collect();
         let open = traced.windows.open.as_ref();
         let opened_ns = open.map_or(closed_ns, |open| open.survivors_from(closed_ns));
@@ -68,14 +68,12 @@ impl Session {
             }
         })?;
         // Of a stack that has not been handed over yet: as all of the process's.
-        let is_all_glibc = traced
-            .sites
-            .iter()
-            .all(|site| glibc.contains(&site.hit_slot));
+        let is_glibc = |slot: &u8| roundings.get(slot) == Some(&Rounding::Glibc);
+        let is_all_glibc = traced.sites.iter().all(|site| is_glibc(&site.hit_slot));
         let has_header = |site: &SiteId| {
             self.stacks
                 .get(site)
-                .map_or(is_all_glibc, |stack| glibc.contains(&stack.hit_slot))
+                .map_or(is_all_glibc, |stack| is_glibc(&stack.hit_slot))
         };
         // Of very many, as many as will be watched.
         let every = alive.len() / (2 * MOST_WATCHED) + 1;
@@ -102,7 +100,7 @@ impl Session {
             born: alive.len(),
             watched,
             looks,
-            glibc,
+            roundings,
             stale,
             is_overdue,
         });
@@ -248,13 +246,15 @@ impl Session {
                 size: block.size,
                 born_ns: block.born_ns,
                 site: stack.map_or(block.site, |stack| stack.canonical),
-                has_header: stack.is_some_and(|stack| closing.glibc.contains(&stack.hit_slot)),
+                rounding: stack
+                    .and_then(|stack| closing.roundings.get(&stack.hit_slot).copied())
+                    .unwrap_or_default(),
             };
             // Before its stack was known it was read without its header: that was no look.
             let look = closing
                 .looks
                 .get(&address)
-                .filter(|look| look.header != 0 || !survivor.has_header);
+                .filter(|look| look.header != 0 || !survivor.has_header());
             (survivor, look.copied())
         });
         let mut new_births: HashMap<SiteId, (u64, u64)> = HashMap::new();

@@ -13,9 +13,9 @@ use super::{super::Session, Windows};
 use crate::{
     apart::{Place, spent_here, walk_counts},
     budget::Mode,
-    heap::Counts,
+    heap::{Allocator, Counts},
     kernel::{KernelError, monotonic_ns, ordinary_priority, thread_cpu_time},
-    ledger::{Cohorts, Counted, Estimate, SiteId, SizeCounts, count},
+    ledger::{Cohorts, Counted, Estimate, Rounding, SiteId, SizeCounts, count},
     reader::{ProcessMemory, read_address_space},
     session::{moment::Moment, process::Traced},
 };
@@ -61,6 +61,8 @@ struct Outcome {
 #[derive(Debug, Default)]
 pub(super) struct CountLooks {
     series: SizeCounts,
+    /// Whose blocks they count.
+    rounding: Rounding,
     running: Option<Receiver<Outcome>>,
     next: Option<Instant>,
     taken: u32,
@@ -86,7 +88,7 @@ impl Windows {
             return None;
         }
         let began_ns = cohorts.began_ns()?;
-        let blocks = cohorts.by_size(now_ns, &cohorts.alike());
+        let blocks = cohorts.by_size(now_ns, &cohorts.alike(), self.counting.rounding);
         count(&self.counting.series, &blocks, began_ns, now_ns)
     }
 
@@ -146,6 +148,7 @@ impl CountLooks {
             Some(found) => {
                 self.failed = 0;
                 cohorts.drop_gone(outcome.begun_ns, &found.gone);
+                cohorts.note_taken(&found.taken);
                 self.series.note(outcome.at_ns, found.sizes);
             }
             None => self.failed = self.failed.saturating_add(1),
@@ -157,7 +160,7 @@ impl Session {
     /// Counts once more for the last report, which is of now.
     pub(in crate::session) fn count_for_last_report(&mut self) -> Result<(), KernelError> {
         for traced in self.processes.values_mut() {
-            traced.windows.counting.is_wanted = is_counted(traced);
+            traced.windows.counting.is_wanted = counted_as(traced).is_some();
         }
         let begun = Instant::now();
         let waits = |session: &Self| {
@@ -200,42 +203,69 @@ impl Session {
         let due = self
             .processes
             .values()
-            .filter(|traced| is_counted(traced) && traced.windows.counting.is_due(now))
-            .min_by_key(|traced| traced.windows.counting.next)
-            .map(|traced| traced.pid);
+            .filter(|traced| traced.windows.counting.is_due(now))
+            .filter_map(|traced| Some((traced, counted_as(traced)?)))
+            .min_by_key(|(traced, _)| traced.windows.counting.next)
+            .map(|(traced, rounding)| (traced.pid, rounding));
         let root = self.proc_root().to_owned();
-        if let Some(traced) = due.and_then(|pid| self.processes.get_mut(&pid)) {
+        if let Some((pid, rounding)) = due
+            && let Some(traced) = self.processes.get_mut(&pid)
+        {
+            let looks = &mut traced.windows.counting;
+            if looks.rounding != rounding {
+                // Another allocator's counts are no measure of this one's.
+                looks.series = SizeCounts::default();
+                looks.rounding = rounding;
+            }
             let watched = traced.windows.cohorts.watched();
             let mut blocks: Vec<u64> = watched
-                .filter(|block| block.has_header)
+                .filter(|block| block.rounding == rounding)
                 .map(|block| block.address)
                 .collect();
             blocks.sort_unstable();
-            traced.windows.counting.running = Some(begin(root, traced.pid, blocks));
+            traced.windows.counting.running = Some(begin(root, pid, rounding, blocks));
         }
     }
 }
 
-/// Whether a process is seen in windows, and its heap is one that can be walked.
-fn is_counted(traced: &Traced) -> bool {
-    traced.ended.is_none()
+/// The allocator whose blocks are counted, of a process that is seen in windows. Where another is, the C library's own is not called.
+fn counted_as(traced: &Traced) -> Option<Rounding> {
+    let is_seen = traced.ended.is_none()
         && traced.windows.controller.mode() == Mode::Sampled
-        && traced.windows.cohorts.windows() > 0
-        && traced
-            .sites
-            .iter()
-            .any(|site| site.allocator.starts_with("glibc"))
+        && traced.windows.cohorts.windows() > 0;
+    let there = || {
+        let sites = traced.sites.iter();
+        sites.filter_map(|site| rounding_of(&site.allocator))
+    };
+    is_seen
+        .then(|| {
+            there()
+                .find(|rounding| *rounding != Rounding::Glibc)
+                .or_else(|| there().next())
+        })
+        .flatten()
+}
+
+/// How an allocator rounds, by the name that sites have of it; `None` where its blocks cannot be counted.
+pub(super) fn rounding_of(allocator: &str) -> Option<Rounding> {
+    [
+        ("glibc", Rounding::Glibc),
+        ("jemalloc", Rounding::Jemalloc),
+        ("mimalloc", Rounding::Mimalloc),
+    ]
+    .into_iter()
+    .find_map(|(name, rounding)| allocator.starts_with(name).then_some(rounding))
 }
 
 /// Begins a look. Nobody waits for the thread: what it reads may hang.
-fn begin(proc_root: PathBuf, pid: u32, blocks: Vec<u64>) -> Receiver<Outcome> {
+fn begin(proc_root: PathBuf, pid: u32, rounding: Rounding, blocks: Vec<u64>) -> Receiver<Outcome> {
     let (send, result) = channel();
     let look = move || {
         ordinary_priority();
         let spent = || thread_cpu_time().saturating_add(spent_here());
         let begun = spent();
         let begun_ns = monotonic_ns();
-        let counts = look(&proc_root, pid, &blocks);
+        let counts = look(&proc_root, pid, rounding, &blocks);
         let outcome = Outcome {
             counts,
             begun_ns,
@@ -250,16 +280,22 @@ fn begin(proc_root: PathBuf, pid: u32, blocks: Vec<u64>) -> Receiver<Outcome> {
     result
 }
 
-fn look(proc_root: &Path, pid: u32, blocks: &[u64]) -> Option<Counts> {
+fn look(proc_root: &Path, pid: u32, rounding: Rounding, blocks: &[u64]) -> Option<Counts> {
     let memory = ProcessMemory::open(proc_root, pid).ok()?;
     let image = read_address_space(proc_root, pid).ok()?;
+    let allocator = match rounding {
+        Rounding::Glibc => Allocator::Glibc,
+        Rounding::Jemalloc => Allocator::Jemalloc,
+        Rounding::Mimalloc => Allocator::Mimalloc,
+        Rounding::Unknown => return None,
+    };
     let place = Place {
         memory: &memory,
         regions: &image.regions,
         until: Some(Instant::now() + WITHIN),
         most_bytes: MOST_BYTES,
     };
-    walk_counts(place, blocks).ok().flatten()
+    walk_counts(place, allocator, blocks).ok().flatten()
 }
 
 #[cfg(test)]

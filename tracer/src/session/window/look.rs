@@ -144,7 +144,7 @@ fn to_read(block: &Survivor) -> BlockToRead {
     BlockToRead {
         address: block.address,
         size: block.size,
-        has_header: block.has_header,
+        has_header: block.has_header(),
     }
 }
 
