@@ -95,8 +95,10 @@ pub(super) fn jemalloc_counts(
         .filter(|region| region.kind == RegionKind::Anonymous)
         .flat_map(|region| bases(memory, region))
         .collect();
+    // Of two that tell as much, the newer.
     LAYOUTS
         .iter()
+        .rev()
         .map(|layout| count(memory, regions, blocks, &bases, layout))
         .max_by_key(|counts| counts.bytes)
         .filter(|counts| counts.bytes > 0)
@@ -238,7 +240,7 @@ fn descriptor(bytes: &[u8], regions: &[Region], layout: &Layout) -> Option<Found
             free: None,
         }));
     }
-    let blocks = length / block_bytes;
+    let blocks = length.checked_div(block_bytes)?;
     if class >= SMALL_CLASSES || !length.is_multiple_of(block_bytes) || blocks > MOST_BLOCKS {
         return None;
     }
@@ -265,8 +267,9 @@ fn class_bytes(class: u64) -> u64 {
         1..=8 => 16 * class,
         _ => {
             let (power, quarter) = ((class - 9) / 4, (class - 9) % 4);
-            (quarter + 5)
+            1_u64
                 .checked_shl(u32::try_from(power + 5).unwrap_or(u32::MAX))
+                .and_then(|quarter_bytes| quarter_bytes.checked_mul(quarter + 5))
                 .unwrap_or(u64::MAX)
         }
     }
