@@ -9,7 +9,7 @@
 )]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use leakscope_tests::{
@@ -28,7 +28,7 @@ fn preloaded(library: &str, name: &str) {
         "realloc_race",
     ] {
         let program = require_victim!(victim);
-        let Some(start) = preloading(folder.path(), library, &program) else {
+        let Some(start) = preloading(folder.path(), library, &program).unwrap() else {
             return;
         };
         let outcome = Outcome::of(&start).unwrap_or_else(|error| panic!("{victim}: {error:#}"));
@@ -105,7 +105,8 @@ fn a_container_has_its_own_files_under_the_same_names() {
             "exec unshare --mount --uts --ipc chroot {} /victim",
             root.display()
         ),
-    );
+    )
+    .unwrap();
     let outcome = Outcome::of(&start).expect("traced");
     outcome.assert_true(by_any_frame);
     outcome.assert_complete(&["main"]);

@@ -287,7 +287,7 @@ fn blocks_of_jemalloc_and_mimalloc_were_not_counted_and_rates_were_off() {
     let program = require_victim!("load");
     let folder = tempfile::tempdir().unwrap();
     for library in ["libjemalloc.so.2", "libmimalloc.so.2.0"] {
-        if let Some(start) = preloading(folder.path(), library, &program) {
+        if let Some(start) = preloading(folder.path(), library, &program).unwrap() {
             one_of_three(|| name_the_leak(&start, "fast", 96, 0.2));
         }
     }

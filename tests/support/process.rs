@@ -282,28 +282,26 @@ const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 /// A script that gives way to a command: a victim in other surroundings, with the same process id.
 ///
-/// # Panics
+/// # Errors
 /// When it cannot be written.
-#[must_use]
-pub fn script(folder: &Path, command: &str) -> PathBuf {
+pub fn script(folder: &Path, command: &str) -> Result<PathBuf> {
     let path = folder.join("start");
-    fs::write(&path, format!("#!/bin/sh\n{command}\n")).expect("a script");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a script that runs");
-    path
+    fs::write(&path, format!("#!/bin/sh\n{command}\n"))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
 }
 
 /// The same of a program before which a library is loaded; `None`, which is said, where that is not installed.
 ///
-/// # Panics
+/// # Errors
 /// When it cannot be written.
-#[must_use]
-pub fn preloading(folder: &Path, library: &str, program: &Path) -> Option<PathBuf> {
+pub fn preloading(folder: &Path, library: &str, program: &Path) -> Result<Option<PathBuf>> {
     let library = Path::new(LIBRARIES).join(library);
     if !library.exists() {
         leave_out(&format!("{} is not installed", library.display()));
-        return None;
+        return Ok(None);
     }
     let (library, program) = (library.display(), program.display());
     let command = format!("export LD_PRELOAD={library}; exec {program}");
-    Some(script(folder, &command))
+    script(folder, &command).map(Some)
 }

@@ -213,7 +213,7 @@ pub fn count(
         .filter_map(|(size, more)| {
             let points: Vec<(f64, f64)> = points(counts, size).collect();
             let found = Growth::of(&points, counts.now(size) as f64)?;
-            found.is_steady.then(|| Unexplained {
+            found.is_steady.then_some(Unexplained {
                 size,
                 objects: more as f64,
                 objects_per_s: found.per_s,

@@ -43,7 +43,7 @@ fn put(image: &mut Image, layout: usize, place: u64, run: u64, class: u64, pages
             | u64::from(count) << layout.free,
     );
     image.put(at + 8, RUNS + run * PAGE);
-    image.put(at + 16, pages * PAGE | 7);
+    image.put(at + 16, (pages * PAGE) | 7);
     if is_small {
         image.put(at + 64, free);
     }

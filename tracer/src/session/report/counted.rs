@@ -46,9 +46,11 @@ fn of_count(counted: &Counted, rates: Rates, pid: u32) -> Option<UnseenGrowth> {
         .iter()
         .map(Unexplained::bytes_per_s)
         .sum();
-    let whole = (counted.heap.is_steady && rates.judged < EXPLAINED * counted.heap.bytes_per_s)
-        .then(|| counted.heap.bytes_per_s - rates.judged)
-        .unwrap_or_default();
+    let whole = if counted.heap.is_steady && rates.judged < EXPLAINED * counted.heap.bytes_per_s {
+        counted.heap.bytes_per_s - rates.judged
+    } else {
+        Default::default()
+    };
     let (per_s, what, is_enough) = if of_sizes >= whole {
         let objects: f64 = counted.unexplained.iter().map(|grown| grown.objects).sum();
         (of_sizes, sizes(counted), objects >= LEAST_BLOCKS)
