@@ -12,9 +12,9 @@ use std::{
 use leakscope::{
     daemon::{self, DaemonOptions, Source},
     report::{
-        DescriptorKind, Evidence, Frame, FrameKind, Holding, KernelLevel, KernelMemory,
-        MemoryPoint, Process, ProcessKernel, Reachability, Report, ReportParts, Sample, Site,
-        SiteHolder, SiteKind, SiteType, Tier, Timestamp, Verdict,
+        DescriptorKind, Evidence, Frame, FrameKind, Holding, KernelLevel, KernelMemory, Lives,
+        MemoryPoint, OfLife, OfSize, Process, ProcessKernel, Reachability, Report, ReportParts,
+        Sample, Site, SiteHolder, SiteKind, SiteType, Tier, Timestamp, Verdict,
     },
 };
 
@@ -165,6 +165,30 @@ impl MadeUp {
                 38 => SiteKind::Mapping,
                 _ => SiteKind::Heap,
             },
+            peak_bytes: is_exact.then_some(inuse_bytes + base / 4),
+            lives: Some(Lives {
+                sizes: (5..9)
+                    .map(|power| OfSize {
+                        below_bytes: 1 << power,
+                        objects: objects / (12 - power),
+                    })
+                    .collect(),
+                ages: [(0.25, 9), (8.0, 4), (64.0, 2)]
+                    .map(|(below_s, part)| OfLife {
+                        below_s,
+                        objects: objects / part,
+                    })
+                    .to_vec(),
+                followed_objects: objects * 3,
+                freed: [(2.0, 1), (16.0, 5)]
+                    .map(|(below_s, part)| OfLife {
+                        below_s,
+                        objects: objects / part,
+                    })
+                    .to_vec(),
+                temporary_objects: objects,
+                temporary_below_s: 1.03,
+            }),
             reachability: (id < 20).then_some(Reachability {
                 checked: objects,
                 unreachable: if id == 1 { objects / 2 } else { 0 },

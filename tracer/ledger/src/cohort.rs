@@ -9,6 +9,7 @@ mod gaps;
 mod heirs;
 mod interval;
 mod joined;
+mod lives;
 mod look;
 mod pool;
 mod profile;
@@ -27,7 +28,7 @@ use std::collections::BTreeMap;
 use hashbrown::{HashMap, HashSet};
 use leakscope_common::{live_key, thin_keeps};
 
-use super::{Rounding, SiteId};
+use super::{Fates, Rounding, SiteId};
 use fate::{Fate, Keys, taken_for};
 use gaps::Gaps;
 use pool::Seen;
@@ -292,6 +293,8 @@ pub struct Cohorts {
     pub(super) settled_births: HashMap<SiteId, Amount>,
     /// Windows in which the site allocated, among the old ones.
     pub(super) settled_windows: HashMap<SiteId, u32>,
+    /// What became of the blocks of old windows, while these were young.
+    settled_fates: HashMap<SiteId, Fates>,
 }
 
 impl Cohorts {
@@ -488,6 +491,8 @@ impl Cohorts {
                     .or_default()
                     .add(counts.births.times(weight));
                 *self.settled_windows.entry(site).or_default() += 1;
+                let fates = counts.fates(&cohort.span, self.shift > 0);
+                self.settled_fates.entry(site).or_default().add(&fates);
             }
         }
     }

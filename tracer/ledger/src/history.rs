@@ -4,6 +4,7 @@ use leakscope_common::SiteTotals;
 
 use super::{
     series::{Point, Resolution, Series, Value},
+    spread::Fates,
     survival::Survival,
     verdict::LOOK_FOR_S,
 };
@@ -166,6 +167,12 @@ pub struct SiteHistory {
     pub now_s: f64,
     /// The last look that found a block freed; none so far when it is before `since_s`.
     pub freed_s: f64,
+    /// The most bytes alive at a look.
+    pub most_bytes: f64,
+    /// Blocks that were surely born and freed between the same two looks: more were freed between them than there had been before.
+    temporary: u64,
+    /// The longest time between two such looks, nanoseconds.
+    temporary_ns: u64,
 }
 
 impl SiteHistory {
@@ -186,14 +193,57 @@ impl SiteHistory {
             since_s,
             now_s: since_s,
             freed_s: f64::NEG_INFINITY,
+            most_bytes: 0.0,
+            temporary: 0,
+            temporary_ns: 0,
         }
+    }
+
+    /// Puts down what is alive.
+    fn push(&mut self, at_s: f64, level: SiteLevel) {
+        self.most_bytes = self.most_bytes.max(level.bytes);
+        self.levels.push(at_s, level);
+    }
+
+    /// Counts the blocks that were born since the look before, at `now_s`, and freed by this one.
+    fn note_temporary(&mut self, at_s: f64, totals: &SiteTotals) {
+        let freed = totals.free_objects.saturating_sub(self.totals.free_objects);
+        let there = self
+            .totals
+            .alloc_objects
+            .saturating_sub(self.totals.free_objects);
+        let temporary = freed.saturating_sub(there);
+        if temporary > 0 {
+            self.temporary = self.temporary.saturating_add(temporary);
+            let between_ns = ((at_s - self.now_s).max(0.0) * 1e9) as u64;
+            self.temporary_ns = self.temporary_ns.max(between_ns);
+        }
+    }
+
+    /// What became of its blocks, where all of them are followed; `None` where some are left out.
+    #[must_use]
+    pub fn fates(&self) -> Option<Fates> {
+        if self.weight > 1 {
+            return None;
+        }
+        let mut freed = self.survival.freed().clone();
+        // They are among those that surveys missed, but for which was when.
+        freed.take_smallest(self.temporary);
+        freed.note_life(self.temporary_ns, self.temporary);
+        freed.fit(self.totals.free_objects);
+        Some(Fates {
+            followed: self.totals.alloc_objects,
+            temporary: self.temporary.min(freed.total()),
+            temporary_ns: self.temporary_ns,
+            freed,
+        })
     }
 
     /// Notes what was there before: of these blocks none is born now.
     pub fn begin(&mut self, at_s: f64, totals: &SiteTotals) {
         self.totals = *totals;
         let balance = |allocated: u64, freed: u64| allocated.wrapping_sub(freed) as i64 as f64;
-        self.levels.push(
+        self.push(
             at_s,
             SiteLevel::new(
                 balance(totals.alloc_bytes, totals.free_bytes),
@@ -217,12 +267,13 @@ impl SiteHistory {
         if totals.free_objects > self.totals.free_objects {
             self.freed_s = at_s;
         }
+        self.note_temporary(at_s, totals);
         self.totals = *totals;
         self.weight = weight;
         self.now_s = at_s;
         if weight == 1 {
             let balance = |allocated: u64, freed: u64| allocated.wrapping_sub(freed) as i64 as f64;
-            self.levels.push(
+            self.push(
                 at_s,
                 SiteLevel::new(
                     balance(totals.alloc_bytes, totals.free_bytes),
@@ -269,7 +320,7 @@ impl SiteHistory {
                 bytes += cohort.alive_bytes as f64;
                 objects += f64::from(cohort.alive);
             }
-            self.levels.push(at_s, SiteLevel::new(bytes, objects));
+            self.push(at_s, SiteLevel::new(bytes, objects));
         }
     }
 
@@ -288,6 +339,8 @@ pub(super) struct ProcessHistory {
     levels: Series<ProcessLevel>,
     /// What it ended with, in no judgement: see [`SiteHistory::end`].
     end: Option<Point<ProcessLevel>>,
+    /// The most seen at a look: bytes in use, and resident ones.
+    pub(super) most: (f64, f64),
 }
 
 impl Default for ProcessHistory {
@@ -295,6 +348,7 @@ impl Default for ProcessHistory {
         Self {
             levels: Series::new(&PROCESS),
             end: None,
+            most: (0.0, 0.0),
         }
     }
 }
@@ -302,6 +356,11 @@ impl Default for ProcessHistory {
 impl ProcessHistory {
     /// Notes its memory, at seconds since the trace began.
     pub(super) fn observe(&mut self, at_s: f64, level: ProcessLevel) {
+        let (inuse, resident) = self.most;
+        self.most = (
+            inuse.max(level.inuse_bytes).max(level.most_inuse_bytes),
+            resident.max(level.resident_bytes),
+        );
         self.levels.push(at_s, level);
     }
 

@@ -16,6 +16,7 @@ mod profiled;
 mod resumed;
 mod series;
 mod sizes;
+mod spread;
 mod steady;
 mod survey;
 mod survival;
@@ -49,6 +50,7 @@ pub use process::{Limit, Room, SiteOfProcess};
 pub use profiled::{ProfiledBlocks, Sampled, rises};
 pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use sizes::{BlockSize, Rounding, SizeCounts};
+pub use spread::{Alive, Fates, Spread};
 pub use survey::{BlockFilter, SiteSurvey, Survey};
 pub use survival::{AGES, Cohort, INTERVALS, Survival};
 pub use typed::{Born, FIRST_KIND, Kind, KindOfSite, TypedGrowth, TypedSite};
@@ -321,6 +323,16 @@ impl Ledger {
             .map_or_else(Judgement::default, |process| {
                 process.judge_anonymous(mappings, room)
             })
+    }
+
+    /// The most that a process had at a look, bytes: in use, and resident.
+    #[must_use]
+    pub fn peaks(&self, incarnation: u32) -> (u64, u64) {
+        let most = self
+            .processes
+            .get(&incarnation)
+            .map_or((0.0, 0.0), |process| process.most);
+        (most.0.max(0.0) as u64, most.1 as u64)
     }
 
     /// A process's memory over time, at most so many points.

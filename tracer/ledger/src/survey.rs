@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use leakscope_common::Block;
 
-use super::SiteId;
+use super::{Alive, SiteId};
 
 /// Which live blocks count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,14 @@ pub struct BlockFilter {
     pub min_age_ns: u64,
     /// Now, CLOCK_MONOTONIC nanoseconds.
     pub now_ns: u64,
+}
+
+impl BlockFilter {
+    /// Whether a block counts.
+    #[must_use]
+    pub fn passes(&self, block: &Block) -> bool {
+        self.now_ns.saturating_sub(block.born_ns) >= self.min_age_ns
+    }
 }
 
 /// What is alive of a site.
@@ -31,7 +39,7 @@ pub struct SiteSurvey {
 impl SiteSurvey {
     /// Counts a live block.
     pub fn note(&mut self, block: &Block, filter: &BlockFilter) {
-        if filter.now_ns.saturating_sub(block.born_ns) < filter.min_age_ns {
+        if !filter.passes(block) {
             return;
         }
         self.kept_objects += 1;
@@ -48,6 +56,7 @@ impl SiteSurvey {
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
     sites: HashMap<SiteId, SiteSurvey>,
+    alive: HashMap<SiteId, Alive>,
     thin_shift: u32,
 }
 
@@ -59,8 +68,8 @@ impl Survey {
     #[must_use]
     pub fn new(thin_shift: u32) -> Self {
         Self {
-            sites: HashMap::new(),
             thin_shift,
+            ..Self::default()
         }
     }
 
@@ -84,6 +93,17 @@ impl Survey {
             (Some(one), Some(two)) => Some(one.min(two)),
             (one, two) => one.or(two),
         };
+    }
+
+    /// Adds the sizes and ages of blocks that were kept.
+    pub fn spread(&mut self, site: SiteId, alive: &Alive) {
+        self.alive.entry(site).or_default().add(alive);
+    }
+
+    /// The sizes and ages of the blocks that were kept of a site.
+    #[must_use]
+    pub fn alive(&self, site: SiteId) -> Option<&Alive> {
+        self.alive.get(&site)
     }
 
     /// What is alive of a site.

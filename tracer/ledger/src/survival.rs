@@ -4,6 +4,8 @@
 //! An interval is `2^shift` nanoseconds, about 2 s at first. When all [`INTERVALS`] are used, neighbours are joined, so that
 //! memory is fixed and the resolution is always between a 128th and a 64th of the time since the site was first seen.
 
+use super::Spread;
+
 /// How many intervals there are at most.
 pub const INTERVALS: usize = 128;
 
@@ -26,6 +28,8 @@ pub struct Cohort {
     alive_at: [u32; AGES],
     /// How many places of `alive_at` are filled.
     noted: u8,
+    /// How many were alive at the survey before, with those born since: what a survey misses of them has been freed.
+    expected: u32,
 }
 
 /// An interval without births, in which there is nothing to note.
@@ -35,6 +39,7 @@ static NOTHING: Cohort = Cohort {
     alive_bytes: 0,
     alive_at: [0; AGES],
     noted: 0,
+    expected: 0,
 };
 
 impl Cohort {
@@ -61,6 +66,7 @@ impl Cohort {
             alive_bytes: self.alive_bytes.saturating_add(later.alive_bytes),
             alive_at,
             noted,
+            expected: self.expected.saturating_add(later.expected),
         }
     }
 }
@@ -75,6 +81,7 @@ pub struct Survival {
     /// How many intervals there are.
     reached: usize,
     surveyed_ns: Option<u64>,
+    freed: Spread,
 }
 
 impl Survival {
@@ -87,6 +94,7 @@ impl Survival {
             cohorts: Vec::new(),
             reached: 0,
             surveyed_ns: None,
+            freed: Spread::default(),
         }
     }
 
@@ -130,6 +138,8 @@ impl Survival {
         let place = self.reach(at_ns);
         if let Some(cohort) = self.cohort(place) {
             cohort.born = cohort.born.saturating_add(count);
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            cohort.expected = cohort.expected.saturating_add(count);
         }
     }
 
@@ -158,6 +168,7 @@ impl Survival {
     /// All live blocks are counted.
     pub fn end_survey(&mut self, now_ns: u64) {
         self.surveyed_ns = Some(now_ns);
+        self.note_freed(now_ns);
         let now = now_ns.saturating_sub(self.origin_ns) >> self.shift;
         for (end, cohort) in (1..).zip(&mut self.cohorts) {
             let age = now.saturating_sub(end);
@@ -168,6 +179,28 @@ impl Survival {
                 cohort.noted += 1;
             }
         }
+    }
+
+    /// Counts what the survey before had found, or what was born since, and this one has not.
+    fn note_freed(&mut self, now_ns: u64) {
+        // Births are noted at looks: those of one interval may be taken for the next one's, which then seem to be freed.
+        let surplus = |cohort: &Cohort| u64::from(cohort.alive.saturating_sub(cohort.expected));
+        let mut surplus: u64 = self.cohorts.iter().map(surplus).sum();
+        for (place, cohort) in self.cohorts.iter_mut().enumerate().rev() {
+            let missed = u64::from(cohort.expected.saturating_sub(cohort.alive));
+            let taken = missed.min(surplus);
+            surplus -= taken;
+            let began_ns = self.origin_ns.saturating_add((place as u64) << self.shift);
+            self.freed
+                .note_life(now_ns.saturating_sub(began_ns), missed - taken);
+            cohort.expected = cohort.alive;
+        }
+    }
+
+    /// The blocks that were freed, by how long they lived at most: from the beginning of the interval of their birth to the survey that missed them.
+    #[must_use]
+    pub fn freed(&self) -> &Spread {
+        &self.freed
     }
 
     /// When the last survey was, CLOCK_MONOTONIC nanoseconds; `None` before the first.

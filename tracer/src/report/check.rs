@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use super::model::{Process, ProcessKernel, Report, Site, Verdict};
+use super::model::{Lives, Process, ProcessKernel, Report, Site, Verdict};
 
 impl Report {
     /// Where the report contradicts itself, a sentence each; empty when it does not.
@@ -123,6 +123,7 @@ impl Report {
             }
         }
         self.check_counts(&mut found);
+        self.check_lives(&mut found);
         let total = self.total();
         let sum = |part: fn(&Process) -> u64| {
             self.processes
@@ -162,6 +163,44 @@ impl Report {
 }
 
 impl Report {
+    /// Histograms hold no more blocks than there are, and peaks are no lower than what is in use.
+    fn check_lives(&self, found: &mut Vec<String>) {
+        for site in &self.sites {
+            let name = format!("site {} of process {}", site.id, site.pid);
+            if site.peak_bytes.is_some_and(|peak| peak < site.inuse_bytes) {
+                found.push(format!("{name}: its peak is below what is in use"));
+            }
+            let Some(lives) = &site.lives else {
+                continue;
+            };
+            let freed = if site.sample.is_none() {
+                site.alloc_objects.saturating_sub(site.inuse_objects)
+            } else {
+                lives.followed_objects
+            };
+            lives.check(
+                &name,
+                (site.inuse_objects, site.alloc_objects, freed),
+                found,
+            );
+        }
+        for process in &self.processes {
+            let name = format!("process {}", process.pid);
+            if let Some(lives) = &process.lives {
+                let most = (
+                    process.inuse_objects,
+                    process.alloc_objects,
+                    process.alloc_objects,
+                );
+                lives.check(&name, most, found);
+            }
+            let peak = process.peak_inuse_bytes;
+            if peak > 0 && peak < process.inuse_bytes {
+                found.push(format!("{name}: its peak is below what is in use"));
+            }
+        }
+    }
+
     /// Sites of one size hold no more blocks together than there are.
     fn check_counts(&self, found: &mut Vec<String>) {
         let mut sums: BTreeMap<(u32, u32, u64), (u64, u64)> = BTreeMap::new();
@@ -178,6 +217,29 @@ impl Report {
                 found.push(format!(
                     "process {pid}: sites hold {sum} blocks of {size} bytes, and {most} were counted"
                 ));
+            }
+        }
+    }
+}
+
+impl Lives {
+    /// Holds the lists against the most blocks that can be in use, allocated and freed.
+    fn check(
+        &self,
+        name: &str,
+        (inuse, allocated, freed): (u64, u64, u64),
+        found: &mut Vec<String>,
+    ) {
+        let [sizes, ages, ended] = self.sums();
+        for (what, sum, most) in [
+            ("its sizes", sizes, inuse),
+            ("its ages", ages, inuse),
+            ("what was followed", self.followed_objects, allocated),
+            ("what was freed", ended, freed.min(self.followed_objects)),
+            ("what was temporary", self.temporary_objects, ended),
+        ] {
+            if sum > most {
+                found.push(format!("{name}: {what} come to {sum} blocks of {most}"));
             }
         }
     }

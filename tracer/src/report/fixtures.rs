@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::{
     CountedGrowth, CountedSize, DescriptorKind, Frame, FrameKind, Holding, KernelLevel,
-    KernelLevelKind, KernelMemory, KernelPart, MappingKind, MemoryPoint, Overhead, Probe, Process,
-    ProcessKernel, Report, ReportParts, Sample, Site, SiteKind, Suppressed, Tier, Timestamp,
-    Verdict,
+    KernelLevelKind, KernelMemory, KernelPart, Lives, MappingKind, MemoryPoint, OfLife, OfSize,
+    Overhead, Probe, Process, ProcessKernel, Report, ReportParts, Sample, Site, SiteKind,
+    Suppressed, Tier, Timestamp, Verdict,
 };
 
 pub(super) use machine::machine_report;
@@ -102,6 +102,8 @@ fn indexer() -> Process {
             })
             .collect(),
         frees_of_unknown_blocks: 17,
+        peak_inuse_bytes: 80 * MIB,
+        peak_rss_bytes: 87 * MIB,
         probes: [
             ("malloc", 0x9_8f00, 24_345),
             ("free", 0x9_9500, 22_000),
@@ -116,6 +118,26 @@ fn indexer() -> Process {
         })
         .to_vec(),
         ..Process::default()
+    }
+}
+
+/// Blocks of these sizes, most of which came some seconds ago; of those followed, so many were freed, most of them at once.
+fn lives(sizes: &[(u64, u64)], followed_objects: u64, freed: u64) -> Lives {
+    let alive: u64 = sizes.iter().map(|(_, objects)| objects).sum();
+    let of = |below_s, objects| OfLife { below_s, objects };
+    Lives {
+        sizes: sizes
+            .iter()
+            .map(|(below_bytes, objects)| OfSize {
+                below_bytes: *below_bytes,
+                objects: *objects,
+            })
+            .collect(),
+        ages: vec![of(0.0625, 1), of(8.0, alive - 1)],
+        followed_objects,
+        freed: vec![of(2.0, freed - 20), of(16.0, 20)],
+        temporary_objects: freed - 20,
+        temporary_below_s: 1.02,
     }
 }
 
@@ -140,6 +162,8 @@ pub(super) fn exact_report() -> Report {
         growth_bytes_per_s: 104_857.6,
         verdict: Verdict::Leaking,
         verdict_reason: "every one of 1,024 blocks born more than 5 s ago is alive".to_owned(),
+        peak_bytes: Some(MIB + 64 * KIB),
+        lives: Some(lives(&[(64, 24), (2048, 1000)], 2048, 1000)),
         stack_complete: true,
         frames: with_end(vec![
             libc("malloc", 0x98f00),
@@ -313,6 +337,7 @@ pub(super) fn sampled_report() -> Report {
             checks: 300,
             counted_bytes: mib * MIB / 4,
         }),
+        lives: Some(lives(&[(32, 100), (1024, 500)], 4000, 3000)),
         counted: Some(CountedGrowth {
             block_bytes: 64,
             growth_bytes_per_s: 157_696.0,

@@ -8,8 +8,9 @@ use std::io::{self, Write};
 
 use super::difference::{ChangeKind, Difference};
 use super::kernel_names::{descriptors, level_figures, level_name, others};
-use super::model::{Overhead, Process, Report, Site, SiteKind};
-use super::names::{clean, go_use, heap_use, looked_at, process_name, seen_by, why_empty};
+use super::lives::lives;
+use super::model::{Lives, Overhead, Process, Report, Site, SiteKind};
+use super::names::{clean, go_use, heap_use, looked_at, peak, process_name, seen_by, why_empty};
 use super::text::{headline, marks, stack_lines};
 use super::{Format, Svg};
 use crate::units;
@@ -235,8 +236,11 @@ fn describe(process: &Process, out: &mut dyn Write) -> io::Result<()> {
     };
     writeln!(
         out,
-        "<figure><figcaption>{}</figcaption><p>{surviving}{resident}{}</p>",
+        "<figure><figcaption>{}</figcaption><p>{surviving}{resident}{}{}</p>",
         text(&process_name(process)),
+        peak(process)
+            .map(|peak| format!("; {peak}"))
+            .unwrap_or_default(),
         if process.exited { "; it has ended" } else { "" }
     )?;
     if let Some(go) = &process.go {
@@ -260,6 +264,7 @@ fn describe(process: &Process, out: &mut dyn Write) -> io::Result<()> {
             )?;
         }
     }
+    spread(process.lives.as_ref(), out)?;
     chart::write(&process.memory_series, out)?;
     writeln!(out, "</figure>")
 }
@@ -333,6 +338,7 @@ fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             writeln!(out, "<p class=\"dim\">{}</p>", text(&line))?;
         }
         stack(site, out)?;
+        spread(site.lives.as_ref(), out)?;
         writeln!(out, "</td></tr>")?;
     }
     writeln!(out, "</tbody></table>")?;
@@ -345,6 +351,18 @@ fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
     writeln!(out, "</section>")
+}
+
+/// Sizes and lives of blocks, which show when they are asked for.
+fn spread(known: Option<&Lives>, out: &mut dyn Write) -> io::Result<()> {
+    let Some(known) = known else {
+        return Ok(());
+    };
+    write!(out, "<details><summary>sizes and lives</summary>")?;
+    for (name, line) in lives(known) {
+        write!(out, "<p class=\"dim\">{name}: {}</p>", text(&line))?;
+    }
+    writeln!(out, "</details>")
 }
 
 /// A stack, of which the headline shows until it is opened.

@@ -12,6 +12,7 @@ pub mod heap;
 mod html;
 mod json;
 mod kernel_names;
+mod lives;
 pub mod metrics;
 mod model;
 mod names;
@@ -39,16 +40,17 @@ pub use folded::Folded;
 pub use html::Html;
 pub use json::Json;
 pub(crate) use kernel_names::{descriptors, leaks, others};
+pub(crate) use lives::lives;
 pub use model::{
     Container, CountedGrowth, CountedSize, DESCRIPTORS, DescriptorKind, Ended, Evidence, Frame,
     FrameKind, GoHeapUse, GoSize, GoUse, HeapUse, HeldMemory, Holding, KernelLevel,
-    KernelLevelKind, KernelMemory, KernelPart, LostAtExit, LostType, MappingKind, MemoryLimit,
-    MemoryPoint, Omitted, Overhead, Probe, Process, ProcessKernel, Reachability, ReadError, Report,
-    ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind, SiteType, Suppressed, Tier,
-    UnseenGrowth, Verdict,
+    KernelLevelKind, KernelMemory, KernelPart, Lives, LostAtExit, LostType, MappingKind,
+    MemoryLimit, MemoryPoint, OfLife, OfSize, Omitted, Overhead, Probe, Process, ProcessKernel,
+    Reachability, ReadError, Report, ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind,
+    SiteType, Suppressed, Tier, UnseenGrowth, Verdict,
 };
 pub use names::LOST_AT_EXIT;
-pub(crate) use names::{clean, function, process_name, unnamed, why_empty};
+pub(crate) use names::{clean, function, peak, process_name, unnamed, why_empty};
 pub use pprof::{Pprof, PprofAllocs, PprofGoroutines};
 pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};
 pub use svg::Svg;

@@ -9,6 +9,7 @@ mod container;
 mod go;
 mod heap;
 mod kernel;
+mod lives;
 mod lost;
 
 use std::cmp::Reverse;
@@ -29,6 +30,7 @@ pub use kernel::{
     DESCRIPTORS, DescriptorKind, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart,
     ProcessKernel,
 };
+pub use lives::{Lives, OfLife, OfSize};
 pub use lost::{LostAtExit, LostType, Reachability};
 
 /// The version of the JSON contract that this program writes and reads.
@@ -184,6 +186,15 @@ pub struct Process {
     /// Its memory over time, the oldest first.
     #[serde(default)]
     pub memory_series: Vec<MemoryPoint>,
+    /// The most bytes in use at a look; never less than `inuse_bytes`. Estimated, where that is.
+    #[serde(default)]
+    pub peak_inuse_bytes: u64,
+    /// The most resident memory at a look, bytes.
+    #[serde(default)]
+    pub peak_rss_bytes: u64,
+    /// Sizes and lives of the blocks of all of its sites, shown or not; `None` where nothing is known of them.
+    #[serde(default)]
+    pub lives: Option<Lives>,
     /// How full its heap is; `None` where that was not looked at.
     #[serde(default)]
     pub heap: Option<HeapUse>,
@@ -316,6 +327,12 @@ pub struct Site {
     /// Who holds those that are held, by the shortest ways to roots, the most first.
     #[serde(default)]
     pub holders: Vec<SiteHolder>,
+    /// The most of its bytes in use at a look; `None` where they are only estimated, and of what is no block of an allocator.
+    #[serde(default)]
+    pub peak_bytes: Option<u64>,
+    /// Sizes and lives of its blocks; `None` where nothing is known of them.
+    #[serde(default)]
+    pub lives: Option<Lives>,
     /// What speaks for the verdict, as it was counted.
     #[serde(default)]
     pub evidence: Vec<Evidence>,
@@ -508,18 +525,23 @@ impl ReportParts {
     /// Sets the sums of every process from the sites. To be called while all sites are there; those of processes that
     /// are not listed count nowhere.
     pub fn add_up(&mut self) {
-        let mut sums: BTreeMap<(u32, u32), (Omitted, u64)> = BTreeMap::new();
+        let mut sums: BTreeMap<(u32, u32), (Omitted, u64, Option<Lives>)> = BTreeMap::new();
         for site in &self.sites {
-            let (sum, counted) = sums.entry((site.pid, site.incarnation)).or_default();
+            let (sum, counted, known) = sums.entry((site.pid, site.incarnation)).or_default();
             sum.add(site);
+            // Pages are blocks of others, and in no sum.
+            if let Some(lives) = site.lives.as_ref().filter(|_| site.kind != SiteKind::Pages) {
+                known.get_or_insert_default().add(lives);
+            }
             let sample = site.sample.unwrap_or_default();
             *counted = counted.saturating_add(sample.counted_bytes);
         }
         for process in &mut self.processes {
-            let (sum, counted) = sums
+            let (sum, counted, lives) = sums
                 .remove(&(process.pid, process.incarnation))
                 .unwrap_or_default();
             process.counted_bytes = counted;
+            process.lives = lives;
             process.inuse_bytes = sum.inuse_bytes;
             process.inuse_objects = sum.inuse_objects;
             process.alloc_bytes = sum.alloc_bytes;

@@ -200,6 +200,19 @@ pub(super) fn heap_use(heap: &HeapUse) -> String {
     )
 }
 
+/// The most that a process had, where that was more than it has.
+pub(crate) fn peak(process: &Process) -> Option<String> {
+    let parts: Vec<String> = [
+        (process.peak_inuse_bytes, process.inuse_bytes, "in use"),
+        (process.peak_rss_bytes, process.rss_bytes, "resident"),
+    ]
+    .into_iter()
+    .filter(|(peak, now, _)| peak > now)
+    .map(|(peak, _, what)| format!("{} {what}", units::bytes(peak)))
+    .collect();
+    (!parts.is_empty()).then(|| format!("at most {}", parts.join(", ")))
+}
+
 /// What is seen of a Go runtime, in words.
 pub(super) fn go_use(go: &GoUse) -> String {
     let version = go.version.as_deref().map_or("Go".into(), clean);

@@ -7,8 +7,8 @@ use super::{
     text::{safe, wrap},
 };
 use crate::report::{
-    Evidence, Process, Report, Site, SiteKind, Tier, Verdict, descriptors, headline, leaks, others,
-    process_name, stack_lines, why_empty,
+    Evidence, Process, Report, Site, SiteKind, Tier, Verdict, descriptors, headline, leaks, lives,
+    others, peak, process_name, stack_lines, why_empty,
 };
 use crate::units::{blocks, bytes, count, duration, pages, plural, rate};
 
@@ -123,6 +123,7 @@ pub(super) fn process(report: &Report, process: &Process, columns: usize) -> Vec
     } else {
         memory.push(format!("nothing in use: {}", why_empty(process)));
     }
+    memory.extend(peak(process));
     lines.put(Dress::Plain, 0, &memory.join(" · "));
     if let Some(kernel) = &process.kernel {
         let held = [
@@ -220,6 +221,13 @@ pub(super) fn site(about: About<'_>, columns: usize) -> Vec<Line> {
             format!("{} × {}", count(holder.objects), holder.path.join(" ← "))
         });
     }
+    let spread: Vec<_> = site.lives.iter().flat_map(lives).collect();
+    if !spread.is_empty() {
+        lines.title("Sizes and lives");
+        lines.entries(&spread, usize::MAX, |(name, text)| {
+            format!("{name}: {text}")
+        });
+    }
     evidence(&mut lines, site);
     let series = history.series(&SiteKey::of(site));
     let drawn = curve::chart(&series, columns.saturating_sub(INDENT), CURVE_LINES);
@@ -289,6 +297,9 @@ fn figures(lines: &mut Lines, about: About<'_>) {
     }
     if site.reserved_bytes > 0 {
         facts.push(format!("{} more reserved", bytes(site.reserved_bytes)));
+    }
+    if let Some(peak) = site.peak_bytes.filter(|peak| *peak > site.inuse_bytes) {
+        facts.push(format!("peak {}", bytes(peak)));
     }
     if let Some(allocator) = &site.allocator {
         facts.push(allocator.clone());

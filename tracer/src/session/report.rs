@@ -4,6 +4,8 @@
 mod counted;
 #[path = "report/ended.rs"]
 mod ended;
+#[path = "report/lives.rs"]
+mod lives;
 #[path = "report/lost.rs"]
 mod lost;
 #[path = "report/probes.rs"]
@@ -39,7 +41,7 @@ use crate::{
     duration::times,
     kernel::{KernelError, MappingWay},
     kernel_memory::count_descriptors,
-    ledger::{SiteId, Survey},
+    ledger::{SiteHistory, SiteId, Survey},
     report::{Overhead, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
     symbol::AddressSpace,
 };
@@ -97,6 +99,17 @@ pub(super) fn make(
             continue;
         }
         let mut made = site(session, &survey, id, *pid, incarnation, &totals, *now_ns);
+        if mapping.is_none() {
+            let known = session.ledger.site(id);
+            let fates = known.and_then(SiteHistory::fates);
+            lives::describe(
+                &mut made,
+                survey.alive(id).cloned().unwrap_or_default(),
+                fates,
+            );
+            let most = known.map_or(0, |known| known.most_bytes.max(0.0) as u64);
+            made.peak_bytes = Some(most.max(made.inuse_bytes));
+        }
         if let Some(survey) = mapping {
             growth::describe(&mut made, survey, session.stack_use.touched(id), *now_ns);
         }

@@ -497,6 +497,9 @@ impl Session {
                     anonymous_bytes: point.value.anonymous_bytes as u64,
                 })
                 .collect();
+            let (inuse, resident) = self.ledger.peaks(process.incarnation);
+            process.peak_inuse_bytes = inuse.max(process.inuse_bytes);
+            process.peak_rss_bytes = resident.max(process.rss_bytes);
             // Estimates are renewed now and then; the last is of this report.
             if !is_complete && let Some(last) = process.memory_series.last_mut() {
                 last.inuse_bytes = process.inuse_bytes;

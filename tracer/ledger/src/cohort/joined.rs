@@ -74,6 +74,9 @@ impl Cohorts {
         if let Some(births) = self.settled_births.remove(&from) {
             self.settled_births.entry(to).or_default().add(births);
         }
+        if let Some(fates) = self.settled_fates.remove(&from) {
+            self.settled_fates.entry(to).or_default().add(&fates);
+        }
         if let Some(windows) = self.settled_windows.remove(&from) {
             // The same windows may have seen both.
             let known = self.settled_windows.entry(to).or_default();

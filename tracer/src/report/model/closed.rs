@@ -62,6 +62,12 @@ impl Report {
                 .iter_mut()
                 .map(|point| &mut point.at_s)
                 .chain([&mut process.rss_growth_bytes_per_s])
+                .chain(
+                    process
+                        .lives
+                        .iter_mut()
+                        .map(|lives| &mut lives.temporary_below_s),
+                )
                 .chain(process.lost_at_exit.iter_mut().map(|lost| &mut lost.held_s))
                 .chain(process.kernel.iter_mut().flat_map(ProcessKernel::floats))
         }))
@@ -76,9 +82,11 @@ impl Report {
                     &mut counted.last_age_s,
                 ]
             });
+            let lives = site.lives.iter_mut();
             [&mut site.oldest_age_s, &mut site.growth_bytes_per_s]
                 .into_iter()
                 .chain(counted)
+                .chain(lives.map(|lives| &mut lives.temporary_below_s))
         }));
         for float in floats {
             if !float.is_finite() {

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use super::super::lives::lives;
 use super::super::model::{Probe, Process, ProcessKernel, Report, Tier, Verdict};
 use super::super::names::{self, base_name, clean, process_name, why_empty};
 use super::{BOLD, DIM, Text, chart, verdict_color};
@@ -238,6 +239,14 @@ impl Text {
             line("surviving", &surviving)?;
         } else if !nothing {
             line("surviving", &format!("nothing: {}", why_empty(process)))?;
+        }
+        if self.style.full {
+            if let Some(peak) = names::peak(process) {
+                line("peak", &peak)?;
+            }
+            for (name, text) in process.lives.iter().flat_map(lives) {
+                line(name, &text)?;
+            }
         }
         if process.frees_of_unknown_blocks > 0 && self.style.full {
             let allocated = match report.tier {

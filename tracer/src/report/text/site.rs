@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use super::super::lives::lives;
 use super::super::model::{CountedGrowth, Frame, Report, Site, SiteKind, Verdict};
 use super::super::names::{self, clean, process_name};
 use super::layout::cut;
@@ -109,6 +110,11 @@ impl Text {
         writeln!(out, "    {}", self.dress(DIM, &facts))?;
         for line in names::looked_at(site) {
             writeln!(out, "    {line}")?;
+        }
+        if self.style.full {
+            for (name, line) in site.lives.iter().flat_map(lives) {
+                writeln!(out, "    {name}: {line}")?;
+            }
         }
         self.stack(site, own.is_empty(), callers, out)?;
         writeln!(out)
@@ -314,6 +320,9 @@ fn facts(site: &Site, via: Option<String>, several: bool) -> String {
     facts.extend(rate(site.growth_bytes_per_s));
     if site.reserved_bytes > 0 {
         facts.push(format!("{} more reserved", bytes(site.reserved_bytes)));
+    }
+    if let Some(peak) = site.peak_bytes.filter(|peak| *peak > site.inuse_bytes) {
+        facts.push(format!("peak {}", bytes(peak)));
     }
     let allocator = site.allocator.as_deref().filter(|_| several);
     let family = allocator

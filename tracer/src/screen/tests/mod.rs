@@ -13,8 +13,9 @@ mod machine;
 use std::sync::Arc;
 
 use crate::report::{
-    CountedGrowth, Evidence, Frame, Holding, MemoryPoint, Process, ProcessKernel, Reachability,
-    Report, ReportParts, Site, SiteHolder, SiteType, Tier, Timestamp, Verdict,
+    CountedGrowth, Evidence, Frame, Holding, Lives, MemoryPoint, OfLife, OfSize, Process,
+    ProcessKernel, Reachability, Report, ReportParts, Site, SiteHolder, SiteType, Tier, Timestamp,
+    Verdict,
 };
 
 use super::{
@@ -117,6 +118,24 @@ fn parts(at_s: f64) -> ReportParts {
         of: 16_384,
         watched_s: 60.0,
     }];
+    leak.peak_bytes = Some(5 << 20);
+    leak.lives = Some(Lives {
+        sizes: vec![OfSize {
+            below_bytes: 512,
+            objects: 16_384,
+        }],
+        ages: vec![OfLife {
+            below_s: 64.0,
+            objects: 16_384,
+        }],
+        followed_objects: 32_768,
+        freed: vec![OfLife {
+            below_s: 2.0,
+            objects: 12_000,
+        }],
+        temporary_objects: 12_000,
+        temporary_below_s: 1.01,
+    });
     leak.reachability = Some(Reachability {
         checked: 16_384,
         ..Reachability::default()

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{MappedSites, Moment, Session, SiteLevels, Traced, identity, unseen};
+use super::{MappedSites, Moment, Session, SiteLevels, Traced, identity, lives, unseen};
 use crate::{
     budget::{Choice, Mode, Spent},
     kernel::LinkMode,
@@ -39,6 +39,8 @@ pub(super) fn add(
     let covered_until_ns = windows.opened_ns().unwrap_or(now_ns);
     let min_age = session.options.min_age;
     let (estimates, known) = windows.estimates(&moment, covered_until_ns, min_age.as_secs_f64());
+    let mut fates = windows.cohorts.fates();
+    let mut alive = windows.cohorts.alive(now_ns, min_age.as_secs_f64());
     let mut found = Vec::new();
     // Seconds of windows, and since when every call is seen again.
     let exact = windows.exact_since_ns().map(|since_ns| {
@@ -130,6 +132,13 @@ pub(super) fn add(
         site.alloc_objects = site.alloc_objects.max(site.inuse_objects);
         if let Some(sample) = &mut site.sample {
             sample.counted_bytes = held.counted;
+        }
+        if let Ok(id) = SiteId::try_from(site.id) {
+            let mut there = alive.remove(&id).unwrap_or_default();
+            if let Some(open) = survey.alive(id).filter(|_| windows.is_open()) {
+                there.add(open);
+            }
+            lives::describe(&mut site, there, fates.remove(&id));
         }
         sites.push(site);
     }

@@ -7,7 +7,7 @@ use leakscope_common::UNKNOWN_SITE;
 
 use crate::{
     kernel::KernelError,
-    ledger::{BlockFilter, SiteId, SiteSurvey, Survey},
+    ledger::{Alive, BlockFilter, SiteId, SiteSurvey, Survey},
     session::{
         Session, SiteLevels, Stack, Wanted,
         growth::{self, MappedSites},
@@ -111,6 +111,7 @@ impl Session {
                 .survey_ages(moment.ns(), 1 << shift, self.probe.site_slots(), joined);
         // By slot first: there are many more blocks than sites, and a slot's number is an index.
         let mut slots = vec![SiteSurvey::default(); self.probe.site_slots()];
+        let mut spreads: Vec<Option<Box<Alive>>> = vec![None; self.probe.site_slots()];
         let mut last: (u32, Option<&BlockFilter>) = (0, None);
         self.probe.visit_blocks(|live| {
             let block = live.block;
@@ -132,6 +133,13 @@ impl Session {
                     .add(UNKNOWN_SITE, &block, filter);
             } else if let Some(slot) = slots.get_mut(block.site as usize) {
                 slot.note(&block, filter);
+                if let Some(spread) = spreads.get_mut(block.site as usize)
+                    && filter.passes(&block)
+                {
+                    let age_ns = filter.now_ns.saturating_sub(block.born_ns);
+                    let spread = spread.get_or_insert_default();
+                    spread.note(block.size, age_ns, 1 << shift);
+                }
             }
         })?;
         let used = |site| self.stack_use.share(joined(site));
@@ -141,6 +149,11 @@ impl Session {
         for (slot, survey) in (0..).zip(&slots) {
             if survey.kept_objects > 0 {
                 known.merge(joined(slot), survey);
+            }
+        }
+        for (slot, spread) in (0..).zip(&spreads) {
+            if let Some(spread) = spread {
+                known.spread(joined(slot), spread);
             }
         }
         self.surveyed_since(begun);

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { bars, chart } from "./chart.js";
 import { at, chip, h, put } from "./dom.js";
+import { lives } from "./lives.js";
 import { holderTree, titleOf } from "./model.js";
 import { blocks, bytes, change, clean, count, countChange, duration, frameName, frameWhere, percent, processName, rate, share, shortPath } from "./text.js";
 
@@ -61,6 +62,7 @@ export class Detail {
       this.series(),
       this.types(site),
       this.holders(site),
+      lives(site.lives),
       row ? this.stack(model, row, site) : null,
       this.evidence(site, open));
     this.element.scrollTop = scroll;
@@ -81,6 +83,7 @@ export class Detail {
         fact("survives", h("b", null, bytes(site.inuse_bytes)), ` in ${blocks(site.inuse_objects)}`),
         !isExact && fact("interval", `${bytes(site.inuse_bytes_low)} to ${bytes(site.inuse_bytes_high)} with 95 % confidence`),
         fact("allocated", `${bytes(site.alloc_bytes)} in ${blocks(site.alloc_objects)}, of which ${share(site.inuse_bytes, site.alloc_bytes)} survive`),
+        site.peak_bytes > site.inuse_bytes && fact("peak", bytes(site.peak_bytes)),
         fact("growth", rate(site.growth_bytes_per_s)),
         site.oldest_age_s > 0 && fact("oldest", `${duration(site.oldest_age_s)} old`),
         fact("via", site.allocator && clean(site.allocator)),

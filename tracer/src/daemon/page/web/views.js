@@ -2,6 +2,7 @@
 
 import { bars } from "./chart.js";
 import { chip, h, put } from "./dom.js";
+import { lives } from "./lives.js";
 import { typesOf } from "./model.js";
 import { bytes, clean, count, countRate, duration, percent, rate } from "./text.js";
 
@@ -104,6 +105,7 @@ export class Trace extends View {
         ["control group", clean(process.cgroup)],
         ["allocators", (process.allocators ?? []).map(clean).join(", ") || "none found"],
         ["allocated", `${bytes(process.alloc_bytes ?? 0)} in ${count(process.alloc_objects ?? 0)} blocks`],
+        ["at most", [process.peak_inuse_bytes > 0 && `${bytes(process.peak_inuse_bytes)} in use`, process.peak_rss_bytes > 0 && `${bytes(process.peak_rss_bytes)} resident`].filter(Boolean).join(", ")],
         ["frees of others", process.frees_of_unknown_blocks > 0 ? count(process.frees_of_unknown_blocks) : ""],
         ["not judged", clean(process.unjudged ?? "")],
         ["heap", process.heap ? `${bytes(process.heap.bytes)} in ${count(process.heap.blocks)} blocks, ${bytes(process.heap.free_bytes)} free in ${count(process.heap.free_pieces)} pieces` : clean(process.heap_note ?? "")],
@@ -111,6 +113,7 @@ export class Trace extends View {
         ["ended", process.exited ? clean(process.exit_note ?? "yes") : ""],
       ];
       parts.push(h("h3", null, "Process"), h("dl", { class: "facts" }, own.filter(([, value]) => value).map(([name, value]) => [h("dt", null, name), h("dd", null, value)])));
+      parts.push(lives(process.lives));
       const probes = (process.probes ?? []).filter((probe) => probe.hits > 0);
       if (probes.length) parts.push(h("h3", null, "Calls"), bars(probes.map((probe) => ({ name: clean(probe.name), value: probe.hits, text: count(probe.hits) }))));
     }
