@@ -5,6 +5,7 @@
 
 pub mod allocator;
 mod by_number;
+pub mod container_names;
 pub mod discover;
 pub mod elf;
 mod flow;

@@ -30,6 +30,7 @@ use crate::{
     },
     kernel_memory::{MemoryCgroup, count_descriptors},
     process::{
+        container_names::names,
         discover::{DiscoverError, Discovery},
         elf::is_go,
         open::most_held,
@@ -38,6 +39,7 @@ use crate::{
             read_memory, read_process, thread_state,
         },
     },
+    report::Container,
     symbol::AddressSpace,
 };
 
@@ -135,6 +137,8 @@ pub(super) struct Traced {
     /// The program's file, as the process sees its path.
     pub(super) program: Option<String>,
     pub(super) cgroup: String,
+    /// The container that it is in, with its names.
+    pub(super) container: Option<Container>,
     /// The group that its memory counts in; `None` where that is the root.
     pub(super) memory_cgroup: Option<MemoryCgroup>,
     pub(super) incarnation: u32,
@@ -248,6 +252,7 @@ impl Traced {
             pid,
             comm: process.comm,
             program: program(proc_root, pid),
+            container: container(proc_root, pid, &process.cgroup),
             cgroup: process.cgroup,
             memory_cgroup: memory_cgroup(&process.cgroups),
             incarnation: 0,
@@ -318,6 +323,7 @@ impl Traced {
             self.end = End::new(proc_root, &process.cgroups);
             self.comm = process.comm;
             self.program = program(proc_root, self.pid);
+            self.container = container(proc_root, self.pid, &process.cgroup);
             self.cgroup = process.cgroup;
             self.memory_cgroup = memory_cgroup(&process.cgroups);
         }
@@ -436,6 +442,21 @@ impl Traced {
             self.notes.push(line);
         }
     }
+}
+
+/// The container of a cgroup, with the names that its runtime's files and its own have for it.
+fn container(proc_root: &Path, pid: u32, cgroup: &str) -> Option<Container> {
+    let mut container = Container::of_cgroup(cgroup)?;
+    // In a container of our own, other files lie at these paths: those of the first process are the machine's.
+    let root = |pid: u32| proc_root.join(pid.to_string()).join("root");
+    let names = names(&root(1), &container.id, &root(pid));
+    container.name = names.name;
+    container.pod_name = names.pod.map(|pod| match names.namespace {
+        Some(namespace) => format!("{namespace}/{pod}"),
+        None => pod,
+    });
+    container.hostname = names.host;
+    Some(container)
 }
 
 fn memory_cgroup(cgroups: &[CgroupMembership]) -> Option<MemoryCgroup> {

@@ -501,6 +501,7 @@ fn not_shown(traced: &Traced) -> Process {
         incarnation: traced.incarnation,
         comm: traced.comm.clone(),
         cgroup: traced.cgroup.clone(),
+        container: traced.container.clone(),
         empty_reason: Some(NOT_SHOWN.to_owned()),
         ..Process::default()
     }
@@ -529,6 +530,7 @@ fn process(traced: &Traced, hits: &[u64; HIT_SLOTS]) -> Process {
         comm: traced.comm.clone(),
         program: traced.program.clone(),
         cgroup: traced.cgroup.clone(),
+        container: traced.container.clone(),
         allocators,
         rss_bytes: resident.map_or(0, |(_, bytes)| bytes),
         rss_growth_bytes_per_s: growth,

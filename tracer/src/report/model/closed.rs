@@ -44,7 +44,11 @@ impl Report {
             parts.losses.entry(loss.name().to_owned()).or_default();
         }
         for process in &mut parts.processes {
+            let known = process.container.take();
             process.container = Container::of_cgroup(&process.cgroup);
+            if let (Some(container), Some(known)) = (&mut process.container, known) {
+                container.take_names(known);
+            }
             process.unit = unit_of_cgroup(&process.cgroup);
         }
         let overhead = &mut parts.overhead;

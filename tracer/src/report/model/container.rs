@@ -35,6 +35,15 @@ pub struct Container {
     /// The pod of Kubernetes that it belongs to, by its UID.
     #[serde(default)]
     pub pod: Option<String>,
+    /// What its runtime's files call it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// What they call its pod, after the pod's namespace: `shop/web-0`.
+    #[serde(default)]
+    pub pod_name: Option<String>,
+    /// What it calls itself in `/etc/hostname`, where no file of a runtime tells.
+    #[serde(default)]
+    pub hostname: Option<String>,
 }
 
 impl Container {
@@ -53,10 +62,20 @@ impl Container {
             runtime: runtime.map(str::to_owned),
             id: id.to_owned(),
             pod: pod.map(|(uid, _)| uid),
+            ..Self::default()
         })
     }
 
-    /// For people: `docker 0123456789ab`.
+    /// Takes what files say of it, which its cgroup does not.
+    pub(in crate::report) fn take_names(&mut self, known: Self) {
+        if self.id == known.id {
+            self.name = known.name;
+            self.pod_name = known.pod_name;
+            self.hostname = known.hostname;
+        }
+    }
+
+    /// For people: `docker web 0123456789ab`.
     #[must_use]
     pub fn describe(&self) -> String {
         let id: String = if self.id.len() == ID {
@@ -64,11 +83,21 @@ impl Container {
         } else {
             self.id.clone()
         };
-        let runtime = self.runtime.as_deref().unwrap_or("container");
-        match &self.pod {
-            Some(pod) => format!("{runtime} {id} of pod {pod}"),
-            None => format!("{runtime} {id}"),
+        let mut text = self
+            .runtime
+            .clone()
+            .unwrap_or_else(|| "container".to_owned());
+        for part in self.name.iter().chain([&id]) {
+            text.push(' ');
+            text.push_str(part);
         }
+        if let Some(host) = &self.hostname {
+            text.push_str(&format!(" (by its own hostname {host})"));
+        }
+        if let Some(pod) = self.pod_name.as_ref().or(self.pod.as_ref()) {
+            text.push_str(&format!(" of pod {pod}"));
+        }
+        text
     }
 }
 
@@ -217,6 +246,15 @@ mod tests {
             assert_eq!(found.id, HEX, "{path}");
             assert_eq!(found.pod.as_deref(), pod.then_some(POD), "{path}");
         }
+        let named = Container {
+            name: Some("web".to_owned()),
+            pod_name: Some("shop/web-0".to_owned()),
+            ..Container::of_cgroup(&format!("/docker/{HEX}")).unwrap()
+        };
+        assert_eq!(
+            named.describe(),
+            "docker web 0123456789ab of pod shop/web-0"
+        );
         let lxc = Container::of_cgroup("/lxc.payload.web/system.slice").unwrap();
         assert_eq!(lxc.describe(), "lxc web");
         for path in [
