@@ -313,6 +313,12 @@ fn dump_and_diff_show_what_changed_since() {
         text.contains("leak_endless") && text.contains("grown"),
         "{text}"
     );
+    // Two snapshots compare with each other, whatever has grown since.
+    assert_eq!(daemon.dump(&["--snapshot", "later"]).unwrap().code(), 0);
+    let two = ["--base", "before", "--new", "later", "--format", "json"];
+    let between = json(&done(daemon.dump(&two).unwrap()).unwrap());
+    assert!(grown(&between["changes"][0]), "{between}");
+    assert_eq!(json(&done(daemon.dump(&two).unwrap()).unwrap()), between);
     done(daemon.dump(&["--format", "pprof", "-o", profile]).unwrap()).unwrap();
     // A saved report and a saved profile compare, without the daemon.
     let finished = run(&["diff", saved, profile, "--format", "json"]).unwrap();
@@ -345,6 +351,7 @@ fn dump_and_diff_show_what_changed_since() {
         (["-p", "1"], "process 1 is not traced"),
         (["--comm", "nobody*"], "no traced process"),
         (["--base", "never"], "no snapshot \"never\""),
+        (["--base=before", "--new=never"], "no snapshot \"never\""),
         (["--snapshot", "before"], "already"),
         (["--snapshot", "../x"], "name"),
         (["-o", "/dev/full"], "/dev/full"),

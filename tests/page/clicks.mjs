@@ -53,7 +53,7 @@ async function clicks() {
   await page.click('.kind[data-kind="leaking"]');
   // A site, with all that is known of it.
   await page.click('.site[data-key="4000.0.1"]');
-  await page.until("document.querySelector('#detail .bars') && document.querySelector('#detail .holders') && document.querySelector('#detail .stack li')");
+  await page.until("document.querySelector('#detail .bars') && document.querySelector('#detail .holders') && document.querySelector('#detail .lives .bar') && document.querySelector('#detail .stack li')");
   assert.match(await page.value("document.getElementById('detail').innerText"), /held by nothing/);
   // The series of the site needs two reports.
   await page.until("document.querySelector('#detail .chart polyline')");
@@ -99,6 +99,11 @@ async function clicks() {
   await page.until("document.querySelector('.compared')?.innerText.includes('before')");
   await page.until("document.querySelector('.site .v-grown')");
   assert.match(await page.value("document.querySelector('.site .n').innerText"), /^[+−]/);
+  // Two of them with each other, which no newer report changes.
+  const name = await page.value("document.querySelectorAll('#compare-to option')[1].value");
+  await page.value("(() => { const to = document.getElementById('compare-to'); to.selectedIndex = 1; to.dispatchEvent(new Event('change')); })()");
+  await page.until(`${state("to")} === ${JSON.stringify(name)} && document.body.dataset.report === '0'`);
+  await page.until("document.querySelector('.compared').innerText.includes('compared with before of')");
   await page.press("s");
   await page.click('.snapshot[data-name="before"] .delete');
   await page.until("document.querySelectorAll('.snapshot').length === 1");

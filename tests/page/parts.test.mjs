@@ -46,10 +46,10 @@ const sheet = () => ({
   processes: [{ pid: 7, incarnation: 0, comm: "app", cgroup: "/x", verdict: "leaking", exited: false, inuse_bytes: 60, rss_bytes: 100 }],
   frames: [frame("malloc", { allocator: true }), frame("make_buffer"), frame("parse"), frame("render"), frame("main"), { module: "/lib/libz.so", offset: "0x10" }, frame("handler", { kind: "python", file: "app.py", line: 3 })],
   sites: [
-    { pid: 7, incarnation: 0, id: 1, inuse_bytes: 10, inuse_objects: 1, alloc_bytes: 10, alloc_objects: 1, verdict: "leaking", growth_bytes_per_s: 5, frames: [0, 1, 2, 4] },
-    { pid: 7, incarnation: 0, id: 2, inuse_bytes: 40, inuse_objects: 4, alloc_bytes: 90, alloc_objects: 9, verdict: "plateau", frames: [0, 1, 3, 4], types: [{ name: "Session", objects: 4, bytes: 40 }] },
-    { pid: 7, incarnation: 0, id: 3, inuse_bytes: 10, inuse_objects: 1, alloc_bytes: 10, alloc_objects: 1, verdict: "churn", frames: [0, 5, 6] },
-    { pid: 7, incarnation: 0, id: 4, inuse_bytes: 99, inuse_objects: 1, alloc_bytes: 99, alloc_objects: 1, verdict: "churn", kind: "pages", frames: [4] },
+    { pid: 7, incarnation: 0, id: 1, inuse_bytes: 10, inuse_objects: 1, alloc_bytes: 10, alloc_objects: 1, verdict: "leaking", growth_bytes_per_s: 5, frames: [0, 1, 2, 4], title: 1 },
+    { pid: 7, incarnation: 0, id: 2, inuse_bytes: 40, inuse_objects: 4, alloc_bytes: 90, alloc_objects: 9, verdict: "plateau", frames: [0, 1, 3, 4], title: 1, types: [{ name: "Session", objects: 4, bytes: 40 }] },
+    { pid: 7, incarnation: 0, id: 3, inuse_bytes: 10, inuse_objects: 1, alloc_bytes: 10, alloc_objects: 1, verdict: "churn", frames: [0, 5, 6], title: 2 },
+    { pid: 7, incarnation: 0, id: 4, inuse_bytes: 99, inuse_objects: 1, alloc_bytes: 99, alloc_objects: 1, verdict: "churn", kind: "pages", frames: [4], title: 0 },
     { pid: 7, incarnation: 0, id: 5, inuse_bytes: 0, inuse_objects: 0, alloc_bytes: 10, alloc_objects: 1, verdict: "churn", frames: [] },
   ],
 });
@@ -64,15 +64,11 @@ test("sites that begin alike are told apart by who called", () => {
   assert.equal(python.where, "app.py:3");
 });
 
-test("a wrapper that many share is no title", () => {
+test("a site is called as the report calls it", () => {
   const many = sheet();
-  many.frames.push(frame("xmalloc", { wrapper: true }), frame("serve"));
-  for (const [id, caller] of [[10, 2], [11, 3], [12, 8]]) many.sites.push({ ...many.sites[0], id, frames: [0, 7, 1, caller, 4] });
+  many.sites.push({ ...many.sites[0], id: 10, title: 2, further_out: true });
   const ready = model.prepare(many);
-  for (const [key, title] of [["7.0.10", "parse"], ["7.0.11", "render"], ["7.0.12", "serve"]]) {
-    const named = model.titleOf(ready, ready.byKey.get(key));
-    assert.deepEqual([named.title, named.aside], [title, "→ make_buffer"]);
-  }
+  assert.deepEqual(model.titleOf(ready, ready.byKey.get("7.0.10")), { title: "parse", aside: "→ make_buffer", where: "/bin/app" });
 });
 
 test("leaking sites come before large ones, and filters find all words", () => {

@@ -90,6 +90,7 @@ fn path(raw: &DumpArguments, style: Style) -> String {
     query.extend(selection(&only.pid, &only.comm, &only.cgroup));
     query.extend(raw.top.map(|top| pair("top", &top.to_string())));
     query.extend(raw.base.as_deref().map(|base| pair("base", base)));
+    query.extend(raw.new.as_deref().map(|new| pair("new", new)));
     query.extend(raw.duration.map(|wait| {
         let seconds = wait
             .as_secs()

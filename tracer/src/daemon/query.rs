@@ -33,6 +33,7 @@ struct Written {
     top: Option<String>,
     seconds: Option<String>,
     base: Option<String>,
+    new: Option<String>,
     format: Option<String>,
     name: Option<String>,
     /// What clients of Go's own server ask for: whether to collect garbage first, and whether to write text.
@@ -70,6 +71,7 @@ impl Written {
                 "top" => &mut written.top,
                 "seconds" => &mut written.seconds,
                 "base" => &mut written.base,
+                "new" => &mut written.new,
                 "format" => &mut written.format,
                 "name" => &mut written.name,
                 "gc" => &mut written.gc,
@@ -83,7 +85,7 @@ impl Written {
                 "height" => &mut written.height,
                 _ => {
                     return Err(Refusal::bad_request(format!(
-                        "there is no parameter {:?}; there are pid, comm, cgroup, top, seconds, base, format, full, by, min-percent, width and name",
+                        "there is no parameter {:?}; there are pid, comm, cgroup, top, seconds, base, new, format, full, by, min-percent, width and name",
                         name.chars().take(64).collect::<String>()
                     )));
                 }
@@ -99,8 +101,8 @@ impl Written {
 /// What is compared with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Base {
-    /// With a snapshot of this name.
-    Snapshot(String),
+    /// With a snapshot of this name: the other one of this name, or else what is there now.
+    Snapshot(String, Option<String>),
     /// With what is there after so long.
     After(Duration),
 }
@@ -122,13 +124,20 @@ impl Query {
     pub(super) fn read(uri: &Uri) -> Result<Self, Refusal> {
         let written = Written::read(uri)?;
         let style = style(&written)?;
+        let new = written.new.as_deref().map(snapshots::check_name);
+        let new = new.transpose()?;
         let base = match (written.base, written.seconds) {
             (Some(_), Some(_)) => {
                 return Err(Refusal::bad_request(
                     "base and seconds exclude each other: what is to be compared with what?",
                 ));
             }
-            (Some(name), None) => Some(Base::Snapshot(snapshots::check_name(&name)?)),
+            (Some(name), None) => Some(Base::Snapshot(snapshots::check_name(&name)?, new)),
+            (None, _) if new.is_some() => {
+                return Err(Refusal::bad_request(
+                    "new is a snapshot that is compared with another: name that with base",
+                ));
+            }
             (None, Some(seconds)) => Some(Base::After(wait_of(&seconds)?)),
             (None, None) => None,
         };
@@ -353,6 +362,8 @@ mod tests {
             "seconds=5&base=a",
             "base=../../etc/passwd",
             "base=",
+            "new=a",
+            "base=a&new=",
             "format=exe",
             "debug=1",
             "full=yes",

@@ -163,13 +163,13 @@ impl App {
             }
             Some(base) => {
                 let (base, new) = self.two(&base).await?;
-                self.check_filter(&new.report, &filter)?;
+                self.check_filter(&new, &filter)?;
                 let view = move |out: &mut dyn std::io::Write| {
                     let base = base
                         .report()
                         .map_err(|refusal| std::io::Error::other(format!("{refusal:?}")))?
                         .only(&filter, usize::MAX);
-                    let new = new.report.only(&filter, usize::MAX);
+                    let new = new.only(&filter, usize::MAX);
                     let difference = Difference::between(&base, &new).keep_top(top);
                     writer.write_difference(&difference, out)
                 };
@@ -180,11 +180,15 @@ impl App {
     }
 
     /// The two reports that are to be compared.
-    async fn two(&self, base: &Base) -> Result<(Earlier, Published), Refusal> {
+    async fn two(&self, base: &Base) -> Result<(Earlier, Arc<Report>), Refusal> {
         match base {
-            Base::Snapshot(name) => {
+            Base::Snapshot(name, new) => {
                 let snapshot = self.snapshots.find(name)?;
-                Ok((Earlier::Snapshot(snapshot), self.tracing.warm().await?))
+                let new = match new {
+                    Some(name) => self.kept(name).await?.1,
+                    None => self.tracing.warm().await?.report,
+                };
+                Ok((Earlier::Snapshot(snapshot), new))
             }
             Base::After(wait) => {
                 let _place = self.waiting.try_acquire().map_err(|_| {
@@ -195,9 +199,19 @@ impl App {
                 let base = self.tracing.fresh().await?;
                 tokio::time::sleep(*wait).await;
                 let new = self.tracing.fresh().await?;
-                Ok((Earlier::Report(base.report), new))
+                Ok((Earlier::Report(base.report), new.report))
             }
         }
+    }
+
+    /// The report of a snapshot, and when it was. To read it takes a moment, in which others are answered.
+    pub(super) async fn kept(&self, name: &str) -> Result<(Timestamp, Arc<Report>), Refusal> {
+        let snapshot = self.snapshots.find(name)?;
+        let captured_at = snapshot.captured_at();
+        let report = tokio::task::spawn_blocking(move || snapshot.report())
+            .await
+            .map_err(|_| Refusal::internal("reading the snapshot failed"))??;
+        Ok((captured_at, Arc::new(report)))
     }
 
     /// Says so if nothing that is traced is wanted, instead of an empty view.

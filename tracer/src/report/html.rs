@@ -11,7 +11,7 @@ use super::kernel_names::{descriptors, level_figures, level_name, others};
 use super::lives::lives;
 use super::model::{Lives, Overhead, Process, Report, Site, SiteKind};
 use super::names::{clean, go_use, heap_use, looked_at, peak, process_name, seen_by, why_empty};
-use super::text::{headline, marks, stack_lines};
+use super::text::{Titles, marks, stack_lines};
 use super::{Format, Svg};
 use crate::units;
 
@@ -103,7 +103,8 @@ impl Format for Html {
             "<section id=\"sites\"><h2>Stacks</h2><table><thead><tr><th class=\"n\">change</th><th class=\"n\">before</th>\
              <th class=\"n\">now</th><th></th><th>stack</th></tr></thead><tbody>"
         )?;
-        for one in &difference.changes {
+        let titles = Titles::new(difference.changes.iter().map(|one| &one.site));
+        for (place, one) in difference.changes.iter().enumerate() {
             if one.change == ChangeKind::Churned {
                 continue;
             }
@@ -122,7 +123,7 @@ impl Format for Html {
                 text(&one.comm),
                 one.site.pid
             )?;
-            stack(&one.site, out)?;
+            stack(&one.site, &titles.text(place, &one.site), out)?;
             writeln!(out, "</td></tr>")?;
         }
         writeln!(out, "</tbody></table>")?;
@@ -310,7 +311,8 @@ fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let several = report.processes.len() > 1;
     let survive = |site: &&Site| site.inuse_bytes > 0 || site.inuse_objects > 0;
     let shown: Vec<&Site> = report.sites.iter().filter(survive).collect();
-    for (site, mark) in shown.iter().zip(marks(&shown)) {
+    let titles = Titles::new(shown.iter().copied());
+    for (place, (site, mark)) in shown.iter().zip(marks(&shown)).enumerate() {
         writeln!(
             out,
             "<tr><td class=\"n\" data-l=\"survives\">{}</td><td class=\"n\" data-l=\"blocks\">{}</td>\
@@ -337,7 +339,7 @@ fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         for line in looked_at(site) {
             writeln!(out, "<p class=\"dim\">{}</p>", text(&line))?;
         }
-        stack(site, out)?;
+        stack(site, &titles.text(place, site), out)?;
         spread(site.lives.as_ref(), out)?;
         writeln!(out, "</td></tr>")?;
     }
@@ -365,8 +367,8 @@ fn spread(known: Option<&Lives>, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "</details>")
 }
 
-/// A stack, of which the headline shows until it is opened.
-fn stack(site: &Site, out: &mut dyn Write) -> io::Result<()> {
+/// A stack, of which the title shows until it is opened.
+fn stack(site: &Site, title: &str, out: &mut dyn Write) -> io::Result<()> {
     if site.kind == SiteKind::Pages {
         writeln!(
             out,
@@ -374,11 +376,7 @@ fn stack(site: &Site, out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
     let lines = stack_lines(site);
-    write!(
-        out,
-        "<details><summary>{}</summary><ol>",
-        text(&headline(site))
-    )?;
+    write!(out, "<details><summary>{}</summary><ol>", text(title))?;
     for line in &lines {
         write!(out, "<li>{}</li>", text(line))?;
     }

@@ -117,7 +117,7 @@ pub(crate) fn leaks(kernel: &ProcessKernel) -> Vec<String> {
 }
 
 /// `cache filp (shared with UNIX, signal_cache)`.
-pub(super) fn level_name(level: &KernelLevel) -> String {
+pub(crate) fn level_name(level: &KernelLevel) -> String {
     let name = clean(&level.name);
     let mut text = match level.kind {
         KernelLevelKind::Cache => format!("cache {name}"),
@@ -143,7 +143,7 @@ pub(super) fn level_name(level: &KernelLevel) -> String {
 }
 
 /// `16,514 objects of 256 B, 4.03 MiB, +800/s, +200 KiB/s`.
-pub(super) fn level_figures(level: &KernelLevel) -> String {
+pub(crate) fn level_figures(level: &KernelLevel) -> String {
     let mut parts = Vec::new();
     if let Some(objects) = level.objects {
         let what = if level.kind == KernelLevelKind::Cache {

@@ -39,7 +39,7 @@ pub use filter::Filter;
 pub use folded::Folded;
 pub use html::Html;
 pub use json::Json;
-pub(crate) use kernel_names::{descriptors, leaks, others};
+pub(crate) use kernel_names::{descriptors, leaks, level_figures, level_name, others};
 pub(crate) use lives::lives;
 pub use model::{
     Container, CountedGrowth, CountedSize, DESCRIPTORS, DescriptorKind, Ended, Evidence, Frame,
@@ -54,9 +54,8 @@ pub(crate) use names::{clean, function, peak, process_name, unnamed, why_empty};
 pub use pprof::{Pprof, PprofAllocs, PprofGoroutines};
 pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};
 pub use svg::Svg;
-pub(crate) use text::is_wrapper;
 pub use text::{By, Style, Text};
-pub(crate) use text::{callers, headline, stack_lines};
+pub(crate) use text::{Titles, callers, stack_lines};
 pub use time::{Timestamp, TimestampError};
 
 /// The JSON Schema (2020-12) of what [`Json`] writes.

@@ -21,9 +21,7 @@ use super::names::{UNKNOWN_STACK, incomplete, why_all_empty};
 use super::{Difference, Format};
 use crate::units::{blocks, bytes, count, plural};
 use stack::Line;
-pub(crate) use stack::is_wrapper;
-use title::Titles;
-pub(crate) use title::marks;
+pub(crate) use title::{Titles, marks};
 
 /// Of so many processes it is said why nothing of theirs survives.
 const EMPTY_SHOWN: usize = 20;
@@ -165,8 +163,8 @@ impl Format for Text {
     }
 }
 
-/// What a person looks for first: the line of Python, else the first caller.
-pub(crate) fn headline(site: &Site) -> String {
+/// What a person looks for first: the line of Python, else the first caller. It does not depend on what is shown beside it.
+pub(super) fn headline(site: &Site) -> String {
     let (_, callers) = stack::split(&site.frames);
     stack::python_line(callers)
         .or_else(|| stack_lines(site).into_iter().next())
@@ -332,7 +330,8 @@ impl Text {
             })?;
             out.write_all(text.as_bytes())?;
         }
-        let titles = Titles::new(&group.sites);
+        let titles = Titles::new(group.sites.iter().copied());
+        let marks = marks(&group.sites);
         // A line for the others, and an empty one.
         let mut room = room.saturating_sub(2);
         let mut rest = omitted;
@@ -357,8 +356,8 @@ impl Text {
                 site,
                 rank: *rank + 1,
                 total: group.total,
-                title: titles.of(place),
-                mark: titles.mark(place),
+                title: titles.of(place, site),
+                mark: marks.get(place).and_then(Option::as_deref),
             };
             let is_first = *rank - first < SITES_IN_FULL && !process::is_a_machine(report);
             let in_full = self.style.full || leaks || is_first;

@@ -7,8 +7,9 @@ use super::{
     text::{safe, wrap},
 };
 use crate::report::{
-    Evidence, Process, Report, Site, SiteKind, Tier, Verdict, descriptors, headline, leaks, lives,
-    others, peak, process_name, stack_lines, why_empty,
+    Evidence, KernelLevel, KernelMemory, Process, Report, Site, SiteKind, Tier, Verdict, clean,
+    descriptors, leaks, level_figures, level_name, lives, others, peak, process_name, stack_lines,
+    why_empty,
 };
 use crate::units::{blocks, bytes, count, duration, pages, plural, rate};
 
@@ -147,9 +148,47 @@ pub(super) fn process(report: &Report, process: &Process, columns: usize) -> Vec
     lines.lines
 }
 
+/// So many levels of the kernel's memory that do not grow are shown where they are folded.
+const LEVELS_SHOWN: usize = 16;
+
+/// What the kernel holds on the machine: what grows first.
+pub(super) fn kernel(kernel: Option<&KernelMemory>, is_folded: bool, columns: usize) -> Vec<Line> {
+    let mut lines = Lines::new(columns);
+    lines.put(Dress::Title, 0, "Kernel memory of the machine");
+    let Some(kernel) = kernel else {
+        let why = "not watched: with --all and by the daemon it is, else with --kernel";
+        lines.put(Dress::Dim, 0, why);
+        return lines.lines;
+    };
+    lines.put(Dress::Dim, 0, "in no total; levels overlap");
+    let (growing, others): (Vec<&KernelLevel>, Vec<&KernelLevel>) =
+        kernel.levels.iter().partition(|level| level.grows());
+    for level in &growing {
+        let name = level_name(level);
+        let verdict = Dress::Verdict(level.verdict);
+        lines.put(verdict, 0, &judged(level.verdict, &level.verdict_reason));
+        lines.put(
+            Dress::Plain,
+            INDENT,
+            &format!("{name}  {}", level_figures(level)),
+        );
+    }
+    if growing.is_empty() {
+        lines.put(Dress::Plain, 0, "nothing grows beyond noise");
+    }
+    lines.title("Others");
+    let shown = if is_folded { LEVELS_SHOWN } else { usize::MAX };
+    lines.entries(&others, shown, |level| {
+        format!("{}  {}", level_name(level), level_figures(level))
+    });
+    for note in &kernel.notes {
+        lines.put(Dress::Dim, 0, &clean(note));
+    }
+    lines.lines
+}
+
 /// A site in one line of a list: its file without the folders, which would leave no room for anything else.
-pub(super) fn short_title(site: &Site) -> String {
-    let title = headline(site);
+pub(super) fn short_title(title: String) -> String {
     let Some((name, place)) = title.rsplit_once(" (") else {
         return title;
     };
@@ -169,18 +208,19 @@ fn objects(site: &Site, number: u64) -> String {
 }
 
 /// What a view of a site rests on.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct About<'a> {
     pub(super) report: &'a Report,
     pub(super) site: &'a Site,
+    pub(super) title: String,
     pub(super) history: &'a History,
     pub(super) base: Option<&'a Base>,
     pub(super) is_folded: bool,
 }
 
 /// All that is told of a site.
-pub(super) fn site(about: About<'_>, columns: usize) -> Vec<Line> {
-    let About {
+pub(super) fn site(about: &About<'_>, columns: usize) -> Vec<Line> {
+    let &About {
         report,
         site,
         history,
@@ -188,7 +228,7 @@ pub(super) fn site(about: About<'_>, columns: usize) -> Vec<Line> {
         ..
     } = about;
     let mut lines = Lines::new(columns);
-    lines.put(Dress::Title, 0, &headline(site));
+    lines.put(Dress::Title, 0, &about.title);
     let process = report.process_of(site).map(process_name);
     lines.put(Dress::Dim, 0, &process.unwrap_or_default());
     lines.put(
@@ -245,8 +285,8 @@ pub(super) fn site(about: About<'_>, columns: usize) -> Vec<Line> {
 }
 
 /// A site's numbers.
-fn figures(lines: &mut Lines, about: About<'_>) {
-    let About {
+fn figures(lines: &mut Lines, about: &About<'_>) {
+    let &About {
         report,
         site,
         history,

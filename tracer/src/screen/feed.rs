@@ -9,8 +9,8 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::run::Event;
-use crate::report::Report;
+use super::{run::Event, state::News};
+use crate::{kernel::thread_cpu_time, report::Report};
 
 /// Reports are asked for so that fetching them takes at most one part in so many of the time.
 const SHARE: u32 = 120;
@@ -87,6 +87,8 @@ async fn fetch(
     mut stopped: oneshot::Receiver<()>,
 ) {
     let mut is_over = false;
+    // To let go of a large report takes long: the screen is never the last to do so.
+    let mut shown = [None, None];
     while !is_over {
         let begun = Instant::now();
         let next = tokio::select! {
@@ -94,7 +96,14 @@ async fn fetch(
             _ = &mut stopped => break,
         };
         let (event, took) = match next {
-            Ok((report, took)) => (Event::Report(report), took),
+            Ok((report, took)) => {
+                let [_, last] = std::mem::take(&mut shown);
+                shown = [last, Some(Arc::clone(&report))];
+                let begun = thread_cpu_time();
+                let news = News::of(report);
+                let took = took.saturating_add(thread_cpu_time().saturating_sub(begun));
+                (Event::Report(Box::new(news)), took)
+            }
             Err(Trouble::Passing(error)) => (Event::Trouble(format!("{error:#}")), Duration::ZERO),
             Err(Trouble::Final(error)) => {
                 is_over = true;

@@ -8,7 +8,7 @@ use super::{
 };
 
 /// Keys and what they do, for the help.
-pub(super) const KEYS: [(&str, &str); 18] = [
+pub(super) const KEYS: [(&str, &str); 19] = [
     ("↑ ↓  j k", "move; PgUp, PgDn, Home, End too"),
     ("Enter  → l", "into a process, a site; open a branch"),
     ("Esc  ← h", "back; close a branch"),
@@ -19,6 +19,7 @@ pub(super) const KEYS: [(&str, &str); 18] = [
     ("a", "the sites of all processes"),
     ("t", "the call tree, by bytes in use"),
     ("c", "in the tree: callers or callees"),
+    ("K", "what the kernel holds on the machine"),
     ("p  Space", "pause, and go on"),
     ("b", "take a snapshot"),
     ("d", "what changed since the snapshot, or all"),
@@ -86,6 +87,7 @@ impl State {
             Key::Char('r') => self.reverse(),
             Key::Char('f') => self.fold(),
             Key::Char('a') if self.place() == Place::Processes => self.enter(Place::Sites(None)),
+            Key::Char('K') if self.place() != Place::Kernel => self.enter(Place::Kernel),
             Key::Char('t') => self.grow(),
             Key::Char('c') if matches!(self.place(), Place::Tree(_)) => {
                 self.tree.turn_round();
@@ -133,7 +135,7 @@ impl State {
                 self.sites.sort = order::next(&SiteSort::ALL, self.sites.sort, back);
                 self.note = Some(format!("sorted by {}", self.sites.sort.name()));
             }
-            Place::Site(_) | Place::Tree(_) => return,
+            Place::Site(_) | Place::Kernel | Place::Tree(_) => return,
         }
         self.renew();
     }
@@ -142,7 +144,7 @@ impl State {
         match self.place() {
             Place::Processes => self.processes.is_reversed = !self.processes.is_reversed,
             Place::Sites(_) => self.sites.is_reversed = !self.sites.is_reversed,
-            Place::Site(_) | Place::Tree(_) => return,
+            Place::Site(_) | Place::Kernel | Place::Tree(_) => return,
         }
         self.renew();
     }
@@ -151,7 +153,7 @@ impl State {
         match self.place() {
             Place::Processes => self.processes.is_folded = !self.processes.is_folded,
             Place::Sites(_) => self.sites.is_folded = !self.sites.is_folded,
-            Place::Site(_) => self.is_site_folded = !self.is_site_folded,
+            Place::Site(_) | Place::Kernel => self.is_site_folded = !self.is_site_folded,
             Place::Tree(_) => self.tree.fold(),
         }
         self.renew();
@@ -170,6 +172,7 @@ impl State {
             Place::Tree(_) => {
                 self.leave();
             }
+            Place::Kernel => {}
         }
     }
 
@@ -186,7 +189,7 @@ impl State {
                 }
             }
             Place::Tree(_) => self.tree.turn((key != Key::Enter).then_some(true)),
-            Place::Site(_) => {}
+            Place::Site(_) | Place::Kernel => {}
         }
     }
 
@@ -217,7 +220,7 @@ impl State {
         match self.place() {
             Place::Processes => Some(&mut self.processes.filter),
             Place::Sites(_) => Some(&mut self.sites.filter),
-            Place::Site(_) | Place::Tree(_) => None,
+            Place::Site(_) | Place::Kernel | Place::Tree(_) => None,
         }
     }
 
@@ -280,7 +283,9 @@ impl State {
         match self.place() {
             Place::Processes => self.processes.step(by, process_key(&report)),
             Place::Sites(_) => self.sites.step(by, site_key(&report)),
-            Place::Site(_) => self.lines_top = self.lines_top.saturating_add_signed(by),
+            Place::Site(_) | Place::Kernel => {
+                self.lines_top = self.lines_top.saturating_add_signed(by);
+            }
             Place::Tree(_) => self.tree.go(self.tree.cursor.saturating_add_signed(by)),
         }
     }
@@ -302,7 +307,7 @@ impl State {
             ),
             Place::Sites(_) => (self.sites.top, self.sites.cursor, self.sites.rows.len()),
             Place::Tree(_) => (self.tree.top, self.tree.cursor, self.tree.len()),
-            Place::Site(_) => return,
+            Place::Site(_) | Place::Kernel => return,
         };
         let to = top + row;
         if to >= rows {
@@ -316,7 +321,7 @@ impl State {
             Place::Processes => self.processes.go(to, process_key(&report)),
             Place::Sites(_) => self.sites.go(to, site_key(&report)),
             Place::Tree(_) => self.tree.go(to),
-            Place::Site(_) => {}
+            Place::Site(_) | Place::Kernel => {}
         }
     }
 }

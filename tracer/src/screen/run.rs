@@ -23,7 +23,7 @@ use super::{
     draw::draw,
     feed::{Feed, Fetching},
     key::{Input, input},
-    state::{Effect, State},
+    state::{Effect, News, State},
     terminal::{Taken, give_back_in_panics},
 };
 use crate::report::Report;
@@ -31,7 +31,7 @@ use crate::report::Report;
 /// Something that happened.
 pub(super) enum Event {
     Input(Input),
-    Report(Arc<Report>),
+    Report(Box<News>),
     /// Why no report came.
     Trouble(String),
     /// None will come any more.
@@ -121,7 +121,7 @@ pub fn run(
     let mut state = State::new(options.source, terminal.size()?);
     state.is_single = options.is_single;
     if let Some(report) = first {
-        state.take(report);
+        state.take_news(News::of(report));
     }
     let mut fetching = Fetching::start(feed, options.every, events, runtime)?;
     let result = show(&mut terminal, &mut state, &happened, options.color);
@@ -145,7 +145,7 @@ fn show(
         while let Some(event) = next {
             match event {
                 Event::End => return Ok(()),
-                Event::Report(report) => state.take(report),
+                Event::Report(news) => state.take_news(*news),
                 Event::Trouble(why) => state.trouble = Some(why),
                 Event::Over(error) => {
                     state.trouble = Some(format!("{error:#}; q quits"));

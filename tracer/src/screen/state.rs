@@ -9,7 +9,7 @@ use super::{
     order::{self, ProcessOrder, ProcessSort, SiteOrder, SiteSort},
     tree::Tree,
 };
-use crate::report::{Omitted, Process, Report, Site, Verdict};
+use crate::report::{Omitted, Process, Report, Site, Titles, Verdict};
 
 /// Where the user is; one is entered from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub(super) enum Place {
     /// The sites of a process, or of all.
     Sites(Option<ProcessKey>),
     Site(SiteKey),
+    /// What the kernel holds on the machine.
+    Kernel,
     /// The call tree of a process, or of all.
     Tree(Option<ProcessKey>),
 }
@@ -64,6 +66,32 @@ impl Sums {
     }
 }
 
+/// A report, with what can be worked out of it before it is shown: where no key waits for it.
+#[derive(Debug)]
+pub(super) struct News {
+    pub(super) report: Arc<Report>,
+    titles: Titles,
+    leaking: HashMap<ProcessKey, usize>,
+    sums: Sums,
+}
+
+impl News {
+    pub(super) fn of(report: Arc<Report>) -> Self {
+        let mut leaking = HashMap::new();
+        for site in &report.sites {
+            if site.verdict == Verdict::Leaking {
+                *leaking.entry(SiteKey::of(site).process).or_default() += 1;
+            }
+        }
+        Self {
+            titles: Titles::new(&report.sites),
+            leaking,
+            sums: Sums::of(&report),
+            report,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct State {
@@ -76,7 +104,7 @@ pub(super) struct State {
     /// What is shown.
     pub(super) report: Option<Arc<Report>>,
     /// What came since, while it is paused.
-    pub(super) waiting: Option<Arc<Report>>,
+    pub(super) waiting: Option<News>,
     pub(super) is_paused: bool,
     /// Never empty; the first is [`Place::Processes`].
     trail: Vec<Place>,
@@ -102,7 +130,9 @@ pub(super) struct State {
     /// How many sites of each process leak.
     pub(super) leaking: HashMap<ProcessKey, usize>,
     pub(super) sums: Sums,
-    /// Titles of sites that were in view, by their places in the report.
+    /// Titles of the report's sites.
+    named: Titles,
+    /// Those that were in view in words, by their places in the report.
     titles: HashMap<u32, String>,
 }
 
@@ -132,6 +162,7 @@ impl State {
             trouble: None,
             leaking: HashMap::new(),
             sums: Sums::default(),
+            named: Titles::default(),
             titles: HashMap::new(),
         }
     }
@@ -160,17 +191,23 @@ impl State {
     }
 
     /// Takes a report.
+    #[cfg(test)]
     pub(super) fn take(&mut self, report: Arc<Report>) {
+        self.take_news(News::of(report));
+    }
+
+    /// Takes a report that has been made ready.
+    pub(super) fn take_news(&mut self, news: News) {
         self.trouble = None;
-        if self.history.record(&report) && self.base.take().is_some() {
+        if self.history.record(&news.report) && self.base.take().is_some() {
             self.is_difference = false;
             self.note =
                 Some("this is another trace: the snapshot of the one before is gone".to_owned());
         }
         if self.is_paused {
-            self.waiting = Some(report);
+            self.waiting = Some(news);
         } else {
-            self.put(report);
+            self.put(news);
         }
         if std::mem::take(&mut self.is_single)
             && let Some(process) = self.processes.chosen()
@@ -180,16 +217,12 @@ impl State {
     }
 
     /// Shows a report.
-    pub(super) fn put(&mut self, report: Arc<Report>) {
-        self.leaking.clear();
-        for site in &report.sites {
-            if site.verdict == Verdict::Leaking {
-                *self.leaking.entry(SiteKey::of(site).process).or_default() += 1;
-            }
-        }
-        self.sums = Sums::of(&report);
+    pub(super) fn put(&mut self, news: News) {
+        self.leaking = news.leaking;
+        self.sums = news.sums;
+        self.named = news.titles;
         self.titles.clear();
-        self.report = Some(report);
+        self.report = Some(news.report);
         self.renew();
     }
 
@@ -233,7 +266,7 @@ impl State {
                 self.sites.put(rows, folded, site_key(&report));
             }
             Place::Tree(process) => self.tree.grow(&report, process),
-            Place::Site(_) => {}
+            Place::Site(_) | Place::Kernel => {}
         }
         self.tell(&report);
         self.settle();
@@ -254,17 +287,22 @@ impl State {
                 self.lines = lines.unwrap_or_default();
             }
             Place::Site(key) => {
-                let site = report.sites.iter().find(|site| SiteKey::of(site) == key);
-                if let Some(site) = site {
+                let mut sites = report.sites.iter().enumerate();
+                if let Some((place, site)) = sites.find(|(_, site)| SiteKey::of(site) == key) {
                     let about = detail::About {
                         report,
                         site,
+                        title: self.named.text(place, site),
                         history: &self.history,
                         base: self.base.as_ref().filter(|_| self.is_difference),
                         is_folded: self.is_site_folded,
                     };
-                    self.lines = detail::site(about, columns);
+                    self.lines = detail::site(&about, columns);
                 }
+            }
+            Place::Kernel => {
+                let kernel = report.kernel.as_ref();
+                self.lines = detail::kernel(kernel, self.is_site_folded, columns);
             }
             Place::Processes | Place::Sites(None) | Place::Tree(None) => self.lines.clear(),
         }
@@ -282,13 +320,14 @@ impl State {
                 };
                 for (place, _) in self.sites.visible(height) {
                     if let Some(site) = report.sites.get(place as usize) {
+                        let title = || self.named.text(place as usize, site);
                         self.titles
                             .entry(place)
-                            .or_insert_with(|| detail::short_title(site));
+                            .or_insert_with(|| detail::short_title(title()));
                     }
                 }
             }
-            Place::Site(_) => {
+            Place::Site(_) | Place::Kernel => {
                 self.lines_top = self.lines_top.min(self.lines.len().saturating_sub(height));
             }
             Place::Tree(_) => {
@@ -302,7 +341,7 @@ impl State {
         let around = match self.place() {
             Place::Processes | Place::Sites(None) | Place::Tree(None) => COLUMNS,
             Place::Sites(Some(_)) | Place::Tree(Some(_)) => COLUMNS + self.lines.len(),
-            Place::Site(_) => 0,
+            Place::Site(_) | Place::Kernel => 0,
         };
         usize::from(self.size.1).saturating_sub(HEAD + around + FOOT)
     }
@@ -311,7 +350,7 @@ impl State {
     pub(super) fn enter(&mut self, place: Place) {
         match place {
             Place::Sites(_) => self.sites.reset(),
-            Place::Site(_) => self.lines_top = 0,
+            Place::Site(_) | Place::Kernel => self.lines_top = 0,
             Place::Tree(_) => self.tree.reset(),
             Place::Processes => {}
         }

@@ -41,6 +41,7 @@ pub(in crate::cli) struct PlaceArguments {
   leakscope dump -p 1234 --format html -o leaks.html
   leakscope dump --snapshot monday           keep what there is under a name
   leakscope dump --base monday               what has grown since then
+  leakscope dump --base monday --new friday  what had grown by then
 
 A difference shows growth and shrinkage by call stack.
 Exit status: 0 done, 1 could not do it, 2 usage.")]
@@ -55,11 +56,14 @@ pub(in crate::cli) struct DumpArguments {
     /// Show what changed since a snapshot.
     #[arg(long, value_name = "SNAPSHOT")]
     pub(in crate::cli) base: Option<String>,
+    /// Up to another snapshot, not to now.
+    #[arg(long, value_name = "SNAPSHOT", requires = "base")]
+    pub(in crate::cli) new: Option<String>,
     /// Show what changes during this time, in whole seconds.
     #[arg(long = "for", value_name = "DURATION", value_parser = duration, conflicts_with = "base", allow_hyphen_values = true)]
     pub(in crate::cli) duration: Option<Duration>,
     /// Have the daemon store a snapshot under this name; print nothing.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["base", "duration", "top", "format", "output", "pid", "comm", "cgroup", "all"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["base", "new", "duration", "top", "format", "output", "pid", "comm", "cgroup", "all"])]
     pub(in crate::cli) snapshot: Option<String>,
     /// Output format.
     #[arg(long, value_enum, default_value = "text")]
@@ -76,6 +80,7 @@ pub(in crate::cli) struct DumpArguments {
   leakscope snapshot save monday
   leakscope snapshot list
   leakscope dump --base monday               what has grown since then
+  leakscope dump --base monday --new friday  what had grown by then
   leakscope snapshot rm monday
 
 Snapshots are kept in the daemon's memory, and are gone when it ends. `leakscope dump --snapshot NAME` saves one, too.

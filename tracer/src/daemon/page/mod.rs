@@ -69,14 +69,16 @@ fn compressed(mut response: Response) -> Response {
     response
 }
 
-/// All that the page shows but details; with `base`, what has changed since a snapshot.
+/// All that the page shows but details; with `base`, what has changed since a snapshot; with `new`, up to another.
 async fn sheet(State(app): State<Arc<App>>, uri: Uri, headers: HeaderMap) -> Answer {
     let query = Query::read(&uri)?;
     let published = app.live.shown().await?;
     let gzip = takes_gzip(&headers);
     let body = match query.base {
         None => app.sheet(&published, gzip).await?,
-        Some(Base::Snapshot(name)) => app.changes(&published, &name, gzip).await?,
+        Some(Base::Snapshot(name, new)) => {
+            app.changes(&published, &name, new.as_deref(), gzip).await?
+        }
         Some(Base::After(_)) => {
             return Err(Refusal::bad_request("seconds are for /api/v1/report"));
         }
@@ -103,21 +105,30 @@ impl App {
             .await
     }
 
-    /// The sheet of what has changed since a snapshot.
+    /// The sheet of what has changed since a snapshot, up to another or now.
     async fn changes(
         &self,
         published: &Published,
         name: &str,
+        new: Option<&str>,
         gzip: bool,
     ) -> Result<Bytes, Refusal> {
         let base = self.snapshots.find(name)?;
+        // Another snapshot may have got the name.
+        let mut query = format!("{name} of {}", base.captured_at());
+        let mut published = published.clone();
+        if let Some(name) = new {
+            let (captured_at, report) = self.kept(name).await?;
+            query.push_str(&format!(" to {name} of {captured_at}"));
+            // It stays the same, whatever is reported.
+            published.number = 0;
+            published.report = report;
+        }
         let key = Key {
             number: published.number,
             format: format(gzip),
-            // Another snapshot may have got the name.
-            query: format!("{name} of {}", base.captured_at()),
+            query,
         };
-        let published = published.clone();
         self.renderer
             .render(Some(key), move |out| {
                 let base = base

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::report::{
     Change, ChangeKind, Changed, Difference, Figures, Frame, FrameKind, KernelMemory, Moment,
     Omitted, Overhead, Process, Report, Site, SiteKind, SiteType, Suppressed, Tier, Timestamp,
-    Verdict, is_allocator, is_wrapper,
+    Titles, Verdict, is_allocator,
 };
 
 /// Points of a process's memory that are told at a glance.
@@ -86,9 +86,6 @@ struct FrameRow<'a> {
     /// It is the allocator's own, where it stands at a stack's leaf.
     #[serde(skip_serializing_if = "is_default")]
     allocator: bool,
-    /// It only leads to the allocator for a language or a library: no title for a site.
-    #[serde(skip_serializing_if = "is_default")]
-    wrapper: bool,
 }
 
 /// A site. What is as it is in most is left out.
@@ -121,6 +118,12 @@ struct SiteRow<'a> {
     stack_incomplete: bool,
     /// Places in the list of frames, leaf first.
     frames: Vec<usize>,
+    /// Which of these is its title.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<usize>,
+    /// Frames that could be one stand before that.
+    #[serde(skip_serializing_if = "is_default")]
+    further_out: bool,
     #[serde(flatten)]
     change: Option<ChangeRow>,
 }
@@ -142,10 +145,10 @@ impl<'a> Sheet<'a> {
     /// Of a report.
     pub(super) fn of_report(number: u64, report: &'a Report) -> Self {
         let mut frames = Frames::default();
-        let sites = report
-            .sites
-            .iter()
-            .map(|site| frames.row(site, None))
+        let titles = Titles::new(&report.sites);
+        let sites = (0..)
+            .zip(&report.sites)
+            .map(|(place, site)| frames.row(site, titles.place(place), None))
             .collect();
         Self::new(number, report, &report.processes, frames, sites)
     }
@@ -157,10 +160,10 @@ impl<'a> Sheet<'a> {
         difference: &'a Difference,
     ) -> Self {
         let mut frames = Frames::default();
-        let sites = difference
-            .changes
-            .iter()
-            .map(|change| frames.row(&change.site, Some(change)))
+        let titles = Titles::new(difference.changes.iter().map(|change| &change.site));
+        let sites = (0..)
+            .zip(&difference.changes)
+            .map(|(place, change)| frames.row(&change.site, titles.place(place), Some(change)))
             .collect();
         Self {
             difference: Some(Span {
@@ -284,14 +287,18 @@ impl<'a> Frames<'a> {
                 inlined: frame.inlined,
                 kind: frame.kind,
                 allocator: is_allocator(frame),
-                wrapper: is_wrapper(frame),
             });
         }
         self.shared.insert(Arc::as_ptr(frame), place);
         place
     }
 
-    fn row(&mut self, site: &'a Site, change: Option<&Change>) -> SiteRow<'a> {
+    fn row(
+        &mut self,
+        site: &'a Site,
+        title: Option<(usize, bool)>,
+        change: Option<&Change>,
+    ) -> SiteRow<'a> {
         let is_exact =
             site.inuse_bytes_low == site.inuse_bytes && site.inuse_bytes_high == site.inuse_bytes;
         SiteRow {
@@ -312,6 +319,8 @@ impl<'a> Frames<'a> {
             types: &site.types,
             stack_incomplete: !site.stack_complete,
             frames: site.frames.iter().map(|frame| self.place(frame)).collect(),
+            title: title.map(|(place, _)| place),
+            further_out: title.is_some_and(|(_, is_further_out)| is_further_out),
             change: change.map(|change| ChangeRow {
                 change: change.change,
                 inuse_bytes_base: change.inuse_bytes_base,

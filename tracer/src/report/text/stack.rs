@@ -140,7 +140,7 @@ fn folded(frames: &[Arc<Frame>], look: Look) -> Vec<Line> {
 }
 
 /// Whether a frame is of a language's own library or of what calls `main`, and says nothing of the program.
-pub(crate) fn is_wrapper(frame: &Frame) -> bool {
+pub(super) fn is_wrapper(frame: &Frame) -> bool {
     function(frame).is_some_and(|function| is_of_language(function, frame.kind))
 }
 

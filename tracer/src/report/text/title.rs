@@ -1,13 +1,15 @@
-//! By which frame a site is called: the one that tells it apart from the others.
+//! By which frame a site is called: the one that tells it apart from the others. Every view asks here.
 //!
 //! A function through which many sites allocate (a wrapper of `malloc`, an interpreter's own) is no title for any of them: their
 //! titles are looked for further out, until fewer share them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use super::super::model::{Frame, FrameKind, Site, SiteKind};
 use super::super::names::{function, unnamed};
+use super::missing;
 use super::stack::{Look, is_wrapper, split, text_in};
 
 /// From so many sites on that share a frame, it tells none of them apart.
@@ -17,52 +19,92 @@ const MANY: usize = 3;
 const DEEPEST: usize = 64;
 
 /// The titles of sites that are shown together.
-#[derive(Debug)]
-pub(super) struct Titles {
-    frames: Vec<Option<(Arc<Frame>, bool)>>,
-    marks: Vec<Option<String>>,
+#[derive(Debug, Default)]
+pub(crate) struct Titles {
+    /// Where in each site's stack its title is, and whether frames that could be one stand before that.
+    places: Vec<Option<(usize, bool)>>,
+}
+
+/// A frame as a title: `function (file:line)`.
+pub(crate) fn title_text(frame: &Frame) -> String {
+    let look = Look {
+        short: true,
+        ..Look::default()
+    };
+    text_in(frame, look)
+}
+
+/// Texts of frames by numbers: most frames occur in many stacks, and few of them are looked at.
+#[derive(Default)]
+struct Texts {
+    /// By where they are in memory.
+    frames: HashMap<*const Frame, usize>,
+    texts: HashMap<String, usize>,
+}
+
+impl Texts {
+    fn number(&mut self, frame: &Arc<Frame>) -> usize {
+        let texts = &mut self.texts;
+        *self.frames.entry(Arc::as_ptr(frame)).or_insert_with(|| {
+            let next = texts.len();
+            *texts.entry(title_text(frame)).or_insert(next)
+        })
+    }
 }
 
 /// A site's frames that can be its title, and the one that is so far.
 struct Candidate<'a> {
-    frames: Vec<&'a Arc<Frame>>,
-    texts: Vec<String>,
+    site: &'a Site,
+    /// Their places in its stack.
+    places: Vec<usize>,
     begin: usize,
-    place: usize,
+    /// Which of them it is.
+    at: usize,
 }
+
+/// Pages are told apart from each other alone; and the number of a text.
+type Crowd = (bool, usize);
 
 impl<'a> Candidate<'a> {
     fn new(site: &'a Site) -> Self {
-        let (_, callers) = split(&site.frames);
-        let mut frames: Vec<&Arc<Frame>> = callers
-            .iter()
-            .filter(|frame| !is_wrapper(frame))
+        let (own, callers) = split(&site.frames);
+        let all = || (own.len()..).zip(callers);
+        let mut places: Vec<usize> = all()
+            .filter(|(_, frame)| !is_wrapper(frame))
+            .map(|(place, _)| place)
             .take(DEEPEST)
             .collect();
-        if frames.is_empty() {
-            frames = callers.iter().take(DEEPEST).collect();
+        if places.is_empty() {
+            places = all().map(|(place, _)| place).take(DEEPEST).collect();
         }
         // What a programmer looks for: a line of Python, else a function with a name.
-        let begin = frames
+        let frame = |place: &usize| site.frames.get(*place);
+        let is_python =
+            |place: &usize| frame(place).is_some_and(|one| one.kind == FrameKind::Python);
+        let begin = places
             .iter()
-            .position(|frame| frame.kind == FrameKind::Python)
-            .or_else(|| frames.iter().position(|frame| is_telling(frame)))
+            .position(is_python)
+            .or_else(|| {
+                places
+                    .iter()
+                    .position(|place| frame(place).is_some_and(|one| is_telling(one)))
+            })
             .unwrap_or_default();
-        let look = Look {
-            short: true,
-            ..Look::default()
-        };
-        let texts = frames.iter().map(|frame| text_in(frame, look)).collect();
         Self {
-            frames,
-            texts,
+            site,
+            places,
             begin,
-            place: begin,
+            at: begin,
         }
     }
 
-    fn text(&self) -> Option<&str> {
-        self.texts.get(self.place).map(String::as_str)
+    fn frame(&self, at: usize) -> Option<&'a Arc<Frame>> {
+        self.site.frames.get(*self.places.get(at)?)
+    }
+
+    fn crowd(&self, texts: &mut Texts) -> Option<Crowd> {
+        let is_pages = self.site.kind == SiteKind::Pages;
+        Some((is_pages, texts.number(self.frame(self.at)?)))
     }
 }
 
@@ -71,88 +113,79 @@ fn is_telling(frame: &Frame) -> bool {
     function(frame).is_some_and(|function| function != "main")
 }
 
-/// How many of the candidates have each title.
-fn shared<'a>(candidates: &'a [Candidate<'_>]) -> HashMap<&'a str, usize> {
-    let mut counts = HashMap::new();
-    for text in candidates.iter().filter_map(Candidate::text) {
-        *counts.entry(text).or_default() += 1;
-    }
-    counts
-}
-
 impl Titles {
-    pub(super) fn new(sites: &[&Site]) -> Self {
-        let mut candidates: Vec<Candidate<'_>> =
-            sites.iter().map(|site| Candidate::new(site)).collect();
-        let crowd = look_further_out(&mut candidates);
+    /// Of sites that are shown together.
+    pub(crate) fn new<'a>(sites: impl IntoIterator<Item = &'a Site>) -> Self {
+        let mut candidates: Vec<Candidate<'_>> = sites.into_iter().map(Candidate::new).collect();
+        let mut texts = Texts::default();
+        let crowd = look_further_out(&mut candidates, &mut texts);
         // Where names tell nothing apart, addresses may.
         for (candidate, crowd) in candidates.iter_mut().zip(crowd) {
             let is_python = candidate
-                .frames
-                .get(candidate.begin)
+                .frame(candidate.begin)
                 .is_some_and(|frame| frame.kind == FrameKind::Python);
             if crowd >= MANY && !is_python {
                 candidate.begin = 0;
-                candidate.place = 0;
+                candidate.at = 0;
             }
         }
-        look_further_out(&mut candidates);
+        look_further_out(&mut candidates, &mut texts);
         Self {
-            marks: marks_of(sites, &candidates),
-            frames: candidates
+            places: candidates
                 .iter()
-                .map(|candidate| {
-                    let frame = candidate.frames.get(candidate.place)?;
-                    Some((Arc::clone(frame), candidate.place > 0))
-                })
+                .map(|candidate| Some((*candidate.places.get(candidate.at)?, candidate.at > 0)))
                 .collect(),
         }
     }
 
-    /// The title of the site at a place, and whether frames that could be one stand before it; `None` of a site without a stack.
-    pub(super) fn of(&self, place: usize) -> Option<(&Frame, bool)> {
-        let (frame, is_further_out) = self.frames.get(place)?.as_ref()?;
-        Some((frame, *is_further_out))
+    /// Where in the stack of the site at a place its title is, and whether frames that could be one stand before it; `None` of a site without
+    /// a stack.
+    pub(crate) fn place(&self, place: usize) -> Option<(usize, bool)> {
+        self.places.get(place).copied()?
     }
 
-    /// What tells the site at a place apart where others have the same stack by name, file and line: an address.
-    pub(super) fn mark(&self, place: usize) -> Option<&str> {
-        self.marks.get(place)?.as_deref()
+    /// The frame itself; of the site that is at this place.
+    pub(crate) fn of<'a>(&self, place: usize, site: &'a Site) -> Option<(&'a Frame, bool)> {
+        let (at, is_further_out) = self.place(place)?;
+        Some((site.frames.get(at)?, is_further_out))
+    }
+
+    /// It in words.
+    pub(crate) fn text(&self, place: usize, site: &Site) -> String {
+        match self.of(place, site) {
+            Some((frame, _)) => title_text(frame),
+            None => missing(site.frames.is_empty()).to_owned(),
+        }
     }
 }
 
-/// The marks of [`Titles::mark`] for sites that are shown otherwise.
+/// What tells each site apart where others of them have the same stack by name, file and line: an address.
 pub(crate) fn marks(sites: &[&Site]) -> Vec<Option<String>> {
     let candidates: Vec<Candidate<'_>> = sites.iter().map(|site| Candidate::new(site)).collect();
-    marks_of(sites, &candidates)
-}
-
-fn marks_of(sites: &[&Site], candidates: &[Candidate<'_>]) -> Vec<Option<String>> {
-    let mut alike: HashMap<(u32, u32, SiteKind, &[String]), Vec<usize>> = HashMap::new();
-    for (place, (site, candidate)) in sites.iter().zip(candidates).enumerate() {
-        if !candidate.texts.is_empty() {
-            let key = (site.pid, site.incarnation, site.kind, &candidate.texts[..]);
+    let mut texts = Texts::default();
+    let mut alike: HashMap<(u32, u32, SiteKind, Vec<usize>), Vec<usize>> = HashMap::new();
+    for (place, (site, candidate)) in sites.iter().zip(&candidates).enumerate() {
+        let numbers: Vec<usize> = (0..candidate.places.len())
+            .filter_map(|at| Some(texts.number(candidate.frame(at)?)))
+            .collect();
+        if !numbers.is_empty() {
+            let key = (site.pid, site.incarnation, site.kind, numbers);
             alike.entry(key).or_default().push(place);
         }
     }
     let mut marks = vec![None; sites.len()];
     for places in alike.values().filter(|places| places.len() > 1) {
-        let of = |place: &usize| {
-            candidates
-                .get(*place)
-                .map_or(&[][..], |one| &one.frames[..])
-        };
-        let depth = places.first().map_or(0, |place| of(place).len());
-        let differs = |depth: &usize| {
-            let mut offsets = places.iter().map(|place| of(place).get(*depth)?.offset);
+        let of = |place: &usize, at: usize| candidates.get(*place)?.frame(at);
+        let differs = |at: &usize| {
+            let mut offsets = places.iter().map(|place| of(place, *at)?.offset);
             let first = offsets.next().flatten();
             offsets.any(|offset| offset != first)
         };
-        let Some(depth) = (0..depth).find(differs) else {
+        let Some(at) = (0..DEEPEST).find(differs) else {
             continue;
         };
         for place in places {
-            if let (Some(mark), Some(frame)) = (marks.get_mut(*place), of(place).get(depth)) {
+            if let (Some(mark), Some(frame)) = (marks.get_mut(*place), of(place, at)) {
                 let address = Frame {
                     function: None,
                     kind: FrameKind::Native,
@@ -167,13 +200,13 @@ fn marks_of(sites: &[&Site], candidates: &[Candidate<'_>]) -> Vec<Option<String>
 
 /// Moves the titles that many share further out. Where that has told nothing apart (recursion, one loop), the innermost says
 /// most, and is taken again. For each candidate, how many have its title then.
-fn look_further_out(candidates: &mut [Candidate<'_>]) -> Vec<usize> {
+fn look_further_out(candidates: &mut [Candidate<'_>], texts: &mut Texts) -> Vec<usize> {
     for _ in 0..DEEPEST {
-        let crowds = crowds(candidates);
+        let crowds = crowds(candidates, texts);
         let mut moved = false;
         for (candidate, crowd) in candidates.iter_mut().zip(crowds) {
-            if crowd >= MANY && candidate.place + 1 < candidate.frames.len() {
-                candidate.place += 1;
+            if crowd >= MANY && candidate.at + 1 < candidate.places.len() {
+                candidate.at += 1;
                 moved = true;
             }
         }
@@ -181,25 +214,27 @@ fn look_further_out(candidates: &mut [Candidate<'_>]) -> Vec<usize> {
             break;
         }
     }
-    let at_last = crowds(candidates);
+    let at_last = crowds(candidates, texts);
     for (candidate, last) in candidates.iter_mut().zip(at_last) {
         if last >= MANY {
-            candidate.place = candidate.begin;
+            candidate.at = candidate.begin;
         }
     }
-    crowds(candidates)
+    crowds(candidates, texts)
 }
 
 /// For each candidate how many, itself among them, have its title.
-fn crowds(candidates: &[Candidate<'_>]) -> Vec<usize> {
-    let counts = shared(candidates);
-    candidates
+fn crowds(candidates: &[Candidate<'_>], texts: &mut Texts) -> Vec<usize> {
+    let crowds: Vec<Option<Crowd>> = candidates.iter().map(|one| one.crowd(texts)).collect();
+    let mut counts: HashMap<Crowd, usize> = HashMap::new();
+    for crowd in crowds.iter().flatten() {
+        *counts.entry(*crowd).or_default() += 1;
+    }
+    crowds
         .iter()
-        .map(|candidate| {
-            candidate
-                .text()
-                .and_then(|text| counts.get(text))
-                .copied()
+        .map(|crowd| {
+            crowd
+                .and_then(|crowd| counts.get(&crowd).copied())
                 .unwrap_or_default()
         })
         .collect()
@@ -209,7 +244,7 @@ fn crowds(candidates: &[Candidate<'_>]) -> Vec<usize> {
 mod tests {
     use std::sync::Arc;
 
-    use super::{Frame, Site, Titles};
+    use super::{Frame, Site, Titles, marks};
 
     fn site(functions: &[&str]) -> Site {
         let frame = |name: &&str| {
@@ -228,16 +263,17 @@ mod tests {
     }
 
     fn titles(sites: &[Site]) -> Vec<String> {
-        let sites: Vec<&Site> = sites.iter().collect();
-        let titles = Titles::new(&sites);
-        (0..sites.len())
-            .map(|place| {
-                titles.of(place).map_or_else(String::new, |(frame, _)| {
-                    frame
-                        .function
-                        .clone()
-                        .unwrap_or_else(|| format!("libruby+{}", frame.offset.unwrap_or_default()))
-                })
+        let titles = Titles::new(sites);
+        (0..)
+            .zip(sites)
+            .map(|(place, site)| {
+                titles
+                    .of(place, site)
+                    .map_or_else(String::new, |(frame, _)| {
+                        frame.function.clone().unwrap_or_else(|| {
+                            format!("libruby+{}", frame.offset.unwrap_or_default())
+                        })
+                    })
             })
             .collect()
     }
@@ -293,8 +329,8 @@ mod tests {
             }
         }
         let sites: Vec<&Site> = sites.iter().collect();
-        let titles = Titles::new(&sites);
-        let marks: Vec<_> = (0..4).map(|place| titles.mark(place)).collect();
+        let marks = marks(&sites);
+        let marks: Vec<_> = marks.iter().map(Option::as_deref).collect();
         assert_eq!(
             marks,
             [
@@ -317,5 +353,18 @@ mod tests {
             })
             .collect();
         assert_eq!(titles(&sites), ["insert"; 5]);
+    }
+
+    #[test]
+    fn sites_of_the_same_program_in_many_processes_keep_their_titles() {
+        let workers: Vec<Site> = (1..6)
+            .flat_map(|pid| {
+                [["malloc", "decode", "serve"], ["malloc", "store", "serve"]].map(|frames| Site {
+                    pid,
+                    ..site(&frames)
+                })
+            })
+            .collect();
+        assert_eq!(titles(&workers), ["decode", "store"].repeat(5));
     }
 }

@@ -14,7 +14,7 @@ use super::{
     state::{FOOT, HEAD, Place, State},
     text::width,
 };
-use crate::report::Report;
+use crate::report::{Report, Verdict};
 use crate::units::{bytes, count, duration, percent, plural};
 use pen::{Ink, Pen};
 
@@ -43,7 +43,7 @@ pub(super) fn draw(state: &State, area: Rect, buffer: &mut Buffer, color: bool) 
         (Some(report), false) => match state.place() {
             Place::Processes => processes::draw(state, report, &mut pen),
             Place::Sites(process) => sites::draw(state, report, process, &mut pen),
-            Place::Site(_) => lines(state, &mut pen),
+            Place::Site(_) | Place::Kernel => lines(state, &mut pen),
             Place::Tree(_) => tree::draw(state, &mut pen),
         },
     }
@@ -133,6 +133,10 @@ fn totals(state: &State, report: &Report) -> (String, Ink) {
     if total.sites > report.sites.len() as u64 {
         parts.push(format!("{} not shown", count(report.omitted.sites)));
     }
+    let mut levels = report.kernel.iter().flat_map(|kernel| &kernel.levels);
+    if levels.any(|level| level.verdict == Verdict::Leaking) {
+        parts.push("the kernel leaks (K)".to_owned());
+    }
     if lost > 0 {
         parts.push(format!("{} events lost", count(lost)));
     }
@@ -188,7 +192,7 @@ fn foot(state: &State, pen: &mut Pen<'_>) {
     let filter = match state.place() {
         Place::Processes => state.processes.filter.as_str(),
         Place::Sites(_) => state.sites.filter.as_str(),
-        Place::Site(_) | Place::Tree(_) => "",
+        Place::Site(_) | Place::Kernel | Place::Tree(_) => "",
     };
     if state.typing.is_some() {
         pen.put(
@@ -208,7 +212,7 @@ fn foot(state: &State, pen: &mut Pen<'_>) {
         Place::Processes => (state.processes.cursor, state.processes.rows.len()),
         Place::Sites(_) => (state.sites.cursor, state.sites.rows.len()),
         Place::Tree(_) => (state.tree.cursor, state.tree.len()),
-        Place::Site(_) => (
+        Place::Site(_) | Place::Kernel => (
             (state.lines_top + state.height())
                 .min(state.lines.len())
                 .saturating_sub(1),
@@ -251,6 +255,7 @@ fn hint(place: Place) -> &'static str {
             "? help  Enter site  Esc back  / filter  s sort  f fold  t tree  b snapshot  d difference  q quit"
         }
         Place::Site(_) => "? help  Esc back  ↑↓ scroll  f unfold  t tree  q quit",
+        Place::Kernel => "? help  Esc back  ↑↓ scroll  f unfold  q quit",
         Place::Tree(_) => "? help  Esc back  Enter open  c callers  f unfold  q quit",
     }
 }

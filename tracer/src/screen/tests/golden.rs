@@ -9,6 +9,7 @@ use ratatui::{
 
 use super::super::{draw::draw, state::State};
 use super::{press, screen};
+use crate::report::{KernelLevel, KernelLevelKind, KernelMemory, Verdict};
 
 fn drawn(state: &State, color: bool) -> Buffer {
     let (columns, lines) = state.size;
@@ -106,6 +107,56 @@ fn a_difference() {
     insta::assert_snapshot!("difference_120", text(&state));
     press(&mut state, "\n");
     insta::assert_snapshot!("difference_sites_120", text(&state));
+}
+
+/// A cache that leaks, a line that grows for some other reason, and one that does not.
+fn kernel() -> KernelMemory {
+    let level = |kind, name: &str, bytes, verdict, reason: &str| KernelLevel {
+        kind,
+        name: name.to_owned(),
+        bytes,
+        verdict,
+        verdict_reason: reason.to_owned(),
+        growth_bytes_per_s: 2048.0,
+        ..KernelLevel::default()
+    };
+    let (cache, line) = (KernelLevelKind::Cache, KernelLevelKind::Line);
+    KernelMemory {
+        levels: vec![
+            level(
+                cache,
+                "dentry",
+                300 << 20,
+                Verdict::Leaking,
+                "+2 KiB/s for 60 s, no sign of levelling off",
+            ),
+            level(
+                line,
+                super::HOSTILE,
+                9 << 20,
+                Verdict::WarmingUp,
+                "more of late",
+            ),
+            level(line, "page tables", 4 << 20, Verdict::Plateau, ""),
+        ],
+        notes: vec!["slab caches cannot be read here".to_owned()],
+        ..KernelMemory::default()
+    }
+}
+
+#[test]
+fn the_kernel() {
+    for columns in [60, 120] {
+        let mut state = screen(columns, 24);
+        press(&mut state, "K");
+        assert!(text(&state).contains("not watched"));
+        let mut watched = super::parts(80.0);
+        watched.kernel = Some(kernel());
+        state.take(std::sync::Arc::new(crate::report::Report::new(watched)));
+        insta::assert_snapshot!(format!("kernel_{columns}"), text(&state));
+        press(&mut state, "\x1b");
+        assert!(text(&state).contains("MEMORY"));
+    }
 }
 
 #[test]

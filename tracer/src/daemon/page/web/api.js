@@ -13,7 +13,7 @@ async function ask(path, options) {
 
 const name = encodeURIComponent;
 
-export const sheet = (base) => ask(base ? `api/v1/page?base=${name(base)}` : "api/v1/page");
+export const sheet = (base, to) => ask(base ? `api/v1/page?base=${name(base)}${to ? `&new=${name(to)}` : ""}` : "api/v1/page");
 export const process = (key) => ask(`api/v1/page/process/${key.replace(".", "/")}`);
 export const site = (key) => ask(`api/v1/page/site/${key.replaceAll(".", "/")}`);
 export const snapshots = async () => (await ask("api/v1/snapshots")).snapshots;

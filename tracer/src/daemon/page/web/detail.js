@@ -29,7 +29,8 @@ export class Detail {
     if (this.full?.key !== state.site) this.full = null;
     this.draw(model, row);
     const asked = `${model.number} ${state.site}`;
-    if (asked === this.asked) return;
+    // Of now, which two snapshots do not show.
+    if (asked === this.asked || state.to) return;
     this.asked = asked;
     api.site(state.site).then(
       (answer) => this.take(model, state.site, answer, null),

@@ -47,7 +47,7 @@ function shown() {
 
 function changed(before) {
   const { now } = store;
-  if (now.base !== before.base) {
+  if (now.base !== before.base || now.to !== before.to) {
     ask();
     return;
   }
@@ -62,22 +62,23 @@ async function ask() {
     return;
   }
   isAsking = true;
-  const { base } = store.now;
+  const { base, to } = store.now;
+  const isStill = () => base === store.now.base && to === store.now.to;
   try {
-    const sheet = await api.sheet(base);
-    if (base === store.now.base) {
+    const sheet = await api.sheet(base, to);
+    if (isStill()) {
       model = prepare(sheet);
       if (message?.isError) say(null);
       draw();
     }
   } catch (error) {
     if (base && error.status === 404) {
-      say(`There is no snapshot ${base} any more.`);
-      store.set({ base: "" }, false);
+      say(`There is no snapshot ${to ? `${base} or ${to}` : base} any more.`);
+      store.set({ base: "", to: "" }, false);
     } else say(error.message, true);
   }
   const isNews = told.captured_at !== null && told.captured_at !== model?.captured_at;
-  const again = (isAsking === "again" && isNews) || base !== store.now.base;
+  const again = (isAsking === "again" && isNews) || !isStill();
   isAsking = false;
   if (again) ask();
 }
@@ -88,7 +89,8 @@ function hear(now) {
   const captured = now.report?.captured_at ?? null;
   if (captured !== told.captured_at && !isPaused) {
     told.captured_at = captured;
-    if (captured && captured !== model?.captured_at) ask();
+    // Two snapshots stay as they were.
+    if (captured && captured !== model?.captured_at && !(model && store.now.to)) ask();
   }
   told.snapshots = now.snapshots;
 }
@@ -151,12 +153,12 @@ function drawHead() {
   if (isOne && !row) {
     parts.push(h("h1", null, "This process is not traced any more"));
   } else if (row) {
-    const full = process?.key === state.p ? process : null;
+    const full = process?.key === state.p && !state.to ? process : null;
     parts.push(
-      h("h1", null, clean(row.comm) || "?", h("span", { class: "dim" }, ` pid ${row.pid}`), chip(row.verdict), row.exited && h("span", { class: "chip" }, "ended")),
+      h("h1", null, clean(row.comm) || "?", h("span", { class: "dim" }, ` pid ${row.pid}`), !state.to && chip(row.verdict), row.exited && h("span", { class: "chip" }, "ended")),
       row.verdict_reason && h("p", { class: "reason" }, clean(row.verdict_reason)),
-      h("p", { class: "figures" }, h("span", null, h("b", null, bytes(row.inuse_bytes)), ` survive in ${count(row.inuse_objects)} blocks`), h("span", null, h("b", null, bytes(row.rss_bytes)), " resident ", h("span", { class: row.rss_growth_bytes_per_s > 0 ? "up" : "dim" }, rate(row.rss_growth_bytes_per_s)))),
-      full ? chart(full.memory_series, MEMORY, "memory of the process over time") : h("div", { class: "chart-place" }));
+      h("p", { class: "figures" }, h("span", null, h("b", null, bytes(row.inuse_bytes)), ` survive in ${count(row.inuse_objects)} blocks`), !state.to && h("span", null, h("b", null, bytes(row.rss_bytes)), " resident ", h("span", { class: row.rss_growth_bytes_per_s > 0 ? "up" : "dim" }, rate(row.rss_growth_bytes_per_s)))),
+      full ? chart(full.memory_series, MEMORY, "memory of the process over time") : !state.to && h("div", { class: "chart-place" }));
   } else {
     const leaking = model.processes.filter((one) => one.verdict === "leaking");
     const growing = [...model.processes].filter((one) => one.rss_growth_bytes_per_s > 0).sort((one, other) => other.rss_growth_bytes_per_s - one.rss_growth_bytes_per_s).slice(0, 5);
@@ -167,7 +169,13 @@ function drawHead() {
   }
   const { difference } = model;
   if (difference) {
-    parts.push(h("p", { class: "compared" }, "Compared with ", h("b", null, state.base), h("span", { class: "dim" }, ` of ${when(difference.base.captured_at)}: `), h("b", null, change(difference.total.inuse_bytes_change)), h("span", { class: "dim" }, " in all "), h("button", { id: "compare-end", onclick: () => store.set({ base: "", sort: "", only: "", site: "" }) }, "End")));
+    const option = (value, name) => h("option", { value, selected: value === state.to }, name);
+    const others = snapshots.list.map((one) => one.name).filter((name) => name !== state.base);
+    if (state.to && !others.includes(state.to)) others.push(state.to);
+    parts.push(h("p", { class: "compared" },
+      h("select", { id: "compare-to", "aria-label": "what is compared", onchange: (event) => store.set({ to: event.target.value, site: "", z: "" }) }, option("", "Now"), others.map((name) => option(name, name))),
+      h("span", { class: "dim" }, state.to ? ` of ${when(difference.new.captured_at)} compared with ` : " compared with "), h("b", null, state.base), h("span", { class: "dim" }, ` of ${when(difference.base.captured_at)}: `),
+      h("b", null, change(difference.total.inuse_bytes_change)), h("span", { class: "dim" }, " in all "), h("button", { id: "compare-end", onclick: () => store.set({ base: "", to: "", sort: "", only: "", site: "" }) }, "End")));
   }
   put(at("head"), back, ...parts);
 }
@@ -190,7 +198,7 @@ function drawView() {
     put(at("kinds"), [...kinds].sort(([one], [other]) => weightOf(one) - weightOf(other)).map(([kind, number]) =>
       h("button", { class: `kind v-${kind}`, "data-kind": kind, "aria-pressed": String(state.only === kind), onclick: () => store.set({ only: state.only === kind ? "" : kind }) }, chip(kind), ` ${count(number)}`)));
   }
-  view.show(model, state, sites, process?.key === state.p ? process : null);
+  view.show(model, state, sites, process?.key === state.p && !state.to ? process : null);
 }
 
 function draw() {
@@ -198,7 +206,7 @@ function draw() {
   const state = shown();
   document.body.classList.toggle("has-process", Boolean(state.p));
   processes.show(model, state);
-  if (state.p && state.p !== "all" && model.processOf.has(state.p)) askProcess(state.p);
+  if (state.p && state.p !== "all" && !state.to && model.processOf.has(state.p)) askProcess(state.p);
   drawHead();
   drawView();
   detail.show(model, state);
@@ -213,7 +221,7 @@ function back() {
   else if (now.v === "flame" && views.flame.zoomOut()) return;
   else if (now.find && now.v === "flame") store.set({ find: "" });
   else if (now.q || now.only) store.set({ q: "", only: "" });
-  else if (now.base) store.set({ base: "", sort: "" });
+  else if (now.base) store.set({ base: "", to: "", sort: "" });
 }
 
 const list = Object.keys(NAMES);

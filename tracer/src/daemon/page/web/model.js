@@ -30,7 +30,7 @@ export function prepare(sheet) {
     site.unreachable ??= 0;
     site.isExact = site.inuse_bytes_low == null;
     site.own = ownFrames(site, sheet.frames);
-    site.at = begins(site, sheet.frames);
+    site.at = site.title ?? site.own;
     const place = site.frames[site.at];
     site.title = place == null ? (site.own ? "[no caller recorded]" : "[unknown stack]") : names[place];
     site.where = place == null ? "" : frameWhere(sheet.frames[place]);
@@ -52,22 +52,18 @@ function ownFrames(site, frames) {
 /** So many callers are looked at for what tells sites apart. */
 const CALLERS = 12;
 
-/** Of so many sites that begin at one function, that function is no title. */
-const MANY = 3;
-
 /**
- * How a site is called: by the function where it begins; where others of its process begin there too, with the first caller that
- * tells it apart, and where many do, by that.
+ * How a site is called: by the frame that the report names it by; with what that frame called, where others could not tell the site
+ * apart, or with the first caller that does so.
  */
 export function titleOf(model, site) {
+  const named = { title: site.title, aside: "", where: site.where };
+  if (site.further_out) return { ...named, aside: `→ ${model.names[site.frames[site.at - 1]]}` };
   const place = apart(model, site);
-  if (place < 0) return { title: site.title, aside: "", where: site.where };
-  const caller = model.names[site.frames[place]];
-  if (site.group.sites.length < MANY) return { title: site.title, aside: `← ${caller}`, where: site.where };
-  return { title: caller, aside: `→ ${site.title}`, where: frameWhere(model.frames[site.frames[place]]) };
+  return place < 0 ? named : { ...named, aside: `← ${model.names[site.frames[place]]}` };
 }
 
-/** Where in its stack the first caller is that tells a site apart from others that begin at the same function; −1 for nowhere. */
+/** Where in its stack the first caller is that tells a site apart from others with the same title; −1 for nowhere. */
 function apart(model, site) {
   const { group } = site;
   if (group.sites.length < 2) return -1;
@@ -87,17 +83,6 @@ function apart(model, site) {
     if (sharing < group.sites.length && !model.names[place].startsWith("[")) return site.at + up;
   }
   return -1;
-}
-
-/** The frame that a programmer looks for: the innermost of Python, else the innermost with a name that is no language's own wrapper. */
-function begins(site, frames) {
-  let named = -1;
-  for (let place = site.own; place < site.frames.length; place += 1) {
-    const frame = frames[site.frames[place]];
-    if (frame.kind === "python") return place;
-    if (named < 0 && frame.function && !frame.wrapper) named = place;
-  }
-  return Math.max(named, site.own);
 }
 
 /** Words that all must occur, in any order; in quotes as one. */

@@ -36,7 +36,8 @@ export class Processes {
       row(processKey(process),
         h("span", { class: "who" }, h("b", { title: `${processName(process)}\n${clean(process.cgroup)}` }, clean(process.comm) || "?"), h("span", { class: "dim" }, String(process.pid)), process.exited && h("span", { class: "dim" }, "ended"), process.verdict !== "insufficient-data" && chip(process.verdict)),
         h("span", { class: "what" },
-          h("span", { class: "dim" }, `${bytes(process.rss_bytes)} resident`),
+          // Of two snapshots, only what survives is known.
+          h("span", { class: "dim" }, state.to ? `${bytes(process.inuse_bytes)} survive` : `${bytes(process.rss_bytes)} resident`),
           spark(process.rss_series, "resident memory over time"),
           h("span", { class: process.rss_growth_bytes_per_s > 0 ? "n up" : "n dim" }, rate(process.rss_growth_bytes_per_s)))));
     const more = chosen.length - rows.length;

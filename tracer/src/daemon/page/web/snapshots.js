@@ -30,7 +30,7 @@ export class Snapshots {
     });
     put(this.dialog,
       h("header", null, h("h2", null, "Snapshots"), h("button", { class: "plain", "aria-label": "close", onclick: () => this.dialog.close() }, "✕")),
-      h("p", { class: "dim" }, "What survives now is kept in the daemon's memory under a name, until it is deleted or the daemon ends; later reports are compared with it."),
+      h("p", { class: "dim" }, "What survives now is kept in the daemon's memory under a name, until it is deleted or the daemon ends; later reports are compared with it, and snapshots with each other."),
       form, this.error, this.rows);
   }
 
@@ -83,14 +83,15 @@ export class Snapshots {
   }
 
   compare(name) {
-    this.store.set({ base: this.store.now.base === name ? "" : name, sort: "", only: "", site: "", z: "" });
+    this.store.set({ base: this.store.now.base === name ? "" : name, to: "", sort: "", only: "", site: "", z: "" });
     this.dialog.close();
   }
 
   async forget(name) {
     try {
       await api.forget(name);
-      if (this.store.now.base === name) this.store.set({ base: "", sort: "", only: "" });
+      const { base, to } = this.store.now;
+      if (name === base || name === to) this.store.set({ base: "", to: "", sort: "", only: "" });
       await this.load();
     } catch (error) {
       this.fail(error);

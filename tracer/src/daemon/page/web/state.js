@@ -9,6 +9,7 @@ export const DEFAULTS = {
   sort: "", // the column; the default depends on what is shown
   site: "", // PID.INCARNATION.ID
   base: "", // a snapshot to compare with
+  to: "", // another that is compared with it, not what is there now
   pq: "", // the filter of processes
   ps: "verdict", // the order of processes
   z: "", // the frame that the flame graph is zoomed to
