@@ -32,6 +32,7 @@ fn main() -> ExitCode {
     match choose()
         .and_then(|chosen| publish(&chosen))
         .and_then(|()| pack_page())
+        .and_then(|()| pack_schema())
     {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
@@ -159,14 +160,8 @@ fn pack_page() -> Result<(), String> {
             continue;
         }
         let text = read(&path)?;
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-        let packed = encoder
-            .write_all(&text)
-            .and_then(|()| encoder.finish())
-            .map_err(|error| format!("cannot compress {}: {error}", path.display()))?;
         let to = out.join(format!("{name}.gz"));
-        fs::write(&to, packed)
-            .map_err(|error| format!("cannot write {}: {error}", to.display()))?;
+        pack(&path, &text, &to)?;
         let etag: String = sha256(&text).chars().take(16).collect();
         writeln!(
             list,
@@ -177,6 +172,24 @@ fn pack_page() -> Result<(), String> {
     }
     list.push_str("];\n");
     fs::write(out.join("page.rs"), list).map_err(|error| format!("cannot write page.rs: {error}"))
+}
+
+/// Writes a file's text, compressed, to another.
+fn pack(path: &Path, text: &[u8], to: &Path) -> Result<(), String> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    let packed = encoder
+        .write_all(text)
+        .and_then(|()| encoder.finish())
+        .map_err(|error| format!("cannot compress {}: {error}", path.display()))?;
+    fs::write(to, packed).map_err(|error| format!("cannot write {}: {error}", to.display()))
+}
+
+/// Writes the schema of reports, compressed: few ask for it.
+fn pack_schema() -> Result<(), String> {
+    let path = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("src/report/schema.json");
+    watch(&path);
+    let to = PathBuf::from(variable("OUT_DIR")?).join("schema.json.gz");
+    pack(&path, &read(&path)?, &to)
 }
 
 /// The lines of the record as one, for `--version`.

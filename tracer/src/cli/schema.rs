@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use super::{args::FormatChoice, output::Output};
-use crate::report::JSON_SCHEMA;
+use crate::report::json_schema;
 
 /// Writes it.
 pub(super) fn run() -> anyhow::Result<ExitCode> {
-    Output::open(None, FormatChoice::Json)?.write_bytes(JSON_SCHEMA.as_bytes())?;
+    Output::open(None, FormatChoice::Json)?.write_bytes(json_schema()?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }

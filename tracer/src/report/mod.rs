@@ -59,7 +59,13 @@ pub(crate) use text::{Titles, callers, stack_lines};
 pub use time::{Timestamp, TimestampError};
 
 /// The JSON Schema (2020-12) of what [`Json`] writes.
-pub const JSON_SCHEMA: &str = include_str!("schema.json");
+///
+/// # Errors
+/// It is not as it was compressed when leakscope was built (`build.rs`).
+pub fn json_schema() -> io::Result<String> {
+    let packed = include_bytes!(concat!(env!("OUT_DIR"), "/schema.json.gz"));
+    io::read_to_string(flate2::read::GzDecoder::new(&packed[..]))
+}
 
 /// A view of a report.
 pub trait Format: Send + Sync {

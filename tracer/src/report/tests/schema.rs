@@ -3,13 +3,14 @@
 
 use serde_json::Value;
 
-use crate::report::JSON_SCHEMA;
 use crate::report::fixtures::{exact_report, kernel_report};
+use crate::report::json_schema;
 use crate::report::tests::all_reports;
 
 /// Checks a value against `schema.json`; the error names the place.
 pub(super) fn check(value: &Value) -> Result<(), String> {
-    let schema: Value = serde_json::from_str(JSON_SCHEMA).map_err(|error| error.to_string())?;
+    let text = json_schema().map_err(|error| error.to_string())?;
+    let schema: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     valid(&schema, &schema, value, "$")
 }
 
@@ -97,7 +98,7 @@ fn reports_keep_the_schema() {
 /// Every field that is written is described, so that the schema cannot fall behind.
 #[test]
 fn the_schema_describes_every_field() {
-    let schema: Value = serde_json::from_str(JSON_SCHEMA).unwrap();
+    let schema: Value = serde_json::from_str(&json_schema().unwrap()).unwrap();
     let json = serde_json::to_value(exact_report()).unwrap();
     let kernel = serde_json::to_value(kernel_report()).unwrap();
     let names = |value: &Value, pointer: &str| {
