@@ -84,7 +84,8 @@ fn what_a_returned_function_left_on_the_stack_held_the_only_lost_block() {
     for _ in 0..5 {
         let (_, report) = trace(&["--at-exit"], &[program.to_str().unwrap()]);
         let sums = &report["processes"][0]["lost_at_exit"];
-        assert_eq!((&sums["objects"], &sums["bytes"]), (&1.into(), &100.into()));
+        let found = (&sums["direct_objects"], &sums["direct_bytes"]);
+        assert_eq!(found, (&1.into(), &100.into()), "{sums}");
     }
 }
 
