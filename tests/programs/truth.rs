@@ -14,7 +14,12 @@ use leakscope_tests::{
 };
 
 /// Victims that do not speak the protocol, or not by themselves.
-const SILENT: [&str; 30] = [
+const SILENT: [&str; 35] = [
+    "liar",
+    "liar_go",
+    "stuck",
+    "kept-stripped",
+    "kept-pie",
     "one",
     "demo",
     "kernel_leak",

@@ -112,16 +112,15 @@ pub fn children(pid: u32) -> Result<Vec<u32>> {
 /// starts is not mistaken for it.
 #[must_use]
 pub fn command_of(leakscope: u32) -> Option<u32> {
-    let own = leakscope.to_string();
     fs::read_dir(format!("/proc/{leakscope}/task"))
         .ok()?
         .filter_map(Result::ok)
-        .filter(|thread| thread.file_name() != own.as_str())
+        .filter(|thread| {
+            fs::read(thread.path().join("comm")).is_ok_and(|name| name == b"command\n")
+        })
         .find_map(|thread| {
             let text = fs::read_to_string(thread.path().join("children")).ok()?;
-            text.split_whitespace()
-                .filter(|pid| !is_reader(pid))
-                .find_map(|pid| pid.parse().ok())
+            text.split_whitespace().find_map(|pid| pid.parse().ok())
         })
 }
 
@@ -140,9 +139,4 @@ pub fn send(name: &str, pid: u32) -> Result<()> {
         "kill -s {name} {pid}: {output:?}"
     );
     Ok(())
-}
-
-/// Whether a child is one that reads files for leakscope: they are started by whichever thread needs one first.
-fn is_reader(pid: &str) -> bool {
-    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"leakscope\0reader\0")
 }
