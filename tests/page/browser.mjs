@@ -129,6 +129,18 @@ class Page {
     await this.clickAt(x, y);
   }
 
+  /** Clicks until an expression is true: a row that moves or is drawn anew between two events of the mouse takes no click. */
+  async clickUntil(selector, expression) {
+    for (let clicks = 0; clicks < 5; clicks += 1) {
+      await this.click(selector);
+      for (let asked = 0; asked < 100; asked += 1) {
+        if (await this.value(expression).catch(() => null)) return;
+        await new Promise((resolve) => setTimeout(resolve, 30));
+      }
+    }
+    await this.until(expression);
+  }
+
   async type(text) {
     await this.send("Input.insertText", { text });
   }

@@ -11,8 +11,7 @@ try {
   await page.open(`${url}/`);
   await page.until(`[...document.querySelectorAll('.process')].some((row) => row.innerText.includes("${pid}"))`);
   await page.until(`[...document.querySelectorAll('.site')].some((row) => row.innerText.includes("${name}") && row.innerText.includes("${size}"))`);
-  await page.click(".site");
-  await page.until("document.querySelector('#detail .stack li')");
+  await page.clickUntil(".site", "!!document.querySelector('#detail .stack li')");
   assert.match(await page.value("document.getElementById('detail').innerText"), /malloc/);
   for (const view of ["flame", "calls", "types", "kernel", "trace"]) await page.click(`[data-view="${view}"]`);
   await page.until("document.querySelector('#trace .facts')");
