@@ -3,6 +3,7 @@
 use hashbrown::HashMap;
 
 use super::Survivor;
+use crate::sizes::chunk_for;
 
 /// What was read of a block and around it, without its contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,11 +33,6 @@ const SMALLEST: u64 = 32;
 /// How much larger than asked for a chunk with its own mapping can be: a page, and its header.
 const MAPPED_SLACK: u64 = 4096 + 32;
 
-/// The chunk that glibc takes for so many bytes (`request2size`).
-fn chunk_size(request: u64) -> u64 {
-    (request.saturating_add(8 + 15) & !15).max(SMALLEST)
-}
-
 /// The size of a block's chunk. `None` where nothing was read of it, or its allocator is another.
 pub(super) fn chunk_of(survivor: &Survivor, first: Option<&Reading>) -> Option<u64> {
     first
@@ -53,7 +49,7 @@ pub(super) fn taken_for(survivor: &Survivor, first: Option<&Reading>) -> u64 {
 /// Whether the header is one of a chunk for the block.
 fn header_fits(survivor: &Survivor, header: u64) -> bool {
     let size = header & !FLAGS;
-    let least = chunk_size(survivor.size);
+    let least = chunk_for(survivor.size);
     let slack = if header & IS_MMAPPED != 0 {
         MAPPED_SLACK
     } else {

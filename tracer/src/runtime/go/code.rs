@@ -17,14 +17,8 @@ pub(super) struct Reference {
 
 /// What the code at an address refers to, in order.
 pub(super) fn references(code: &[u8], address: u64) -> Vec<Reference> {
-    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
-    let mut instruction = Instruction::default();
     let mut found = Vec::new();
-    while decoder.can_decode() {
-        decoder.decode_out(&mut instruction);
-        if instruction.is_invalid() {
-            break;
-        }
+    for instruction in instructions(code, address) {
         if instruction.is_ip_rel_memory_operand() {
             let bytes = if instruction.mnemonic() == Mnemonic::Lea {
                 0
@@ -42,19 +36,17 @@ pub(super) fn references(code: &[u8], address: u64) -> Vec<Reference> {
 
 /// The instructions at which a function returns.
 pub(super) fn returns(code: &[u8], address: u64) -> Vec<u64> {
-    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
-    let mut instruction = Instruction::default();
-    let mut found = Vec::new();
-    while decoder.can_decode() {
-        decoder.decode_out(&mut instruction);
-        if instruction.is_invalid() {
-            break;
-        }
-        if instruction.mnemonic() == Mnemonic::Ret {
-            found.push(instruction.ip());
-        }
-    }
-    found
+    instructions(code, address)
+        .filter(|instruction| instruction.mnemonic() == Mnemonic::Ret)
+        .map(|instruction| instruction.ip())
+        .collect()
+}
+
+/// The instructions of some code, up to what is none.
+fn instructions(code: &[u8], address: u64) -> impl Iterator<Item = Instruction> {
+    Decoder::with_ip(64, code, address, DecoderOptions::NONE)
+        .into_iter()
+        .take_while(|instruction| !instruction.is_invalid())
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ fn of_count(counted: &Counted, rates: Rates, pid: u32) -> Option<UnseenGrowth> {
     let whole = if counted.heap.is_steady && rates.judged < EXPLAINED * counted.heap.bytes_per_s {
         counted.heap.bytes_per_s - rates.judged
     } else {
-        Default::default()
+        0.0
     };
     let (per_s, what, is_enough) = if of_sizes >= whole {
         let objects: f64 = counted.unexplained.iter().map(|grown| grown.objects).sum();
