@@ -17,6 +17,7 @@ mod sizes;
 mod stays;
 #[cfg(test)]
 mod tests;
+mod variety;
 
 pub use estimate::Estimate;
 pub use fate::Reading;
@@ -33,6 +34,7 @@ use fate::{Fate, Keys, taken_for};
 use gaps::Gaps;
 use pool::Seen;
 use stays::Stays;
+use variety::Variety;
 
 /// Blocks that are watched at most in one process. A look at all of them takes some 5 ms.
 pub const MOST_WATCHED: usize = 10_000;
@@ -288,6 +290,8 @@ pub struct Cohorts {
     looks: HashMap<(SiteId, u64), u32>,
     /// What windows saw of each site's watched blocks, whatever they look like.
     stays: HashMap<SiteId, Stays>,
+    /// The sizes of each site's survivors.
+    variety: HashMap<SiteId, Variety>,
     keys: Keys,
     /// Births in windows that are old, scaled to the time that each stands for.
     pub(super) settled_births: HashMap<SiteId, Amount>,
@@ -401,6 +405,10 @@ impl Cohorts {
             if let Some(ages) = site.ages.get_mut(class) {
                 ages.add(Amount::of(1, survivor.size).times(scale));
             }
+            self.variety
+                .entry(survivor.site)
+                .or_default()
+                .note(survivor.size, survivor.rounding);
             taken.insert(survivor.address);
             is_looked_at |= reading.is_some();
             if reading

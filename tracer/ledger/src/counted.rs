@@ -137,6 +137,8 @@ pub struct Counted {
 /// How the blocks of a heap, whatever their size, become more.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct HeapGrowth {
+    /// Bytes in use now, as the allocator takes them, at the most: by the last two looks, and what it grew since.
+    pub most: f64,
     /// Bytes more at the last look than at the first.
     pub bytes: f64,
     /// Bytes a second.
@@ -146,7 +148,7 @@ pub struct HeapGrowth {
 }
 
 impl HeapGrowth {
-    fn of(counts: &SizeCounts) -> Self {
+    fn of(counts: &SizeCounts, last_s: f64) -> Self {
         let begun = counts.first_ns().unwrap_or_default();
         let points: Vec<(f64, f64)> = counts
             .bytes()
@@ -156,7 +158,10 @@ impl HeapGrowth {
         let Some((first, last)) = first.zip(last).map(|(first, last)| (first.1, last.1)) else {
             return Self::default();
         };
+        let lately = points.iter().rev().take(2).map(|(_, bytes)| *bytes);
+        let level = lately.fold(0.0, f64::max);
         Growth::of(&points, last).map_or_else(Self::default, |growth| Self {
+            most: level + growth.per_s.max(0.0) * last_s,
             bytes: last - first,
             bytes_per_s: growth.per_s,
             is_steady: growth.is_steady,
@@ -223,7 +228,7 @@ pub fn count(
     Some(Counted {
         sites,
         unexplained,
-        heap: HeapGrowth::of(counts),
+        heap: HeapGrowth::of(counts, last_s),
         looks: counts.taken(),
         over_s: seconds(
             counts.first_ns().unwrap_or(now_ns),

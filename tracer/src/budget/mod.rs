@@ -213,6 +213,17 @@ impl Controller {
         (left <= PREPARE && self.peers <= MOST_PREPARED).then_some(left)
     }
 
+    /// How many times as long as it was by then the open window was to be; at least 1, which it is without a plan too.
+    #[must_use]
+    pub fn planned_times(&self, at: Duration) -> f64 {
+        let planned = self.open.and_then(|open| {
+            let whole = open.plan?.end.saturating_sub(open.since.at).as_secs_f64();
+            let was = at.saturating_sub(open.since.at).as_secs_f64();
+            (was > 0.0).then_some(whole / was)
+        });
+        planned.unwrap_or(1.0).max(1.0)
+    }
+
     /// So many processes are seen in windows now.
     pub fn set_peers(&mut self, peers: usize) {
         self.peers = peers.max(1);

@@ -92,6 +92,14 @@ impl Cohorts {
         sizes
     }
 
+    /// The part of a site's blocks that are this allocator's, and of these sizes.
+    #[must_use]
+    pub fn share_of_sizes(&self, site: SiteId, sizes: &[BlockSize], rounding: Rounding) -> f64 {
+        self.variety
+            .get(&site)
+            .map_or(1.0, |variety| variety.share_of(sizes, rounding))
+    }
+
     /// Of each site, the part of what outlived its window that is still there, of old windows.
     #[must_use]
     pub fn staying(&self, now_ns: u64) -> BTreeMap<SiteId, f64> {

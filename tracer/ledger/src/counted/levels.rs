@@ -26,8 +26,21 @@ impl Counted {
         }
     }
 
-    /// Cuts estimates of sites that are together more blocks of a size than there are, the least sure first.
-    pub fn bound(&mut self, estimates: &mut BTreeMap<SiteId, Estimate>) {
+    /// Cuts estimates of sites that are together more blocks of a size than there are, the least sure first. `share_of`: the part of a site's blocks that
+    /// have one of some sizes; of the others nothing is said.
+    pub fn bound(
+        &mut self,
+        estimates: &mut BTreeMap<SiteId, Estimate>,
+        share_of: impl Fn(SiteId, &[BlockSize]) -> f64,
+    ) {
+        let shares: BTreeMap<SiteId, f64> = self
+            .sites
+            .iter()
+            .map(|(id, site)| {
+                let sizes: Vec<BlockSize> = site.sizes.iter().map(|of| of.size).collect();
+                (*id, share_of(*id, &sizes).clamp(0.0, 1.0))
+            })
+            .collect();
         let mut of_sizes: BTreeMap<BlockSize, Vec<(SiteId, usize, SizeOfSite)>> = BTreeMap::new();
         for (id, site) in &self.sites {
             for (place, of) in site.sizes.iter().enumerate() {
@@ -36,7 +49,7 @@ impl Counted {
         }
         let mut sums: BTreeMap<SiteId, [f64; 3]> = BTreeMap::new();
         for sites in of_sizes.into_values() {
-            let held = held(&sites, estimates);
+            let held = held(&sites, estimates, &shares);
             for ((id, place, of), held) in sites.iter().zip(held) {
                 let sums = sums.entry(*id).or_default();
                 for (sum, objects) in sums.iter_mut().zip([held.bytes, held.low, held.high]) {
@@ -57,7 +70,9 @@ impl Counted {
                 .sites
                 .get(&id)
                 .map_or(0.0, |site| site.sizes.iter().map(|of| of.bytes).sum());
-            let cut = |value: &mut u64, to: f64| {
+            let others = 1.0 - shares.get(&id).copied().unwrap_or(1.0);
+            let cut = |value: &mut u64, of_sizes: f64| {
+                let to = of_sizes + others * *value as f64;
                 if to + slack < *value as f64 {
                     *value = to as u64;
                 }
@@ -72,6 +87,31 @@ impl Counted {
             estimate.inuse_bytes_low = estimate.inuse_bytes_low.min(estimate.inuse_bytes);
             estimate.inuse_bytes_high = estimate.inuse_bytes_high.max(estimate.inuse_bytes);
         }
+        self.bound_by_heap(estimates, &shares);
+    }
+
+    /// Cuts estimates of sites that are together more than the heap holds.
+    fn bound_by_heap(
+        &self,
+        estimates: &mut BTreeMap<SiteId, Estimate>,
+        shares: &BTreeMap<SiteId, f64>,
+    ) {
+        if self.heap.most <= 0.0 {
+            return;
+        }
+        let is_of_heap = |id: &SiteId| shares.get(id).is_some_and(|share| *share > 0.0);
+        let of_heap = || estimates.iter().filter(|(id, _)| is_of_heap(id));
+        let mut held: Vec<Held> = of_heap().map(|(_, estimate)| estimate.into()).collect();
+        bound(&mut held, self.heap.most as u64);
+        let of_heap = estimates.iter_mut().filter(|(id, _)| is_of_heap(id));
+        for ((_, estimate), held) in of_heap.zip(held) {
+            let left = held.bytes as f64 / estimate.inuse_bytes.max(1) as f64;
+            estimate.inuse_objects = (estimate.inuse_objects as f64 * left).round() as u64;
+            estimate.inuse_bytes = held.bytes;
+            estimate.inuse_bytes_low = held.low;
+            estimate.inuse_bytes_high = held.high;
+            estimate.counted_bytes = held.counted;
+        }
     }
 }
 
@@ -79,18 +119,23 @@ impl Counted {
 fn held(
     sites: &[(SiteId, usize, SizeOfSite)],
     estimates: &BTreeMap<SiteId, Estimate>,
+    shares: &BTreeMap<SiteId, f64>,
 ) -> Vec<Held> {
     let there = sites.iter().map(|(.., of)| of.counted).fold(0.0, f64::max) as u64;
     let mut held: Vec<Held> = sites
         .iter()
         .map(|(id, _, of)| {
             let estimate = estimates.get(id).copied().unwrap_or_default();
-            let objects = |bytes: u64| (bytes as f64 * of.part / of.bytes.max(1.0)) as u64;
+            let share = shares.get(id).copied().unwrap_or(1.0);
+            let objects = |bytes: f64| (bytes * of.part / of.bytes.max(1.0)) as u64;
+            // The watched blocks have these sizes, all of them.
+            let counted = objects(estimate.counted_bytes as f64);
+            let of_sizes = |bytes: u64| objects(share * bytes as f64).max(counted);
             Held {
-                bytes: objects(estimate.inuse_bytes),
-                low: objects(estimate.inuse_bytes_low),
-                high: objects(estimate.inuse_bytes_high),
-                counted: objects(estimate.counted_bytes),
+                bytes: of_sizes(estimate.inuse_bytes),
+                low: of_sizes(estimate.inuse_bytes_low),
+                high: of_sizes(estimate.inuse_bytes_high),
+                counted,
             }
         })
         .collect();

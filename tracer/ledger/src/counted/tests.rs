@@ -212,7 +212,7 @@ fn a_site_held_more_blocks_of_a_size_than_there_were() {
             if site == LEAK { 1.0 } else { 0.0 }
         },
     );
-    found.bound(&mut estimates);
+    found.bound(&mut estimates, |_, _| 1.0);
     let (leak, churn) = (
         estimates.get(&LEAK).unwrap(),
         estimates.get(&CHURN).unwrap(),
@@ -253,7 +253,7 @@ proptest! {
         }
         let mut found = count(&counts, &blocks, 0, 120 * SECOND).unwrap();
         found.correct(&mut estimates, 100.0, |site| f64::from(site) / 5.0);
-        found.bound(&mut estimates);
+        found.bound(&mut estimates, |_, _| 1.0);
         let mut sums: BTreeMap<BlockSize, (u64, f64)> = BTreeMap::new();
         for of in found.sites.values().flat_map(|site| &site.sizes) {
             let (sum, most) = sums.entry(of.size).or_default();

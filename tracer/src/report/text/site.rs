@@ -272,12 +272,16 @@ fn estimate(site: &Site) -> Option<String> {
             plural(sample.checks),
         ));
     }
-    parts.extend(site.counted.as_ref().and_then(counted));
+    parts.extend(
+        site.counted
+            .as_ref()
+            .and_then(|counted| counted_growth(counted, site.verdict == Verdict::Plateau)),
+    );
     (!parts.is_empty()).then(|| parts.join(" · "))
 }
 
-/// How much of a site's growth is counted, and how much of what stays is its.
-fn counted(counted: &CountedGrowth) -> Option<String> {
+/// How much of a site's growth is counted, and how much of what stays is its. What `is_over` grew then, and does not now.
+fn counted_growth(counted: &CountedGrowth, is_over: bool) -> Option<String> {
     let of = bytes(counted.block_bytes);
     if counted.share <= 0.0 {
         return None;
@@ -288,8 +292,9 @@ fn counted(counted: &CountedGrowth) -> Option<String> {
         return Some(format!("no growth counted in blocks of {of}"));
     };
     let percent = |share: f64| (100.0 * share).round();
+    let when = if is_over { " over the whole trace" } else { "" };
     Some(format!(
-        "{rate} counted in blocks of {of}; {} ± {} % of those that stay are this site's",
+        "{rate}{when} counted in blocks of {of}; {} ± {} % of those that stay are this site's",
         percent(counted.share),
         percent(counted.share_error).max(1.0)
     ))
@@ -317,7 +322,8 @@ fn facts(site: &Site, via: Option<String>, several: bool) -> String {
     {
         facts.push(format!("oldest {}", duration(site.oldest_age_s)));
     }
-    facts.extend(rate(site.growth_bytes_per_s));
+    // Of one that has stopped it is a mean, and of what was.
+    facts.extend(rate(site.growth_bytes_per_s).filter(|_| site.verdict != Verdict::Plateau));
     if site.reserved_bytes > 0 {
         facts.push(format!("{} more reserved", bytes(site.reserved_bytes)));
     }

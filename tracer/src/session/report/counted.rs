@@ -116,6 +116,7 @@ mod tests {
         Counted {
             unexplained: (objects > 0.0).then_some(unexplained).into_iter().collect(),
             heap: HeapGrowth {
+                most: 0.0,
                 bytes: heap_bytes_per_s * over_s,
                 bytes_per_s: heap_bytes_per_s,
                 is_steady: heap_bytes_per_s > 0.0,

@@ -212,8 +212,10 @@ impl Session {
         let weight = (1_u64 << self.probe.thin_shift()) as f64;
         let old_frees = calls.unknown_frees.saturating_sub(open.calls.unknown_frees) as f64
             + open.put.saturating_sub(closing.watched) as f64;
+        let time = closed_ns.saturating_sub(open.begun_ns) as f64 / 1e9;
         let used = Used {
-            time: closed_ns.saturating_sub(open.begun_ns) as f64 / 1e9,
+            time,
+            planned: time * windows.controller.planned_times(decided.at),
             cpu,
             cost: hits * self.costs.by_work.in_a_process(cpu / hits.max(1.0)),
             hits,

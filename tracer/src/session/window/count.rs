@@ -113,7 +113,9 @@ impl Windows {
                 counted.correct(&mut estimates, time_s, |site| {
                     stay.get(&site).copied().unwrap_or(0.0)
                 });
-                counted.bound(&mut estimates);
+                counted.bound(&mut estimates, |site, sizes| {
+                    cohorts.share_of_sizes(site, sizes, self.counting.rounding)
+                });
                 counted
             });
         (estimates, counted)

@@ -33,6 +33,8 @@ const ENOUGH_TICKS: f64 = 50.0;
 pub(super) struct Used {
     /// Its length, seconds.
     pub(super) time: f64,
+    /// How long it was to be, if that was longer.
+    pub(super) planned: f64,
     /// Processor time, of which traps took `cost`, seconds.
     pub(super) cpu: f64,
     pub(super) cost: f64,
@@ -65,6 +67,7 @@ impl Used {
         let part = (time / self.time.max(1e-9)).min(1.0);
         Self {
             time,
+            planned: self.planned * part,
             cpu: self.cpu * part,
             cost: self.cost * part,
             hits: self.hits * part,
@@ -316,6 +319,7 @@ mod tests {
         let all = 4_000;
         Used {
             time: hits * cycle * MICROSECOND,
+            planned: 0.0,
             cpu: hits * cycle * MICROSECOND,
             cost: hits * believed * MICROSECOND,
             hits,

@@ -34,7 +34,7 @@ impl Pace {
         if used.old_frees > used.survivors {
             used.time * used.survivors / used.old_frees
         } else {
-            used.time
+            used.time.max(used.planned)
         }
     }
 

@@ -23,6 +23,9 @@ impl Windows {
     /// between windows, is right for both; but no window counts for more than its length, or for less than what traps leave of it: one in
     /// which the process slept counts for all of it.
     ///
+    /// A window that was ended for what it cost is one of much work, and by itself would say that there is as much all the time. It counts for as long as the
+    /// process usually takes for that work, and at the most as long as it was planned.
+    ///
     /// Until the last probe is gone a few `late` calls are seen; the time at which each block was born is known to a tick of the clock only (1 to 10 ms), so
     /// that they belong to the window, and make it longer: by as long as they take at its pace, and at the most by as long as that was.
     pub(super) fn span(
@@ -35,19 +38,20 @@ impl Windows {
         let length = closed_ns.saturating_sub(opened_ns) as f64 / 1e9;
         let used = used.part(length);
         let least = used.least(length).max(LEAST_SHARE * length);
+        let most = length.max(used.planned).max(least);
         // Before the first gap nothing is known but the least.
         let own = self
             .own
             .cores()
             .map_or(least, |cores| (used.cpu - used.cost) / cores)
-            .clamp(least, length.max(least));
+            .clamp(least, most);
         let late_s = if late.hits > 0.0 {
             (own * late.hits / used.hits.max(1e-9)).min(late.time)
         } else {
             0.0
         };
         // The bounds are the closer the less traps took.
-        let spread = (length - least) / least.max(1e-9);
+        let spread = (most - least) / least.max(1e-9);
         let mut span = Span {
             opened_ns,
             closed_ns,
@@ -62,7 +66,7 @@ impl Windows {
             let shared = Shared {
                 allocations: used.allocations + late.allocations,
                 least_s: least + late_s,
-                most_s: length.max(least) + late.time,
+                most_s: most + late.time,
             };
             span.effective_s = shared.effective_s(time);
             span.uncertainty = uncertainty;
@@ -130,6 +134,24 @@ mod tests {
         effective_ms(&mut busy, 10, saturated(0.01), NONE);
         let slept = effective_ms(&mut busy, 50, Used::default(), late);
         assert!((50.0..=80.0).contains(&slept), "{slept}");
+    }
+
+    #[test]
+    fn a_burst_that_ended_its_window_stood_for_bursts_all_the_time() {
+        // 100 allocations in 0.1 ms every 10 ms; a window of 50 ms was ended after 0.1 ms for what they cost.
+        let used = Used {
+            time: 0.0001,
+            planned: 0.05,
+            cpu: 0.00035,
+            cost: 0.0003,
+            hits: 200.0,
+            allocations: 100.0,
+            ..Used::default()
+        };
+        let mut bursts = windows(0.005);
+        let span = bursts.span(Occasion::Random, (MS, MS + MS / 10), used, NONE);
+        let ms = 1e3 * span.effective_s;
+        assert!((5.0..=50.0).contains(&ms), "{ms}");
     }
 
     #[test]
