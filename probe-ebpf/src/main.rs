@@ -18,6 +18,7 @@ mod filter;
 mod go;
 mod growth;
 mod heap;
+mod kernel_memory;
 mod lifecycle;
 mod live;
 mod maps;
@@ -153,6 +154,30 @@ pub fn page_fault(ctx: RawTracePointContext) -> i32 {
 #[perf_event]
 pub fn word_written(ctx: PerfEventContext) -> u32 {
     fault::written(&ctx)
+}
+
+/// The kernel has allocated an object of a size.
+#[raw_tracepoint(tracepoint = "kmalloc")]
+pub fn kernel_sized(ctx: RawTracePointContext) -> i32 {
+    kernel_memory::sized(&ctx)
+}
+
+/// The kernel has allocated an object of a cache.
+#[raw_tracepoint(tracepoint = "kmem_cache_alloc")]
+pub fn kernel_cached(ctx: RawTracePointContext) -> i32 {
+    kernel_memory::cached(&ctx)
+}
+
+/// The kernel frees an object.
+#[raw_tracepoint(tracepoint = "kfree")]
+pub fn kernel_freed(ctx: RawTracePointContext) -> i32 {
+    kernel_memory::freed(&ctx)
+}
+
+/// The kernel frees an object of a cache.
+#[raw_tracepoint(tracepoint = "kmem_cache_free")]
+pub fn kernel_uncached(ctx: RawTracePointContext) -> i32 {
+    kernel_memory::uncached(&ctx)
 }
 
 #[panic_handler]

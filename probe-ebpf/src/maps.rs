@@ -4,11 +4,11 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, ProgramArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use leakscope_common::{
-    Bucket, HitCounts, Loss, Mapping, ProcessRecord, PythonTable, SEATS, SLICE_SLOTS, Selection,
-    Settings, SiteKey, SiteTotals, Slice, ThreadRecord, UnwindPage, UnwindRow,
+    Bucket, HitCounts, KernelBucket, KernelCache, KernelSettings, KernelSite, Loss, Mapping,
+    ProcessRecord, PythonTable, SEATS, SLICE_SLOTS, Selection, Settings, SiteKey, SiteTotals, Slice, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space maps the array into its memory.
@@ -123,6 +123,32 @@ pub(crate) static UNWIND_ROWS: Array<UnwindRow> = Array::with_max_entries(1_048_
 #[map]
 pub(crate) static PYTHONS: HashMap<u32, PythonTable> =
     HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// One entry: what user space tells the programs at the kernel's allocators. These maps are as large as they are to be where the kernel is
+/// watched, and have one entry elsewhere: set at load.
+#[map]
+pub(crate) static KERNEL_SETTINGS: Array<KernelSettings> = Array::with_max_entries(1, MMAPABLE);
+
+/// The kernel's caches: see [`leakscope_common::CACHE_SLOTS`].
+#[map]
+pub(crate) static KERNEL_CACHES: Array<KernelCache> = Array::with_max_entries(1024, MMAPABLE);
+
+/// Where objects of the kernel are made: see [`leakscope_common::KERNEL_SITE_SLOTS`].
+#[map]
+pub(crate) static KERNEL_SITES: Array<KernelSite> = Array::with_max_entries(4096, MMAPABLE);
+
+/// Objects of the kernel that are there: see [`leakscope_common::KERNEL_BUCKETS`].
+#[map]
+pub(crate) static KERNEL_LIVE: Array<KernelBucket> = Array::with_max_entries(16_384, MMAPABLE);
+
+/// Calls of each of the programs at the kernel's allocators, see [`leakscope_common::KERNEL_PROGRAMS`].
+#[map]
+pub(crate) static KERNEL_CALLS: PerCpuArray<u64> = PerCpuArray::with_max_entries(4, 0);
+
+/// Where a site is put together, one for each of the two programs that see objects being made: the kernel runs neither inside of itself
+/// on a processor, but one inside of the other.
+#[map]
+pub(crate) static KERNEL_DRAFTS: PerCpuArray<KernelSite> = PerCpuArray::with_max_entries(2, 0);
 
 /// The settings; the array's only entry always exists.
 #[inline(always)]

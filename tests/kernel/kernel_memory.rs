@@ -226,6 +226,57 @@ fn the_cache_that_fills_is_among_the_first_of_the_machine() {
     }
 }
 
+/// Whether a site's stack passes the kernel and then this function of the program.
+fn is_made_by(site: &Value, function: &str) -> bool {
+    let frames = list(site, "frames");
+    let is_ours = |frame: &&Value| {
+        text(frame, "function") == function
+            && text(frame, "file").ends_with("kernel_leak.c")
+            && number(frame, "line") > 0.0
+    };
+    frames
+        .first()
+        .is_some_and(|frame| text(frame, "kind") == "kernel")
+        && frames.iter().any(|frame| is_ours(&frame))
+}
+
+#[test]
+fn objects_of_the_kernel_are_told_at_the_line_that_makes_it_hold_them() {
+    let _alone = require_kernel!();
+    let program = require_victim!("kernel_leak");
+    // The function, and how many objects of the cache that comes first each operation makes at most.
+    let ways = [
+        ("unix", 200, "unix_sockets", 2.0),
+        ("timer", 200, "timers", 1.0),
+        ("eventfd", 200, "eventfds", 1.0),
+        ("tcp", 100, "tcp_sockets", 1.0),
+    ];
+    let leaks: Vec<Leak> = ways
+        .iter()
+        .map(|(mode, rate, ..)| Leak::start(&program, mode, *rate, 60))
+        .collect();
+    let report = traced(&leaks, TRACED);
+    let kernel = report.get("kernel").expect("watched");
+    let mut wrong = Vec::new();
+    for (leak, (mode, rate, function, most)) in leaks.iter().zip(ways) {
+        let first = list(kernel, "sites")
+            .iter()
+            .find(|site| number(site, "pid") as u32 == leak.pid);
+        let per_operation = first.map_or(0.0, |site| {
+            number(site, "growth_objects_per_s") / f64::from(rate)
+        });
+        let is_right = first.is_some_and(|site| is_made_by(site, function))
+            && (1..=2).any(|whole| {
+                let whole = f64::from(whole);
+                whole <= most && (per_operation - whole).abs() <= 0.1 * whole
+            });
+        if !is_right {
+            wrong.push(format!("{mode}: {per_operation} for each: {first:?}"));
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new(), "{:?}", kernel.get("notes"));
+}
+
 #[test]
 fn descriptors_that_leak_fail_the_trace_and_say_when_the_limit_is_reached() {
     let _alone = require_kernel!();
@@ -280,6 +331,9 @@ fn what_the_kernel_caches_is_never_called_leaking() {
         .filter(|level| text(level, "verdict") == "leaking")
         .collect();
     assert!(leaking.is_empty(), "{leaking:?}");
+    for site in list(report.get("kernel").expect("watched"), "sites") {
+        assert_ne!(text(site, "verdict"), "leaking", "{site}");
+    }
     let grow = growing_caches(&report);
     assert!(
         grow.iter().flatten().any(|name| name == "dentry"),

@@ -7,6 +7,7 @@
 #![no_std]
 
 mod growth;
+mod kernel_memory;
 mod layout;
 mod loss;
 mod page;
@@ -17,6 +18,12 @@ mod site;
 mod unwind;
 
 pub use growth::{MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep};
+pub use kernel_memory::{
+    CACHE_NAME_BYTES, CACHE_PROBES, CACHE_SLOTS, KERNEL_BUCKET_SLOTS, KERNEL_BUCKETS,
+    KERNEL_FRAMES, KERNEL_PROGRAMS, KERNEL_SITE_INTERRUPT, KERNEL_SITE_PROBES, KERNEL_SITE_SLOTS,
+    KMALLOC_SIZE, KernelBucket, KernelCache, KernelSettings, KernelSite, WATCHED_SIZES, cache_slot,
+    kernel_bucket, made_at, made_parts,
+};
 pub use layout::Plain;
 pub use loss::Loss;
 pub use page::{

@@ -56,11 +56,16 @@ pub enum Loss {
     PythonFrameUnreadable = 23,
     /// A block that Go's runtime handed out could not be told of because the ring buffer was full.
     GoBlockLost = 24,
+    /// The kernel skipped a program at one of its own allocations or frees, for it was interrupted in the same program on that processor. Counted
+    /// by the kernel.
+    KernelAllocationMissed = 25,
+    /// An object of the kernel was not followed: no room for it or for its stack. Counted beside its allocation.
+    KernelTableFull = 26,
 }
 
 impl Loss {
     /// Every cause, in the order of its number.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::LiveTableFull,
         Self::StackTableFull,
         Self::ThreadTableFull,
@@ -86,6 +91,8 @@ impl Loss {
         Self::PythonThreadUnknown,
         Self::PythonFrameUnreadable,
         Self::GoBlockLost,
+        Self::KernelAllocationMissed,
+        Self::KernelTableFull,
     ];
 
     /// The number of causes: the size of the `LOSSES` map.
@@ -120,6 +127,8 @@ impl Loss {
             Self::PythonThreadUnknown => "python_thread_unknown",
             Self::PythonFrameUnreadable => "python_frame_unreadable",
             Self::GoBlockLost => "go_block_lost",
+            Self::KernelAllocationMissed => "kernel_allocation_missed",
+            Self::KernelTableFull => "kernel_table_full",
         }
     }
 
@@ -158,6 +167,10 @@ impl Loss {
             }
             Self::PythonFrameUnreadable => "stacks with Python frames missing: memory unreadable",
             Self::GoBlockLost => "blocks of Go not told of: the ring buffer was full",
+            Self::KernelAllocationMissed => {
+                "allocations and frees of the kernel at which it skipped the program"
+            }
+            Self::KernelTableFull => "objects of the kernel not followed: no room for them",
         }
     }
 

@@ -373,7 +373,7 @@ pub(super) struct TracingArguments {
     /// Only record allocations of at most this size.
     #[arg(long, value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
     pub(super) max_size: Option<u64>,
-    /// Also watch what the kernel holds: slab caches, page tables, descriptors of each process. Needs no probe; on by default
+    /// Also watch what the kernel holds: slab caches and who fills them, page tables, descriptors of each process; on by default
     /// with --all and in the daemon.
     #[arg(long)]
     pub(super) kernel: bool,

@@ -98,6 +98,7 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
         mapping_steps: true,
         page_faults: true,
         ends: true,
+        kernel_allocations: true,
         ..ProbeOptions::default()
     };
     let mut probe = match Probe::load(&options) {
@@ -110,6 +111,7 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
     // Where it cannot be loaded it is not among the programs.
     let _ = probe.write_watcher();
     let _ = probe.block_watcher();
+    let _ = probe.load_kernel_allocations();
     let programs = match probe.verified_instructions() {
         Ok(programs) => programs
             .iter()

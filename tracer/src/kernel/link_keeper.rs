@@ -46,7 +46,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted<'a> {
     pub(super) program: BorrowedFd<'a>,
-    /// The file: a `/proc/PID/fd` or `map_files` link, or any other path.
+    /// The file: a `/proc/PID/fd` or `map_files` link, or any other path; or a tracepoint's name.
     pub(super) path: &'a CStr,
     /// `None`: all processes.
     pub(super) pid: Option<u32>,
@@ -66,6 +66,8 @@ pub(super) enum Kind {
     },
     /// A perf event for one probe, with the number of the PMU; at the return or at the entry.
     Perf { pmu: u32, returns: bool },
+    /// One for a raw tracepoint, whose name stands in the place of the path.
+    RawTracepoint,
 }
 
 /// The keeper.
@@ -202,6 +204,7 @@ fn write_request(asked: &mut Asked, wanted: &Wanted<'_>, deadline_ns: u64) -> io
     asked.program = wanted.program.as_raw_fd();
     asked.pid = wanted.pid.unwrap_or(0);
     asked.deadline_ns = deadline_ns;
+    asked.is_tracepoint = matches!(wanted.kind, Kind::RawTracepoint);
     (
         asked.is_perf,
         asked.kind,
@@ -215,6 +218,7 @@ fn write_request(asked: &mut Asked, wanted: &Wanted<'_>, deadline_ns: u64) -> io
             has_cookies,
         } => (false, attach_type, flags, has_cookies, false),
         Kind::Perf { pmu, returns } => (true, pmu, 0, true, returns),
+        Kind::RawTracepoint => (false, 0, 0, false, false),
     };
     Ok(())
 }

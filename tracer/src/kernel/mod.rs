@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code, reason = "the room that speaks to the kernel")]
 
+mod allocations;
 mod attach;
 mod blocks;
 mod btf;
@@ -40,6 +41,7 @@ mod watch;
 mod window;
 mod writes;
 
+pub use allocations::{KernelAllocations, KernelCounts};
 pub use blocks::BlockWatcher;
 pub use clock::{ThreadClocks, keep_clocks_ready, next_tick_ns};
 pub use code_maps::{CodeMaps, MappedFile};

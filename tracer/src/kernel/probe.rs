@@ -20,6 +20,7 @@ use leakscope_common::{
 };
 
 use super::{
+    allocations::{self, KernelAllocations},
     attach::{self, HeapPrograms},
     blocks::BlockWatcher,
     command,
@@ -64,6 +65,8 @@ pub struct ProbeOptions {
     pub page_faults: bool,
     /// Hold commands of ours where they are about to end ([`ProbeEvent::Ending`]).
     pub ends: bool,
+    /// What the kernel allocates for itself is to be seen in windows ([`Probe::open_kernel_window`]).
+    pub kernel_allocations: bool,
     /// Attach programs that do nothing in the place of the real ones: what is left is the cost of the probes
     /// themselves, the floor of any tracer that uses them. Nothing is recorded.
     pub empty: bool,
@@ -84,6 +87,7 @@ impl Default for ProbeOptions {
             mapping_steps: false,
             page_faults: false,
             ends: false,
+            kernel_allocations: false,
             empty: false,
         }
     }
@@ -160,6 +164,8 @@ pub struct Probe {
     pub(super) sees_forks: bool,
     /// Whoever lets held processes run on if we are killed; there when there can be any.
     pub(super) guardian: Option<Guardian>,
+    /// What the kernel allocates for itself, once a window was open.
+    pub(super) kernel_allocations: Option<KernelAllocations>,
     /// Who owns the links with breakpoints.
     pub(super) keeper: Arc<LinkKeeper>,
 }
@@ -178,7 +184,7 @@ impl Probe {
             .next_power_of_two();
         let stripes = TOTALS_STRIPES.min(cpus().next_power_of_two());
         let mappings = options.mappings.clamp(64, Slice::MAX_FIRST);
-        let capacities = HashMap::from([
+        let mut capacities = HashMap::from([
             ("LIVE", buckets),
             ("SITES", slots),
             ("TOTALS", slots.saturating_mul(stripes)),
@@ -190,6 +196,11 @@ impl Probe {
             ("UNWIND_PAGES", options.unwind_pages.max(64)),
             ("UNWIND_ROWS", options.unwind_rows.max(64)),
         ]);
+        let watches_kernel = options.kernel_allocations;
+        capacities.extend(
+            allocations::MAPS
+                .map(|(name, entries)| (name, if watches_kernel { entries } else { 1 })),
+        );
         // Before our memory is large, of which it has a copy.
         let keeper = LinkKeeper::start().map_err(|source| {
             KernelError::call("cannot start the process that keeps probes", source)
@@ -280,6 +291,7 @@ impl Probe {
             object,
             lifecycle_programs,
             sees_forks: false,
+            kernel_allocations: None,
             keeper,
             guardian: None,
         };
@@ -333,6 +345,11 @@ impl Probe {
             .chain(self.mapping_programs.programs())
             .chain(self.write_program())
             .chain(self.block_program())
+            .chain(
+                self.kernel_allocations
+                    .iter()
+                    .flat_map(KernelAllocations::programs),
+            )
         {
             let count = sys::verified_instructions(fd)
                 .map_err(|source| KernelError::call(format!("cannot ask for {name}"), source))?;

@@ -1,16 +1,18 @@
 //! Reports made by hand, for the tests of the views.
 
+mod kernel;
 mod machine;
 
 use std::sync::Arc;
 
 use super::{
     CountedGrowth, CountedSize, DescriptorKind, Frame, FrameKind, Holding, KernelLevel,
-    KernelLevelKind, KernelMemory, KernelPart, Lives, MappingKind, MemoryPoint, OfLife, OfSize,
-    Overhead, Probe, Process, ProcessKernel, Report, ReportParts, Sample, Site, SiteKind,
-    Suppressed, Tier, Timestamp, Verdict,
+    KernelLevelKind, KernelMemory, KernelObjects, KernelPart, KernelWindows, Lives, MappingKind,
+    MemoryPoint, OfLife, OfSize, Overhead, Probe, Process, ProcessKernel, Report, ReportParts,
+    Sample, Site, SiteKind, Suppressed, Tier, Timestamp, Verdict,
 };
 
+use kernel::kernel_site;
 pub(super) use machine::machine_report;
 
 pub(super) const KIB: u64 = 1024;
@@ -653,6 +655,28 @@ pub(super) fn kernel_report() -> Report {
             ],
             omitted: 12,
             notes: vec!["/proc/slabinfo cannot be read: permission denied".to_owned()],
+            sites: vec![
+                kernel_site(),
+                KernelObjects {
+                    pid: 0,
+                    comm: String::new(),
+                    interrupt: true,
+                    cache: "skbuff_head_cache".to_owned(),
+                    weight: 4,
+                    inferred_frees: 3,
+                    verdict: Verdict::WarmingUp,
+                    growth_objects_per_s: 2.0,
+                    frames: Vec::new(),
+                    ..kernel_site()
+                },
+            ],
+            windows: Some(KernelWindows {
+                opened: 1,
+                open_s: 52.0,
+                calls: 4_000_000,
+                followed: 9000,
+                cores: 0.003,
+            }),
         }),
         ..ReportParts::default()
     };

@@ -1,9 +1,13 @@
 //! What the kernel holds, in words: the lines that text and HTML share.
 
+use std::sync::Arc;
+
+use super::allocator::is_of_language;
 use super::model::{
-    DESCRIPTORS, DescriptorKind, Holding, KernelLevel, KernelLevelKind, ProcessKernel, Verdict,
+    DESCRIPTORS, DescriptorKind, Frame, FrameKind, Holding, KernelLevel, KernelLevelKind,
+    KernelObjects, ProcessKernel, Verdict,
 };
-use super::names::clean;
+use super::names::{base_name, clean, function, unnamed};
 use crate::units::{bytes, count, count_rate, percent, plural, rate};
 
 /// So many kinds of descriptors are named; the others are summed up.
@@ -124,22 +128,118 @@ pub(crate) fn level_name(level: &KernelLevel) -> String {
         KernelLevelKind::Class | KernelLevelKind::Line => name.into_owned(),
         KernelLevelKind::Cgroup => format!("cgroup {name}"),
     };
-    if !level.shared_with.is_empty() {
-        let named: Vec<_> = level
-            .shared_with
-            .iter()
-            .take(NAMES_NAMED)
-            .map(|name| clean(name))
-            .collect();
-        let more = level.shared_with.len().saturating_sub(NAMES_NAMED);
-        let more = if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        };
-        text.push_str(&format!(" (shared with {}{more})", named.join(", ")));
-    }
+    text.push_str(&other_names(&level.shared_with));
     text
+}
+
+fn other_names(names: &[String]) -> String {
+    if names.is_empty() {
+        return String::new();
+    }
+    let named: Vec<_> = names
+        .iter()
+        .take(NAMES_NAMED)
+        .map(|name| clean(name))
+        .collect();
+    let more = names.len().saturating_sub(NAMES_NAMED);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!(" (shared with {}{more})", named.join(", "))
+}
+
+/// So many of the kernel's functions are named.
+const PATH_NAMED: usize = 7;
+
+/// `cache filp (shared with UNIX)`.
+pub(super) fn site_name(site: &KernelObjects) -> String {
+    format!(
+        "cache {}{}",
+        clean(&site.cache),
+        other_names(&site.shared_with)
+    )
+}
+
+/// `+800/s, 16,514 objects of 256 B in 4.03 MiB, 12 freed`.
+pub(super) fn site_figures(site: &KernelObjects) -> String {
+    let mut parts = Vec::new();
+    parts.extend(count_rate(site.growth_objects_per_s));
+    parts.push(format!(
+        "{} object{} of {} in {}",
+        count(site.inuse_objects),
+        plural(site.inuse_objects),
+        bytes(site.object_bytes),
+        bytes(site.inuse_bytes)
+    ));
+    let freed = site.freed_objects;
+    if freed > 0 {
+        parts.push(format!("{} freed", count(freed)));
+    }
+    if site.inferred_frees > 0 {
+        parts.push(format!("{} more by inference", count(site.inferred_frees)));
+    }
+    if site.weight > 1 {
+        parts.push(format!("one of {} followed", count(site.weight)));
+    }
+    parts.join(", ")
+}
+
+/// On whose behalf: `server (pid 42, /system.slice/server.service)`.
+pub(super) fn made_for(site: &KernelObjects) -> String {
+    if site.interrupt {
+        return "nobody that is known: in interrupts".to_owned();
+    }
+    let cgroup = if site.cgroup.is_empty() {
+        String::new()
+    } else {
+        format!(", {}", clean(&site.cgroup))
+    };
+    format!("{} (pid {}{cgroup})", clean(&site.comm), site.pid)
+}
+
+/// The line of the process that made the kernel do it: the first that is neither of the C library nor of a language.
+pub(super) fn own_line(site: &KernelObjects) -> Option<&Frame> {
+    let of_process = || {
+        site.frames
+            .iter()
+            .filter(|frame| frame.kind != FrameKind::Kernel)
+    };
+    let is_own = |frame: &&Arc<Frame>| {
+        let module = frame.module.as_deref().map_or("", base_name);
+        let is_library = [
+            "libc.so",
+            "libc-",
+            "ld-linux",
+            "ld-musl",
+            "libpthread",
+            "[vdso]",
+        ]
+        .iter()
+        .any(|name| module.starts_with(name));
+        !is_library && !function(frame).is_some_and(|name| is_of_language(name, frame.kind))
+    };
+    let python = of_process().find(|frame| frame.kind == FrameKind::Python);
+    python
+        .or_else(|| of_process().find(is_own))
+        .or_else(|| of_process().next())
+        .map(|frame| &**frame)
+}
+
+/// The way through the kernel, the function that called the allocator first.
+pub(super) fn kernel_path(site: &KernelObjects) -> String {
+    let names: Vec<String> = site
+        .frames
+        .iter()
+        .filter(|frame| frame.kind == FrameKind::Kernel)
+        .take(PATH_NAMED)
+        .map(|frame| match function(frame) {
+            Some(name) => clean(name).into_owned(),
+            None => unnamed(frame),
+        })
+        .collect();
+    names.join(" < ")
 }
 
 /// `16,514 objects of 256 B, 4.03 MiB, +800/s, +200 KiB/s`.

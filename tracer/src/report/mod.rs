@@ -44,10 +44,10 @@ pub(crate) use lives::lives;
 pub use model::{
     Container, CountedGrowth, CountedSize, DESCRIPTORS, DescriptorKind, Ended, Evidence, Frame,
     FrameKind, GoHeapUse, GoSize, GoUse, HeapUse, HeldMemory, Holding, KernelLevel,
-    KernelLevelKind, KernelMemory, KernelPart, Lives, LostAtExit, LostType, MappingKind,
-    MemoryLimit, MemoryPoint, OfLife, OfSize, Omitted, Overhead, Probe, Process, ProcessKernel,
-    Reachability, ReadError, Report, ReportParts, SCHEMA, Sample, Site, SiteHolder, SiteKind,
-    SiteType, Suppressed, Tier, UnseenGrowth, Verdict,
+    KernelLevelKind, KernelMemory, KernelObjects, KernelPart, KernelSiteKind, KernelWindows, Lives,
+    LostAtExit, LostType, MappingKind, MemoryLimit, MemoryPoint, OfLife, OfSize, Omitted, Overhead,
+    Probe, Process, ProcessKernel, Reachability, ReadError, Report, ReportParts, SCHEMA, Sample,
+    Site, SiteHolder, SiteKind, SiteType, Suppressed, Tier, UnseenGrowth, Verdict,
 };
 pub use names::LOST_AT_EXIT;
 pub(crate) use names::{clean, function, peak, process_name, unnamed, why_empty};

@@ -27,8 +27,8 @@ pub use heap::{
     CountedGrowth, CountedSize, Evidence, HeapUse, HeldMemory, SiteHolder, SiteType, UnseenGrowth,
 };
 pub use kernel::{
-    DESCRIPTORS, DescriptorKind, Holding, KernelLevel, KernelLevelKind, KernelMemory, KernelPart,
-    ProcessKernel,
+    DESCRIPTORS, DescriptorKind, Holding, KernelLevel, KernelLevelKind, KernelMemory,
+    KernelObjects, KernelPart, KernelSiteKind, KernelWindows, ProcessKernel,
 };
 pub use lives::{Lives, OfLife, OfSize};
 pub use lost::{LostAtExit, LostType, Reachability};

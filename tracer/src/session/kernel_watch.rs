@@ -4,6 +4,10 @@
 mod process;
 #[path = "kernel_watch/rank.rs"]
 mod rank;
+#[path = "kernel_watch/sites.rs"]
+mod sites;
+#[path = "kernel_watch/windows.rs"]
+mod windows;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -13,12 +17,15 @@ use std::{
 
 use super::{Session, moment::Moment};
 use crate::{
-    kernel::thread_cpu_time,
+    kernel::{KernelCounts, thread_cpu_time},
     kernel_memory::{CgroupMemory, ClassKind, Machine, MemoryCgroup, Slab, Zombies},
     ledger::{LevelHistory, LevelRules, Unit},
-    report::{KernelLevel, KernelLevelKind, KernelMemory, KernelPart, ReportParts},
+    report::{KernelLevel, KernelLevelKind, KernelMemory, KernelPart, KernelWindows, ReportParts},
+    symbol::{AddressSpace, KernelSymbols},
 };
 use process::ProcessLevels;
+use sites::Sites;
+use windows::{Growing, Recent, Windows};
 
 /// Where the kernel shows its caches, and where control groups are mounted.
 const SYS: &str = "/sys";
@@ -69,6 +76,7 @@ struct CacheLevel {
     now: Slab,
     history: LevelHistory,
     reclaimable: Option<bool>,
+    recent: Recent,
 }
 
 /// A control group over time.
@@ -93,6 +101,9 @@ pub(super) struct KernelWatch {
     zombies_due: Option<Instant>,
     /// The last process that was looked at in full.
     cursor: u32,
+    windows: Windows,
+    sites: Sites,
+    symbols: KernelSymbols,
 }
 
 impl KernelWatch {
@@ -109,11 +120,15 @@ impl KernelWatch {
             zombies: Zombies::default(),
             zombies_due: None,
             cursor: 0,
+            windows: Windows::new(),
+            sites: Sites::default(),
+            symbols: KernelSymbols::default(),
         }
     }
 
-    /// Looks at the machine.
-    fn look(&mut self, at_s: f64) {
+    /// Looks at the machine; tells which caches grow whose memory the kernel does not take back.
+    fn look(&mut self, at_s: f64) -> Vec<Growing> {
+        let mut growing = Vec::new();
         let found = self.machine.look();
         // A cache whose module is gone, or that is empty now, has fallen to nothing.
         for (name, level) in &mut self.caches {
@@ -131,8 +146,18 @@ impl KernelWatch {
                     now: slab.clone(),
                     history: LevelHistory::default(),
                     reclaimable: machine.is_reclaimable(&slab.name),
+                    recent: Recent::default(),
                 });
             level.history.observe(at_s, slab.objects as f64);
+            let bytes_per_s = level.recent.note(at_s, &slab);
+            if level.reclaimable == Some(false)
+                && let Some(bytes_per_s) = bytes_per_s
+            {
+                growing.push(Growing {
+                    name: slab.name.clone(),
+                    bytes_per_s,
+                });
+            }
             level.now = slab;
         }
         for class in found.classes {
@@ -144,6 +169,7 @@ impl KernelWatch {
             (level.0, level.1) = (line.bytes, line.calls);
             level.2.observe(at_s, line.bytes as f64);
         }
+        growing
     }
 
     fn look_at_cgroups(&mut self, at_s: f64, followed: &HashSet<MemoryCgroup>) {
@@ -220,6 +246,8 @@ impl KernelWatch {
             levels,
             omitted,
             notes: self.machine.refused().to_vec(),
+            sites: Vec::new(),
+            windows: None,
         }
     }
 
@@ -299,7 +327,8 @@ impl Session {
         if all || watch.next.is_none_or(|next| now >= next) {
             let is_first = watch.next.is_none();
             let begun = thread_cpu_time();
-            watch.look(at_s);
+            let growing = watch.look(at_s);
+            watch.windows.note(growing, now);
             let followed: HashSet<MemoryCgroup> = self
                 .processes
                 .values()
@@ -314,6 +343,9 @@ impl Session {
                 pause(begun, LOOK_EVERY)
             };
             watch.next = Some(now + pause);
+            self.step_kernel_windows(&mut watch, now);
+        } else if watch.windows.is_due(now) {
+            self.step_kernel_windows(&mut watch, now);
         }
         if watch.zombies_due.is_none_or(|due| now >= due) {
             let begun = thread_cpu_time();
@@ -328,18 +360,114 @@ impl Session {
         self.kernel_watch = Some(watch);
     }
 
+    /// Opens, keeps or closes the window on the kernel's allocations, and takes note of what it has seen.
+    fn step_kernel_windows(&mut self, watch: &mut KernelWatch, now: Instant) {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let allowed = self.options.budget * processors as f64;
+        watch.windows.step(&mut self.probe, now, allowed);
+        let stacks = &self.stacks;
+        if let Some(allocations) = self.probe.kernel_allocations() {
+            let so_far = watch.windows.so_far();
+            watch
+                .sites
+                .note(allocations, &so_far, &self.proc_root, |site| {
+                    stacks.get(&site).map_or(site, |stack| stack.canonical)
+                });
+        }
+    }
+
+    /// Takes the window on the kernel's allocations away, for good.
+    pub(super) fn end_kernel_windows(&mut self) {
+        if let Some(watch) = &mut self.kernel_watch {
+            watch.windows.end(&mut self.probe);
+        }
+    }
+
+    /// What windows on the kernel's allocations have counted.
+    pub(super) fn kernel_counts(&self) -> KernelCounts {
+        self.kernel_watch
+            .as_ref()
+            .map_or_else(KernelCounts::default, |watch| watch.windows.so_far().counts)
+    }
+
+    /// Where objects of the kernel are made, with names.
+    fn describe_kernel_sites(
+        &mut self,
+        watch: &mut KernelWatch,
+        parts: &ReportParts,
+        kernel: &mut KernelMemory,
+    ) {
+        kernel
+            .notes
+            .extend(watch.windows.refused().map(str::to_owned));
+        let so_far = watch.windows.so_far();
+        if so_far.opened == 0 {
+            return;
+        }
+        let passed = self.started.elapsed().as_secs_f64().max(1e-3);
+        kernel.windows = Some(KernelWindows {
+            opened: u64::from(so_far.opened),
+            open_s: so_far.open_s,
+            calls: so_far.counts.calls,
+            followed: so_far.counts.stacks,
+            cores: so_far.cost_s / passed,
+        });
+        let windows = &watch.windows;
+        let holds = |pid, incarnation| {
+            parts
+                .processes
+                .iter()
+                .find(|process| (process.pid, process.incarnation) == (pid, incarnation))
+                .and_then(|process| process.kernel.as_ref())
+                .is_some_and(crate::report::ProcessKernel::leaks)
+        };
+        let (machine, caches) = (&watch.machine, &watch.caches);
+        let told = watch.sites.told(
+            |cache| windows.weight(cache),
+            |name| {
+                let reclaimable = caches.get(name).and_then(|level| level.reclaimable);
+                (machine.shared_with(name), why_no_leak(name, reclaimable))
+            },
+            holds,
+        );
+        let addresses = told.iter().flat_map(|one| one.path.iter().copied());
+        watch.symbols.learn(&self.proc_root, addresses);
+        let nothing = AddressSpace::default();
+        for mut one in told {
+            let path = one.path.iter().map(|address| watch.symbols.frame(*address));
+            let mut frames: Vec<_> = path.collect();
+            if let Some(stack) = self.stacks.get(&one.user_site) {
+                let space = self
+                    .processes
+                    .get(&one.told.pid)
+                    .filter(|traced| traced.incarnation == stack.incarnation)
+                    .map_or(&nothing, |traced| &traced.space);
+                frames.extend(self.resolver.stack(space, &stack.frames));
+            }
+            one.told.frames = frames;
+            kernel.sites.push(one.told);
+        }
+        let hidden = watch.symbols.refused();
+        kernel
+            .notes
+            .extend(hidden.map(|why| format!("functions of the kernel have no names: {why}")));
+    }
+
     /// Puts it into a report.
     pub(super) fn describe_kernel(&mut self, parts: &mut ReportParts, moment: &Moment) {
-        let Some(watch) = &mut self.kernel_watch else {
+        let Some(mut watch) = self.kernel_watch.take() else {
             return;
         };
-        parts.kernel = Some(watch.report());
+        let mut kernel = watch.report();
         let at_s = self.ledger.seconds(moment.ns());
         watch.look_at_kinds(&self.proc_root, &self.processes, at_s);
         for process in &mut parts.processes {
             let levels = watch.processes.get(&process.incarnation);
             process.kernel = levels.map(|levels| levels.report(!process.exited));
         }
+        self.describe_kernel_sites(&mut watch, parts, &mut kernel);
+        parts.kernel = Some(kernel);
+        self.kernel_watch = Some(watch);
     }
 }
 

@@ -287,6 +287,8 @@ impl Session {
     /// # Errors
     /// The kernel refused something; the error says what to do.
     pub fn new(options: SessionOptions) -> Result<Self, KernelError> {
+        let mut options = options;
+        options.probe.kernel_allocations |= options.kernel;
         let mut probe = Probe::load(&options.probe)?;
         probe.attach_lifecycle()?;
         let tables = Tables::new(&probe, options.unwind, options.unwind_cache.as_deref());
@@ -577,6 +579,7 @@ impl Session {
     /// As for [`Session::report`].
     pub fn last_report(&mut self, top: usize) -> Result<Report, KernelError> {
         self.probe.end_mappings();
+        self.end_kernel_windows();
         self.look_at_heaps()?;
         self.count_for_last_report()?;
         self.count_objects_for_last_report()?;
@@ -589,6 +592,7 @@ impl Session {
     /// tells of processes goes too, beside what follows: when the session is dropped, all is gone.
     pub fn detach_all(&mut self) {
         self.objects.stop();
+        self.end_kernel_windows();
         self.probe.begin_detach();
         let own: Vec<_> = self
             .processes
@@ -610,6 +614,8 @@ impl Session {
             match loss {
                 Loss::StaleBlock => *count = count.saturating_sub(self.stale_at_ends),
                 Loss::MappingMissed => *count += self.probe.missed_mappings(),
+                Loss::KernelAllocationMissed => *count += self.kernel_counts().missed,
+                Loss::KernelTableFull => *count += self.kernel_counts().refused,
                 _ => {}
             }
         }

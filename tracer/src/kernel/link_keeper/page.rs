@@ -64,6 +64,8 @@ pub(super) struct Place {
 pub(super) struct Asked {
     /// A perf event's (`true`), or a multi link.
     pub(super) is_perf: bool,
+    /// A raw tracepoint's, neither of them.
+    pub(super) is_tracepoint: bool,
     pub(super) program: i32,
     /// The attach type of a multi link, or the number of the PMU.
     pub(super) kind: u32,

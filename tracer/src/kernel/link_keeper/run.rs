@@ -120,7 +120,9 @@ fn keep(page: &Page, asked: &Asked) -> io::Result<u32> {
     let cookies = asked.cookies.get(..count).ok_or_else(missing)?;
     // SAFETY: a program's descriptor of leakscope, which keeps it open while it waits for the answer.
     let program = unsafe { BorrowedFd::borrow_raw(asked.program) };
-    let (link, event): (OwnedFd, RawFd) = if asked.is_perf {
+    let (link, event): (OwnedFd, RawFd) = if asked.is_tracepoint {
+        (sys::open_raw_tracepoint(program, path)?, -1)
+    } else if asked.is_perf {
         let (offset, cookie) = offsets.first().zip(cookies.first()).ok_or_else(missing)?;
         let pid = (asked.pid != 0).then_some(asked.pid);
         let event = sys::open_uprobe(asked.kind, path, *offset, asked.returns, pid)?;

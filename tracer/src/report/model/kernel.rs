@@ -1,8 +1,10 @@
 //! What the kernel holds, in a report: on the machine, and for each process. In no sum with sites.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use super::Verdict;
+use super::{Frame, Verdict};
 
 /// The kernel's memory on the whole machine, as far as it tells without a probe.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -15,6 +17,96 @@ pub struct KernelMemory {
     /// What could not be read, for people.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// Where objects of caches that grow are made, by windows; what leaks first, then what grows fastest.
+    #[serde(default)]
+    pub sites: Vec<KernelObjects>,
+    /// The windows; `None` where there was none.
+    #[serde(default)]
+    pub windows: Option<KernelWindows>,
+}
+
+/// Windows on the kernel's allocations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KernelWindows {
+    /// How many there were.
+    pub opened: u64,
+    /// How long they were open, seconds.
+    pub open_s: f64,
+    /// Calls of the kernel's allocators meanwhile, of any cache.
+    pub calls: u64,
+    /// Objects of which stacks were taken.
+    pub followed: u64,
+    /// Processors that they took in the mean of the trace, as estimated.
+    pub cores: f64,
+}
+
+/// What kind of memory it is: as in [`super::Site`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelSiteKind {
+    /// Objects of the kernel.
+    #[default]
+    Kernel,
+}
+
+/// Objects of a cache that are made by one way through the kernel on behalf of one place of a process. In no sum with sites.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KernelObjects {
+    /// What kind of memory it is.
+    #[serde(default)]
+    pub kind: KernelSiteKind,
+    /// On whose behalf, its thread group id; 0 in interrupts.
+    pub pid: u32,
+    /// See [`super::Process::incarnation`]; 0 of a process that is not traced.
+    #[serde(default)]
+    pub incarnation: u32,
+    /// The name of who ran.
+    pub comm: String,
+    /// The path of its control group; empty when unknown.
+    #[serde(default)]
+    pub cgroup: String,
+    /// Made while an interrupt was served: on whose behalf is not known.
+    #[serde(default)]
+    pub interrupt: bool,
+    /// The cache: of several names that it has, the one in `/proc/slabinfo`; `kmalloc-` and a size.
+    pub cache: String,
+    /// The cache's other names.
+    #[serde(default)]
+    pub shared_with: Vec<String>,
+    /// The size of an object.
+    pub object_bytes: u64,
+    /// Bytes of the objects that were made in windows and not freed, for all that is known.
+    pub inuse_bytes: u64,
+    /// Those objects.
+    pub inuse_objects: u64,
+    /// Bytes made in windows.
+    pub alloc_bytes: u64,
+    /// Objects made in windows.
+    pub alloc_objects: u64,
+    /// Those that were seen to be freed.
+    pub freed_objects: u64,
+    /// Those whose address was handed out again: freed where no event tells of it.
+    #[serde(default)]
+    pub inferred_frees: u64,
+    /// How many objects each one stands for that is followed now.
+    #[serde(default)]
+    pub weight: u64,
+    /// The trend of the objects while windows were open.
+    pub growth_objects_per_s: f64,
+    /// The lower end of its 95 % interval.
+    #[serde(default)]
+    pub growth_objects_per_s_low: f64,
+    /// The upper end.
+    #[serde(default)]
+    pub growth_objects_per_s_high: f64,
+    /// The trend of the bytes.
+    pub growth_bytes_per_s: f64,
+    /// What to make of it.
+    pub verdict: Verdict,
+    /// The evidence, in a sentence; may be empty.
+    pub verdict_reason: String,
+    /// Leaf first: the kernel's functions from where its allocator is called on, then the process's.
+    pub frames: Vec<Arc<Frame>>,
 }
 
 /// What a level is of. They overlap: a cache's bytes are in a class, too, and in the control groups of those it serves.
@@ -205,7 +297,7 @@ fn grows(verdict: Verdict) -> bool {
 impl KernelMemory {
     /// Every float, to be made finite.
     pub(super) fn floats(&mut self) -> impl Iterator<Item = &mut f64> {
-        self.levels.iter_mut().flat_map(|level| {
+        let levels = self.levels.iter_mut().flat_map(|level| {
             [
                 &mut level.growth_bytes_per_s,
                 &mut level.growth_bytes_per_s_low,
@@ -213,7 +305,20 @@ impl KernelMemory {
             ]
             .into_iter()
             .chain(level.growth_objects_per_s.as_mut())
-        })
+        });
+        let sites = self.sites.iter_mut().flat_map(|site| {
+            [
+                &mut site.growth_objects_per_s,
+                &mut site.growth_objects_per_s_low,
+                &mut site.growth_objects_per_s_high,
+                &mut site.growth_bytes_per_s,
+            ]
+        });
+        let windows = self
+            .windows
+            .iter_mut()
+            .flat_map(|windows| [&mut windows.open_s, &mut windows.cores]);
+        levels.chain(sites).chain(windows)
     }
 }
 

@@ -2,13 +2,18 @@
 
 use std::io::{self, Write};
 
+use super::stack::text_in;
 use super::{BOLD, DIM, RED, Text, verdict_color};
-use crate::report::kernel_names::{descriptors, leaks, level_figures, level_name, others};
+use crate::report::kernel_names::{
+    descriptors, kernel_path, leaks, level_figures, level_name, made_for, others, own_line,
+    site_figures, site_name,
+};
 use crate::report::model::{
-    KernelLevel, KernelLevelKind, KernelMemory, Process, ProcessKernel, Report, Verdict,
+    KernelLevel, KernelLevelKind, KernelMemory, KernelObjects, Process, ProcessKernel, Report,
+    Verdict,
 };
 use crate::report::names::{clean, process_name};
-use crate::units::{bytes, rate};
+use crate::units::{bytes, duration, rate};
 
 /// So many levels that grow are shown, and so many of them that the kernel frees when memory is short.
 const GROWING_SHOWN: usize = 8;
@@ -17,8 +22,14 @@ const RECLAIMABLE_SHOWN: usize = 3;
 /// So many control groups, classes and lines.
 const OTHERS_SHOWN: usize = 5;
 
+/// So many sites.
+const SITES_SHOWN: usize = 12;
+
 /// So many of each of them on one screen.
 const SHORT: usize = 2;
+
+/// Columns before the line of a site, and what stands before its function.
+const INDENT: usize = 60;
 
 /// So many processes are named that make the kernel hold more and more.
 const PROCESSES_NAMED: usize = 8;
@@ -52,6 +63,7 @@ impl Text {
         let title = self.dress(BOLD, "Kernel memory of the machine");
         writeln!(out, "{title} (in no total)\n")?;
         self.growing(kernel, out)?;
+        self.made(report, kernel, out)?;
         self.holders(report, out)?;
         let classes: Vec<String> = kernel
             .levels
@@ -119,6 +131,56 @@ impl Text {
             self.dress(BOLD, &level_name(level)),
             level_figures(level)
         )
+    }
+
+    /// Where objects of caches that grow are made.
+    fn made(self, report: &Report, kernel: &KernelMemory, out: &mut dyn Write) -> io::Result<()> {
+        let Some(windows) = &kernel.windows else {
+            return Ok(());
+        };
+        let of = duration(report.duration_s);
+        writeln!(
+            out,
+            "  where objects of caches that grow were made, in windows of {} in {of}:",
+            duration(windows.open_s)
+        )?;
+        let grows =
+            |site: &&KernelObjects| site.inuse_objects > 0 && site.growth_objects_per_s > 0.0;
+        let most = if self.style.full { SITES_SHOWN } else { SHORT };
+        for site in kernel.sites.iter().filter(grows).take(most) {
+            self.kernel_site(site, out)?;
+        }
+        let all = kernel.sites.iter().filter(grows).count();
+        match all {
+            0 => writeln!(out, "      nothing that was made there stays"),
+            _ if all > most => writeln!(out, "      and {} more places", all - most),
+            _ => Ok(()),
+        }
+    }
+
+    fn kernel_site(self, site: &KernelObjects, out: &mut dyn Write) -> io::Result<()> {
+        let verdict = self.dress(verdict_color(site.verdict), site.verdict.name());
+        writeln!(
+            out,
+            "      {}  {}  {verdict}",
+            self.dress(BOLD, &site_name(site)),
+            site_figures(site)
+        )?;
+        let at = own_line(site).map(|frame| format!(" at {}", text_in(frame, self.look(INDENT))));
+        writeln!(
+            out,
+            "        for {}{}",
+            made_for(site),
+            self.dress(BOLD, &at.unwrap_or_default())
+        )?;
+        let path = kernel_path(site);
+        if !path.is_empty() {
+            writeln!(out, "        {}", self.dress(DIM, &path))?;
+        }
+        if !site.verdict_reason.is_empty() {
+            writeln!(out, "        {}", clean(&site.verdict_reason))?;
+        }
+        Ok(())
     }
 
     /// Which processes make the kernel hold more and more.
