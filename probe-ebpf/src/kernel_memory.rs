@@ -25,9 +25,10 @@ use leakscope_common::{
 };
 
 use crate::{
-    atomic,
-    filter, growth,
-    maps::{KERNEL_CACHES, KERNEL_CALLS, KERNEL_DRAFTS, KERNEL_LIVE, KERNEL_SETTINGS, KERNEL_SITES},
+    atomic, filter, growth,
+    maps::{
+        KERNEL_CACHES, KERNEL_CALLS, KERNEL_DRAFTS, KERNEL_LIVE, KERNEL_SETTINGS, KERNEL_SITES,
+    },
     stack,
 };
 
@@ -76,7 +77,17 @@ pub(crate) fn sized(ctx: &RawTracePointContext) -> i32 {
                 return 0;
             }
             let cache = KMALLOC_SIZE | u64::from(bytes);
-            return made(ctx, settings, SIZED, Made { cache, bytes, shift }, ctx.arg::<u64>(4));
+            return made(
+                ctx,
+                settings,
+                SIZED,
+                Made {
+                    cache,
+                    bytes,
+                    shift,
+                },
+                ctx.arg::<u64>(4),
+            );
         }
         place += 1;
     }
@@ -309,8 +320,9 @@ fn made(
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn kernel_keep(program: u32, address: u64, shift: u32) -> u32 {
-    let Some((draft, settings)) =
-        KERNEL_DRAFTS.get_ptr_mut(program & 1).zip(KERNEL_SETTINGS.get_ptr_mut(0))
+    let Some((draft, settings)) = KERNEL_DRAFTS
+        .get_ptr_mut(program & 1)
+        .zip(KERNEL_SETTINGS.get_ptr_mut(0))
     else {
         return 0;
     };

@@ -8,7 +8,8 @@ use aya_ebpf::{
 };
 use leakscope_common::{
     Bucket, HitCounts, KernelBucket, KernelCache, KernelSettings, KernelSite, Loss, Mapping,
-    ProcessRecord, PythonTable, SEATS, SLICE_SLOTS, Selection, Settings, SiteKey, SiteTotals, Slice, ThreadRecord, UnwindPage, UnwindRow,
+    ProcessRecord, PythonTable, SEATS, SLICE_SLOTS, Selection, Settings, SiteKey, SiteTotals,
+    Slice, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space maps the array into its memory.
