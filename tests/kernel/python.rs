@@ -100,12 +100,15 @@ fn functions_and_lines_are_those_of_the_interpreter() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A program of `pyleaks.py` under way. Ends with its standard input.
+/// Scripts that have programs.
+const LEAKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/pyleaks.py");
+const THREADS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/pythreads.py");
+
+/// A program of a script under way. Ends with its standard input.
 struct Program(Child);
 
 impl Program {
-    fn start(python: &Path, name: &str) -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/pyleaks.py");
+    fn start(python: &Path, script: &str, name: &str) -> Self {
         let mut command = Command::new(python);
         command
             .args([script, name])
@@ -123,8 +126,7 @@ impl Drop for Program {
 }
 
 /// The lines that leak, program by program, as the script says; none of those that do not.
-fn lines_that_leak(python: &Path) -> HashMap<String, Vec<u32>> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/pyleaks.py");
+fn lines_that_leak(python: &Path, script: &str) -> HashMap<String, Vec<u32>> {
     let listed = Command::new(python).args([script, "list"]).output();
     let listed = String::from_utf8(listed.expect("lists").stdout).expect("text");
     let programs = listed.lines().filter_map(|line| {
@@ -139,6 +141,13 @@ fn lines_that_leak(python: &Path) -> HashMap<String, Vec<u32>> {
 /// Programs, and a type that each grows by.
 const PROGRAMS: [(&str, Option<&str>); 2] = [("lists", Some("Metric")), ("bounded_cache", None)];
 
+/// The same of threads that live shortly, and of a pool of threads.
+const WITH_THREADS: [(&str, Option<&str>); 3] = [
+    ("requests", Some("dict")),
+    ("pool", Some("Visit")),
+    ("last_requests", None),
+];
+
 /// How often they are traced: which objects are seen as they are made is chance, on a busy machine the more.
 const TRACES: usize = 4;
 
@@ -146,6 +155,18 @@ const TRACES: usize = 4;
 #[test]
 fn objects_that_pile_up_have_their_line_and_type_and_a_full_cache_is_not_accused() {
     let _turn = require_kernel!();
+    judge(LEAKS, &PROGRAMS);
+}
+
+/// A thread that was made while a word was watched was not seen to write to it: what it made was another line's. Of a pool that uses little of the processor,
+/// nothing was learnt in time; and where a hundred are dropped for each object that is kept.
+#[test]
+fn what_threads_that_live_shortly_keep_was_said_to_be_of_other_lines() {
+    let _turn = require_kernel!();
+    judge(THREADS, &WITH_THREADS);
+}
+
+fn judge(script: &str, programs: &[(&str, Option<&str>)]) {
     if prebuilt() {
         leave_out(
             "how many objects are seen as they are made says nothing where the machine is emulated",
@@ -156,16 +177,16 @@ fn objects_that_pile_up_have_their_line_and_type_and_a_full_cache_is_not_accused
         skip("no CPython");
         return;
     };
-    let lines = lines_that_leak(&python);
-    let programs: Vec<Program> = PROGRAMS
+    let lines = lines_that_leak(&python, script);
+    let running: Vec<Program> = programs
         .iter()
-        .map(|(name, _)| Program::start(&python, name))
+        .map(|(name, _)| Program::start(&python, script, name))
         .collect();
     // Caches are filled by then.
     sleep(Duration::from_secs(5));
     let mut seen = Vec::new();
     for _ in 0..TRACES {
-        seen = missing(&programs, &lines);
+        seen = missing(programs, &running, &lines);
         if seen.is_empty() {
             break;
         }
@@ -176,9 +197,13 @@ fn objects_that_pile_up_have_their_line_and_type_and_a_full_cache_is_not_accused
 /// Traces the programs; says which have no leaking site of the right type at a line that leaks.
 ///
 /// # Panics
-/// When a healthy program is accused.
-fn missing(programs: &[Program], lines: &HashMap<String, Vec<u32>>) -> Vec<String> {
-    let pids: Vec<String> = programs
+/// When a healthy program is accused, or a line that is none of those.
+fn missing(
+    programs: &[(&str, Option<&str>)],
+    running: &[Program],
+    lines: &HashMap<String, Vec<u32>>,
+) -> Vec<String> {
+    let pids: Vec<String> = running
         .iter()
         .map(|program| program.0.id().to_string())
         .collect();
@@ -190,8 +215,8 @@ fn missing(programs: &[Program], lines: &HashMap<String, Vec<u32>>) -> Vec<Strin
     let of = |value: &Value, name: &str| value.get(name).cloned().unwrap_or_default();
     let list = |value: &Value, name: &str| of(value, name).as_array().cloned().unwrap_or_default();
     let mut missing = Vec::new();
-    for ((name, grows), program) in PROGRAMS.iter().zip(programs) {
-        let mut leaking = sites
+    for ((name, grows), program) in programs.iter().zip(running) {
+        let leaking = sites
             .iter()
             .filter(|site| of(site, "pid") == program.0.id() && of(site, "verdict") == "leaking");
         let Some(grows) = grows else {
@@ -200,16 +225,22 @@ fn missing(programs: &[Program], lines: &HashMap<String, Vec<u32>>) -> Vec<Strin
             continue;
         };
         let known = lines.get(*name).cloned().unwrap_or_default();
-        let is_there = leaking.any(|site| {
+        let mut is_there = false;
+        for site in leaking {
             let frames = list(site, "frames");
             let line = frames.iter().find(|frame| of(frame, "kind") == "python");
             let line = line.and_then(|frame| of(frame, "line").as_u64());
             let is_known = known.iter().any(|known| Some(u64::from(*known)) == line);
+            let is_of_objects = of(site, "allocator") == "pymalloc";
+            assert!(
+                is_known || !is_of_objects,
+                "{name}: not {known:?}: {site:?}"
+            );
             let types = list(site, "types");
-            is_known
-                && of(site, "allocator") == "pymalloc"
-                && types.iter().any(|of_type| of(of_type, "name") == *grows)
-        });
+            is_there |= is_known
+                && is_of_objects
+                && types.iter().any(|of_type| of(of_type, "name") == *grows);
+        }
         if !is_there {
             missing.push(format!("{name}: no {grows} at {known:?}: {sites:?}"));
         }

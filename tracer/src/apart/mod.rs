@@ -12,7 +12,8 @@ mod wire;
 pub use serve::serve;
 pub use walk::walk_all;
 pub(crate) use walk::{
-    Place, kinds_of, walk_counts, walk_look, walk_pools, walk_space, walk_stopped, walk_young_pools,
+    Place, kinds_of, walk_counts, walk_kept, walk_look, walk_next_words, walk_pools, walk_space,
+    walk_stopped, walk_young_pools,
 };
 
 use std::{

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{Question, Unread, ask_about, keep::Terms, serve::encode};
 use crate::{
     heap::{
-        Allocator, Counts, Look, LookOptions, ObjectKind, Owned, PooledCounts, Region, RegionKind,
-        RootName, Space, YoungPool, counts_of, kind_of, pooled, space, young_pools,
+        Allocator, Container, Counts, Look, LookOptions, ObjectKind, Owned, PooledCounts, Region,
+        RegionKind, RootName, Shape, Space, YoungPool, counts_of, kept, kind_of, next_words,
+        pooled, space, young_pools,
     },
     reader::{Bounded, Ground, LookTask, ProcessMemory, look_through},
 };
@@ -53,12 +54,18 @@ pub(super) struct Walk<'a> {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Wanted<'a> {
-    Space { is_python: bool },
+    Space {
+        is_python: bool,
+    },
     Look(LookTask<'a>),
     Counts(Allocator, Cow<'a, [u64]>),
     Pooled,
     YoungPools(u64),
     Kinds(Cow<'a, [(u64, u64)]>),
+    /// And how many entries to leave out.
+    NextWords(Container, u64),
+    /// And the word, and bytes of a pool.
+    Kept(Container, u64, u64),
 }
 
 /// What a walk asks back.
@@ -122,6 +129,31 @@ pub(crate) fn kinds_of(
     ask(place, wanted, MOST_OF_SIZES, &mut Nobody)
 }
 
+/// The words that will point to what is put into a container next, from so many entries on.
+pub(crate) fn walk_next_words(
+    place: Place<'_>,
+    of: Container,
+    skip: u64,
+) -> Result<Vec<u64>, Unread> {
+    ask(
+        place,
+        Wanted::NextWords(of, skip),
+        MOST_OF_NUMBERS,
+        &mut Nobody,
+    )
+}
+
+/// What a word of a container's entries points to: its block, and what it is.
+pub(crate) fn walk_kept(
+    place: Place<'_>,
+    of: Container,
+    word: u64,
+    pool_bytes: u64,
+) -> Result<Option<(u64, ObjectKind)>, Unread> {
+    let wanted = Wanted::Kept(of, word, pool_bytes);
+    ask(place, wanted, MOST_OF_NUMBERS, &mut Nobody)
+}
+
 /// A look, and those that confirm it. `None` where no heap is known, or there was not enough time for one.
 pub(crate) fn walk_look(
     place: Place<'_>,
@@ -151,6 +183,11 @@ pub fn walk_all(memory: &ProcessMemory, regions: &[Region]) -> usize {
         .map(|range| range.start.saturating_add(64));
     let some: Vec<(u64, u64)> = starts.map(|start| (start, 64)).collect();
     let known: Vec<u64> = some.iter().map(|(start, _)| *start).collect();
+    let container = Container {
+        address: known.first().copied().unwrap_or(0),
+        shape: Shape::Dict,
+        entries: 64,
+    };
     let owned: Vec<Owned> = known
         .iter()
         .map(|start| Owned {
@@ -180,6 +217,8 @@ pub fn walk_all(memory: &ProcessMemory, regions: &[Region]) -> usize {
         walk_pools(place).is_ok(),
         walk_young_pools(place, 1 << 14).is_ok(),
         kinds_of(place, &some).is_ok(),
+        walk_next_words(place, container, 0).is_ok(),
+        walk_kept(place, container, container.address, 1 << 14).is_ok(),
         walk_stopped(place, task).is_ok(),
     ]
     .iter()
@@ -278,6 +317,10 @@ pub(super) fn answer(
                 .iter()
                 .map(|(block, bytes)| kind_of(&bounded, regions, *block, *bytes));
             encode(&Ok(kinds.collect::<Vec<_>>()))
+        }
+        Wanted::NextWords(of, skip) => encode(&Ok(next_words(&bounded, of, *skip))),
+        Wanted::Kept(of, word, pool_bytes) => {
+            encode(&Ok(kept(&bounded, regions, of, *word, *pool_bytes)))
         }
     }
 }

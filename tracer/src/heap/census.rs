@@ -161,6 +161,12 @@ impl Census {
             .is_some_and(|group| group.kind == kind && group.name == name)
     }
 
+    /// The name of a group, if it is of this kind.
+    pub(super) fn name(&self, group: GroupId, kind: GroupKind) -> Option<&str> {
+        let group = self.groups.get(usize::from(group))?;
+        (group.kind == kind).then_some(&group.name)
+    }
+
     /// The groups, by number.
     pub(super) fn into_groups(self) -> Vec<Group> {
         self.groups

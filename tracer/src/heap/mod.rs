@@ -9,6 +9,7 @@ mod blocks;
 mod boxed;
 mod cells;
 mod census;
+mod containers;
 mod counts;
 mod cpython;
 mod glibc;
@@ -32,6 +33,7 @@ mod types;
 
 pub use blocks::{BlockId, Blocks, Segment};
 pub use census::{Group, GroupKind};
+pub use containers::{Container, Shape, kept, next_words};
 pub use counts::{Allocator, Counts, counts_of};
 pub use holders::{Holder, RootName};
 pub use look::{Look, LookOptions, LostBlock, confirm, look};

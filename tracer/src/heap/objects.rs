@@ -4,7 +4,7 @@
 //! Layouts: `Include/cpython/unicodeobject.h`, `Include/cpython/object.h`, `Include/internal/pycore_object.h`,
 //! `Include/internal/pycore_dict.h` (`Objects/dict-common.h` before 3.11), `Include/structmember.h`.
 
-mod dicts;
+pub(super) mod dicts;
 #[cfg(test)]
 mod tests;
 mod text;

@@ -1,11 +1,14 @@
 //! What CPython's pools hold, counted by type, and where in them the next objects will be born. Without pointers: a walk through the pools takes a tenth of a
 //! second for 100 MiB.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
     blocks::Segment,
     census::GroupKind,
+    containers::{Container, container},
     cpython::{self, OVERHEAD, POOL_SIZES},
     graph::VISITED,
     memory::{Memory, Region, RegionKind, WORD, Window},
@@ -23,8 +26,16 @@ pub struct ObjectKind {
     pub object_at: u64,
 }
 
+/// So many containers with many entries are told of.
+const MOST_CONTAINERS: usize = 1 << 17;
+
 /// `PyObject.ob_type`: written when an object is made.
 const OB_TYPE: u64 = 8;
+
+/// What a string has behind its head: `wstr` up to 3.11, then its text, or how long that is as UTF-8 (`Include/cpython/unicodeobject.h`); all are written when
+/// it is made. So is what stands this close to the end of its block, for otherwise it would be in a smaller one: `ALIGNMENT` (`Objects/obmalloc.c`).
+const STR_WORD: u64 = 40;
+const GRAIN: u64 = 16;
 
 /// Types that keep some of their objects for reuse, with the type that they have, and a word that is written whenever one is used again: `ma_keys`
 /// (`Include/cpython/dictobject.h`), `ob_item` (`listobject.h`, `tupleobject.h`), `ob_fval` (`floatobject.h`).
@@ -41,6 +52,17 @@ impl ObjectKind {
         let at = self.object_at + reused.map_or(OB_TYPE, |(_, at)| *at);
         (at + WORD <= self.block_bytes).then_some(at)
     }
+
+    /// Whether the word so far into a block of this kind is one that is written when an object is made, and then hardly any more. A string has more of them,
+    /// so that one word can tell of it and of another kind.
+    #[must_use]
+    pub fn tells_at(&self, at: u64) -> bool {
+        let is_of_text = self.name == "str"
+            && (at == self.object_at + STR_WORD || at == self.block_bytes.saturating_sub(GRAIN))
+            && at > self.object_at + OB_TYPE
+            && at + WORD <= self.block_bytes;
+        self.word_at() == Some(at) || is_of_text
+    }
 }
 
 /// What a walk has counted.
@@ -56,6 +78,8 @@ pub struct PooledCounts {
     pub torn_pools: u64,
     /// Bytes of a pool; 0 where there are none.
     pub pool_bytes: u64,
+    /// Containers with many entries, up to some number.
+    pub containers: Vec<Container>,
 }
 
 /// Walks the pools of a process.
@@ -68,6 +92,7 @@ pub fn pooled(memory: &dyn Memory, regions: &[Region]) -> PooledCounts {
         pool_bytes: pool_bytes(memory, &found.segments),
         ..PooledCounts::default()
     };
+    let mut shapes = HashMap::new();
     for segment in &found.segments {
         let range = segment.range();
         counts.pools += (range.end - range.start) / counts.pool_bytes.max(1);
@@ -78,7 +103,17 @@ pub fn pooled(memory: &dyn Memory, regions: &[Region]) -> PooledCounts {
                 continue;
             };
             let shown = usize::try_from(length.min(VISITED)).unwrap_or(0);
-            types.count(length, bytes.get(..shown).unwrap_or(bytes), None);
+            let bytes = bytes.get(..shown).unwrap_or(bytes);
+            let (group, object_at) = types.count(length, bytes, None);
+            let shape = shapes
+                .entry(group)
+                .or_insert_with(|| types.container(group));
+            if let Some(shape) = *shape
+                && counts.containers.len() < MOST_CONTAINERS
+            {
+                let found = container(shape, address, object_at, bytes);
+                counts.containers.extend(found);
+            }
             counts.bytes = counts.bytes.saturating_add(length);
         }
     }

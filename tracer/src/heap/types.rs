@@ -5,6 +5,7 @@ use std::{collections::HashMap, fmt};
 
 use super::{
     census::{Census, Group, GroupId, GroupKind},
+    containers::Shape,
     memory::{Memory, Region, RegionKind, WORD, region_of},
 };
 
@@ -106,6 +107,12 @@ impl<'look> Types<'look> {
     pub(super) fn stale(&self, group: GroupId, object_at: u64, bytes: &[u8]) -> Option<u64> {
         let from = object_at + FRAME_LOCALS;
         (self.census.is(group, GroupKind::Python, "frame") && is_stale(from, bytes)).then_some(from)
+    }
+
+    /// What container the objects of a group are, if they are one.
+    pub(super) fn container(&self, group: GroupId) -> Option<Shape> {
+        let name = self.census.name(group, GroupKind::Python)?;
+        Shape::of(name)
     }
 
     /// Takes what was counted.

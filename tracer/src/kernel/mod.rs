@@ -74,4 +74,4 @@ pub use watch::{
     thread_cpu_time,
 };
 pub use window::BlockToPut;
-pub use writes::{WatchedWord, WriteWatcher};
+pub use writes::{WatchedWord, WriteWatcher, Writers};

@@ -24,10 +24,19 @@ pub struct WriteWatcher {
     program: Arc<OwnedFd>,
 }
 
+/// Whose writes are seen.
+#[derive(Clone, Copy, Debug)]
+pub enum Writers<'a> {
+    /// These threads'. Those that they make are not seen.
+    Threads(&'a [u32]),
+    /// Whoever runs on a processor: each traps that writes to this address, whatever it has there. Of processes that are not followed nothing is told.
+    All,
+}
+
 /// A word that is watched, until this is dropped.
 #[derive(Debug)]
 pub struct WatchedWord {
-    /// Of each thread. Fields are dropped in this order: first nobody is told any more.
+    /// Of each thread or processor. Fields are dropped in this order: first nobody is told any more.
     links: Vec<OwnedFd>,
     events: Vec<Counter>,
 }
@@ -44,17 +53,27 @@ impl WriteWatcher {
         })
     }
 
-    /// Watches an aligned word while some threads run. Of each at most so many writes are seen; then the thread is left in peace.
+    /// Watches an aligned word. Of each thread, or on each processor, at most so many writes are seen; then it is left in peace.
     ///
     /// # Errors
     /// The kernel has no such breakpoints, or all of the thread's are taken. Threads that are gone are none.
-    pub fn watch(&self, threads: &[u32], address: u64, most: u32) -> io::Result<WatchedWord> {
+    pub fn watch(&self, writers: Writers<'_>, address: u64, most: u32) -> io::Result<WatchedWord> {
+        /// Any thread, on any processor (perf_event_open(2)).
+        const ANY: i32 = -1;
         let mut watched = WatchedWord {
             links: Vec::new(),
             events: Vec::new(),
         };
-        for thread in threads {
-            let event = match sys::watch_word(*thread, address) {
+        let places: Vec<(i32, i32)> = match writers {
+            Writers::Threads(threads) => threads.iter().map(|id| (*id as i32, ANY)).collect(),
+            Writers::All => aya::util::online_cpus()
+                .map_err(|(_, error)| error)?
+                .into_iter()
+                .map(|cpu| (ANY, cpu as i32))
+                .collect(),
+        };
+        for (thread, cpu) in places {
+            let event = match sys::watch_word(thread, cpu, address) {
                 Ok(event) => event,
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
                 Err(error) => return Err(error),

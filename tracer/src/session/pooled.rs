@@ -1,7 +1,10 @@
 //! Objects in CPython's pools, which are made without a call that a probe could see: how many of each type there are is counted from outside, and who makes
 //! them is told by the processor, for single words in blocks that are about to be handed out. From there to sites of the report.
 
+mod armed;
 mod choose;
+mod growing;
+mod threads;
 mod watcher;
 
 use std::{
@@ -19,8 +22,10 @@ use crate::{
     kernel::KernelError,
     ledger::{Born, FIRST_KIND, Judgement, Kind, KindOfSite, SiteId, TypedGrowth, TypedSite},
     report::{Process, Site, SiteKind, SiteType},
+    symbol::{AddressSpace, Module},
     units::count,
 };
+pub(super) use watcher::FIRST_WRITES;
 use watcher::{Task, Told, Watcher};
 
 /// Sites from here on are of objects; the stack of one is that of the site without this bit. Beyond the slots of any stack table.
@@ -33,11 +38,17 @@ const MOST_PROCESSES: usize = 8;
 const NAMED: usize = 3;
 const LISTED: usize = 5;
 
+/// Of a word that was written to so long ago nothing is asked any more, nanoseconds.
+const KEPT_NS: u64 = 120_000_000_000;
+
 /// The last report waits so long for a count.
 const LAST_WITHIN: Duration = Duration::from_secs(2);
 
 /// While it waits, what happens is dealt with so often.
 const STEP: Duration = Duration::from_millis(10);
+
+/// What files of C libraries are called: glibc's, as it was called before 2.34, musl's, and the loader.
+const C_LIBRARIES: [&str; 4] = ["libc.so", "libc-", "ld-", "libc.musl-"];
 
 /// The allocator, by its usual name.
 pub(super) const ALLOCATOR: &str = "pymalloc";
@@ -57,6 +68,28 @@ pub(super) fn stack_of(site: SiteId) -> SiteId {
 /// Whether a site is one of objects.
 pub(super) fn is_of_objects(site: SiteId) -> bool {
     site >> 30 == 1
+}
+
+/// The stack of who makes an object, without what the interpreter does for that and calls for it, such as the C library to copy: it says nothing of the line.
+/// Nor do addresses at which a walk through the interpreter has ended.
+pub(super) fn from_the_interpreter<'a>(space: &AddressSpace, frames: &'a [u64]) -> &'a [u64] {
+    let is_of_c = |module: &Module| {
+        let name = module.path.file_name().unwrap_or_default();
+        let name = name.to_string_lossy();
+        C_LIBRARIES.iter().any(|of_c| name.starts_with(of_c))
+    };
+    let says_nothing = |address: &&u64| {
+        let module = space
+            .find(**address)
+            .and_then(|range| range.module.as_ref());
+        **address & PYTHON_FRAME == 0
+            && (space.python().is_folded(**address) || module.is_none_or(|module| is_of_c(module)))
+    };
+    let helpers = frames.iter().take_while(says_nothing).count();
+    match frames.get(helpers..) {
+        None | Some([]) => frames,
+        Some(rest) => rest,
+    }
 }
 
 /// The objects of all followed processes with an interpreter, by incarnation.
@@ -138,14 +171,23 @@ impl ObjectsOf {
                             kinds.push((number, *objects));
                         }
                     }
+                    self.written
+                        .retain(|_, (_, written_ns)| at_ns.saturating_sub(*written_ns) < KEPT_NS);
                     self.typed.note(at_ns, kinds, rest);
                     self.first_bytes.get_or_insert(counts.bytes);
                     self.last = counts;
                     self.looks += 1;
                 }
-                Ok(Told::Settled { block, word, kind }) => {
+                Ok(Told::Settled {
+                    block,
+                    word,
+                    kind,
+                    since_ns,
+                }) => {
                     let written = self.written.remove(&word);
-                    if let Some((site, at_ns)) = written.filter(|(site, _)| *site != UNKNOWN_SITE)
+                    let is_known =
+                        |(site, at_ns): &(SiteId, u64)| *site != UNKNOWN_SITE && *at_ns >= since_ns;
+                    if let Some((site, at_ns)) = written.filter(is_known)
                         && let Some(number) = self.kind(&kind)
                     {
                         let born = Born {

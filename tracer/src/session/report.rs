@@ -450,6 +450,7 @@ fn name(session: &mut Session, sites: &mut [Site]) {
             site.frames = frames;
             continue;
         }
+        let is_of_objects = pooled::is_of_objects(id);
         let id = pooled::stack_of(id);
         let Some(stack) = session.stacks.get(&id).filter(|_| id != UNKNOWN_SITE) else {
             continue;
@@ -459,7 +460,12 @@ fn name(session: &mut Session, sites: &mut [Site]) {
             .get(&site.pid)
             .filter(|traced| traced.incarnation == stack.incarnation)
             .map_or(&nothing, |traced| &traced.space);
-        site.frames = session.resolver.stack(space, &stack.frames);
+        let frames = if is_of_objects {
+            pooled::from_the_interpreter(space, &stack.frames)
+        } else {
+            &stack.frames
+        };
+        site.frames = session.resolver.stack(space, frames);
     }
     if session.modules.refused() > 0 {
         for traced in session.processes.values_mut() {

@@ -30,12 +30,14 @@ const MOST_SEARCHED: u64 = 4096;
 
 /// The keys of a dictionary, as a table of entries.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Keys {
-    first: u64,
+pub(in crate::heap) struct Keys {
+    pub(in crate::heap) first: u64,
     /// Bytes of an entry: hash, key and value, or key and value.
-    stride: u64,
+    pub(in crate::heap) stride: u64,
     /// How many there are.
-    pub(super) entries: u64,
+    pub(in crate::heap) entries: u64,
+    /// How many there can be: `USABLE_FRACTION`.
+    pub(in crate::heap) room: u64,
     /// The values stand elsewhere.
     pub(super) is_split: bool,
 }
@@ -70,6 +72,7 @@ impl Keys {
                 first: address.checked_add(INDICES)?.checked_add(1 << index)?,
                 stride: if kind == GENERAL { 3 * WORD } else { 2 * WORD },
                 entries,
+                room: (2 << size) / 3,
                 is_split: kind == SPLIT,
             })
         })
@@ -93,6 +96,7 @@ impl Keys {
                     .checked_add(size * width)?,
                 stride: 3 * WORD,
                 entries,
+                room: 2 * size / 3,
                 is_split: false,
             })
         })
@@ -126,7 +130,7 @@ impl Keys {
 }
 
 /// A dictionary's keys, and where its values stand if not with them.
-pub(super) fn parts(memory: &dyn Memory, dict: u64) -> Option<(Keys, Option<u64>)> {
+pub(in crate::heap) fn parts(memory: &dyn Memory, dict: u64) -> Option<(Keys, Option<u64>)> {
     let keys = Keys::read(memory, memory.word(dict.checked_add(MA_KEYS)?)?)?;
     let values = memory.word(dict.checked_add(MA_VALUES)?)?;
     if values == 0 {

@@ -143,7 +143,7 @@ pub(crate) fn watch_mapped_code(processor: u32) -> io::Result<OwnedFd> {
 }
 
 /// Prepares to see a thread write to a word, in user mode; it is not seen before [`let_overflow`].
-pub(crate) fn watch_word(thread: u32, address: u64) -> io::Result<OwnedFd> {
+pub(crate) fn watch_word(thread: i32, cpu: i32, address: u64) -> io::Result<OwnedFd> {
     /// `HW_BREAKPOINT_W`, `HW_BREAKPOINT_LEN_8` (include/uapi/linux/hw_breakpoint.h).
     const WRITE: u32 = 2;
     const WORD: u64 = 8;
@@ -161,7 +161,7 @@ pub(crate) fn watch_word(thread: u32, address: u64) -> io::Result<OwnedFd> {
         config2: WORD,
         ..PerfEventAttr::default()
     };
-    perf_event_open(&attr, thread as i32, -1)
+    perf_event_open(&attr, thread, cpu)
 }
 
 /// Enables a sampling event for so many overflows, after which the kernel disables it by itself.

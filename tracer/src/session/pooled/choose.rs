@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::heap::{ObjectKind, YoungPool};
+use crate::heap::{Container, ObjectKind, YoungPool};
 
 /// Of the blocks of a pool that were never handed out one of the next so many is taken, or it might ever be the same object that follows when we look.
 const AHEAD: u64 = 8;
@@ -15,6 +15,8 @@ pub(super) struct Choice {
     pub(super) word: u64,
     /// What the block will hold, if it becomes what it was chosen for.
     pub(super) kind: ObjectKind,
+    /// The container of which the word will be an entry, if it is one; then nothing else is known.
+    pub(super) kept_in: Option<Container>,
 }
 
 /// Numbers that look random (Marsaglia 2003, xorshift64).
@@ -32,6 +34,11 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0
     }
+
+    /// From 0 up to 1.
+    pub(super) fn part(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
 }
 
 /// What changes in a pool whenever a block of it is handed out or given back.
@@ -47,7 +54,7 @@ pub(super) fn choose(
     random: &mut Random,
 ) -> Option<Choice> {
     let total: f64 = wanted.iter().map(|(_, weight)| weight.max(0.0)).sum();
-    let mut at = (random.next() >> 11) as f64 / (1_u64 << 53) as f64 * total;
+    let mut at = random.part() * total;
     let (kind, _) = wanted.iter().find(|(_, weight)| {
         at -= weight.max(0.0);
         at < 0.0
@@ -78,10 +85,20 @@ pub(super) fn choose(
         let ahead = random.next().checked_rem(pool.left.clamp(1, AHEAD))?;
         pool.next.checked_add(ahead * pool.block_bytes)?
     };
+    // A word that tells of another kind too, if there is one: what the block will be is not known.
+    let shared: Vec<u64> = wanted
+        .iter()
+        .filter(|(other, _)| other != kind && other.block_bytes == kind.block_bytes)
+        .filter_map(|(other, _)| other.word_at().filter(|at| kind.tells_at(*at)))
+        .collect();
+    let place = random.next().checked_rem(shared.len() as u64).unwrap_or(0);
+    let shared = shared.get(usize::try_from(place).ok()?);
+    let at = shared.copied().or_else(|| kind.word_at())?;
     Some(Choice {
         block,
-        word: block.checked_add(kind.word_at()?)?,
+        word: block.checked_add(at)?,
         kind: kind.clone(),
+        kept_in: None,
     })
 }
 
@@ -173,6 +190,30 @@ mod tests {
         assert_eq!(choose(&pools, &HashMap::new(), &[], &mut random), None);
         let other = [(kind("str", 64), 1.0)];
         assert_eq!(choose(&pools, &HashMap::new(), &other, &mut random), None);
+    }
+
+    /// Half of what was watched was a string where an instance was expected, and the other way round.
+    #[test]
+    fn of_two_kinds_in_blocks_of_one_size_one_word_tells() {
+        let mut random = Random::new(5);
+        let mut visit = kind("Visit", 64);
+        visit.object_at = 32;
+        let mut text = kind("str", 64);
+        text.object_at = 0;
+        let chosen = |wanted: &[(ObjectKind, f64)], random: &mut Random| {
+            let found = choose(&[pool(0, 64, 9)], &HashMap::new(), wanted, random);
+            found.map(|found| found.word - found.block)
+        };
+        for _ in 0..20 {
+            let both = [(visit.clone(), 1.0), (text.clone(), 1.0)];
+            assert_eq!(chosen(&both, &mut random), Some(40));
+            let with_dict = [(kind("dict", 64), 0.0), (text.clone(), 1.0)];
+            assert_eq!(chosen(&with_dict, &mut random), Some(48));
+            assert_eq!(chosen(&[(text.clone(), 1.0)], &mut random), Some(8));
+        }
+        assert!(text.tells_at(8) && text.tells_at(40) && text.tells_at(48));
+        assert!(!text.tells_at(0) && !text.tells_at(24) && !text.tells_at(64));
+        assert!(visit.tells_at(40) && !visit.tells_at(48));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    num::NonZero,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -13,13 +14,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::choose::{Choice, Random, choose, state_of};
+use super::{
+    armed::{Armed, MOST_WRITES, State},
+    choose::{Choice, Random, choose, state_of},
+    growing::Growing,
+    threads::{Threads, time_of},
+};
 use crate::{
-    apart::{Place, kinds_of, spent_here, walk_pools, walk_young_pools},
-    heap::{ObjectKind, PooledCounts, Region},
+    apart::{
+        Place, kinds_of, spent_here, walk_kept, walk_next_words, walk_pools, walk_young_pools,
+    },
+    heap::{ObjectKind, PooledCounts, Region, YoungPool},
     kernel::{
-        WatchedWord, WriteWatcher, monotonic_ns, ordinary_priority, process_cpu_time,
-        thread_cpu_time,
+        WriteWatcher, Writers, monotonic_ns, ordinary_priority, process_cpu_time, thread_cpu_time,
     },
     process::procfs::list_threads,
     reader::{ProcessMemory, read_address_space},
@@ -28,30 +35,18 @@ use crate::{
 /// How often watched words are looked after.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Words that are watched at once. The processor has four registers for that, and a debugger may want one.
-const WORDS: usize = 3;
-
 /// Words are chosen this far apart at least; to look where blocks are handed out takes at most one part in so many of a processor.
 const CHOOSE_EVERY: Duration = Duration::from_millis(250);
 const CHOOSE_SHARE: u32 = 200;
 
-/// What was written to and then not for so long has settled: it is an object, and who wrote last made it.
-const SETTLES: Duration = Duration::from_secs(1);
-
-/// What was not written to for so long is given up, for what will be handed out is elsewhere by now.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// So many writes to one word are seen: of one that is used again all the time nothing is learnt.
-const MOST_WRITES: u32 = 24;
+/// Which memory there is is read so often: to read it takes longer than to look through the pools.
+const REGIONS_EVERY: Duration = Duration::from_secs(2);
 
 /// What a write that is seen costs the process: 12.7 µs measured on a virtual machine, which leaves the processor for it; 1 to 2 µs elsewhere.
 const WRITE_NS: u64 = 13_000;
 
 /// So many objects are looked at again, the last ones: by then it is known whose growth is whose.
 const MOST_KEPT: usize = 1024;
-
-/// Of more threads than this a process's words are not watched: each has to be told of each word, in some 30 µs.
-const MOST_THREADS: usize = 64;
 
 /// Between two counts there is at least this time; the first few come sooner than the budget has room for.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
@@ -60,14 +55,16 @@ const FIRST: u32 = 6;
 const FIRST_EVERY: Duration = Duration::from_secs(8);
 const FIRST_SHARE: f64 = 0.025;
 
-/// Of the budget, the part that counting may take, and the part that writes may; of these some hundred come sooner.
+/// Of the budget, the part that counting may take, and the part that writes may.
 const COUNT_PART: f64 = 0.25;
-const WRITE_PART: f64 = 0.25;
-const FIRST_WRITES_S: f64 = 0.001;
+const WRITE_PART: f64 = 0.35;
+
+/// What the first writes that are seen may take besides, once in a trace: of a process that hardly runs, its budget would not let anything be learnt.
+pub(in crate::session) const FIRST_WRITES: Duration = Duration::from_millis(6);
 
 /// A process at rest is taken to use so many processors, or it would be looked at too rarely to tell anything: counting takes nothing of its time.
 const LEAST_CORES: f64 = 0.25;
-const LEAST_CORES_FOR_WRITES: f64 = 0.02;
+const LEAST_CORES_FOR_WRITES: f64 = 0.005;
 
 /// A kind by so few objects more than at first does not grow, for all that is known.
 const LEAST_GROWTH: u64 = 50;
@@ -105,6 +102,8 @@ pub(super) enum Told {
         block: u64,
         word: u64,
         kind: ObjectKind,
+        /// Since when it was watched, CLOCK_MONOTONIC nanoseconds.
+        since_ns: u64,
     },
     /// A block is not looked at any more, for there are enough.
     Forgotten { block: u64 },
@@ -128,16 +127,6 @@ struct Shared {
     writes: AtomicU64,
     spent_ns: AtomicU64,
     armed: Mutex<Vec<Armed>>,
-}
-
-/// A word that is watched.
-#[derive(Debug)]
-struct Armed {
-    choice: Choice,
-    watched: WatchedWord,
-    since: Instant,
-    writes: u64,
-    written: Option<Instant>,
 }
 
 impl Watcher {
@@ -195,6 +184,7 @@ struct Work {
     task: Task,
     shared: Arc<Shared>,
     regions: Vec<Region>,
+    regions_read: Instant,
     pool_bytes: u64,
     /// Objects of each kind at the first count, and by how many bytes each has grown since.
     first: HashMap<ObjectKind, u64>,
@@ -205,6 +195,7 @@ struct Work {
     seen: HashMap<ObjectKind, u32>,
     /// Blocks of which it was told that they have settled.
     settled: Vec<(u64, ObjectKind)>,
+    began: Instant,
     next_count: Instant,
     next_choice: Instant,
     counts: u32,
@@ -212,6 +203,8 @@ struct Work {
     /// Processor time of the process that writes may still cost, seconds.
     credit: f64,
     credited: (Instant, Duration),
+    threads: Threads,
+    growing: Growing,
     random: Random,
 }
 
@@ -223,18 +216,22 @@ impl Work {
             task,
             shared,
             regions: Vec::new(),
+            regions_read: now,
             pool_bytes: 0,
             first: HashMap::new(),
             wanted: Vec::new(),
             before: HashMap::new(),
             seen: HashMap::new(),
             settled: Vec::new(),
+            began: now,
             next_count: now,
             next_choice: now,
             counts: 0,
             failed: 0,
-            credit: FIRST_WRITES_S,
+            credit: FIRST_WRITES.as_secs_f64(),
             credited: (now, cpu),
+            threads: Threads::default(),
+            growing: Growing::default(),
             random: Random::new(monotonic_ns()),
         }
     }
@@ -269,10 +266,11 @@ impl Work {
             }
         }
         self.look_after(&memory, tell);
-        if self.task.writes.is_some() && now >= self.next_choice && !self.wanted.is_empty() {
+        let is_any_wanted = !self.wanted.is_empty() || self.growing.is_wanted(&self.seen);
+        if self.task.writes.is_some() && now >= self.next_choice && is_any_wanted {
             self.earn();
             if self.credit > 0.0
-                && self.shared.words().len() < WORDS
+                && self.shared.words().len() < self.threads.words()
                 && let Err(why) = self.arm(&memory)
             {
                 self.task.writes = None;
@@ -292,16 +290,28 @@ impl Work {
         }
     }
 
+    /// Reads which memory there is; whether that could be done.
+    fn read_regions(&mut self) -> bool {
+        let image = read_address_space(&self.task.proc_root, self.task.pid);
+        self.regions_read = Instant::now();
+        let Ok(image) = image else { return false };
+        self.regions = image.regions;
+        true
+    }
+
     /// Counts all objects.
     fn count(&mut self, memory: &ProcessMemory, tell: &Sender<Told>) {
         let (begun, begun_ns) = (spent_so_far(), monotonic_ns());
-        if let Ok(image) = read_address_space(&self.task.proc_root, self.task.pid) {
-            self.regions = image.regions;
+        self.look_at_threads();
+        if self.read_regions() {
             let counts = walk_pools(self.place(memory)).ok().flatten();
             match counts.filter(|counts| counts.pools > 0) {
                 None => self.failed += 1,
-                Some(counts) => {
+                Some(mut counts) => {
                     self.failed = 0;
+                    let containers = std::mem::take(&mut counts.containers);
+                    let passed = self.began.elapsed().as_secs_f64();
+                    self.growing.note(&containers, passed);
                     self.pool_bytes = counts.pool_bytes;
                     self.note_growth(&counts);
                     let gone = self.gone(memory);
@@ -373,55 +383,78 @@ impl Work {
     /// Looks after the words that are watched.
     fn look_after(&mut self, memory: &ProcessMemory, tell: &Sender<Told>) {
         let now = Instant::now();
-        let mut settled = Vec::new();
+        let mut settled: Vec<(Choice, u64)> = Vec::new();
         let mut writes = 0;
+        let (proc_root, pid) = (&self.task.proc_root, self.task.pid);
+        // A thread that was made since may have written last.
+        let are_all_seen = |armed: &Armed| {
+            armed.threads.as_ref().is_none_or(|seen| {
+                let now = list_threads(proc_root, pid).unwrap_or_default();
+                now.iter().all(|thread| seen.contains(thread))
+            })
+        };
         self.shared.words().retain_mut(|armed| {
-            let count = armed.watched.writes();
-            if count > armed.writes {
-                writes += count - armed.writes;
-                armed.writes = count;
-                armed.written = Some(now);
+            let (state, more) = armed.look(now);
+            writes += more;
+            if state == State::Settled && are_all_seen(armed) {
+                settled.push((armed.choice.clone(), armed.since_ns));
             }
-            if count >= u64::from(MOST_WRITES) {
-                return false;
-            }
-            match armed.written {
-                None => now.saturating_duration_since(armed.since) < PATIENCE,
-                Some(written) if now.saturating_duration_since(written) < SETTLES => true,
-                Some(_) => {
-                    settled.push(armed.choice.clone());
-                    false
-                }
-            }
+            state == State::Waits
         });
         self.shared.writes.fetch_add(writes, Ordering::Relaxed);
         self.credit -= Duration::from_nanos(writes.saturating_mul(WRITE_NS)).as_secs_f64();
         if settled.is_empty() {
             return;
         }
+        let (entries, settled): (Vec<_>, Vec<_>) = settled
+            .into_iter()
+            .partition(|(choice, _)| choice.kept_in.is_some());
+        for (choice, since_ns) in entries {
+            let Some(of) = choice.kept_in else { continue };
+            let found = walk_kept(self.place(memory), of, choice.word, self.pool_bytes);
+            if let Some((block, kind)) = found.ok().flatten() {
+                self.growing.kept(&of, &kind);
+                self.tell_settled(tell, (block, kind), choice.word, since_ns);
+            }
+        }
         let blocks: Vec<(u64, u64)> = settled
             .iter()
-            .map(|choice| (choice.block, choice.kind.block_bytes))
+            .map(|(choice, _)| (choice.block, choice.kind.block_bytes))
             .collect();
-        let kinds = kinds_of(self.place(memory), &blocks).unwrap_or_default();
-        for (choice, found) in settled.into_iter().zip(kinds) {
-            // It may have become something else of the same size, of which the same word tells.
-            let found = found.filter(|kind| {
-                kind.word_at().and_then(|at| choice.block.checked_add(at)) == Some(choice.word)
-            });
-            let Some(kind) = found else { continue };
-            if self.settled.len() >= MOST_KEPT {
-                let (block, _) = self.settled.remove(0);
-                let _ = tell.send(Told::Forgotten { block });
-            }
-            *self.seen.entry(kind.clone()).or_default() += 1;
-            self.settled.push((choice.block, kind.clone()));
-            let _ = tell.send(Told::Settled {
-                block: choice.block,
-                word: choice.word,
-                kind,
-            });
+        if blocks.is_empty() {
+            return;
         }
+        let kinds = kinds_of(self.place(memory), &blocks).unwrap_or_default();
+        for ((choice, since_ns), found) in settled.into_iter().zip(kinds) {
+            // It may have become something else of the same size, of which the same word tells.
+            let found =
+                found.filter(|kind| kind.tells_at(choice.word.saturating_sub(choice.block)));
+            if let Some(kind) = found {
+                *self.seen.entry(kind.clone()).or_default() += 1;
+                self.tell_settled(tell, (choice.block, kind), choice.word, since_ns);
+            }
+        }
+    }
+
+    /// Tells of an object in a block, and by which word it is known who made or kept it.
+    fn tell_settled(
+        &mut self,
+        tell: &Sender<Told>,
+        (block, kind): (u64, ObjectKind),
+        word: u64,
+        since_ns: u64,
+    ) {
+        if self.settled.len() >= MOST_KEPT {
+            let (block, _) = self.settled.remove(0);
+            let _ = tell.send(Told::Forgotten { block });
+        }
+        self.settled.push((block, kind.clone()));
+        let _ = tell.send(Told::Settled {
+            block,
+            word,
+            kind,
+            since_ns,
+        });
     }
 
     /// Watches words where there is room for more. An error says why none can be watched at all.
@@ -430,49 +463,34 @@ impl Work {
         let Some(writes) = self.task.writes.clone() else {
             return Ok(());
         };
-        let threads = list_threads(&self.task.proc_root, self.task.pid).unwrap_or_default();
-        if threads.len() > MOST_THREADS {
-            return Err(format!(
-                "it has {} threads: at which line objects are made is looked for with up to {MOST_THREADS}",
-                threads.len()
-            ));
-        }
+        self.look_at_threads();
         // New arenas appear all the time.
-        if let Ok(image) = read_address_space(&self.task.proc_root, self.task.pid) {
-            self.regions = image.regions;
+        if self.regions_read.elapsed() >= REGIONS_EVERY {
+            self.read_regions();
         }
         let pools = walk_young_pools(self.place(memory), self.pool_bytes).unwrap_or_default();
-        let room = WORDS.saturating_sub(self.shared.words().len());
+        let room = (self.threads.words()).saturating_sub(self.shared.words().len());
         for _ in 0..room {
-            let wanted: Vec<(ObjectKind, f64)> = self
-                .wanted
-                .iter()
-                .map(|(kind, bytes)| {
-                    let seen = self.seen.get(kind).copied().unwrap_or(0);
-                    (kind.clone(), bytes / f64::from(1 + seen))
-                })
-                .collect();
-            let choice = choose(&pools, &self.before, &wanted, &mut self.random);
-            let Some(choice) = choice else { break };
+            let Some(choice) = self.choose(memory, &pools) else {
+                break;
+            };
             let is_watched = |armed: &Armed| armed.choice.word == choice.word;
             if self.shared.words().iter().any(is_watched) {
                 continue;
             }
-            match writes.watch(&threads, choice.word, MOST_WRITES) {
+            let threads = (!self.threads.are_all()).then(|| Arc::clone(&self.threads.now));
+            let since_ns = monotonic_ns();
+            let writers = threads.as_deref().map_or(Writers::All, Writers::Threads);
+            match writes.watch(writers, choice.word, MOST_WRITES) {
                 Ok(watched) => {
                     let mut words = self.shared.words();
                     // Stopped meanwhile: nothing is to stay.
                     if !self.shared.is_stopped() {
-                        words.push(Armed {
-                            choice,
-                            watched,
-                            since: Instant::now(),
-                            writes: 0,
-                            written: None,
-                        });
+                        words.push(Armed::new(choice, watched, threads, since_ns));
                     }
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => break,
+                Err(_) if threads.is_none() && self.threads.refused() => break,
                 Err(error) => {
                     return Err(format!("words in its memory cannot be watched: {error}"));
                 }
@@ -486,6 +504,45 @@ impl Work {
         let wait = spent.saturating_mul(CHOOSE_SHARE).max(CHOOSE_EVERY);
         self.next_choice = Instant::now() + wait;
         Ok(())
+    }
+
+    /// Chooses a word: the next entry of a container that grows, if none is watched so far, or else one in a block that is about to be handed out.
+    fn choose(&mut self, memory: &ProcessMemory, pools: &[YoungPool]) -> Option<Choice> {
+        let is_entry = |armed: &Armed| armed.choice.kept_in.is_some();
+        if !self.shared.words().iter().any(is_entry)
+            && let Some((of, skip)) = self.growing.choose(&self.seen, &mut self.random)
+        {
+            let words = walk_next_words(self.place(memory), of, skip).unwrap_or_default();
+            let place = self.random.part() * words.len() as f64;
+            if let Some(word) = words.get(place as usize) {
+                return Some(Choice {
+                    block: *word,
+                    word: *word,
+                    kind: ObjectKind::default(),
+                    kept_in: Some(of),
+                });
+            }
+        }
+        let wanted: Vec<(ObjectKind, f64)> = self
+            .wanted
+            .iter()
+            .map(|(kind, bytes)| {
+                let seen = self.seen.get(kind).copied().unwrap_or(0);
+                (kind.clone(), bytes / f64::from(1 + seen))
+            })
+            .collect();
+        choose(pools, &self.before, &wanted, &mut self.random)
+    }
+
+    /// Sees which threads there are, and whether others have come and gone.
+    fn look_at_threads(&mut self) {
+        let (proc_root, pid) = (&self.task.proc_root, self.task.pid);
+        let threads: Arc<[u32]> = list_threads(proc_root, pid).unwrap_or_default().into();
+        let of_these = time_of(proc_root, pid, &threads);
+        let all = process_cpu_time(pid).unwrap_or_default();
+        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+        let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+        self.threads.note(threads, of_these, all, cpus);
     }
 
     /// Adds to the credit what the process's time since earns.

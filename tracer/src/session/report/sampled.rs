@@ -1,6 +1,9 @@
 //! The part of a report that comes from windows: estimates from cohorts, and what the window that is open has seen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{MappedSites, Moment, Session, SiteLevels, Traced, identity, lives, unseen};
 use crate::{
@@ -8,6 +11,8 @@ use crate::{
     kernel::LinkMode,
     ledger::{Counted, Held, SiteId, Survey, bound},
     report::{CountedGrowth, CountedSize, Sample, Site, Tier},
+    session::pooled::FIRST_WRITES,
+    units::duration,
 };
 
 impl Session {
@@ -212,12 +217,37 @@ pub(super) fn tier_reason(session: &Session, spent: &BTreeMap<u32, Spent>) -> St
         .mapping_note()
         .map(|note| format!("; {note}"))
         .unwrap_or_default();
-    let objects = if session.objects.are_looked_at() {
-        "; CPython's objects are counted by type, and some are watched as they are made"
-    } else {
-        ""
-    };
+    let objects = objects(session, spent);
     format!("{reasons}{links}{rarer}{others}{thinned}{mappings}{objects}")
+}
+
+/// What is told of objects of interpreters.
+fn objects(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
+    if !session.objects.are_looked_at() {
+        return String::new();
+    }
+    let took = session
+        .processes
+        .values()
+        .map(|traced| session.objects.cost(traced.incarnation))
+        .fold(Duration::ZERO, Duration::saturating_add);
+    let probes = (spent.values()).fold(Spent::default(), |sum, spent| sum.and(*spent));
+    let all = Spent {
+        cost: probes.cost.saturating_add(took),
+        ..probes
+    };
+    let beside = if all.fraction() > session.options.budget && !took.is_zero() {
+        let first = duration(FIRST_WRITES.as_secs_f64());
+        format!(
+            ", which took {}: the first {first} of each process are beside the budget",
+            duration(took.as_secs_f64())
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "; CPython's objects are counted by type, and some are watched as they are made{beside}"
+    )
 }
 
 /// Of so many processes it is said for each why its calls were seen as they were; of more, how many were seen how.
