@@ -39,6 +39,29 @@ fn trace(command: &[&str]) -> (Finished, Report) {
     (finished, report)
 }
 
+#[test]
+fn workers_that_a_command_forked_were_traced_without_any_budget() {
+    require_kernel!();
+    // Two workers without an exec that do little else than allocate, for eight seconds.
+    let program = "import os, time\n\
+        children = [os.fork() or 1 for _ in range(2)]\n\
+        end = time.monotonic() + 8\n\
+        while children and time.monotonic() < end: bytearray(4000)\n\
+        time.sleep(0.5)";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.json");
+    let (out, python) = (path.to_str().unwrap(), "/usr/bin/python3");
+    let arguments = [
+        "trace", "--format", "json", "-o", out, "--", python, "-c", program,
+    ];
+    let finished = run(&arguments).expect("leakscope runs");
+    let text = fs::read_to_string(&path).unwrap_or_else(|_| panic!("{finished:?}"));
+    let report: Report = serde_json::from_str(&text).expect("by the contract");
+    assert!(report.processes.len() > 2, "{:?}", report.processes);
+    assert_eq!(report.tier, "sampled", "{}", report.tier_reason);
+    assert!(report.overhead.duty < 0.9, "{:?}", report.overhead);
+}
+
 /// The one process that a report speaks of.
 #[track_caller]
 fn only_pid(report: &Report) -> u32 {

@@ -261,6 +261,8 @@ impl Session {
             return;
         };
         traced.incarnation = incarnation;
+        // It may never call exec: a worker is within the budget from here on.
+        self.begin_windows(&mut traced);
         self.forget_ended(pid);
         self.processes.insert(pid, traced);
         self.selecting

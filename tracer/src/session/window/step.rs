@@ -37,6 +37,11 @@ fn observe_after(wait: Duration) -> Instant {
 }
 
 impl Windows {
+    /// Whether there is anything to open and close.
+    fn has_begun(&self) -> bool {
+        self.is_enforced && self.cpu_before.is_some()
+    }
+
     /// Plans the next look at what was used.
     fn plan_look(&mut self) {
         let at = self.began.elapsed();
@@ -71,7 +76,7 @@ impl Session {
         let mut wait = Duration::MAX;
         for traced in self.processes.values() {
             let windows = &traced.windows;
-            if traced.ended.is_some() || !windows.is_enforced {
+            if !windows.has_begun() || traced.ended.is_some() {
                 continue;
             }
             let mut at = windows.next_observe;
@@ -128,8 +133,7 @@ impl Session {
             .iter()
             .filter(|(_, traced)| {
                 traced.ended.is_none()
-                    && traced.windows.is_enforced
-                    && traced.windows.cpu_before.is_some()
+                    && traced.windows.has_begun()
                     && now >= traced.windows.next_observe
             })
             .map(|(pid, _)| *pid)
