@@ -89,6 +89,12 @@ impl CountedSite {
         self.grows && self.stay > 0.0 && self.share - 2.0 * self.share_error >= MOST_OF_IT
     }
 
+    /// Whether its sizes become more, and are its own for the most part, whether or not any of its blocks stays.
+    #[must_use]
+    pub fn rises(&self) -> bool {
+        self.grows && self.is_known() && self.share - 2.0 * self.share_error >= MOST_OF_IT
+    }
+
     /// Whether there are fewer of its blocks' sizes than before, beyond chance: what leaks may hide behind that.
     #[must_use]
     pub fn falls(&self) -> bool {
@@ -212,9 +218,14 @@ pub fn count(
             (site, counted)
         })
         .collect();
+    let stay = |size: &BlockSize| {
+        stayers
+            .get(size)
+            .is_some_and(|(_, basis)| *basis != Basis::Young)
+    };
     let unexplained = counts
         .grown()
-        .filter(|(size, more)| *more > 1 && !stayers.contains_key(size))
+        .filter(|(size, more)| *more > 1 && !stay(size))
         .filter_map(|(size, more)| {
             let points: Vec<(f64, f64)> = points(counts, size).collect();
             let found = Growth::of(&points, counts.now(size) as f64)?;
@@ -247,6 +258,8 @@ enum Basis {
     Old,
     /// Those that may be others', where there are none else.
     Doubtful,
+    /// Young ones, where no old one is left: as of a queue that grows. What they tell of is whose the size is, and not that any of it stays.
+    Young,
 }
 
 impl Basis {
@@ -255,6 +268,7 @@ impl Basis {
             Self::Oldest => blocks.oldest,
             Self::Old => blocks.old,
             Self::Doubtful => blocks.doubtful,
+            Self::Young => blocks.watched,
         }
     }
 }
@@ -267,6 +281,7 @@ fn stayers(blocks: &BTreeMap<(SiteId, BlockSize), OfSize>) -> BTreeMap<BlockSize
         sum.old += of.old;
         sum.oldest += of.oldest;
         sum.doubtful += of.doubtful;
+        sum.watched += of.watched;
     }
     sums.into_iter()
         .filter_map(|(size, sum)| {
@@ -274,8 +289,10 @@ fn stayers(blocks: &BTreeMap<(SiteId, BlockSize), OfSize>) -> BTreeMap<BlockSize
                 Basis::Oldest
             } else if sum.old > 0.0 {
                 Basis::Old
-            } else {
+            } else if sum.doubtful > 0.0 {
                 Basis::Doubtful
+            } else {
+                Basis::Young
             };
             let all = basis.of(&sum);
             (all > 0.0).then_some((size, (all, basis)))
@@ -324,15 +341,15 @@ fn of_site(
         });
         site.stay += of.old;
         site.windows = site.windows.max(of.windows);
-        let Some((all, basis)) = stayers.get(size) else {
+        let Some((all, basis)) = stayers.get(size).copied() else {
             continue;
         };
         let own = basis.of(of);
         if own <= 0.0 {
             continue;
         }
-        site.is_divided = true;
-        let (share, error) = share(own, *all);
+        site.is_divided |= basis != Basis::Young;
+        let (share, error) = share(own, all);
         if own > best {
             best = own;
             (site.size, site.share, site.share_error) = (*size, share, error);

@@ -12,7 +12,7 @@ use super::{
     steady,
     verdict::{Judgement, Verdict},
 };
-use leakscope_model::units::{blocks, count, duration, plural};
+use leakscope_model::units::{blocks, count, duration, plural, rate as per_second};
 
 /// A window, as a site of its process sees it; also windows in which the site did nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -74,6 +74,9 @@ const BLOCKS: f64 = 8.0;
 const FEW_BLOCKS: f64 = 3.0;
 const FEW_STEPS: usize = 3;
 const FEW_WINDOWS: usize = 3;
+
+/// A window so long is no chance moment, seconds.
+const LONG_S: f64 = 15.0;
 
 /// Where the growth itself is counted, and blocks enough say whose it is.
 const COUNTED_STEPS: usize = 2;
@@ -153,19 +156,31 @@ pub fn judge_windows(
             format!("{seen}: not enough samples"),
         );
     }
-    if !carries && old_born >= BLOCKS && stay < 0.01 * old_born && stay < BLOCKS {
-        return with(
-            Verdict::Churn,
+    // A queue that is filled faster than it is emptied keeps no block for long.
+    let rises = counted.filter(|counted| counted.rises());
+    let goes = |reason: String| match rises {
+        None => with(Verdict::Churn, reason),
+        Some(counted) => with(
+            Verdict::WarmingUp,
             format!(
-                "{} of {} sampled {} lived longer than {}",
-                none_or(stay),
-                count(old_born as u64),
-                of_blocks(old_born as u64),
-                duration(now_s / 8.0)
+                "{reason}, yet there are more and more of them: {} counted in {}",
+                per_second(counted.bytes_per_s).unwrap_or_default(),
+                duration(counted.over_s)
             ),
-        );
+        ),
+    };
+    if !carries && old_born >= BLOCKS && stay < 0.01 * old_born && stay < BLOCKS {
+        return goes(format!(
+            "{} of {} sampled {} lived longer than {}",
+            none_or(stay),
+            count(old_born as u64),
+            of_blocks(old_born as u64),
+            duration(now_s / 8.0)
+        ));
     }
-    if now_s < LEAK_AFTER_S || old.len() < least_windows {
+    // The seconds in which every call was seen before there were windows tell as much as two.
+    let of_window = |window: &WindowOfSite| if window.effective_s >= LONG_S { 2 } else { 1 };
+    if now_s < LEAK_AFTER_S || old.iter().map(of_window).sum::<usize>() < least_windows {
         return with(
             Verdict::WarmingUp,
             if now_s < LEAK_AFTER_S {
@@ -197,12 +212,12 @@ pub fn judge_windows(
             count(died as u64),
             count(of as u64)
         );
-        let verdict = if died > 0.5 * of {
-            Verdict::Churn
+        let reason = format!("{seen}; {share}");
+        return if died > 0.5 * of {
+            goes(reason)
         } else {
-            Verdict::WarmingUp
+            with(Verdict::WarmingUp, reason)
         };
-        return with(verdict, format!("{seen}; {share}"));
     }
     let rates = rates(&old);
     let third = (old.len() / 3).max(1);
@@ -237,7 +252,11 @@ pub fn judge_windows(
             format!("{} sampled stay, none of the latest", blocks(stay as u64)),
         );
     }
-    let steps = old.iter().filter(|window| window.alive > 0.0).count();
+    let steps: usize = old
+        .iter()
+        .filter(|window| window.alive > 0.0)
+        .map(of_window)
+        .sum();
     if steps < least_steps || stay < least_blocks {
         return with(
             Verdict::InsufficientData,

@@ -257,7 +257,7 @@ pub(super) struct TraceArguments {
     /// Leave out the children of COMMAND.
     #[arg(long, requires = "command", help_heading = "Target")]
     pub(super) no_follow: bool,
-    /// How long to trace, such as 30s or 5m; until Ctrl-C if it is not given. A command goes on after that, and is waited for.
+    /// How long to trace, such as 30s or 5m; until Ctrl-C if it is not given. A command that still runs then goes on by itself, untraced.
     #[arg(long = "for", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true)]
     pub(super) duration: Option<Duration>,
     /// Also print the result so far at this interval.

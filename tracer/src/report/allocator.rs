@@ -8,7 +8,7 @@ use super::model::{Frame, FrameKind};
 
 /// The C entry points (ISO C 7.24.3, POSIX, `malloc.h` of glibc), and what glibc's `malloc/malloc.c` calls below
 /// them.
-const C_ENTRIES: [&str; 15] = [
+const C_ENTRIES: [&str; 18] = [
     "malloc",
     "calloc",
     "realloc",
@@ -24,6 +24,10 @@ const C_ENTRIES: [&str; 15] = [
     "_mid_memalign",
     "sysmalloc",
     "cfree",
+    // What jemalloc's entries are made of (src/jemalloc.c).
+    "imalloc_fastpath",
+    "imalloc",
+    "malloc_default",
 ];
 
 /// What makes mappings and threads' stacks in the C library, with the names that glibc has for them inside.
@@ -45,12 +49,14 @@ const MAPPERS: [&str; 15] = [
     "__pthread_create_2_1",
 ];
 
-/// What implementations put before the C names: glibc's aliases, jemalloc, gperftools and mimalloc.
-const C_PREFIXES: [&str; 7] = [
+/// What implementations put before the C names: glibc's aliases, jemalloc (by itself and within Rust's), gperftools and mimalloc.
+const C_PREFIXES: [&str; 9] = [
     "__GI___libc_",
     "__GI___",
     "__GI_",
     "__libc_",
+    "_rjem_je_",
+    "_rjem_",
     "je_",
     "tc_",
     "mi_",
@@ -90,7 +96,42 @@ const CXX_ALLOCATORS: [&str; 6] = [
 
 /// The regular expression by which pprof drops the same frames (`Profile.drop_frames`, matched against the whole
 /// name without its parameters).
-pub(super) const DROP_FRAMES: &str = r"(?:__GI___libc_|__GI___|__GI_|__libc_|je_|tc_|mi_)?(?:malloc|calloc|realloc|reallocarray|posix_memalign|aligned_alloc|memalign|valloc|pvalloc|mmap|mmap64|mremap|sbrk|shmat)|__(?:mmap|mmap64|mremap|brk|sbrk|shmat)|__GI___brk|allocate_stack|(?:__)?pthread_create(?:_2_1)?|_int_malloc|_int_realloc|_int_memalign|_mid_memalign|sysmalloc|operator new(?:\[\])?|_Zn[wa][jm].*|__(?:rust|rdl|rg)_(?:alloc|alloc_zeroed|realloc)|alloc::alloc::(?:alloc|alloc_zeroed|realloc|exchange_malloc|box_new_uninit|Global::.*)";
+pub(super) const DROP_FRAMES: &str = r"(?:__GI___libc_|__GI___|__GI_|__libc_|_rjem_je_|_rjem_|je_|tc_|mi_)?(?:malloc|imalloc_fastpath|imalloc|malloc_default|calloc|realloc|reallocarray|posix_memalign|aligned_alloc|memalign|valloc|pvalloc|mmap|mmap64|mremap|sbrk|shmat)|__(?:mmap|mmap64|mremap|brk|sbrk|shmat)|__GI___brk|allocate_stack|(?:__)?pthread_create(?:_2_1)?|_int_malloc|_int_realloc|_int_memalign|_mid_memalign|sysmalloc|tc_new(?:array)?(?:_nothrow)?|operator new(?:\[\])?|_Zn[wa][jm].*|__(?:rust|rdl|rg)_(?:alloc|alloc_zeroed|realloc)|alloc::alloc::(?:alloc|alloc_zeroed|realloc|exchange_malloc|box_new_uninit|Global::.*)";
+
+/// What programs and libraries allocate through, by the beginnings of their names: GLib, APR, nginx, Redis, PostgreSQL (src/backend/utils/mmgr), GNU's
+/// xmalloc and obstacks, Ruby, PHP, Perl, OpenSSL. They call others' sites by no name of their own.
+const ALLOCATING: [&str; 23] = [
+    "g_malloc",
+    "g_realloc",
+    "g_slice_alloc",
+    "apr_palloc",
+    "apr_pcalloc",
+    "ngx_alloc",
+    "ngx_palloc",
+    "ngx_pcalloc",
+    "zmalloc",
+    "zcalloc",
+    "zrealloc",
+    "ztrymalloc",
+    "palloc",
+    "repalloc",
+    "MemoryContextAlloc",
+    "AllocSet",
+    "xmalloc",
+    "xcalloc",
+    "xrealloc",
+    "ruby_x",
+    "_emalloc",
+    "Perl_safesys",
+    "CRYPTO_",
+];
+
+/// Whether a function does nothing but allocate for its callers.
+pub(super) fn allocates_for_others(function: &str) -> bool {
+    ALLOCATING
+        .iter()
+        .any(|beginning| function.starts_with(beginning))
+}
 
 /// Whether a frame is in a function of an allocator, or of what maps in its place.
 pub(crate) fn is_allocator(frame: &Frame) -> bool {
@@ -118,6 +159,12 @@ fn c_entry(function: &str) -> Option<&str> {
 }
 
 fn cxx_entry(function: &str) -> Option<&'static str> {
+    // gperftools' operators (src/tcmalloc.cc).
+    match function {
+        "tc_new" | "tc_new_nothrow" => return Some("operator new"),
+        "tc_newarray" | "tc_newarray_nothrow" => return Some("operator new[]"),
+        _ => {}
+    }
     if let Some(rest) = function.strip_prefix("operator new") {
         return match rest.strip_prefix("[]") {
             Some(rest) if rest.is_empty() || rest.starts_with('(') => Some("operator new[]"),
@@ -214,6 +261,13 @@ pub(super) fn is_of_language(function: &str, kind: FrameKind) -> bool {
         .iter()
         .find_map(|kind| name.strip_prefix(kind))
         .unwrap_or(name);
+    // `<u64 as core::fmt::Display>::fmt`, `<&dyn core::ops::Fn() as core::ops::FnOnce<()>>::call_once`: of a type that is no program's.
+    let name = name
+        .split_once(" as ")
+        .filter(|(of, _)| !of.contains("::"))
+        .map_or(name, |(_, of)| of);
+    let name = name.trim_start_matches(['&', '*', '(', '[']);
+    let name = name.strip_prefix("dyn ").unwrap_or(name);
     LIBRARIES.iter().any(|library| name.starts_with(library))
 }
 
@@ -230,6 +284,8 @@ mod tests {
             "alloc::raw_vec::RawVec<T,A>::grow_one",
             "<alloc::vec::Vec<T> as core::clone::Clone>::clone",
             "std::rt::lang_start",
+            "<u64 as core::fmt::Display>::fmt",
+            "<&dyn core::ops::function::Fn() as core::ops::function::FnOnce<()>>::call_once",
             "__libc_start_main@@GLIBC_2.34",
         ] {
             assert!(is_of_language(function, FrameKind::Native), "{function}");
@@ -237,6 +293,7 @@ mod tests {
         for function in [
             "main",
             "<app::Session as core::clone::Clone>::clone",
+            "<&dyn app::Handler as core::fmt::Debug>::fmt",
             "app::std::thing",
             "strdup",
             "runtime.main",

@@ -234,6 +234,11 @@ pub(super) fn go_use(go: &GoUse) -> String {
     };
     if let Some(heap) = &go.heap {
         let sizes: Vec<String> = heap.sizes.iter().take(SIZES).map(go_size).collect();
+        if sizes.is_empty() {
+            return format!(
+                "{version}, {goroutines}; without a heap profile, and no collection has told what is in use"
+            );
+        }
         return format!(
             "{version}, {goroutines}; without a heap profile: {} in use, counted {collected} ({})",
             units::bytes(heap.inuse_bytes),

@@ -16,7 +16,7 @@ mod tree;
 
 use std::io::{self, Write};
 
-use super::model::{Omitted, Report, Site, SiteKind, Verdict};
+use super::model::{Omitted, Process, Report, Site, SiteKind, Verdict};
 use super::names::{UNKNOWN_STACK, incomplete, why_all_empty};
 use super::{Difference, Format};
 use crate::units::{blocks, bytes, count, plural};
@@ -262,6 +262,16 @@ impl Text {
     }
 
     fn nothing(self, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+        let is_in_use = |process: &Process| process.inuse_objects > 0;
+        if report.processes.iter().any(is_in_use) {
+            // A report was saved with the largest sites of all processes, and these are others'.
+            writeln!(out, "{}", self.dress(BOLD, "None of the sites is here"))?;
+            writeln!(
+                out,
+                "  a report holds as many as `--top` says, the largest of all processes: save it with more"
+            )?;
+            return writeln!(out);
+        }
         writeln!(out, "{}", self.dress(BOLD, "No surviving blocks"))?;
         for why in why_all_empty(&report.processes).iter().take(EMPTY_SHOWN) {
             writeln!(out, "  {why}")?;

@@ -1,5 +1,7 @@
 //! From a session to a report: sites joined, surveyed, named.
 
+#[path = "report/collector.rs"]
+pub(super) mod collector;
 #[path = "report/counted.rs"]
 mod counted;
 #[path = "report/ended.rs"]
@@ -267,7 +269,8 @@ pub(super) fn make(
             empty_reason(process, filters.as_deref())
         };
     }
-    session.judge(&mut parts, moment);
+    let collected = collector::collected(session, &mut parts.sites);
+    session.judge(&mut parts, &collected, moment);
     lost::judge(session, &mut parts);
     unseen::tell(session, &mut parts, &suppressed);
     session.describe_kernel(&mut parts, moment);

@@ -9,7 +9,8 @@ use std::{
 use leakscope_common::{HIT_SLOTS, SiteTotals, UNKNOWN_FREE_SLOT, UNKNOWN_SITE};
 
 use super::{
-    Session, SiteLevels, Wanted, moment::Moment, pooled::ALLOCATOR, process::Traced, room::room,
+    Session, SiteLevels, Wanted, moment::Moment, pooled::ALLOCATOR, process::Traced,
+    report::collector::until_collected, room::room,
 };
 use crate::{
     budget::Mode,
@@ -369,8 +370,13 @@ impl Session {
         held.judge(by_flow, &path.join(" <- "))
     }
 
-    /// Judges the sites and processes of a report that still has all of its sites.
-    pub(super) fn judge(&self, parts: &mut ReportParts, moment: &Moment) {
+    /// Judges the sites and processes of a report that still has all of its sites. `collected`: those whose blocks a collector frees.
+    pub(super) fn judge(
+        &self,
+        parts: &mut ReportParts,
+        collected: &HashSet<(u32, u64)>,
+        moment: &Moment,
+    ) {
         let mut judged: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
         let mut pages: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
         // Processes of which windows have seen enough.
@@ -418,7 +424,11 @@ impl Session {
                     }
                     _ => self.ledger.judge_mapping(id),
                 };
-                let judgement = self.with_reachability(id, site, judgement);
+                let mut judgement = self.with_reachability(id, site, judgement);
+                if collected.contains(&(site.incarnation, site.id)) {
+                    let watched_s = self.ledger.watched_s(site.incarnation);
+                    judgement = until_collected(judgement, watched_s);
+                }
                 site.verdict = judgement.verdict;
                 site.verdict_reason = judgement.reason;
                 if site.verdict == Verdict::Leaking && site.inuse_bytes == 0 {

@@ -238,6 +238,10 @@ fn pack(whole: &Path, folder: &Path, release: &Release) -> Result<BTreeMap<Strin
         sums.insert(name.clone(), sha256(bytes));
         println!("{:>10} bytes  {}", bytes.len(), relative(&path));
     }
+    // The bare binary is offered too.
+    if let Some(name) = binary.stripped.file_name() {
+        sums.insert(name.to_string_lossy().into_owned(), digest);
+    }
     let list: String = sums
         .iter()
         .map(|(name, sum)| format!("{sum}  {name}\n"))

@@ -72,6 +72,37 @@ fn judge(windows: &[WindowOfSite], counted: Option<&CountedSite>) -> Verdict {
 }
 
 #[test]
+fn a_queue_that_fills_up_was_called_churn_beside_its_counted_growth() {
+    // Every block goes after some seconds, and there are more and more of them; those of the last windows are there.
+    let rises = looks(75, |at| 8_000.0 + 160.0 * at);
+    let young = OfSize {
+        watched: 40.0,
+        bytes: 96.0 * 40.0,
+        ..OfSize::default()
+    };
+    let blocks = BTreeMap::from([((LEAK, 112), young)]);
+    let queue: Vec<WindowOfSite> = (0..30)
+        .map(|number| WindowOfSite {
+            closed_s: 2.5 * f64::from(number) + 1.0,
+            effective_s: 0.1,
+            born: 20.0,
+            survived: 20.0,
+            alive: if number > 27 { 20.0 } else { 0.0 },
+            ..WindowOfSite::default()
+        })
+        .collect();
+    let found = count(&rises, &blocks, 0, 75 * SECOND).unwrap();
+    let site = found.sites.get(&LEAK).unwrap();
+    assert!(!site.is_divided && site.rises(), "{site:?}");
+    assert_eq!(judge(&queue, Some(site)), Verdict::WarmingUp);
+    // The process is told of it as before.
+    assert!(found.unexplained.iter().any(|of| of.size == 112));
+    let level = count(&looks(75, |_| 8_000.0), &blocks, 0, 75 * SECOND).unwrap();
+    let site = level.sites.get(&LEAK).unwrap();
+    assert_eq!(judge(&queue, Some(site)), Verdict::Churn);
+}
+
+#[test]
 fn a_rate_was_off_by_as_much_as_the_time_that_windows_stand_for() {
     let counts = looks(75, |at| 8_000.0 + 1_600.0 * at);
     let found = counted(&counts, &[(LEAK, 112, 400.0), (CHURN, 112, 0.0)], 75);

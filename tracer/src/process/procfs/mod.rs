@@ -140,6 +140,22 @@ pub fn list_threads(proc_root: &Path, pid: u32) -> io::Result<Vec<u32>> {
     numbers(&proc_root.join(pid.to_string()).join("task"))
 }
 
+/// The processes that a process's first thread has started and not waited for (`/proc/PID/task/TID/children`, proc(5)); none where the kernel is built
+/// without that file.
+#[must_use]
+pub fn list_children(proc_root: &Path, pid: u32) -> Vec<u32> {
+    let number = pid.to_string();
+    let path = proc_root
+        .join(&number)
+        .join("task")
+        .join(&number)
+        .join("children");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.split_ascii_whitespace()
+        .filter_map(|child| child.parse().ok())
+        .collect()
+}
+
 /// The entries of a folder whose names are numbers.
 fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
     Ok(fs::read_dir(folder)?

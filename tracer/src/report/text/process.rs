@@ -80,8 +80,13 @@ impl Text {
         let is_shown = |process: &&Process| {
             few || nothing || process.inuse_bytes > 0 || leaks_in_kernel(process)
         };
+        let mut sorted: Vec<&Process> = report.processes.iter().filter(is_shown).collect();
+        // Those that leak first.
+        sorted.sort_by_key(|process| {
+            process.verdict != Verdict::Leaking && !leaks_in_kernel(process)
+        });
         let mut shown = 0;
-        for process in report.processes.iter().filter(is_shown).take(SHOWN) {
+        for process in sorted.into_iter().take(SHOWN) {
             let is_drawn = if self.style.full {
                 shown < DRAWN
             } else {

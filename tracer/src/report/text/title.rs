@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::super::allocator::allocates_for_others;
 use super::super::model::{Frame, FrameKind, Site, SiteKind};
 use super::super::names::{function, unnamed};
 use super::missing;
@@ -70,7 +71,10 @@ impl<'a> Candidate<'a> {
         let (own, callers) = split(&site.frames);
         let all = || (own.len()..).zip(callers);
         let mut places: Vec<usize> = all()
-            .filter(|(_, frame)| !is_wrapper(frame))
+            .filter(|(_, frame)| {
+                let tells_nothing = |function| allocates_for_others(function);
+                !is_wrapper(frame) && !function(frame).is_some_and(tells_nothing)
+            })
             .map(|(place, _)| place)
             .take(DEEPEST)
             .collect();

@@ -156,7 +156,8 @@ fn counted_growth(known: &Counted, id: SiteId) -> Option<CountedGrowth> {
         block_bytes: site.size,
         growth_bytes_per_s: site.bytes_per_s,
         growth_error_bytes_per_s: site.error(),
-        share: site.share,
+        // Of those that stay: where none does, none is anybody's.
+        share: if site.is_divided { site.share } else { 0.0 },
         share_error: site.share_error,
         looks: known.looks,
         last_age_s: known.last_s,

@@ -9,8 +9,9 @@ use super::{
 };
 use crate::{
     ledger::LEAK_AFTER_S,
+    process::procfs::list_children,
     report::{Process, ReportParts, Site, SiteKind, Verdict, leaks},
-    units::{percent, rate},
+    units::{count, percent, rate},
 };
 
 /// Why there is nothing of a process.
@@ -54,6 +55,7 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts, suppressed: &BTre
         let mut said = Vec::new();
         if !session.options.mappings_only {
             said.extend(not_attached(session, traced));
+            said.extend(children(session, process, traced));
         }
         process.held = session.growth.held(process.incarnation);
         let explained = explained(process, &sites, parts.duration_s);
@@ -180,6 +182,27 @@ fn not_attached(session: &Session, traced: &Traced) -> Option<String> {
     }
     let blind = traced.blind.as_ref()?;
     Some(format!("not attached: {blind}"))
+}
+
+/// Of a process that does little by itself: that it has children, and that these are others. Who forks workers leaks in them.
+fn children(session: &Session, process: &Process, traced: &Traced) -> Option<String> {
+    if process.exited || process.verdict != Verdict::InsufficientData {
+        return None;
+    }
+    let followed = |pid: &u32| session.processes.contains_key(pid);
+    let others = list_children(&session.proc_root, traced.pid)
+        .iter()
+        .filter(|pid| !followed(pid))
+        .count() as u64;
+    let name = crate::report::clean(&process.comm).into_owned();
+    (others > 0).then(|| {
+        format!(
+            "{} child process{} of it {} not traced: `--comm {name}` or `--cgroup` follows them too",
+            count(others),
+            if others == 1 { "" } else { "es" },
+            if others == 1 { "is" } else { "are" },
+        )
+    })
 }
 
 /// How fast the sites of a process grow, bytes per second: by their own rates, or by all that was allocated and stayed.
