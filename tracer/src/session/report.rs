@@ -269,8 +269,7 @@ pub(super) fn make(
             empty_reason(process, filters.as_deref())
         };
     }
-    let collected = collector::collected(session, &mut parts.sites);
-    session.judge(&mut parts, &collected, moment);
+    session.judge(&mut parts, moment);
     lost::judge(session, &mut parts);
     unseen::tell(session, &mut parts, &suppressed);
     session.describe_kernel(&mut parts, moment);

@@ -354,6 +354,13 @@ impl Session {
         found.judge(by_flow)
     }
 
+    /// Whether a collector may still free blocks of a process.
+    fn waits_for_collector(&self, incarnation: u32, pid: u32) -> bool {
+        let watched_s = self.ledger.watched_s(incarnation);
+        let traced = self.processes.get(&pid);
+        traced.is_some_and(|traced| traced.waits_for_collector(watched_s))
+    }
+
     /// Judges a site by the container that holds its blocks, where that is one.
     fn with_holder(&self, id: SiteId, site: &mut Site, by_flow: Judgement) -> Judgement {
         let held = self.heaps.held_by_one(site.incarnation, id);
@@ -370,13 +377,8 @@ impl Session {
         held.judge(by_flow, &path.join(" <- "))
     }
 
-    /// Judges the sites and processes of a report that still has all of its sites. `collected`: those whose blocks a collector frees.
-    pub(super) fn judge(
-        &self,
-        parts: &mut ReportParts,
-        collected: &HashSet<(u32, u64)>,
-        moment: &Moment,
-    ) {
+    /// Judges the sites and processes of a report that still has all of its sites.
+    pub(super) fn judge(&self, parts: &mut ReportParts, moment: &Moment) {
         let mut judged: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
         let mut pages: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
         // Processes of which windows have seen enough.
@@ -425,9 +427,12 @@ impl Session {
                     _ => self.ledger.judge_mapping(id),
                 };
                 let mut judgement = self.with_reachability(id, site, judgement);
-                if collected.contains(&(site.incarnation, site.id)) {
-                    let watched_s = self.ledger.watched_s(site.incarnation);
-                    judgement = until_collected(judgement, watched_s);
+                let is_reachable = site.reachability.is_none_or(|found| found.unreachable == 0);
+                if site.kind == SiteKind::Heap
+                    && is_reachable
+                    && self.waits_for_collector(site.incarnation, site.pid)
+                {
+                    judgement = until_collected(judgement);
                 }
                 site.verdict = judgement.verdict;
                 site.verdict_reason = judgement.reason;

@@ -1,104 +1,57 @@
-//! Blocks that a collector is to free: their holders may be garbage already, so that it takes longer until they are a leak. Knows the runtimes whose
-//! collectors wait for minutes; judges nothing itself but that.
+//! Processes in which a collector frees the blocks: who holds them may be garbage already, so that it takes longer until they are a leak. Knows the runtimes
+//! whose collectors wait for minutes; judges nothing itself but that.
 
-use std::collections::HashSet;
-
-use super::{Session, Traced, name};
+use super::Traced;
 use crate::{
     ledger::{Judgement, Verdict},
-    report::{Site, SiteKind},
     units::duration,
 };
 
-/// A full collection of V8's heap comes when that has grown by a good part; until then the memory behind buffers that nobody has any more stays. In a
-/// server that makes little garbage of other kinds it takes one to two minutes, seconds.
+/// A full collection of V8's heap comes when that has grown by a good part; until then buffers and what extensions allocate for objects stay, also of those that
+/// nobody has any more. In a server that makes little garbage of other kinds it takes one to two minutes, seconds.
 const COLLECTED_AFTER_S: f64 = 180.0;
 
 /// How programs and libraries with V8 in them are called.
 const V8: [&str; 6] = ["node", "libnode", "nodejs", "electron", "deno", "libv8"];
 
-/// What allocates for objects of V8 that are collected (v8/src/objects/backing-store.cc, node/src/api/environment.cc). What else is called from V8, such as an
-/// extension, frees by itself.
-const BEHIND_OBJECTS: [&str; 3] = [
-    "v8::internal::BackingStore",
-    "v8::ArrayBuffer::NewBackingStore",
-    "ArrayBufferAllocator",
-];
-
-fn holds_v8(traced: &Traced) -> bool {
-    traced.space.ranges().iter().any(|range| {
-        let name = range.module.as_ref().and_then(|it| it.path.file_name());
-        name.is_some_and(|name| {
-            let name = name.to_string_lossy();
-            V8.iter().any(|beginning| name.starts_with(beginning))
-        })
-    })
-}
-
-fn is_collected(site: &Site) -> bool {
-    let frames = site.frames.iter();
-    frames
-        .filter_map(|frame| frame.function.as_deref())
-        .any(|function| BEHIND_OBJECTS.iter().any(|it| function.contains(it)))
-}
-
-/// The sites whose blocks belong to objects of a collector, by incarnation. Names the sites of processes that have one.
-pub(super) fn collected(session: &mut Session, sites: &mut [Site]) -> HashSet<(u32, u64)> {
-    let with_v8: HashSet<u32> = session
-        .processes
-        .values()
-        .filter(|traced| holds_v8(traced))
-        .map(|traced| traced.incarnation)
-        .collect();
-    if with_v8.is_empty() {
-        return HashSet::new();
+impl Traced {
+    /// Whether it may be called leaking only later, watched for so many seconds.
+    pub(in crate::session) fn waits_for_collector(&self, watched_s: f64) -> bool {
+        watched_s < COLLECTED_AFTER_S
+            && self.space.ranges().iter().any(|range| {
+                let name = range.module.as_ref().and_then(|it| it.path.file_name());
+                name.is_some_and(|name| is_v8(&name.to_string_lossy()))
+            })
     }
-    let is_of_v8 = |site: &Site| site.kind == SiteKind::Heap && with_v8.contains(&site.incarnation);
-    sites.sort_by_key(|site| !is_of_v8(site));
-    let end = sites.partition_point(is_of_v8);
-    let Some(of_v8) = sites.get_mut(..end) else {
-        return HashSet::new();
-    };
-    name(session, of_v8);
-    let found = of_v8.iter().filter(|site| is_collected(site));
-    found.map(|site| (site.incarnation, site.id)).collect()
 }
 
-/// What is made of a judgement of such a site, after so many seconds.
-pub(in crate::session) fn until_collected(judgement: Judgement, watched_s: f64) -> Judgement {
-    if judgement.verdict != Verdict::Leaking || watched_s >= COLLECTED_AFTER_S {
+fn is_v8(file: &str) -> bool {
+    V8.iter().any(|beginning| file.starts_with(beginning))
+}
+
+/// What is made of a judgement of a site in such a process.
+pub(in crate::session) fn until_collected(judgement: Judgement) -> Judgement {
+    if judgement.verdict != Verdict::Leaking {
         return judgement;
     }
     Judgement {
         verdict: Verdict::WarmingUp,
-        reason: format!(
-            "{}; but these are buffers of JavaScript, of which its collector may free many: no leak before {}",
-            judgement.reason,
-            duration(COLLECTED_AFTER_S)
-        ),
+        reason: format!("{}; but {}", judgement.reason, why()),
         ..judgement
     }
 }
 
+/// Why it is not called leaking yet.
+pub(super) fn why() -> String {
+    format!(
+        "objects of JavaScript may own its blocks, and V8 frees those that are garbage minutes later: no leak before {}",
+        duration(COLLECTED_AFTER_S)
+    )
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::{Judgement, Site, Verdict, is_collected, until_collected};
-    use crate::report::Frame;
-
-    fn site(functions: &[&str]) -> Site {
-        let frame = |name: &&str| {
-            Arc::new(Frame {
-                function: Some((*name).to_owned()),
-                ..Frame::default()
-            })
-        };
-        Site {
-            frames: functions.iter().map(frame).collect(),
-            ..Site::default()
-        }
-    }
+    use super::{Judgement, Verdict, is_v8, until_collected};
 
     #[test]
     fn buffers_that_a_collector_had_not_reached_were_called_a_leak() {
@@ -107,26 +60,23 @@ mod tests {
             reason: "all stay".to_owned(),
             growth_bytes_per_s: 7.0,
         };
-        let early = until_collected(leak.clone(), 62.0);
+        let early = until_collected(leak.clone());
         assert_eq!(early.verdict, Verdict::WarmingUp);
-        assert!(early.reason.starts_with("all stay; "), "{}", early.reason);
-        assert_eq!(until_collected(leak.clone(), 181.0), leak);
+        assert!(
+            early.reason.starts_with("all stay; but "),
+            "{}",
+            early.reason
+        );
         let churn = Judgement {
             verdict: Verdict::Churn,
             ..leak
         };
-        assert_eq!(until_collected(churn.clone(), 62.0), churn);
+        assert_eq!(until_collected(churn.clone()), churn);
     }
 
     #[test]
-    fn what_an_extension_allocates_is_no_collectors() {
-        assert!(is_collected(&site(&[
-            "node::NodeArrayBufferAllocator::AllocateUninitialized(unsigned long)",
-            "v8::internal::Heap::AllocateExternalBackingStore",
-        ])));
-        assert!(!is_collected(&site(&[
-            "addon::Remember(v8::FunctionCallbackInfo<v8::Value> const&)",
-            "v8::internal::FunctionCallbackArguments::Call(v8::internal::CallHandlerInfo)",
-        ])));
+    fn programs_with_v8_in_them() {
+        assert!(is_v8("node") && is_v8("libnode.so.108"));
+        assert!(!is_v8("python3.11") && !is_v8("libjvm.so"));
     }
 }

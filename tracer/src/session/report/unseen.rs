@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Session, Traced,
+    Session, Traced, collector,
     counted::{self, Rates},
 };
 use crate::{
@@ -69,6 +69,14 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts, suppressed: &BTre
         // What filters leave out may be what grows.
         process.unseen =
             counted::unseen(traced, rates).filter(|_| session.options.filters().is_none());
+        let watched_s = session.ledger.watched_s(process.incarnation);
+        if let Some(unseen) = &mut process.unseen
+            && unseen.verdict == Verdict::Leaking
+            && traced.waits_for_collector(watched_s)
+        {
+            unseen.verdict = Verdict::WarmingUp;
+            unseen.verdict_reason = format!("{}; but {}", unseen.verdict_reason, collector::why());
+        }
         let held = process.held.as_ref().map(|held| held.verdict);
         let unseen = process.unseen.as_ref().map(|unseen| unseen.verdict);
         let raised = [unseen, held]
