@@ -55,7 +55,8 @@ fn workers_that_a_command_forked_were_traced_without_any_budget() {
         "trace", "--format", "json", "-o", out, "--", python, "-c", program,
     ];
     let finished = run(&arguments).expect("leakscope runs");
-    let text = fs::read_to_string(&path).unwrap_or_else(|_| panic!("{finished:?}"));
+    assert!(path.exists(), "{finished:?}");
+    let text = fs::read_to_string(&path).unwrap();
     let report: Report = serde_json::from_str(&text).expect("by the contract");
     assert!(report.processes.len() > 2, "{:?}", report.processes);
     assert_eq!(report.tier, "sampled", "{}", report.tier_reason);

@@ -174,9 +174,11 @@ impl Session {
     fn is_wanted(&self, pid: u32) -> bool {
         self.selecting.named.contains(&pid)
             || self.selecting.selector.as_ref().is_some_and(|selector| {
-                pid != std::process::id()
+                // Nor what works for us: readers, the keeper.
+                let own = std::process::id();
+                pid != own
                     && read_process(&self.proc_root, pid)
-                        .is_ok_and(|process| selector.wants(&process))
+                        .is_ok_and(|process| process.parent != own && selector.wants(&process))
             })
     }
 
