@@ -3,11 +3,12 @@
 //! Everything that was traced is text to this page: a process cannot put markup into it.
 
 mod chart;
+mod kernel;
 
 use std::io::{self, Write};
 
 use super::difference::{ChangeKind, Difference};
-use super::kernel_names::{descriptors, level_figures, level_name, others};
+use super::kernel_names::{descriptors, others};
 use super::lives::lives;
 use super::model::{Lives, Overhead, Process, Report, Site, SiteKind};
 use super::names::{clean, go_use, heap_use, looked_at, peak, process_name, seen_by, why_empty};
@@ -77,7 +78,7 @@ impl Format for Html {
         }
         writeln!(out, "</section>")?;
         sites(report, out)?;
-        kernel(report, out)?;
+        kernel::write(report, out)?;
         writeln!(out, "</body></html>")
     }
 
@@ -268,38 +269,6 @@ fn describe(process: &Process, out: &mut dyn Write) -> io::Result<()> {
     spread(process.lives.as_ref(), out)?;
     chart::write(&process.memory_series, out)?;
     writeln!(out, "</figure>")
-}
-
-/// So many levels of the kernel's memory are shown that do not grow.
-const LEVELS_SHOWN: usize = 16;
-
-fn kernel(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let Some(kernel) = &report.kernel else {
-        return Ok(());
-    };
-    writeln!(
-        out,
-        "<section id=\"kernel\"><h2>Kernel memory of the machine</h2><p class=\"dim\">in no total; levels overlap</p>\
-         <table><thead><tr><th>what</th><th>how much</th><th>verdict</th><th></th></tr></thead><tbody>"
-    )?;
-    for (place, level) in kernel.levels.iter().enumerate() {
-        if place >= LEVELS_SHOWN && !level.grows() {
-            continue;
-        }
-        writeln!(
-            out,
-            "<tr><td>{}</td><td>{}</td><td><span class=\"v {verdict}\">{verdict}</span></td><td class=\"dim\">{}</td></tr>",
-            text(&level_name(level)),
-            text(&level_figures(level)),
-            text(&level.verdict_reason),
-            verdict = level.verdict.name()
-        )?;
-    }
-    writeln!(out, "</tbody></table>")?;
-    for note in &kernel.notes {
-        writeln!(out, "<p>{}</p>", text(note))?;
-    }
-    writeln!(out, "</section>")
 }
 
 fn sites(report: &Report, out: &mut dyn Write) -> io::Result<()> {

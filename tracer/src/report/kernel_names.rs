@@ -200,7 +200,7 @@ pub(super) fn made_for(site: &KernelObjects) -> String {
 }
 
 /// The line of the process that made the kernel do it: the first that is neither of the C library nor of a language.
-pub(super) fn own_line(site: &KernelObjects) -> Option<&Frame> {
+pub(super) fn own_line(site: &KernelObjects) -> Option<&Arc<Frame>> {
     let of_process = || {
         site.frames
             .iter()
@@ -224,7 +224,6 @@ pub(super) fn own_line(site: &KernelObjects) -> Option<&Frame> {
     python
         .or_else(|| of_process().find(is_own))
         .or_else(|| of_process().next())
-        .map(|frame| &**frame)
 }
 
 /// The way through the kernel, the function that called the allocator first.

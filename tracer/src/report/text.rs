@@ -15,8 +15,9 @@ mod title;
 mod tree;
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
-use super::model::{Omitted, Process, Report, Site, SiteKind, Verdict};
+use super::model::{Frame, Omitted, Process, Report, Site, SiteKind, Verdict};
 use super::names::{UNKNOWN_STACK, incomplete, why_all_empty};
 use super::{Difference, Format};
 use crate::units::{blocks, bytes, count, plural};
@@ -172,7 +173,7 @@ pub(super) fn headline(site: &Site) -> String {
 }
 
 /// The frames that called the allocator, innermost first.
-pub(crate) fn callers(site: &Site) -> &[std::sync::Arc<super::Frame>] {
+pub(crate) fn callers(site: &Site) -> &[Arc<Frame>] {
     stack::split(&site.frames).1
 }
 
@@ -190,6 +191,12 @@ pub(crate) fn stack_lines(site: &Site) -> Vec<String> {
     }
     lines.extend(incomplete(site));
     lines
+}
+
+/// All frames of a stack of the kernel and a process, a line each.
+pub(super) fn frames_lines(frames: &[Arc<Frame>]) -> Vec<String> {
+    let line = |frame: &Arc<Frame>| stack::text_in(frame, stack::Look::default());
+    frames.iter().map(line).collect()
 }
 
 /// What stands where no caller does.

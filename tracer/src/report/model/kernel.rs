@@ -109,6 +109,14 @@ pub struct KernelObjects {
     pub frames: Vec<Arc<Frame>>,
 }
 
+impl KernelObjects {
+    /// Whether what is made there stays, and more and more of it.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        self.inuse_objects > 0 && self.growth_objects_per_s > 0.0
+    }
+}
+
 /// What a level is of. They overlap: a cache's bytes are in a class, too, and in the control groups of those it serves.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,

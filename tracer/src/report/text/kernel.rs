@@ -144,8 +144,7 @@ impl Text {
             "  where objects of caches that grow were made, in windows of {} in {of}:",
             duration(windows.open_s)
         )?;
-        let grows =
-            |site: &&KernelObjects| site.inuse_objects > 0 && site.growth_objects_per_s > 0.0;
+        let grows = |site: &&KernelObjects| site.stays();
         let most = if self.style.full { SITES_SHOWN } else { SHORT };
         for site in kernel.sites.iter().filter(grows).take(most) {
             self.kernel_site(site, out)?;
