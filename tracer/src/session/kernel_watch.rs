@@ -24,7 +24,7 @@ use crate::{
     symbol::{AddressSpace, KernelSymbols},
 };
 use process::ProcessLevels;
-use sites::Sites;
+use sites::{CacheFacts, Sites};
 use windows::{Growing, Recent, Windows};
 
 /// Where the kernel shows its caches, and where control groups are mounted.
@@ -251,6 +251,32 @@ impl KernelWatch {
         }
     }
 
+    /// What is known of a cache, or of all caches of a size of kmalloc.
+    fn facts(&self, name: &str) -> CacheFacts {
+        let size = windows::kmalloc_size(name);
+        let is_of = |other: &str| match size {
+            Some(_) => windows::kmalloc_size(other) == size,
+            None => other == name,
+        };
+        let levels = self.caches.values().filter(|level| is_of(&level.now.name));
+        let mut facts = CacheFacts {
+            shared_with: Vec::new(),
+            no_leak: None,
+            grows: false,
+            objects: 0,
+        };
+        for level in levels {
+            facts.objects = facts.objects.saturating_add(level.now.objects);
+            facts.grows |= self.cache(level).grows();
+        }
+        if size.is_none() {
+            let reclaimable = self.caches.get(name).and_then(|level| level.reclaimable);
+            facts.shared_with = self.machine.shared_with(name);
+            facts.no_leak = why_no_leak(name, reclaimable);
+        }
+        facts
+    }
+
     fn cache(&self, level: &CacheLevel) -> KernelLevel {
         let slab = &level.now;
         let size = (slab.object_bytes as f64).max(1.0);
@@ -421,13 +447,9 @@ impl Session {
                 .and_then(|process| process.kernel.as_ref())
                 .is_some_and(crate::report::ProcessKernel::leaks)
         };
-        let (machine, caches) = (&watch.machine, &watch.caches);
         let told = watch.sites.told(
             |cache| windows.weight(cache),
-            |name| {
-                let reclaimable = caches.get(name).and_then(|level| level.reclaimable);
-                (machine.shared_with(name), why_no_leak(name, reclaimable))
-            },
+            |name| watch.facts(name),
             holds,
         );
         let addresses = told.iter().flat_map(|one| one.path.iter().copied());

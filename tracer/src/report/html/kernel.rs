@@ -96,6 +96,7 @@ fn sites(report: &Report, kernel: &KernelMemory, out: &mut dyn Write) -> io::Res
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::super::super::fixtures::kernel_report;
     use super::write;

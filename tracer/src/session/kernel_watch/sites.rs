@@ -51,10 +51,16 @@ impl Counted {
         self.inferred = self.inferred.saturating_add(other.inferred);
     }
 
+    /// Whether most of its frees have no event: what is left of them is known only where its address comes again.
+    fn is_freed_unseen(self) -> bool {
+        let is_much = self.inferred.saturating_mul(10) > self.born;
+        self.inferred > 0 && (self.died == 0 || (is_much && self.inferred > self.died))
+    }
+
     /// What is known of it when objects are forgotten. Where objects come and go, those that were there go unseen; elsewhere they stay.
     fn carried(self) -> Self {
         let gone = self.died.saturating_add(self.inferred);
-        if gone.saturating_mul(2) < self.born {
+        if gone.saturating_mul(2) < self.born && !self.is_freed_unseen() {
             return self;
         }
         Self {
@@ -92,6 +98,19 @@ pub(super) struct Sites {
     /// For how long windows had been open at the last note, and how many there had been.
     noted_s: f64,
     opened: u32,
+}
+
+/// What is known of the caches in which a site's objects are, without windows.
+#[derive(Clone, Debug)]
+pub(super) struct CacheFacts {
+    /// Their other names.
+    pub(super) shared_with: Vec<String>,
+    /// Why it is no leak that they grow.
+    pub(super) no_leak: Option<&'static str>,
+    /// Whether any of them grows, by the kernel's own count of its objects.
+    pub(super) grows: bool,
+    /// The objects in all of them.
+    pub(super) objects: u64,
 }
 
 /// A site that is to be reported, without the names of its frames.
@@ -196,33 +215,31 @@ impl Sites {
     }
 
     /// The sites that are worth a line, what grows fastest first. `weight`: how many objects of a cache one stands for.
-    /// `cache`: of the name of a cache, its other names, and why it is no leak that
-    /// grows. `holds`: whether a process makes the kernel hold more and more by other evidence.
+    /// `cache`: of the name of a cache, or of a size of kmalloc, what is known of it.
+    /// `holds`: whether a process makes the kernel hold more and more by other evidence.
     pub(super) fn told(
         &self,
         weight: impl Fn(u64) -> u64,
-        mut cache: impl FnMut(&str) -> (Vec<String>, Option<&'static str>),
+        cache: impl Fn(&str) -> CacheFacts,
         holds: impl Fn(u32, u32) -> bool,
     ) -> Vec<Told> {
         let mut all = Vec::new();
+        let mut known: BTreeMap<String, CacheFacts> = BTreeMap::new();
         for (key, followed) in &self.followed {
             if followed.counted.born < LEAST_MADE {
                 continue;
             }
-            let (name, shared_with, no_leak) = if windows::is_size(key.cache) {
-                (
-                    format!("kmalloc-{}", followed.object_bytes),
-                    Vec::new(),
-                    None,
-                )
+            let name = if windows::is_size(key.cache) {
+                format!("kmalloc-{}", followed.object_bytes)
             } else {
-                let name = self.caches.get(&key.cache).cloned().unwrap_or_default();
-                let (shared_with, no_leak) = cache(&name);
-                (name, shared_with, no_leak)
+                self.caches.get(&key.cache).cloned().unwrap_or_default()
             };
-            let judged = judge(key, followed, no_leak, holds(key.tgid, key.incarnation));
+            let facts = known.entry(name.clone()).or_insert_with(|| cache(&name));
+            let holds = holds(key.tgid, key.incarnation);
+            let judged = judge(key, followed, facts, holds);
             let size = u64::from(followed.object_bytes);
-            let objects = followed.counted.live();
+            // Of what was freed between windows nothing is known: there are no more than the kernel counts.
+            let objects = followed.counted.live().min(facts.objects);
             // What rises by chance or not at all is shown as it is, without a rate.
             let growth = judged.growth_per_s.max(0.0);
             all.push(Told {
@@ -233,7 +250,7 @@ impl Sites {
                     cgroup: followed.cgroup.clone(),
                     interrupt: key.interrupt,
                     cache: name,
-                    shared_with,
+                    shared_with: facts.shared_with.clone(),
                     object_bytes: size,
                     inuse_bytes: objects.saturating_mul(size),
                     inuse_objects: objects,
@@ -273,16 +290,11 @@ impl Sites {
 }
 
 /// Judges a site.
-fn judge(
-    key: &Key,
-    followed: &Followed,
-    no_leak: Option<&'static str>,
-    holds: bool,
-) -> LevelJudgement {
+fn judge(key: &Key, followed: &Followed, cache: &CacheFacts, holds: bool) -> LevelJudgement {
     let no_leak = if key.interrupt {
         Some("made while interrupts were served: for whom is not known")
     } else {
-        no_leak
+        cache.no_leak
     };
     let mut judged = followed.history.judge(&LevelRules {
         unit: Unit::Objects,
@@ -293,21 +305,29 @@ fn judge(
         limit: None,
     });
     let counted = followed.counted;
-    if counted.died == 0 && counted.inferred > 0 {
+    if counted.is_freed_unseen() {
         if matches!(judged.verdict, Verdict::Leaking | Verdict::WarmingUp) {
             judged.verdict = Verdict::InsufficientData;
         }
+        let most = if counted.died == 0 { "none" } else { "few" };
         judged.reason = format!(
-            "none of its frees is seen: {} of its addresses were handed out again",
+            "{most} of its frees are seen: {} of its addresses were handed out again",
             count(counted.inferred)
         );
+    } else if judged.verdict == Verdict::Leaking && !cache.grows && !holds {
+        judged = LevelJudgement {
+            verdict: Verdict::InsufficientData,
+            reason: "its cache does not grow: what is made here is freed between windows"
+                .to_owned(),
+            ..LevelJudgement::default()
+        };
     }
     judged
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Counted, Followed, Key, judge, path};
+    use super::{CacheFacts, Counted, Followed, Key, judge, path};
     use crate::{ledger::LevelHistory, report::Verdict};
     use leakscope_common::KernelSite;
 
@@ -335,6 +355,49 @@ mod tests {
         (key, followed)
     }
 
+    const GROWS: CacheFacts = CacheFacts {
+        shared_with: Vec::new(),
+        no_leak: None,
+        grows: true,
+        objects: u64::MAX,
+    };
+
+    #[test]
+    fn what_is_freed_between_windows_was_called_leaking() {
+        // Descriptors of processes that live longer than a window.
+        let (key, held) = growing(
+            Counted {
+                born: 2609,
+                died: 452,
+                inferred: 8,
+            },
+            false,
+        );
+        let steady = CacheFacts {
+            grows: false,
+            ..GROWS
+        };
+        let judged = judge(&key, &held, &steady, false);
+        assert_eq!(judged.verdict, Verdict::InsufficientData);
+        assert!(judged.growth_per_s.abs() < f64::EPSILON);
+        assert_eq!(judge(&key, &held, &steady, true).verdict, Verdict::Leaking);
+        assert_eq!(judge(&key, &held, &GROWS, false).verdict, Verdict::Leaking);
+    }
+
+    #[test]
+    fn objects_whose_frees_are_hardly_seen_made_a_leak() {
+        // kernfs_open_node: kfree_rcu frees them.
+        let counted = Counted {
+            born: 67_403,
+            died: 1775,
+            inferred: 25_638,
+        };
+        let (key, opened) = growing(counted, false);
+        let judged = judge(&key, &opened, &GROWS, false);
+        assert_eq!(judged.verdict, Verdict::InsufficientData);
+        assert_eq!(counted.carried().live(), 0);
+    }
+
     #[test]
     fn objects_whose_frees_are_not_seen_made_a_leak() {
         let (key, maple) = growing(
@@ -346,7 +409,7 @@ mod tests {
             false,
         );
         assert_eq!(
-            judge(&key, &maple, None, true).verdict,
+            judge(&key, &maple, &GROWS, true).verdict,
             Verdict::InsufficientData
         );
         let (key, leak) = growing(
@@ -357,13 +420,14 @@ mod tests {
             },
             false,
         );
-        assert_eq!(judge(&key, &leak, None, false).verdict, Verdict::Leaking);
-        assert_ne!(
-            judge(&key, &leak, Some("it is a cache"), false).verdict,
-            Verdict::Leaking
-        );
+        assert_eq!(judge(&key, &leak, &GROWS, false).verdict, Verdict::Leaking);
+        let cached = CacheFacts {
+            no_leak: Some("it is a cache"),
+            ..GROWS
+        };
+        assert_ne!(judge(&key, &leak, &cached, false).verdict, Verdict::Leaking);
         let (key, leak) = growing(leak.counted, true);
-        assert_ne!(judge(&key, &leak, None, false).verdict, Verdict::Leaking);
+        assert_ne!(judge(&key, &leak, &GROWS, false).verdict, Verdict::Leaking);
     }
 
     #[test]
