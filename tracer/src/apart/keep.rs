@@ -12,7 +12,7 @@ use std::{
         unix::{fs::MetadataExt as _, net::UnixStream, process::CommandExt as _},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError, TryLockError,
         atomic::{AtomicU64, Ordering},
@@ -26,7 +26,7 @@ use super::{
     SUBCOMMAND, Unread,
     wire::{self, Heard},
 };
-use crate::kernel::{is_readable, ordinary_priority, spent_by};
+use crate::kernel::{is_readable, nowhere, ordinary_priority, spent_by};
 
 /// The time for an answer about a small file. What is damaged on purpose takes no longer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -412,8 +412,8 @@ fn start(program: &Path, memory: u64) -> io::Result<Running> {
         .env_clear()
         .current_dir("/")
         .stdin(OwnedFd::from(its))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stdout(nowhere()?)
+        .stderr(nowhere()?)
         .spawn()?;
     Ok(Running {
         child,

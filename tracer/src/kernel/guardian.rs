@@ -10,7 +10,7 @@ use std::{
         fd::{AsFd as _, BorrowedFd},
         unix::process::CommandExt as _,
     },
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
 };
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
@@ -18,6 +18,7 @@ use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use super::{
     command::{self, open_pidfd},
     error::KernelError,
+    nowhere::nowhere,
     sys,
 };
 
@@ -48,7 +49,7 @@ impl Guardian {
             .current_dir("/")
             .stdin(holds.try_clone_to_owned()?)
             .stdout(open_pidfd(std::process::id())?)
-            .stderr(Stdio::null());
+            .stderr(nowhere()?);
         // SAFETY: between fork and exec the closure only calls setsid(2) and close_range(2): async-signal-safe, no allocation, no
         // lock. Descriptors are only marked, for the standard library still uses some of its own.
         unsafe {

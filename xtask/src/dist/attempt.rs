@@ -183,7 +183,8 @@ fn archive(folder: &Path, release: &Release) -> Result<()> {
 fn alone(folder: &Path) -> Result<()> {
     let place = empty("alone")?;
     fs::copy(folder.join("leakscope"), place.join("leakscope"))?;
-    let script = "mkdir proc sys && mount -t proc proc proc && mount --rbind /sys sys && exec chroot . /leakscope doctor";
+    let script = "mkdir proc sys && mount -t proc proc proc && mount --rbind /sys sys && \
+        chroot . /leakscope doctor && chroot . /leakscope heap -p $$";
     shell::run(
         command("unshare")
             .args(["--mount", "sh", "-c", script])
@@ -191,7 +192,7 @@ fn alone(folder: &Path) -> Result<()> {
             .stdout(Stdio::null()),
     )
     .context("leakscope in a root of its own")?;
-    println!("leakscope doctor: runs in a root with nothing else in it");
+    println!("leakscope doctor and heap: run in a root with nothing else in it");
     fs::remove_dir_all(place)?;
     Ok(())
 }
