@@ -12,7 +12,9 @@ use std::{
     time::Duration,
 };
 
-use leakscope_tests::{Tracer, require_kernel, require_victim};
+use leakscope_tests::{
+    NewerLibc, Tracer, leave_out, prebuilt, require_kernel, require_victim, skip,
+};
 use serde_json::Value;
 
 /// A program that waits for a line, does something, prints its truth and waits.
@@ -24,7 +26,11 @@ struct Waiting {
 
 impl Waiting {
     fn start(program: &Path) -> Self {
-        let mut child = Command::new(program)
+        Self::run(&mut Command::new(program))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -81,19 +87,53 @@ fn holes_in_the_heap_explain_the_memory_that_no_block_has() {
     let _alone = require_kernel!();
     let program = require_victim!("fragments");
     for tier in ["exact", "growth"] {
-        let mut victim = Waiting::start(&program);
-        let (truth, report) = victim.traced(tier, Duration::ZERO);
-        let heap = &report["processes"][0]["heap"];
-        let (free, pieces) = (heap["free_bytes"].as_u64(), heap["free_pieces"].as_u64());
-        let (free, pieces) = (free.expect("looked"), pieces.expect("looked"));
-        assert!(
-            free.abs_diff(truth["free"]) * 50 <= free,
-            "{heap} {truth:?}"
-        );
-        assert!(pieces.abs_diff(truth["pieces"]) <= 50, "{heap} {truth:?}");
-        let anonymous = report["processes"][0]["anonymous_bytes"].as_u64();
-        assert!(free <= anonymous.expect("known"), "{heap}");
+        check_holes(Waiting::start(&program), tier);
     }
+}
+
+#[test]
+fn holes_in_the_heap_of_a_newer_c_library() {
+    let _alone = require_kernel!();
+    let program = require_victim!("fragments");
+    if prebuilt() {
+        leave_out("there is no newer C library beside the victims");
+        return;
+    }
+    match NewerLibc::find() {
+        Ok(libc) => check_holes(Waiting::run(&mut libc.command(&program)), "exact"),
+        Err(why) => skip(why),
+    }
+}
+
+#[test]
+fn a_trace_says_when_a_heap_has_a_form_that_is_not_known() {
+    let _alone = require_kernel!();
+    let program = require_victim!("fragments");
+    let note = |tunables: &str| {
+        let mut command = Command::new(&program);
+        command.env("GLIBC_TUNABLES", tunables);
+        let (_, report) = Waiting::run(&mut command).traced("exact", Duration::ZERO);
+        report["processes"][0]["heap_note"].clone()
+    };
+    assert!(note("").is_null());
+    // There its arena lies elsewhere.
+    let said = note("glibc.malloc.hugetlb=2");
+    let said = said.as_str().unwrap_or_default();
+    assert!(said.contains("of no known form (glibc 2.30 to"), "{said}");
+}
+
+fn check_holes(mut victim: Waiting, tier: &str) {
+    let (truth, report) = victim.traced(tier, Duration::ZERO);
+    let heap = &report["processes"][0]["heap"];
+    let (free, pieces) = (heap["free_bytes"].as_u64(), heap["free_pieces"].as_u64());
+    let (free, pieces) = (free.expect("looked"), pieces.expect("looked"));
+    assert!(
+        free.abs_diff(truth["free"]) * 50 <= free,
+        "{heap} {truth:?}"
+    );
+    assert!(pieces.abs_diff(truth["pieces"]) <= 50, "{heap} {truth:?}");
+    let anonymous = report["processes"][0]["anonymous_bytes"].as_u64();
+    assert!(free <= anonymous.expect("known"), "{heap}");
 }
 
 /// The sites of a function, as far as they are of objects of a class.

@@ -14,7 +14,7 @@ use leakscope_tests::{
 };
 
 /// Victims that do not speak the protocol, or not by themselves.
-const SILENT: [&str; 35] = [
+const SILENT: [&str; 36] = [
     "liar",
     "liar_go",
     "stuck",
@@ -47,6 +47,7 @@ const SILENT: [&str; 35] = [
     "entries-pie",
     "hostile",
     "records",
+    "cached",
     "shapes",
     "shapes-v0",
     "losing",

@@ -226,6 +226,7 @@ const PROGRAMS: &[Program] = &[
         ..c("sessions", "sessions.cpp", LOAD)
     },
     c("records", "records.c", POINTERS),
+    c("cached", "cached.c", LOAD),
     Program {
         compiler: "c++",
         ..c("fragments", "fragments.cpp", LOAD)

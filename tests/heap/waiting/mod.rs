@@ -36,6 +36,11 @@ impl Waiting {
         found.expect("a truth of this name").1
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
     /// The heap's report as JSON.
     pub(crate) fn heap(&self, more: &[&str]) -> Value {
         serde_json::from_str(&self.written("json", more)).expect("JSON")
@@ -43,7 +48,7 @@ impl Waiting {
 
     /// The heap's report in a format.
     pub(crate) fn written(&self, format: &str, more: &[&str]) -> String {
-        let pid = self.child.id().to_string();
+        let pid = self.pid();
         let mut arguments = vec!["heap", "-p", &pid, "--format", format];
         arguments.extend(more);
         let finished = run(&arguments).expect("leakscope runs");

@@ -96,12 +96,12 @@ pub(crate) fn walk_space(
     )
 }
 
-/// Blocks by size, and which of some are gone; `None` too where there was not enough time.
+/// Blocks by size, and which of some are gone. `None` where no heap is known, or there was not enough time.
 pub(crate) fn walk_counts(
     place: Place<'_>,
     allocator: Allocator,
     blocks: &[u64],
-) -> Result<Option<Counts>, Unread> {
+) -> Result<(Option<Counts>, IsOver), Unread> {
     let wanted = Wanted::Counts(allocator, Cow::Borrowed(blocks));
     ask(place, wanted, MOST_OF_SIZES, &mut Nobody)
 }
@@ -305,7 +305,8 @@ pub(super) fn answer(
         }
         Wanted::Counts(allocator, blocks) => {
             let found = counts_of(*allocator, &bounded, regions, blocks);
-            encode(&Ok(found.filter(|_| !bounded.is_over())))
+            let is_over: IsOver = bounded.is_over();
+            encode(&Ok((found.filter(|_| !is_over), is_over)))
         }
         Wanted::Pooled => {
             let found = pooled(&bounded, regions);

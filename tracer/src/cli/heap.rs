@@ -16,6 +16,7 @@ use super::{
     places::debuginfod,
 };
 use crate::{
+    heap::GLIBC_VERSIONS,
     process::procfs::read_process,
     reader::{LookWish, look_at},
     report::{
@@ -53,8 +54,8 @@ pub(super) fn run(raw: &HeapArguments) -> anyhow::Result<ExitCode> {
         // It may have ended meanwhile.
         read_process(Path::new(PROC), raw.pid)?;
         anyhow::bail!(
-            "process {}: no heap that is known: neither glibc's (2.30 to 2.41) nor CPython's; `leakscope doctor -p {}` says which \
-             allocators it uses, and `leakscope trace -p {}` sees what they hand out",
+            "process {}: no heap that is known: neither glibc's ({GLIBC_VERSIONS}) nor CPython's; `leakscope doctor -p {}` says \
+             which allocators it uses, and `leakscope trace -p {}` sees what they hand out",
             raw.pid,
             raw.pid,
             raw.pid

@@ -13,7 +13,7 @@ use super::{
     mimalloc::mimalloc_counts,
 };
 
-/// Bytes of a chunk that are not the program's: its size (`struct malloc_chunk`); of one with its own mapping one word more.
+/// Bytes of a chunk that are not the program's: its size (`struct malloc_chunk`); until 2.42, of one with its own mapping one word more.
 const SIZE_WORD: u64 = 8;
 /// `MALLOC_ALIGNMENT`.
 const GRAIN: u64 = 16;

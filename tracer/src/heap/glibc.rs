@@ -1,10 +1,14 @@
-//! glibc's heap: where its arenas are, and a walk along their chunks. 64-bit, glibc 2.30 to 2.41; a heap of another form is
-//! refused by what it contains, never guessed at.
+//! glibc's heap: where its arenas are, and a walk along their chunks. 64-bit, the forms of [`GLIBC_VERSIONS`]; a heap of another form
+//! is refused by what it contains, never guessed at.
 //!
-//! Layouts: `struct malloc_state` and `struct malloc_chunk` of glibc's `malloc/malloc.c`, `struct heap_info` of `malloc/arena.c`,
-//! `struct tcache_perthread_struct` of `malloc/malloc.c`; none of the offsets used here has changed from 2.30 to 2.41.
+//! Layouts: `struct malloc_chunk` of glibc's `malloc/malloc.c`, `struct heap_info` of `malloc/arena.c`; what differs between versions
+//! is told by [`Form`].
 
+mod form;
 mod free;
+mod own;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -12,7 +16,10 @@ use super::{
     blocks::Segment,
     memory::{Memory, PAGE, Region, RegionKind, WORD, Window, each_word, region_of},
 };
-use free::{release_cache, release_fastbins};
+pub use form::GLIBC_VERSIONS;
+use form::{BIN_COUNT, FORMS, Form};
+use free::{may_be_cache, release_cache, release_fastbins};
+use own::own_mappings;
 
 /// The header of a chunk: `mchunk_prev_size` and `mchunk_size`.
 const HEADER: u64 = 16;
@@ -23,14 +30,6 @@ const PREV_INUSE: u64 = 1;
 const IS_MMAPPED: u64 = 2;
 const FLAGS: u64 = 7;
 
-/// `struct malloc_state`: offsets of `top`, `bins`, `next`, `system_mem`, and its size.
-const TOP: u64 = 96;
-const BINS: u64 = 112;
-/// `NBINS - 1`: bin 0 is not used.
-const BIN_COUNT: u64 = 127;
-const NEXT: u64 = 2160;
-const SYSTEM_MEM: u64 = 2184;
-const STATE_BYTES: u64 = 2200;
 /// Of the bins of a real arena most are empty, and an empty one points to itself.
 const EMPTY_BINS: u64 = 64;
 
@@ -43,15 +42,6 @@ const HEAP_SIZE: u64 = 16;
 const MOST_ARENAS: usize = 1 << 16;
 /// More heaps than an address space has room for.
 const MOST_HEAPS: usize = 1 << 21;
-
-/// `sizeof(tcache_perthread_struct)` as a chunk: 64 counts of two bytes and 64 heads (from 2.30 on).
-const TCACHE_CHUNK: u64 = 0x290;
-
-/// `DEFAULT_MMAP_THRESHOLD_MIN`: smaller blocks have a mapping of their own only where a program asks for it.
-const LEAST_OWN: u64 = 128 << 10;
-
-/// So many pages of a region may be looked at for the beginning of one: a second of work, for memory of 4 GiB.
-const MOST_PAGES: u64 = 1 << 20;
 
 /// A walk that meets something that is no chunk looks so far for the next one, bytes.
 const SEARCH: u64 = 16 << 20;
@@ -102,14 +92,15 @@ struct ArenaHeap {
 /// Finds and walks glibc's heaps. `None` where there is none: the process uses another allocator, or a version that is not known.
 #[must_use]
 pub(super) fn walk(memory: &dyn Memory, regions: &[Region]) -> Option<Heap> {
-    let main = find_main_arena(memory, regions)?;
+    let (form, main) = find_main_arena(memory, regions)?;
     let mut heap = Heap::default();
     let mut caches = Vec::new();
-    let mut arenas = vec![main_heaps(memory, regions, main)];
-    arenas.extend(thread_arenas(memory, main));
+    let mut arenas = vec![main_heaps(memory, regions, form, main)];
+    arenas.extend(thread_arenas(memory, form, main));
     heap.arenas = arenas.len();
     for arena in &arenas {
-        heap.books.push(arena.state..arena.state + STATE_BYTES);
+        heap.books
+            .push(arena.state..arena.state + form.state_bytes());
         for part in &arena.heaps {
             if let Some(segment) = walk_heap(memory, part, &mut heap, &mut caches) {
                 heap.segments.push(segment);
@@ -117,30 +108,34 @@ pub(super) fn walk(memory: &dyn Memory, regions: &[Region]) -> Option<Heap> {
         }
     }
     heap.segments.sort_by_key(|segment| segment.range().start);
-    for arena in &arenas {
-        let (bytes, pieces) = release_fastbins(memory, arena.state, &mut heap.segments);
+    // Blocks with a mapping of their own may be in a cache, too.
+    let mut own = Vec::new();
+    for region in regions {
+        if region.kind == RegionKind::Anonymous {
+            own.extend(own_mappings(memory, form, region, &heap.segments));
+        }
+    }
+    heap.segments.extend(own);
+    heap.segments.sort_by_key(|segment| segment.range().start);
+    for at in arenas.iter().filter_map(|arena| form.fastbins(arena.state)) {
+        let (bytes, pieces) = release_fastbins(memory, at, &mut heap.segments);
         heap.free_bytes += bytes;
         heap.free_pieces += pieces;
     }
-    for cache in caches {
-        if let Some((bytes, pieces)) = release_cache(memory, cache, &mut heap.segments) {
+    for (cache, chunk) in caches {
+        if let Some((bytes, pieces)) = release_cache(memory, cache, chunk, &mut heap.segments) {
             heap.knows_caches = true;
             heap.free_bytes += bytes;
             heap.free_pieces += pieces;
         }
     }
-    let mut own = Vec::new();
-    for region in regions {
-        if region.kind == RegionKind::Anonymous {
-            own.extend(own_mappings(memory, region, &heap.segments));
-        }
-    }
-    heap.segments.extend(own);
+    // Where nothing is free, nothing was ever freed.
+    heap.knows_caches |= form.caches_with_first_free() && heap.free_pieces == 0;
     Some(heap)
 }
 
 /// Looks in the data of all mapped files for the main arena: 127 bins of which most point to themselves, and fields that fit.
-fn find_main_arena(memory: &dyn Memory, regions: &[Region]) -> Option<u64> {
+fn find_main_arena(memory: &dyn Memory, regions: &[Region]) -> Option<(&'static Form, u64)> {
     let candidates = regions
         .iter()
         .filter(|region| region.kind == RegionKind::Data)
@@ -171,42 +166,54 @@ fn find_main_arena(memory: &dyn Memory, regions: &[Region]) -> Option<u64> {
         });
         // The first empty bin may be any of the first ones.
         if let Some(first) = found {
-            let state = (0..BIN_COUNT)
-                .filter_map(|bin| first.checked_sub(BINS + bin * 2 * WORD))
-                .find(|state| is_main_arena(memory, regions, *state));
-            if state.is_some() {
-                return state;
+            let main = FORMS
+                .iter()
+                .flat_map(|form| (0..BIN_COUNT).map(move |bin| (form, bin)))
+                .filter_map(|(form, bin)| Some((form, first.checked_sub(form.bin(bin))?)))
+                .find(|(form, state)| is_main_arena(memory, regions, form, *state));
+            if main.is_some() {
+                return main;
             }
         }
     }
     None
 }
 
-/// Whether the fields of a `struct malloc_state` fit each other and the process.
-fn is_main_arena(memory: &dyn Memory, regions: &[Region], state: u64) -> bool {
+/// Whether the fields of a `struct malloc_state` of a form fit each other and the process. The forms' fields are at the same distances from
+/// the bins: it is the ring of all arenas, which leads back to where the state begins, that tells them apart.
+fn is_main_arena(memory: &dyn Memory, regions: &[Region], form: &Form, state: u64) -> bool {
     let field = |offset: u64| memory.word(state.checked_add(offset)?);
-    let (Some(top), Some(next), Some(system), Some(most)) = (
-        field(TOP),
-        field(NEXT),
-        field(SYSTEM_MEM),
-        field(SYSTEM_MEM + WORD),
+    let (Some(top), Some(system), Some(most)) = (
+        field(form.top()),
+        field(form.system_mem()),
+        field(form.system_mem() + WORD),
     ) else {
         return false;
     };
-    let is_heap = |address: u64| {
-        region_of(regions, address)
-            .is_some_and(|region| matches!(region.kind, RegionKind::Brk | RegionKind::Anonymous))
-            || is_grown_data_segment(regions, address)
+    let kind_at = |address: u64| region_of(regions, address).map(|region| region.kind);
+    let is_data_segment = |address: u64| {
+        kind_at(address) == Some(RegionKind::Brk) || is_grown_data_segment(regions, address)
     };
-    let is_arena = next == state || next % HEAP_BYTES < PAGE && is_heap(next);
+    let is_heap =
+        |address: u64| kind_at(address) == Some(RegionKind::Anonymous) || is_data_segment(address);
     // Bins other than the empty ones point into heaps.
     let bins_fit = (0..BIN_COUNT).all(|bin| {
-        let at = state + BINS + bin * 2 * WORD;
+        let at = state + form.bin(bin);
         memory
             .word(at)
             .is_some_and(|word| word == at - HEADER || is_heap(word))
     });
-    is_arena && bins_fit && is_heap(top) && system > 0 && most >= system
+    let leads_back = || {
+        let mut at = state;
+        (0..MOST_ARENAS)
+            .map_while(|_| {
+                at = memory.word(at.checked_add(form.next())?)?;
+                (at == state || at % HEAP_BYTES < PAGE && is_heap(at)).then_some(at)
+            })
+            .any(|at| at == state)
+    };
+    // With the tunable `hugetlb` it ends in a mapping, and where the others are is not known.
+    bins_fit && is_data_segment(top) && system > 0 && most >= system && leads_back()
 }
 
 /// Whether an address lies where the data segment has grown to since the regions were listed. A process that allocates without end has always
@@ -219,9 +226,9 @@ fn is_grown_data_segment(regions: &[Region], address: u64) -> bool {
         .is_some_and(|region| region.kind == RegionKind::Brk)
 }
 
-/// The main arena's heaps: the data segment, and where that could not grow, mappings that end in `top`.
-fn main_heaps(memory: &dyn Memory, regions: &[Region], state: u64) -> Arena {
-    let top = memory.word(state.saturating_add(TOP)).unwrap_or(0);
+/// The main arena's heap: the data segment.
+fn main_heaps(memory: &dyn Memory, regions: &[Region], form: &Form, state: u64) -> Arena {
+    let top = memory.word(state.saturating_add(form.top())).unwrap_or(0);
     let heaps = regions
         .iter()
         .filter(|region| region.kind == RegionKind::Brk)
@@ -235,17 +242,17 @@ fn main_heaps(memory: &dyn Memory, regions: &[Region], state: u64) -> Arena {
 }
 
 /// The arenas behind the main one, which are linked in a ring, each with its heaps from the newest to the oldest.
-fn thread_arenas(memory: &dyn Memory, main: u64) -> Vec<Arena> {
+fn thread_arenas(memory: &dyn Memory, form: &Form, main: u64) -> Vec<Arena> {
     let mut arenas = Vec::new();
     let mut state = main;
     for _ in 0..MOST_ARENAS {
-        match memory.word(state.saturating_add(NEXT)) {
+        match memory.word(state.saturating_add(form.next())) {
             Some(next) if next != main && next != 0 => state = next,
             _ => break,
         }
         // The state stands behind the first heap's `heap_info`.
         let header = state % HEAP_BYTES;
-        let Some(top) = memory.word(state.saturating_add(TOP)) else {
+        let Some(top) = memory.word(state.saturating_add(form.top())) else {
             break;
         };
         if header >= PAGE {
@@ -266,7 +273,7 @@ fn thread_arenas(memory: &dyn Memory, main: u64) -> Vec<Arena> {
             }
             let is_first = heap == state - header;
             let first = if is_first {
-                state + STATE_BYTES
+                state + form.state_bytes()
             } else {
                 heap + header
             };
@@ -297,7 +304,7 @@ fn walk_heap(
     memory: &dyn Memory,
     part: &ArenaHeap,
     heap: &mut Heap,
-    caches: &mut Vec<u64>,
+    caches: &mut Vec<(u64, u64)>,
 ) -> Option<Segment> {
     if part.first >= part.end {
         return None;
@@ -311,8 +318,8 @@ fn walk_heap(
         let Some((start, size)) = before else { return };
         segment.begin(start + HEADER, is_used);
         if is_used {
-            if size == TCACHE_CHUNK {
-                caches.push(start + HEADER);
+            if may_be_cache(size) {
+                caches.push((start + HEADER, size));
             }
         } else {
             heap.free_bytes += size;
@@ -398,67 +405,4 @@ fn find_chunk(window: &mut Window<'_>, from: u64, end: u64) -> Option<u64> {
         start += HEADER;
     }
     None
-}
-
-/// Blocks above the threshold have a mapping of their own, behind a header that says so. Mappings that follow each other are one
-/// region, and others (an arena of CPython's) may stand before them, so each page may be the first of one. `known` are in order.
-fn own_mappings(memory: &dyn Memory, region: &Region, known: &[Segment]) -> Vec<Segment> {
-    let mut found = Vec::new();
-    // Where a mapping is known to begin, a header that fits is one; elsewhere it must be of a usual size as well.
-    let mut least = PAGE;
-    let mut start = 0;
-    let mut looked_at = 0;
-    for present in &region.present {
-        if present.start > start {
-            start = present.start;
-            least = PAGE;
-        }
-        while start < present.end {
-            let behind = known.partition_point(|segment| segment.range().end <= start);
-            let next = known.get(behind).map(Segment::range);
-            if let Some(next) = next.filter(|next| next.start <= start) {
-                start = next.end.next_multiple_of(PAGE);
-                least = PAGE;
-                continue;
-            }
-            let end = region
-                .range
-                .end
-                .min(next.map_or(u64::MAX, |next| next.start));
-            let Some(size) = own_mapping(memory, start, end).filter(|size| *size >= least) else {
-                looked_at += 1;
-                start += PAGE;
-                least = LEAST_OWN;
-                if looked_at >= MOST_PAGES {
-                    break;
-                }
-                continue;
-            };
-            let range: Range<u64> = start..start + size;
-            let mut segment = Segment::new(range.clone(), 0);
-            segment.begin(start + HEADER, true);
-            found.push(segment);
-            start = range.end;
-            least = PAGE;
-        }
-    }
-    found
-}
-
-/// The size of a chunk that has its own mapping, with its header.
-fn own_mapping(memory: &dyn Memory, start: u64, end: u64) -> Option<u64> {
-    if start >= end {
-        return None;
-    }
-    let mut header = [0; HEADER as usize];
-    if memory.read(start, &mut header) != header.len() {
-        return None;
-    }
-    let (previous, word) = header.split_first_chunk::<8>()?;
-    let previous = u64::from_le_bytes(*previous);
-    let word = u64::from_le_bytes(*word.first_chunk()?);
-    let size = word & !FLAGS;
-    let fits = start.checked_add(size).is_some_and(|next| next <= end);
-    (previous == 0 && word & FLAGS == IS_MMAPPED && size.is_multiple_of(PAGE) && size > 0 && fits)
-        .then_some(size)
 }

@@ -35,6 +35,7 @@ pub use blocks::{BlockId, Blocks, Segment};
 pub use census::{Group, GroupKind};
 pub use containers::{Container, Shape, kept, next_words};
 pub use counts::{Allocator, Counts, counts_of};
+pub use glibc::GLIBC_VERSIONS;
 pub use holders::{Holder, RootName};
 pub use look::{Look, LookOptions, LostBlock, confirm, look};
 pub use memory::{Memory, Region, RegionKind};

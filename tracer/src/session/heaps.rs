@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leakscope_common::UNKNOWN_SITE;
+use leakscope_common::{HIT_SLOTS, UNKNOWN_SITE};
 
 use super::{Session, pooled::is_of_objects, process::Traced};
 use crate::{
-    heap::{Look, Owned, OwnerLook},
+    heap::{GLIBC_VERSIONS, Look, Owned, OwnerLook},
     kernel::{KernelError, monotonic_ns},
     ledger::{HeldByOne, SiteId},
     report::{HeapUse, Process, Reachability, Site, SiteHolder, SiteKind, SiteType},
@@ -77,6 +77,8 @@ struct Running {
 struct Looked {
     heap: Option<HeapUse>,
     note: Option<String>,
+    /// There was no heap of a form that is known.
+    found_no_heap: bool,
     sites: HashMap<SiteId, SiteLook>,
 }
 
@@ -103,11 +105,28 @@ impl SiteLook {
 }
 
 impl Heaps {
-    /// Tells of a process's heap, as it was at the last look.
-    pub(super) fn describe(&self, incarnation: u32, process: &mut Process) {
-        if let Some(looked) = self.found.get(&incarnation) {
+    /// Tells of a process's heap, as it was at the last look. `hits`: how often it was seen to call its functions.
+    pub(super) fn describe(&self, traced: &Traced, hits: &[u64; HIT_SLOTS], process: &mut Process) {
+        let looked = self.found.get(&traced.incarnation);
+        if let Some(looked) = looked {
             process.heap = looked.heap;
             process.heap_note.clone_from(&looked.note);
+        }
+        let found_none = looked.is_some_and(|looked| looked.found_no_heap);
+        // Without a call it has no heap yet, or another allocator's.
+        let calls_glibc = || {
+            let mut sites = traced.sites.iter();
+            sites.any(|site| {
+                let hits = hits.get(usize::from(site.hit_slot));
+                site.allocator.starts_with("glibc") && hits.is_some_and(|hits| *hits > 0)
+            })
+        };
+        if (found_none || traced.windows.found_no_heap()) && calls_glibc() {
+            process.heap_note.get_or_insert_with(|| {
+                format!(
+                    "blocks in use are not counted: its C library's heap is of no known form (glibc {GLIBC_VERSIONS}, without `hugetlb`)"
+                )
+            });
         }
     }
 
@@ -321,6 +340,7 @@ impl Session {
         let Some(Found { space, took, look }) = outcome.found else {
             return Ok(looked);
         };
+        looked.found_no_heap = space.is_none();
         looked.heap = space.map(|space| HeapUse {
             took_s: took.as_secs_f64(),
             blocks: space.blocks,

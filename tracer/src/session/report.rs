@@ -196,7 +196,7 @@ pub(super) fn make(
         spent.insert(pid, spent_on(session, traced, calls));
         let mut told = process(traced, &hits);
         if traced.ended.is_none() {
-            session.heaps.describe(traced.incarnation, &mut told);
+            session.heaps.describe(traced, &hits, &mut told);
         }
         session.go.describe(traced.incarnation, &mut told);
         if let Some(python) = &traced.python {

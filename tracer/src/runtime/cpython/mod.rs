@@ -22,7 +22,7 @@ use file::Interpreter;
 pub(crate) use file::{Facts, find};
 pub use layout::Version;
 
-/// `struct pthread.specific_1stblock` of glibc from the thread pointer on, x86_64 (nptl/descr.h: 2.4 to 2.41).
+/// `struct pthread.specific_1stblock` of glibc from the thread pointer on, x86_64 (nptl/descr.h: 2.4 to 2.43).
 const SLOTS: u32 = 0x310;
 
 /// So many code objects of one process are remembered.

@@ -51,6 +51,8 @@ const TORN: f64 = 0.01;
 /// What came of a look.
 struct Outcome {
     counts: Option<Counts>,
+    /// There was no heap of a form that is known.
+    found_no_heap: bool,
     /// When it was begun, and half done, CLOCK_MONOTONIC nanoseconds.
     begun_ns: u64,
     at_ns: u64,
@@ -70,6 +72,8 @@ pub(super) struct CountLooks {
     is_wanted: bool,
     /// Looks that told nothing: another allocator, a heap that is too large or that changed too fast.
     failed: u32,
+    /// The last found no heap of a form that is known.
+    found_no_heap: bool,
 }
 
 impl std::fmt::Debug for Outcome {
@@ -82,6 +86,11 @@ impl std::fmt::Debug for Outcome {
 const FAILURES: u32 = 3;
 
 impl Windows {
+    /// Whether blocks were to be counted, and the allocator's heap has a form that is not known.
+    pub(in crate::session) fn found_no_heap(&self) -> bool {
+        self.counting.found_no_heap
+    }
+
     /// What looks have counted, divided among the sites. `None` where that is not known, or every call is seen again.
     pub(in crate::session) fn counted(&self, cohorts: &Cohorts, now_ns: u64) -> Option<Counted> {
         if self.exact_since_ns().is_some() {
@@ -146,6 +155,7 @@ impl CountLooks {
         }
         self.is_wanted = false;
         self.next = Instant::now().checked_add(wait);
+        self.found_no_heap = outcome.found_no_heap;
         match outcome.counts.filter(|found| found.torn_share() <= TORN) {
             Some(found) => {
                 self.failed = 0;
@@ -267,9 +277,10 @@ fn begin(proc_root: PathBuf, pid: u32, rounding: Rounding, blocks: Vec<u64>) -> 
         let spent = || thread_cpu_time().saturating_add(spent_here());
         let begun = spent();
         let begun_ns = monotonic_ns();
-        let counts = look(&proc_root, pid, rounding, &blocks);
+        let looked = look(&proc_root, pid, rounding, &blocks);
         let outcome = Outcome {
-            counts,
+            found_no_heap: matches!(looked, Some((None, false))),
+            counts: looked.and_then(|(counts, _)| counts),
             begun_ns,
             at_ns: begun_ns.midpoint(monotonic_ns()),
             spent: spent().saturating_sub(begun),
@@ -282,7 +293,13 @@ fn begin(proc_root: PathBuf, pid: u32, rounding: Rounding, blocks: Vec<u64>) -> 
     result
 }
 
-fn look(proc_root: &Path, pid: u32, rounding: Rounding, blocks: &[u64]) -> Option<Counts> {
+/// Counts; and if there are no counts, whether that is for want of time. `None` where nothing was looked at.
+fn look(
+    proc_root: &Path,
+    pid: u32,
+    rounding: Rounding,
+    blocks: &[u64],
+) -> Option<(Option<Counts>, bool)> {
     let memory = ProcessMemory::open(proc_root, pid).ok()?;
     let image = read_address_space(proc_root, pid).ok()?;
     let allocator = match rounding {
@@ -297,7 +314,7 @@ fn look(proc_root: &Path, pid: u32, rounding: Rounding, blocks: &[u64]) -> Optio
         until: Some(Instant::now() + WITHIN),
         most_bytes: MOST_BYTES,
     };
-    walk_counts(place, allocator, blocks).ok().flatten()
+    walk_counts(place, allocator, blocks).ok()
 }
 
 #[cfg(test)]
@@ -307,6 +324,7 @@ mod tests {
 
     fn outcome(torn_bytes: u64, at_ns: u64) -> Outcome {
         Outcome {
+            found_no_heap: false,
             counts: Some(Counts {
                 sizes: vec![(64, 1_000)],
                 bytes: 64_000,
