@@ -272,7 +272,9 @@ fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
         let reason = traced.windows.controller.reason(spent, besides).to_string();
         let is_exact = traced.windows.controller.mode() == Mode::Exact;
         if is_exact && traced.ended.is_some() && !traced.windows.is_armed() {
-            format!("{reason}; but not in the last moments before it ended")
+            format!(
+                "{reason}; but only until that cost too much: none of the last ones before it ended"
+            )
         } else {
             reason
         }
