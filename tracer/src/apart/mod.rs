@@ -12,7 +12,7 @@ mod wire;
 pub use serve::serve;
 pub use walk::walk_all;
 pub(crate) use walk::{
-    Place, kinds_of, walk_counts, walk_kept, walk_look, walk_next_words, walk_pools, walk_space,
+    Place, objects_in, walk_counts, walk_kept, walk_look, walk_next_words, walk_pools, walk_space,
     walk_stopped, walk_young_pools,
 };
 

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{Question, Unread, ask_about, keep::Terms, serve::encode};
 use crate::{
     heap::{
-        Allocator, Container, Counts, Look, LookOptions, ObjectKind, Owned, PooledCounts, Region,
-        RegionKind, RootName, Shape, Space, YoungPool, counts_of, kept, kind_of, next_words,
+        Allocator, BlockObject, Container, Counts, Look, LookOptions, Owned, PooledCounts, Region,
+        RegionKind, RootName, Shape, Space, YoungPool, counts_of, kept, next_words, object_in,
         pooled, space, young_pools,
     },
     reader::{Bounded, Ground, LookTask, ProcessMemory, look_through},
@@ -61,7 +61,7 @@ enum Wanted<'a> {
     Counts(Allocator, Cow<'a, [u64]>),
     Pooled,
     YoungPools(u64),
-    Kinds(Cow<'a, [(u64, u64)]>),
+    Objects(Cow<'a, [(u64, u64)]>),
     /// And how many entries to leave out.
     NextWords(Container, u64),
     /// And the word, and bytes of a pool.
@@ -120,12 +120,12 @@ pub(crate) fn walk_young_pools(
     ask(place, wanted, MOST_OF_SIZES, &mut Nobody)
 }
 
-/// What some blocks are, each of so many bytes.
-pub(crate) fn kinds_of(
+/// The objects in some blocks, each of so many bytes.
+pub(crate) fn objects_in(
     place: Place<'_>,
     blocks: &[(u64, u64)],
-) -> Result<Vec<Option<ObjectKind>>, Unread> {
-    let wanted = Wanted::Kinds(Cow::Borrowed(blocks));
+) -> Result<Vec<Option<BlockObject>>, Unread> {
+    let wanted = Wanted::Objects(Cow::Borrowed(blocks));
     ask(place, wanted, MOST_OF_SIZES, &mut Nobody)
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn walk_kept(
     of: Container,
     word: u64,
     pool_bytes: u64,
-) -> Result<Option<(u64, ObjectKind)>, Unread> {
+) -> Result<Option<(u64, BlockObject)>, Unread> {
     let wanted = Wanted::Kept(of, word, pool_bytes);
     ask(place, wanted, MOST_OF_NUMBERS, &mut Nobody)
 }
@@ -216,7 +216,7 @@ pub fn walk_all(memory: &ProcessMemory, regions: &[Region]) -> usize {
         walk_counts(place, Allocator::Mimalloc, &known).is_ok(),
         walk_pools(place).is_ok(),
         walk_young_pools(place, 1 << 14).is_ok(),
-        kinds_of(place, &some).is_ok(),
+        objects_in(place, &some).is_ok(),
         walk_next_words(place, container, 0).is_ok(),
         walk_kept(place, container, container.address, 1 << 14).is_ok(),
         walk_stopped(place, task).is_ok(),
@@ -313,10 +313,10 @@ pub(super) fn answer(
             encode(&Ok((!bounded.is_over()).then_some(found)))
         }
         Wanted::YoungPools(pool_bytes) => encode(&Ok(young_pools(&bounded, regions, *pool_bytes))),
-        Wanted::Kinds(blocks) => {
+        Wanted::Objects(blocks) => {
             let kinds = blocks
                 .iter()
-                .map(|(block, bytes)| kind_of(&bounded, regions, *block, *bytes));
+                .map(|(block, bytes)| object_in(&bounded, regions, *block, *bytes));
             encode(&Ok(kinds.collect::<Vec<_>>()))
         }
         Wanted::NextWords(of, skip) => encode(&Ok(next_words(&bounded, of, *skip))),

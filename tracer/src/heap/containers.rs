@@ -8,7 +8,7 @@ use super::{
     cpython::{self, OVERHEAD, POOL_SIZES},
     memory::{Memory, Region, WORD},
     objects::dicts,
-    pooled::{ObjectKind, kind_of},
+    pooled::{BlockObject, object_in},
 };
 
 /// `ob_size` of a list and a queue, `ma_used` of a dictionary.
@@ -184,7 +184,7 @@ pub fn kept(
     of: &Container,
     word: u64,
     pool_bytes: u64,
-) -> Option<(u64, ObjectKind)> {
+) -> Option<(u64, BlockObject)> {
     if !POOL_SIZES.contains(&pool_bytes) {
         return None;
     }
@@ -204,8 +204,8 @@ pub fn kept(
     let header = cpython::header_at(memory, pool, pool_bytes)?;
     let before = object.checked_sub(pool.checked_add(OVERHEAD)?)?;
     let block = object.checked_sub(before.checked_rem(header.block)?)?;
-    let kind = kind_of(memory, regions, block, header.block)?;
-    (block.checked_add(kind.object_at) == Some(object)).then_some((block, kind))
+    let found = object_in(memory, regions, block, header.block)?;
+    (block.checked_add(found.kind.object_at) == Some(object)).then_some((block, found))
 }
 
 #[cfg(test)]

@@ -40,5 +40,7 @@ pub use holders::{Holder, RootName};
 pub use look::{Look, LookOptions, LostBlock, confirm, look};
 pub use memory::{Memory, Region, RegionKind};
 pub use owners::{Owned, OwnerLook, TypeCount};
-pub use pooled::{ObjectKind, PooledCounts, YoungPool, kind_of, pooled, young_pools};
+pub use pooled::{
+    BlockObject, ObjectKind, PooledCounts, YoungPool, object_in, pooled, young_pools,
+};
 pub use space::{Space, space};

@@ -1,7 +1,10 @@
 //! What CPython's pools hold, counted by type, and where in them the next objects will be born. Without pointers: a walk through the pools takes a tenth of a
 //! second for 100 MiB.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +28,9 @@ pub struct ObjectKind {
     /// Where in the block the object begins.
     pub object_at: u64,
 }
+
+/// `SMALL_REQUEST_THRESHOLD`, bytes.
+const LARGEST_BLOCK: u64 = 512;
 
 /// So many containers with many entries are told of.
 const MOST_CONTAINERS: usize = 1 << 17;
@@ -147,26 +153,70 @@ fn pool_bytes(memory: &dyn Memory, segments: &[Segment]) -> u64 {
         .unwrap_or(0)
 }
 
-/// The kind of the object in a block of so many bytes, whether or not the block is in use.
+/// An object in a block.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockObject {
+    /// What it is.
+    pub kind: ObjectKind,
+    /// Of what never changes: another one of its kind in its place has another print, where the type has such.
+    pub print: u64,
+}
+
+/// What never changes of objects, by type: from so far behind the object's beginning on so many bytes. `ob_size`, `ob_fval` and what follows, `ob_digit`,
+/// `ob_item`.
+const CONSTANT: [(&str, u64, u64); 5] = [
+    ("str", 16, WORD),
+    ("bytes", 16, WORD),
+    ("float", 16, WORD),
+    ("int", 16, 2 * WORD),
+    ("tuple", 16, 3 * WORD),
+];
+
+/// Types whose text reaches to the end of their block.
+const WITH_TEXT: [&str; 2] = ["str", "bytes"];
+
+fn print_of(kind: &ObjectKind, bytes: &[u8]) -> u64 {
+    let Some((_, from, length)) = CONSTANT.iter().find(|(name, ..)| *name == kind.name) else {
+        return 0;
+    };
+    let part = |from: u64, to: u64| {
+        let from = usize::try_from(from).ok()?;
+        bytes.get(from..usize::try_from(to).ok()?.min(bytes.len()))
+    };
+    let mut hasher = DefaultHasher::new();
+    let begins = kind.object_at.saturating_add(*from);
+    part(begins, begins.saturating_add(*length)).hash(&mut hasher);
+    if WITH_TEXT.contains(&kind.name.as_str()) {
+        part(kind.block_bytes.saturating_sub(GRAIN), kind.block_bytes).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+/// The object in a block of so many bytes, whether or not the block is in use.
 #[must_use]
-pub fn kind_of(
+pub fn object_in(
     memory: &dyn Memory,
     regions: &[Region],
     block: u64,
     block_bytes: u64,
-) -> Option<ObjectKind> {
-    let mut bytes = vec![0; usize::try_from(block_bytes.min(VISITED)).ok()?];
+) -> Option<BlockObject> {
+    let mut bytes = vec![0; usize::try_from(block_bytes.min(LARGEST_BLOCK)).ok()?];
     if memory.read(block, &mut bytes) != bytes.len() {
         return None;
     }
     let mut types = Types::new(memory, regions, true);
-    types.count(block_bytes, &bytes, None);
+    let shown = usize::try_from(VISITED).ok()?.min(bytes.len());
+    types.count(block_bytes, bytes.get(..shown)?, None);
     let groups = types.take_census().into_groups();
     let group = groups.into_iter().find(|group| group.objects > 0)?;
-    (group.kind == GroupKind::Python).then_some(ObjectKind {
+    let kind = ObjectKind {
         name: group.name,
         block_bytes,
         object_at: group.object_at,
+    };
+    (group.kind == GroupKind::Python).then(|| BlockObject {
+        print: print_of(&kind, &bytes),
+        kind,
     })
 }
 
@@ -226,7 +276,7 @@ pub fn young_pools(memory: &dyn Memory, regions: &[Region], pool_bytes: u64) -> 
 mod tests {
     use proptest::prelude::*;
 
-    use super::{ObjectKind, YoungPool, kind_of, pooled, young_pools};
+    use super::{ObjectKind, YoungPool, object_in, pooled, print_of, young_pools};
     use crate::heap::{Region, RegionKind, testing::Image};
 
     const START: u64 = 0x7f00_0000_0000;
@@ -291,8 +341,9 @@ mod tests {
         assert_eq!(counts.kinds, [(metric.clone(), 5)]);
         assert_eq!((counts.pools, counts.bytes), (1, 5 * BLOCK));
         let first = START + 48;
-        assert_eq!(kind_of(&image, &regions, first, BLOCK), Some(metric));
-        assert_eq!(kind_of(&image, &regions, first + 5 * BLOCK, BLOCK), None);
+        let found = object_in(&image, &regions, first, BLOCK);
+        assert_eq!(found.map(|found| found.kind), Some(metric));
+        assert_eq!(object_in(&image, &regions, first + 5 * BLOCK, BLOCK), None);
         let young = YoungPool {
             start: START,
             block_bytes: BLOCK,
@@ -303,6 +354,35 @@ mod tests {
         };
         assert_eq!(young_pools(&image, &regions, POOL), [young]);
         assert_eq!(young_pools(&image, &regions, 0), []);
+    }
+
+    /// Text that a cache had dropped, and other text in its place, was taken for text that stays.
+    #[test]
+    fn another_text_in_the_place_of_one_was_taken_for_it() {
+        let kind = ObjectKind {
+            name: "str".to_owned(),
+            block_bytes: 64,
+            object_at: 0,
+        };
+        let text = |length: u8, hash: u8, last: u8| {
+            let mut bytes = [7; 64];
+            for (at, byte) in [(0, hash), (16, length), (24, hash), (50, last)] {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            print_of(&kind, &bytes)
+        };
+        // References and the hash change while it stays.
+        assert_eq!(text(9, 0, b'a'), text(9, 5, b'a'));
+        assert_ne!(text(9, 0, b'a'), text(8, 0, b'a'));
+        assert_ne!(text(9, 0, b'a'), text(9, 0, b'b'));
+        let metric = ObjectKind {
+            name: "Metric".to_owned(),
+            ..kind.clone()
+        };
+        assert_eq!(print_of(&metric, &[1; 64]), print_of(&metric, &[2; 64]));
+        assert_eq!(print_of(&kind, &[]), print_of(&kind, &[]));
     }
 
     proptest! {

@@ -22,9 +22,9 @@ use super::{
 };
 use crate::{
     apart::{
-        Place, kinds_of, spent_here, walk_kept, walk_next_words, walk_pools, walk_young_pools,
+        Place, objects_in, spent_here, walk_kept, walk_next_words, walk_pools, walk_young_pools,
     },
-    heap::{ObjectKind, PooledCounts, Region, YoungPool},
+    heap::{BlockObject, ObjectKind, PooledCounts, Region, YoungPool},
     kernel::{
         WriteWatcher, Writers, monotonic_ns, ordinary_priority, process_cpu_time, thread_cpu_time,
     },
@@ -194,7 +194,7 @@ struct Work {
     /// How many objects of each kind have settled: of those that have fewer, more are watched.
     seen: HashMap<ObjectKind, u32>,
     /// Blocks of which it was told that they have settled.
-    settled: Vec<(u64, ObjectKind)>,
+    settled: Vec<(u64, BlockObject)>,
     began: Instant,
     next_count: Instant,
     next_choice: Instant,
@@ -360,18 +360,18 @@ impl Work {
         let blocks: Vec<(u64, u64)> = self
             .settled
             .iter()
-            .map(|(block, kind)| (*block, kind.block_bytes))
+            .map(|(block, object)| (*block, object.kind.block_bytes))
             .collect();
         if blocks.is_empty() {
             return Vec::new();
         }
-        let Ok(kinds) = kinds_of(self.place(memory), &blocks) else {
+        let Ok(found) = objects_in(self.place(memory), &blocks) else {
             return Vec::new();
         };
         let mut gone = Vec::new();
-        let mut kinds = kinds.into_iter();
-        self.settled.retain(|(block, kind)| {
-            let is_there = kinds.next().flatten().as_ref() == Some(kind);
+        let mut found = found.into_iter();
+        self.settled.retain(|(block, object)| {
+            let is_there = found.next().flatten().as_ref() == Some(object);
             if !is_there {
                 gone.push(*block);
             }
@@ -412,9 +412,9 @@ impl Work {
         for (choice, since_ns) in entries {
             let Some(of) = choice.kept_in else { continue };
             let found = walk_kept(self.place(memory), of, choice.word, self.pool_bytes);
-            if let Some((block, kind)) = found.ok().flatten() {
-                self.growing.kept(&of, &kind);
-                self.tell_settled(tell, (block, kind), choice.word, since_ns);
+            if let Some((block, object)) = found.ok().flatten() {
+                self.growing.kept(&of, &object.kind);
+                self.tell_settled(tell, (block, object), choice.word, since_ns);
             }
         }
         let blocks: Vec<(u64, u64)> = settled
@@ -424,14 +424,13 @@ impl Work {
         if blocks.is_empty() {
             return;
         }
-        let kinds = kinds_of(self.place(memory), &blocks).unwrap_or_default();
-        for ((choice, since_ns), found) in settled.into_iter().zip(kinds) {
+        let objects = objects_in(self.place(memory), &blocks).unwrap_or_default();
+        for ((choice, since_ns), found) in settled.into_iter().zip(objects) {
             // It may have become something else of the same size, of which the same word tells.
-            let found =
-                found.filter(|kind| kind.tells_at(choice.word.saturating_sub(choice.block)));
-            if let Some(kind) = found {
-                *self.seen.entry(kind.clone()).or_default() += 1;
-                self.tell_settled(tell, (choice.block, kind), choice.word, since_ns);
+            let at = choice.word.saturating_sub(choice.block);
+            if let Some(object) = found.filter(|found| found.kind.tells_at(at)) {
+                *self.seen.entry(object.kind.clone()).or_default() += 1;
+                self.tell_settled(tell, (choice.block, object), choice.word, since_ns);
             }
         }
     }
@@ -440,7 +439,7 @@ impl Work {
     fn tell_settled(
         &mut self,
         tell: &Sender<Told>,
-        (block, kind): (u64, ObjectKind),
+        (block, object): (u64, BlockObject),
         word: u64,
         since_ns: u64,
     ) {
@@ -448,7 +447,8 @@ impl Work {
             let (block, _) = self.settled.remove(0);
             let _ = tell.send(Told::Forgotten { block });
         }
-        self.settled.push((block, kind.clone()));
+        let kind = object.kind.clone();
+        self.settled.push((block, object));
         let _ = tell.send(Told::Settled {
             block,
             word,
