@@ -20,7 +20,7 @@ mod survey;
 mod unseen;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -44,7 +44,9 @@ use crate::{
     kernel::{KernelError, MappingWay},
     kernel_memory::count_descriptors,
     ledger::{SiteHistory, SiteId, Survey},
-    report::{Overhead, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict},
+    report::{
+        Frame, FrameKind, Overhead, Process, Report, ReportParts, Site, Tier, Timestamp, Verdict,
+    },
     symbol::AddressSpace,
 };
 
@@ -421,6 +423,9 @@ fn incomplete_reason(known: bool, flags: u16, id: SiteId) -> Option<String> {
     Some(reason.to_owned())
 }
 
+/// Of a program that generates code and does not say what.
+const NO_PERF_MAP: &str = "functions that it generated as it ran have no names: a perf map gives them (`node --perf-basic-prof`; for Java an agent such as perf-map-agent)";
+
 /// Names the frames of the sites that are shown.
 fn name(session: &mut Session, sites: &mut [Site]) {
     let proc_root = session.proc_root().to_owned();
@@ -441,6 +446,7 @@ fn name(session: &mut Session, sites: &mut [Site]) {
         }
     }
     let nothing = AddressSpace::default();
+    let mut generating = BTreeSet::new();
     for site in sites {
         let Ok(id) = SiteId::try_from(site.id) else {
             continue;
@@ -468,6 +474,15 @@ fn name(session: &mut Session, sites: &mut [Site]) {
             &stack.frames
         };
         site.frames = session.resolver.stack(space, frames);
+        let is_nameless = |frame: &Frame| frame.kind == FrameKind::Jit && frame.function.is_none();
+        if site.frames.iter().any(|frame| is_nameless(frame)) {
+            generating.insert(site.pid);
+        }
+    }
+    for pid in generating {
+        if let Some(traced) = session.processes.get_mut(&pid) {
+            traced.note(NO_PERF_MAP.to_owned());
+        }
     }
     if session.modules.refused() > 0 {
         for traced in session.processes.values_mut() {
