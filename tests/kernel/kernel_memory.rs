@@ -255,9 +255,7 @@ fn objects_of_the_kernel_are_told_at_the_line_that_makes_it_hold_them() {
         .iter()
         .map(|(mode, rate, ..)| Leak::start(&program, mode, *rate, 60))
         .collect();
-    // Later so many objects are followed that some are left out, and a site may have frees that it had not: a known fault, see the limits in the
-    // README.
-    let report = traced(&leaks, Duration::from_secs(20));
+    let report = traced(&leaks, TRACED);
     let kernel = report.get("kernel").expect("watched");
     let mut wrong = Vec::new();
     for (leak, (mode, rate, function, most)) in leaks.iter().zip(ways) {

@@ -13,8 +13,8 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
     CACHE_SLOTS, KERNEL_BUCKET_SLOTS, KERNEL_BUCKETS, KERNEL_PROGRAMS, KERNEL_SITE_SLOTS,
-    KernelBucket, KernelCache, KernelSettings, KernelSite, WATCHED_SIZES, made_at, made_parts,
-    thin_keeps,
+    KernelBucket, KernelCache, KernelSettings, KernelSite, WATCHED_SIZES, kernel_bucket, made_at,
+    made_parts, thin_keeps,
 };
 
 use super::{
@@ -27,6 +27,9 @@ use super::{
     shared::SharedArray,
     sys,
 };
+
+/// An address at which nothing can be: see [`KernelAllocations::forget`].
+const NOBODYS: u64 = 1;
 
 /// The programs with their raw tracepoints, in the order of their numbers.
 const PROGRAMS: [(&str, &CStr); KERNEL_PROGRAMS as usize] = [
@@ -106,6 +109,7 @@ impl KernelAllocations {
                 .map_err(|error| map_error("KERNEL_CALLS", &error))?,
         };
         loaded.settings.write(0, settings);
+        loaded.forget();
         Ok(loaded)
     }
 
@@ -172,8 +176,19 @@ impl KernelAllocations {
         for index in self.sites.indices() {
             self.sites.write(index, KernelSite::default());
         }
-        for index in self.live.indices() {
-            self.live.write(index, KernelBucket::default());
+        // `kfree` of nothing has an event too, and its address is that of an empty slot: where it is looked for, none is empty.
+        let taken = KernelBucket {
+            keys: [NOBODYS; KERNEL_BUCKET_SLOTS],
+            ..KernelBucket::default()
+        };
+        let of_nothing = kernel_bucket(0) as usize;
+        for (bucket, index) in self.live.indices().enumerate() {
+            let contents = if bucket == of_nothing {
+                taken
+            } else {
+                KernelBucket::default()
+            };
+            self.live.write(index, contents);
         }
         for index in self.caches.indices() {
             self.caches.write(index, KernelCache::default());
@@ -341,7 +356,7 @@ impl KernelAllocations {
             for (slot, (address, made)) in
                 keys.into_iter().zip(made.unwrap_or_default()).enumerate()
             {
-                if address != 0 {
+                if address != 0 && address != NOBODYS {
                     visit(index, slot, address, made);
                 }
             }
