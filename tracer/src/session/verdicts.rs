@@ -428,7 +428,9 @@ impl Session {
                 };
                 let mut judgement = self.with_reachability(id, site, judgement);
                 let is_reachable = site.reachability.is_none_or(|found| found.unreachable == 0);
-                if site.kind == SiteKind::Heap
+                // Which files a process has mapped is looked up for those alone that it matters to.
+                if judgement.verdict == Verdict::Leaking
+                    && site.kind == SiteKind::Heap
                     && is_reachable
                     && self.waits_for_collector(site.incarnation, site.pid)
                 {
