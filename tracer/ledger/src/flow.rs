@@ -168,7 +168,9 @@ impl Flow {
         if steps < STEPS {
             return Err(NoLeak::FewSteps(steps));
         }
-        even(&counts, width)?;
+        // How many there are says nothing where that depends on when it was looked.
+        let told = if site.by_looks { &sizes } else { &counts };
+        even(told, width)?;
         if sizes.iter().any(|size| *size > 0.0) {
             even(&sizes, width)?;
         }
@@ -178,11 +180,17 @@ impl Flow {
             let whole: Vec<f64> = cohorts
                 .cohorts()
                 .take(end as usize)
-                .map(|cohort| f64::from(cohort.alive))
+                .map(|cohort| {
+                    if site.by_looks {
+                        cohort.alive_bytes as f64
+                    } else {
+                        f64::from(cohort.alive)
+                    }
+                })
                 .collect();
             not_slowing(&whole, width)?;
         }
-        not_stopped(site, &counts, first, now, width)?;
+        not_stopped(site, told, first, now, width)?;
         level_rises(points, site.now_s - window * width)?;
         Ok(Self {
             bytes_per_s: steady_rate(&sizes) / width,
@@ -334,4 +342,51 @@ fn steady_rate(sizes: &[f64]) -> f64 {
 /// A rate for a sentence.
 pub(super) fn rate_of(bytes_per_s: f64) -> String {
     rate(bytes_per_s).unwrap_or_else(|| "less than a byte an hour".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use leakscope_common::SiteTotals;
+
+    use crate::{Verdict, history::SiteHistory, verdict::judge};
+
+    const SECOND: u64 = 1_000_000_000;
+    const MIB: u64 = 1 << 20;
+
+    /// A mapping of which 1 MiB more is used each second from the 15th on, as looks find it that come ever more rarely.
+    fn found(by_looks: bool) -> SiteHistory {
+        let mut site = SiteHistory::new(0.0, 0);
+        site.by_looks = by_looks;
+        let mut found: Vec<(u64, u64)> = Vec::new();
+        let mut last = 15;
+        for second in 1..=75_u64 {
+            let is_look = second < 35 || second % 4 == 3;
+            if is_look && second > last {
+                found.push((second * SECOND, (second - last) * MIB));
+                last = second;
+            }
+            let totals = SiteTotals {
+                alloc_objects: found.len() as u64,
+                alloc_bytes: found.iter().map(|(_, bytes)| bytes).sum(),
+                ..SiteTotals::default()
+            };
+            site.observe(second as f64, second * SECOND, &totals, 1);
+            site.survival.begin_survey(second * SECOND);
+            for (born_ns, bytes) in &found {
+                site.survival.note_alive(*born_ns, *bytes, 1);
+            }
+            site.survival.end_survey(second * SECOND);
+        }
+        site
+    }
+
+    #[test]
+    fn looks_that_came_more_rarely_made_a_steady_growth_seem_to_slow_down() {
+        let judged = |by_looks| judge(&found(by_looks), |_| super::Turnover::default());
+        let judgement = judged(true);
+        assert_eq!(judgement.verdict, Verdict::Leaking, "{}", judgement.reason);
+        let rate = judgement.growth_bytes_per_s / MIB as f64;
+        assert!((0.9..1.1).contains(&rate), "{rate}");
+        assert_eq!(judged(false).verdict, Verdict::WarmingUp);
+    }
 }

@@ -157,6 +157,8 @@ pub struct SiteHistory {
     pub end: Option<SiteTotals>,
     /// Its process has ended: nothing changes any more.
     pub is_over: bool,
+    /// Its blocks are what looks found, so that their number is that of looks, and bytes alone tell how it grows.
+    pub by_looks: bool,
     /// When its process ended, CLOCK_MONOTONIC nanoseconds, until what is left of it has been counted once more.
     last_survey_ns: Option<u64>,
     /// When the last block was born at the latest, seconds since the trace began.
@@ -188,6 +190,7 @@ impl SiteHistory {
             weight: 1,
             end: None,
             is_over: false,
+            by_looks: false,
             last_survey_ns: None,
             born_s: since_s,
             since_s,

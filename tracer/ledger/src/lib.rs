@@ -110,6 +110,15 @@ impl Ledger {
         }
     }
 
+    /// Notes that looks found how a site grew.
+    pub fn note_found_by_looks(&mut self, site: SiteId) {
+        if let Some(place) = self.places.get(&site)
+            && let Some(history) = self.sites.get_mut(*place)
+        {
+            history.by_looks = true;
+        }
+    }
+
     /// Notes what a site has that was there before it was looked at.
     pub fn begin(&mut self, now_ns: u64, site: SiteId, totals: &SiteTotals) {
         let now_s = self.seconds(now_ns);

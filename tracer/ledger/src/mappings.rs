@@ -157,6 +157,8 @@ struct Made {
     objects: u64,
     bytes: u64,
     kind: MappingKind,
+    /// Some of it was found by looks, as memory that had been address space.
+    by_looks: bool,
 }
 
 /// The mappings of one process incarnation.

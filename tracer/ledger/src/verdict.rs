@@ -340,6 +340,14 @@ fn bounded(
                 duration(observed)
             ),
         ),
+        NoLeak::Slows { first, last } if site.by_looks => (
+            Verdict::WarmingUp,
+            format!(
+                "it grows ever more slowly: {} at first, {} lately",
+                rate(*first).unwrap_or_default(),
+                rate(*last).unwrap_or_else(|| "nothing".to_owned())
+            ),
+        ),
         NoLeak::Slows { first, last } => (
             Verdict::WarmingUp,
             format!(

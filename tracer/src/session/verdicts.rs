@@ -177,6 +177,9 @@ impl Session {
                 ..*totals
             });
             now.note(&mut self.ledger, *site, *incarnation, totals, weight);
+            if mapped.get(site).is_some_and(|(_, found)| found.by_looks) {
+                self.ledger.note_found_by_looks(*site);
+            }
             let level = levels.entry(*incarnation).or_default();
             let balance = totals.alloc_bytes.wrapping_sub(totals.free_bytes) as i64 as f64;
             match sampled.get_mut(incarnation) {

@@ -88,6 +88,9 @@ impl Mappings {
                 self.next_mapping += 1;
                 let first = (self.next_mapping, true);
                 part.becomes_memory(from, &mut self.made, first, times.at_ns);
+                if part.site != OLD {
+                    self.made.entry(part.site).or_default().by_looks = true;
+                }
             }
             self.pieces.insert(from, part);
         }

@@ -23,6 +23,8 @@ pub struct MappingSurvey {
     pub oldest_born_ns: Option<u64>,
     /// What it is for.
     pub kind: MappingKind,
+    /// Looks found that it grew: each what there was more since the last one, in however many calls.
+    pub by_looks: bool,
 }
 
 impl Mappings {
@@ -44,6 +46,7 @@ impl Mappings {
             survey.alloc_objects += made.objects;
             survey.alloc_bytes = survey.alloc_bytes.saturating_add(made.bytes);
             survey.kind = made.kind;
+            survey.by_looks |= made.by_looks;
         }
         let mut seen: HashSet<u64> = HashSet::new();
         for (start, piece) in &self.pieces {
