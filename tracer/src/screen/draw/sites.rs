@@ -165,7 +165,8 @@ fn rest(
         } else if report.sites.is_empty() {
             "no sites yet".to_owned()
         } else {
-            "its sites are not in this report".to_owned()
+            "its sites are not among the first of this report; top -p asks for a process alone"
+                .to_owned()
         };
         pen.put(SIGN, line, columns, &why, Ink::Dim);
     }
