@@ -3,7 +3,9 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fs::File,
+    ops::Range,
     time::{Duration, Instant},
 };
 
@@ -12,9 +14,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{Question, Unread, ask_about, keep::Terms, serve::encode};
 use crate::{
     heap::{
-        Allocator, BlockObject, Container, Counts, Look, LookOptions, Owned, PooledCounts, Region,
-        RegionKind, RootName, Shape, Space, YoungPool, counts_of, kept, next_words, object_in,
-        pooled, space, young_pools,
+        Allocator, BlockObject, Container, Counts, Look, LookOptions, OTHER_ROOTS, Owned,
+        PooledCounts, Region, RegionKind, RootName, Shape, Space, YoungPool, counts_of, kept,
+        next_words, object_in, pooled, space, young_pools,
     },
     reader::{Bounded, Ground, LookTask, ProcessMemory, look_through},
 };
@@ -293,7 +295,7 @@ pub(super) fn answer(
             encode(&Ok((space, bounded.is_over())))
         }
         Wanted::Look(task) => {
-            let mut asking = Asking(back);
+            let mut asking = Asking::new(back, until);
             let bounds = (until, walk.most_bytes);
             encode(&Ok(look_through(
                 memory,
@@ -326,23 +328,61 @@ pub(super) fn answer(
     }
 }
 
-/// In the reader: asks back. Where there is no answer, nothing is known.
-struct Asking<'a>(&'a mut dyn FnMut(&[u8]) -> Vec<u8>);
+/// So many roots are named in a walk: each is asked of the tracer, which asks another reader.
+const MOST_NAMED: u32 = 1 << 14;
 
-impl Asking<'_> {
+/// In the reader: asks back. Where there is no answer, nothing is known.
+struct Asking<'a> {
+    back: &'a mut dyn FnMut(&[u8]) -> Vec<u8>,
+    until: Option<Instant>,
+    /// Names of whole variables, by their first addresses, with the addresses behind them: of a table of a million words one is asked for.
+    whole: BTreeMap<u64, (u64, String)>,
+    named: u32,
+}
+
+impl<'a> Asking<'a> {
+    fn new(back: &'a mut dyn FnMut(&[u8]) -> Vec<u8>, until: Option<Instant>) -> Self {
+        Self {
+            back,
+            until,
+            whole: BTreeMap::new(),
+            named: 0,
+        }
+    }
+
     fn ask<A: DeserializeOwned + Default>(&mut self, call: &Call<'_>) -> A {
         let call = postcard::to_stdvec(call).unwrap_or_default();
-        postcard::from_bytes(&(self.0)(&call)).unwrap_or_default()
+        postcard::from_bytes(&(self.back)(&call)).unwrap_or_default()
+    }
+
+    /// Whether there is time to name one more.
+    fn may_name(&mut self) -> bool {
+        self.named = self.named.saturating_add(1);
+        self.named <= MOST_NAMED && self.until.is_none_or(|until| Instant::now() < until)
     }
 }
 
 impl RootName for Asking<'_> {
     fn name(&mut self, address: u64) -> String {
-        self.ask(&Call::Name(address))
+        if self.may_name() {
+            self.ask(&Call::Name(address))
+        } else {
+            OTHER_ROOTS.to_owned()
+        }
     }
 
-    fn whole(&mut self, address: u64) -> String {
-        self.ask(&Call::Whole(address))
+    fn whole(&mut self, address: u64) -> (String, Range<u64>) {
+        if let Some((first, (behind, name))) = self.whole.range(..=address).next_back()
+            && address < *behind
+        {
+            return (name.clone(), *first..*behind);
+        }
+        if !self.may_name() {
+            return (OTHER_ROOTS.to_owned(), address..address.saturating_add(1));
+        }
+        let (name, range): (String, Range<u64>) = self.ask(&Call::Whole(address));
+        self.whole.insert(range.start, (range.end, name.clone()));
+        (name, range)
     }
 
     fn has_rust(&mut self) -> bool {
@@ -384,5 +424,57 @@ impl Ground for Nobody {
 
     fn is_idle(&mut self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::time::Instant;
+
+    use super::{Asking, Call, MOST_NAMED, OTHER_ROOTS, RootName as _};
+
+    /// What the tracer answers: one variable of 8,000,000 bytes, and others of 8.
+    fn answer(call: &[u8]) -> Vec<u8> {
+        let answer = match postcard::from_bytes(call).unwrap() {
+            Call::Whole(at) if (0x1000..0x1000 + 8_000_000).contains(&at) => {
+                ("global kept", 0x1000..0x1000 + 8_000_000)
+            }
+            Call::Whole(at) => ("another", at..at + 8),
+            _ => ("", 0..0),
+        };
+        postcard::to_stdvec(&answer).unwrap()
+    }
+
+    #[test]
+    fn a_table_of_a_million_pointers_is_asked_for_once() {
+        let mut asked = 0;
+        let mut back = |call: &[u8]| {
+            asked += 1;
+            answer(call)
+        };
+        let mut asking = Asking::new(&mut back, None);
+        for word in 0..1_000_000 {
+            assert_eq!(asking.whole(0x1000 + 8 * word).0, "global kept");
+        }
+        assert_eq!(asking.whole(0x1000 + 8_000_000).0, "another");
+        assert_eq!(asked, 2);
+    }
+
+    #[test]
+    fn names_without_an_end_are_asked_for_as_long_as_there_is_time() {
+        let mut asked = 0;
+        let mut back = |call: &[u8]| {
+            asked += 1;
+            answer(call)
+        };
+        let mut asking = Asking::new(&mut back, None);
+        let last = (0..=u64::from(MOST_NAMED)).map(|word| asking.whole(1 << 40 | word << 3).0);
+        assert_eq!(last.last().unwrap(), OTHER_ROOTS);
+        assert_eq!(asked, MOST_NAMED);
+        let mut never = |_: &[u8]| unreachable!("its time is over");
+        let mut asking = Asking::new(&mut never, Some(Instant::now()));
+        assert_eq!(asking.whole(1).0, OTHER_ROOTS);
     }
 }

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     hash::Hash,
+    ops::Range,
 };
 
 use serde::{Deserialize, Serialize};
@@ -29,9 +30,9 @@ pub trait RootName {
     /// What a person would call the word at an address: a variable, a thread's stack.
     fn name(&mut self, address: u64) -> String;
 
-    /// The same without where in it, for several words of one variable.
-    fn whole(&mut self, address: u64) -> String {
-        self.name(address)
+    /// The same without where in it, for several words of one variable; and the addresses of which it is said.
+    fn whole(&mut self, address: u64) -> (String, Range<u64>) {
+        (self.name(address), address..address.saturating_add(1))
     }
 
     /// Whether the process has code of Rust's, whose functions have names.
@@ -303,7 +304,8 @@ fn named(
 
 /// So many roots are named for an owner: each is a look-up in a symbol table.
 const MOST_ROOTS_NAMED: usize = 4096;
-const OTHER_ROOTS: &str = "other roots";
+/// What roots are called that are not named for want of time.
+pub(crate) const OTHER_ROOTS: &str = "other roots";
 
 /// Names of the roots of an owner's ways: of several in one variable (a table) that of the variable.
 #[derive(Debug, Default)]
@@ -321,7 +323,7 @@ impl Roots {
                 break;
             }
             known.entry(address).or_insert_with(|| {
-                let whole = names.whole(address);
+                let (whole, _) = names.whole(address);
                 places.entry(whole.clone()).or_default().push(address);
                 whole
             });

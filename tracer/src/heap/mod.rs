@@ -36,6 +36,7 @@ pub use census::{Group, GroupKind};
 pub use containers::{Container, Shape, kept, next_words};
 pub use counts::{Allocator, Counts, counts_of};
 pub use glibc::GLIBC_VERSIONS;
+pub(crate) use holders::OTHER_ROOTS;
 pub use holders::{Holder, RootName};
 pub use look::{Look, LookOptions, LostBlock, confirm, look};
 pub use memory::{Memory, Region, RegionKind};

@@ -1,6 +1,6 @@
 //! CPython's modules: the roots that people know by name.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use super::{
     blocks::{BlockId, Blocks},
@@ -116,9 +116,11 @@ impl RootName for Named<'_> {
             .unwrap_or_else(|| self.others.name(address))
     }
 
-    fn whole(&mut self, address: u64) -> String {
-        self.python(address)
-            .unwrap_or_else(|| self.others.whole(address))
+    fn whole(&mut self, address: u64) -> (String, Range<u64>) {
+        match self.python(address) {
+            Some(name) => (name, address..address.saturating_add(1)),
+            None => self.others.whole(address),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     borrow::Cow,
+    ops::Range,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -136,7 +137,7 @@ impl RootName for Process<'_> {
         self.names.name(address)
     }
 
-    fn whole(&mut self, address: u64) -> String {
+    fn whole(&mut self, address: u64) -> (String, Range<u64>) {
         self.names.whole(address)
     }
 

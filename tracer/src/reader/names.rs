@@ -1,6 +1,6 @@
 //! What a person calls the places outside heaps: variables by their symbols, stacks by their threads.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{collections::HashMap, ops::Range, path::Path, sync::Arc};
 
 use leakscope_common::PAGE_BYTES;
 
@@ -47,8 +47,9 @@ impl<'image> Names<'image> {
         self
     }
 
-    /// A variable: `global NAME+0x10 in FILE`, or where in the file's data it is; without where where the whole is asked for.
-    fn variable(&mut self, map: &MemoryMap, address: u64, is_whole: bool) -> String {
+    /// A variable: `global NAME+0x10 in FILE`, or where in the file's data it is; without where where the whole is asked for. And the
+    /// addresses that the variable has, as far as the file says it.
+    fn variable(&mut self, map: &MemoryMap, address: u64, is_whole: bool) -> (String, Range<u64>) {
         let file = map
             .path
             .file_name()
@@ -62,33 +63,53 @@ impl<'image> Names<'image> {
             let start = data_vaddr(module.elf.as_ref()?, map.offset)?;
             let place = start.checked_add(address.checked_sub(map.start)?)?;
             let named = self.symbols.name(&module, place).pop()?;
-            Some((named.function, place.saturating_sub(named.start?)))
+            Some((
+                named.function,
+                place.saturating_sub(named.start?),
+                named.size,
+            ))
         });
         let offset = address.saturating_sub(map.start);
         match named {
-            Some((name, offset)) if offset > 0 && !is_whole => {
-                format!("global {name}+{offset:#x} in {file}")
+            Some((name, offset, size)) => {
+                let first = address.saturating_sub(offset).max(map.start);
+                let behind = first.saturating_add(size.unwrap_or(0)).clamp(
+                    address.saturating_add(1),
+                    map.end.max(address.saturating_add(1)),
+                );
+                let name = if offset > 0 && !is_whole {
+                    format!("global {name}+{offset:#x} in {file}")
+                } else {
+                    format!("global {name} in {file}")
+                };
+                (name, first..behind)
             }
-            Some((name, _)) => format!("global {name} in {file}"),
-            None if is_whole => format!("data of {file}"),
-            None => format!("data of {file}+{offset:#x}"),
+            // Between what has names there may be more of them.
+            None if is_whole => (
+                format!("data of {file}"),
+                address..address.saturating_add(1),
+            ),
+            None => (
+                format!("data of {file}+{offset:#x}"),
+                address..address.saturating_add(1),
+            ),
         }
     }
 
-    fn place(&mut self, address: u64, is_whole: bool) -> String {
+    fn place(&mut self, address: u64, is_whole: bool) -> (String, Range<u64>) {
         let image = self.image;
         let behind = image
             .regions
             .partition_point(|region| region.range.start <= address);
-        let Some(place) = behind.checked_sub(1) else {
-            return "nowhere".to_owned();
+        let found = behind
+            .checked_sub(1)
+            .and_then(|place| Some((place, image.regions.get(place)?)));
+        let Some((place, region)) = found else {
+            return ("nowhere".to_owned(), address..address.saturating_add(1));
         };
-        let Some(region) = image.regions.get(place) else {
-            return "nowhere".to_owned();
-        };
-        match (image.files.get(place), region.kind) {
+        let name = match (image.files.get(place), region.kind) {
             (Some(Some(map)), RegionKind::Data | RegionKind::Constant) => {
-                self.variable(map, address, is_whole)
+                return self.variable(map, address, is_whole);
             }
             (_, RegionKind::Stack) => {
                 if region.name.starts_with('[') {
@@ -103,7 +124,8 @@ impl<'image> Names<'image> {
                 bytes(region.range.end - region.range.start),
                 region.range.start
             ),
-        }
+        };
+        (name, region.range.clone())
     }
 }
 
@@ -156,10 +178,10 @@ impl RootName for Names<'_> {
     }
 
     fn name(&mut self, address: u64) -> String {
-        self.place(address, false)
+        self.place(address, false).0
     }
 
-    fn whole(&mut self, address: u64) -> String {
+    fn whole(&mut self, address: u64) -> (String, Range<u64>) {
         self.place(address, true)
     }
 }

@@ -57,6 +57,8 @@ pub(super) struct Heaps {
     /// Of the look before, by incarnation and site: how many blocks one container held, where it held all.
     held: HashMap<(u32, SiteId), SiteHolder>,
     running: Option<Running>,
+    /// Looks that took longer than anybody waits, until they have ended: there are none beside them.
+    late: Option<look::Late>,
     /// When the next looks may begin; `None` before the first.
     next: Option<Instant>,
 }
@@ -169,6 +171,7 @@ impl Session {
     pub(super) fn look_at_heaps(&mut self) -> Result<(), KernelError> {
         self.heaps = Heaps {
             held: std::mem::take(&mut self.heaps.held),
+            late: self.heaps.late.take(),
             ..Heaps::default()
         };
         for traced in self.processes.values_mut() {
@@ -208,11 +211,21 @@ impl Session {
                         self.heaps.running = Some(running);
                         return Ok(());
                     }
-                    Err(_) => break,
+                    Err(TryRecvError::Empty) => {
+                        self.heaps.late = Some(look::Late::new(running.results, running.spent));
+                        return Ok(());
+                    }
+                    Err(TryRecvError::Disconnected) => break,
                 }
             }
-            let pause = running.spent.div_f64(self.options.budget.max(1e-3));
-            self.heaps.next = now.checked_add(pause.max(EVERY));
+            self.pause_looks(running.spent);
+            return Ok(());
+        }
+        if let Some(late) = &mut self.heaps.late {
+            if let Some(spent) = late.ended() {
+                self.heaps.late = None;
+                self.pause_looks(spent);
+            }
             return Ok(());
         }
         let next = *self.heaps.next.get_or_insert(self.started + EVERY);
@@ -222,6 +235,13 @@ impl Session {
         Ok(())
     }
 
+    /// The next looks come after looks that took so much processor time, when that is no more than the budget's part of the time.
+    fn pause_looks(&mut self, spent: Duration) {
+        let pause = spent.div_f64(self.options.budget.max(1e-3));
+        self.heaps.next = Instant::now().checked_add(pause.max(EVERY));
+    }
+
+    /// Begins looks, if none from before goes on.
     fn begin_looks(&mut self) -> Result<(), KernelError> {
         let now = Instant::now();
         self.check_watched(true);
@@ -233,6 +253,17 @@ impl Session {
             .collect();
         wanted.sort_by_key(|traced| Reverse(memory(traced)));
         wanted.truncate(MOST_PROCESSES);
+        if let Some(late) = &mut self.heaps.late
+            && late.ended().is_none()
+        {
+            for traced in wanted {
+                let looked = self.heaps.found.entry(traced.incarnation).or_default();
+                let note = || look::too_long(traced.pid, LOOK_WITHIN);
+                looked.note.get_or_insert_with(note);
+            }
+            return Ok(());
+        }
+        self.heaps.late = None;
         let mut known = HashMap::new();
         let mut jobs = Vec::new();
         for traced in wanted {

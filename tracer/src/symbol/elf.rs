@@ -24,6 +24,8 @@ pub struct Named {
     pub function: String,
     /// Its first ELF virtual address; unknown for inlined functions.
     pub start: Option<u64>,
+    /// Its bytes, where the file says it; as believable as the file.
+    pub size: Option<u64>,
     /// The source file.
     pub file: Option<String>,
     /// The line in it.
@@ -264,6 +266,7 @@ fn named(symbol: &blazesym::symbolize::Sym<'_>) -> Vec<Named> {
     let mut names = vec![Named {
         function: demangled(&symbol.name),
         start: Some(symbol.addr),
+        size: symbol.size.and_then(|size| u64::try_from(size).ok()),
         file,
         line,
         inlined: false,
@@ -273,6 +276,7 @@ fn named(symbol: &blazesym::symbolize::Sym<'_>) -> Vec<Named> {
         names.push(Named {
             function: demangled(&inlined.name),
             start: None,
+            size: None,
             file,
             line,
             inlined: true,

@@ -270,6 +270,7 @@ mod tests {
         fn names(&mut self, _: &Module, addresses: &[u64]) -> Vec<Vec<Named>> {
             let named = Named {
                 function: "everywhere".to_owned(),
+                size: None,
                 start: Some(0),
                 file: None,
                 line: None,

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, channel},
+    sync::mpsc::{Receiver, TryRecvError, channel},
     thread,
     time::{Duration, Instant},
 };
@@ -53,6 +53,31 @@ pub(super) struct Found {
     pub(super) took: Duration,
     /// What its blocks are, where that was to be known and there was time for it.
     pub(super) look: Option<Look>,
+}
+
+/// Looks that nobody waits for any more.
+#[derive(Debug)]
+pub(super) struct Late {
+    results: Receiver<(u32, Outcome)>,
+    /// Processor time that they took.
+    spent: Duration,
+}
+
+impl Late {
+    pub(super) fn new(results: Receiver<(u32, Outcome)>, spent: Duration) -> Self {
+        Self { results, spent }
+    }
+
+    /// What they took in all, once they have ended.
+    pub(super) fn ended(&mut self) -> Option<Duration> {
+        loop {
+            match self.results.try_recv() {
+                Ok((_, outcome)) => self.spent = self.spent.saturating_add(outcome.spent),
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => return Some(self.spent),
+            }
+        }
+    }
 }
 
 /// What is said where there was not time enough.
