@@ -156,6 +156,8 @@ pub(super) const TWINS: &str = "twins";
 pub(super) const LANGUAGES: &str = "languages";
 /// What following fresh pages takes from page faults.
 pub(super) const FAULTS: &str = "faults";
+/// What a window on the kernel's allocators takes from system calls.
+pub(super) const KERNEL: &str = "kernel";
 /// What looks at heaps take.
 pub(super) const HEAP: &str = "heap";
 /// Whether looks at heaps that change all the time are right.
@@ -182,6 +184,7 @@ pub(super) fn names() -> Vec<&'static str> {
             PROFILE,
             FAULTS,
             HEAP,
+            KERNEL,
             LOOKS,
             BUDGET,
             TWINS,

@@ -27,6 +27,8 @@ pub(super) struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) faults: Option<FaultFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kernel_cost: Option<KernelFigures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) heap: Option<HeapFigures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) looks: Option<TurnoverFigures>,
@@ -93,6 +95,27 @@ pub(super) struct FaultFigures {
     pub(super) settled_ns: f64,
     /// In a process that is not followed.
     pub(super) others_ns: f64,
+}
+
+/// System calls while a window on the kernel's allocators is open; medians over the runs.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct KernelFigures {
+    /// What else was measured.
+    pub(super) peer: String,
+    pub(super) operations: Vec<KernelCost>,
+    pub(super) bars: Vec<BarFigures>,
+}
+
+/// One of them.
+#[derive(Debug, Serialize)]
+pub(super) struct KernelCost {
+    pub(super) operation: String,
+    /// Processor time, nanoseconds.
+    pub(super) untraced_ns: f64,
+    /// So many times as long.
+    pub(super) window_times: f64,
+    /// The same under another tool; `None` where none is there.
+    pub(super) peer_times: Option<f64>,
 }
 
 /// Looks at heaps from outside; medians over the runs.

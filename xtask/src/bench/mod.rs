@@ -13,6 +13,7 @@ mod daemon;
 mod faults;
 mod figures;
 mod heap;
+mod kernel;
 mod languages;
 mod leak;
 mod loads;
@@ -32,8 +33,8 @@ mod victim;
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use case::{
-    ATTACH, BUDGET, CASES, DAEMON, FAULTS, HEAP, LANGUAGES, LEAK, LEAK_OTHERS, LOOKS, PROCESSES,
-    PROFILE, REPORT, SCALING, SERVERS, TWINS, VERDICTS,
+    ATTACH, BUDGET, CASES, DAEMON, FAULTS, HEAP, KERNEL, LANGUAGES, LEAK, LEAK_OTHERS, LOOKS,
+    PROCESSES, PROFILE, REPORT, SCALING, SERVERS, TWINS, VERDICTS,
 };
 use clap::Args;
 use figures::Figures;
@@ -45,7 +46,7 @@ use subject::Subject;
 /// What `bench` is given.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Cases to run; none: all but `full`, `heap`, `budget`, `twins`, `languages`, `leak`, `leak-others`, `servers` and `verdicts`
+    /// Cases to run; none: all but `full`, `heap`, `kernel`, `budget`, `twins`, `languages`, `leak`, `leak-others`, `servers` and `verdicts`
     cases: Vec<String>,
     /// Write the figures to stdout as one JSON object
     #[arg(long)]
@@ -207,7 +208,7 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
             names.join(", ")
         );
     }
-    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, twins six, languages six, servers eleven, a run of a leak one, heaps five.
+    // The verdicts are no figures of cost, and take four minutes; the budget takes eight, twins six, languages six, servers eleven, a run of a leak one, heaps five, the kernel one a run.
     let large = |name: &str| CASES.iter().any(|case| case.name == name && case.large);
     Ok(names
         .into_iter()
@@ -215,6 +216,7 @@ fn wanted(arguments: &Arguments) -> Result<Vec<&'static str>> {
             if arguments.cases.is_empty() {
                 ![
                     HEAP,
+                    KERNEL,
                     LOOKS,
                     BUDGET,
                     TWINS,
@@ -254,6 +256,10 @@ fn run(
         DAEMON => figures.daemon.insert(daemon::measure(bench)?).to_string(),
         LOOKS => figures.looks.insert(looks::measure(bench)?).to_string(),
         HEAP => figures.heap.insert(heap::measure(bench)?).to_string(),
+        KERNEL => figures
+            .kernel_cost
+            .insert(kernel::measure(bench)?)
+            .to_string(),
         FAULTS => figures.faults.insert(faults::measure(bench)?).to_string(),
         SERVERS => figures.servers.insert(servers::measure(bench)?).to_string(),
         LEAK | LEAK_OTHERS => {

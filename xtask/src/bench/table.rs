@@ -2,8 +2,9 @@
 
 use super::figures::{
     AttachFigures, BarFigures, BudgetFigures, CaseFigures, DaemonFigures, FaultFigures, Figures,
-    HeapFigures, LanguagesFigures, LeakFigures, LeakRun, ProcessesFigures, ProfileFigures,
-    ReportFigures, Scaling, ServersFigures, SubjectFigures, Times, TurnoverFigures, TwinFigures,
+    HeapFigures, KernelFigures, LanguagesFigures, LeakFigures, LeakRun, ProcessesFigures,
+    ProfileFigures, ReportFigures, Scaling, ServersFigures, SubjectFigures, Times, TurnoverFigures,
+    TwinFigures,
 };
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -239,6 +240,31 @@ impl Display for FaultFigures {
             "faults: a fresh page {:.0} ns untraced; with --tier growth {:.0} ns at first, {:.0} ns from then on, {:.0} ns in another process",
             self.untraced_ns, self.soon_ns, self.settled_ns, self.others_ns
         )
+    }
+}
+
+impl Display for KernelFigures {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(out, "kernel: system calls, times as long as untraced")?;
+        writeln!(
+            out,
+            "  {:<10}{:>12}{:>10}{:>10}",
+            "", "untraced, ns", "window", "peer"
+        )?;
+        for cost in &self.operations {
+            let peer = cost
+                .peer_times
+                .map_or_else(|| "-".to_owned(), |times| format!("{times:.2}"));
+            writeln!(
+                out,
+                "  {:<10}{:>12.0}{:>10.2}{peer:>10}",
+                cost.operation, cost.untraced_ns, cost.window_times
+            )?;
+        }
+        if !self.peer.is_empty() {
+            writeln!(out, "  peer: {}", self.peer)?;
+        }
+        bars(out, &self.bars)
     }
 }
 
