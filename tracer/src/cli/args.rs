@@ -417,8 +417,8 @@ pub(super) struct TracingArguments {
   go tool pprof http://127.0.0.1:7117/debug/pprof/heap
   curl --unix-socket /run/leakscope.sock http://localhost/metrics
 
-Paths: /debug/pprof/heap, /debug/pprof/allocs, /debug/pprof/goroutine, /flamegraph.svg, /metrics, /healthz, /api/v1/report,
-/api/v1/processes, /api/v1/snapshots, and / for a browser. Ctrl-C and SIGTERM end it; SIGHUP rereads the selection, the suppressions and the token.
+Paths: /debug/pprof/heap, /debug/pprof/allocs, /debug/pprof/goroutine, /debug/pprof/kernel, /flamegraph.svg, /metrics,
+/healthz, /api/v1/report, /api/v1/processes, /api/v1/snapshots, and / for a browser. Ctrl-C and SIGTERM end it; SIGHUP rereads the selection, the suppressions and the token.
 Exit status: 0 done, 1 could not do it, 2 usage.")]
 pub(super) struct DaemonArguments {
     #[command(flatten)]

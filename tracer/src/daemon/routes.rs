@@ -29,8 +29,8 @@ use super::{
     thread::{Published, Tracing, age},
 };
 use crate::report::{
-    Difference, Filter, Format, Pprof, PprofAllocs, PprofGoroutines, Process, Report, Style, Text,
-    Timestamp,
+    Difference, Filter, Format, Pprof, PprofAllocs, PprofGoroutines, PprofKernel, Process, Report,
+    Style, Text, Timestamp,
     metrics::{self, Exposition},
 };
 
@@ -72,6 +72,7 @@ pub(super) fn router(tracing: Tracing, counters: Arc<Counters>) -> Router {
         .route("/debug/pprof/heap", get(heap))
         .route("/debug/pprof/allocs", get(allocs))
         .route("/debug/pprof/goroutine", get(goroutines))
+        .route("/debug/pprof/kernel", get(kernel))
         .route("/flamegraph.svg", get(flame_graph))
         .route("/metrics", get(prometheus))
         .route("/healthz", get(health))
@@ -90,8 +91,8 @@ pub(super) fn router(tracing: Tracing, counters: Arc<Counters>) -> Router {
 async fn nothing_here(uri: Uri) -> Refusal {
     let path: String = uri.path().chars().take(100).collect();
     Refusal::not_found(format!(
-        "there is nothing at {path}; there are /debug/pprof/heap, /debug/pprof/allocs, /debug/pprof/goroutine, /flamegraph.svg, /metrics, \
-         /healthz, /api/v1/report, /api/v1/processes, /api/v1/snapshots and / for a browser"
+        "there is nothing at {path}; there are /debug/pprof/heap, /debug/pprof/allocs, /debug/pprof/goroutine, /debug/pprof/kernel, /flamegraph.svg, \
+         /metrics, /healthz, /api/v1/report, /api/v1/processes, /api/v1/snapshots and / for a browser"
     ))
 }
 
@@ -105,6 +106,10 @@ async fn allocs(State(app): State<Arc<App>>, uri: Uri) -> Answer {
 
 async fn goroutines(State(app): State<Arc<App>>, uri: Uri) -> Answer {
     app.view(&uri, Some("pprof-goroutines")).await
+}
+
+async fn kernel(State(app): State<Arc<App>>, uri: Uri) -> Answer {
+    app.view(&uri, Some("pprof-kernel")).await
 }
 
 async fn flame_graph(State(app): State<Arc<App>>, uri: Uri) -> Answer {
@@ -122,6 +127,7 @@ fn format(name: &'static str, style: Style) -> Result<Arc<dyn Format>, Refusal> 
         "pprof" => Ok(Arc::new(Pprof)),
         "pprof-allocs" => Ok(Arc::new(PprofAllocs)),
         "pprof-goroutines" => Ok(Arc::new(PprofGoroutines)),
+        "pprof-kernel" => Ok(Arc::new(PprofKernel)),
         name => <dyn Format>::from_name(name)
             .map(Arc::from)
             .map_err(|error| Refusal::bad_request(error.to_string())),
@@ -160,6 +166,11 @@ impl App {
                     writer.write(&part, out)
                 };
                 self.renderer.render(Some(key), view).await?
+            }
+            Some(_) if name == "pprof-kernel" => {
+                return Err(Refusal::bad_request(
+                    "objects of the kernel are compared by go tool pprof -diff_base",
+                ));
             }
             Some(base) => {
                 let (base, new) = self.two(&base).await?;

@@ -12,7 +12,7 @@ use super::{
     Sample, Site, SiteKind, Suppressed, Tier, Timestamp, Verdict,
 };
 
-use kernel::kernel_site;
+pub(super) use kernel::kernel_site;
 pub(super) use machine::machine_report;
 
 pub(super) const KIB: u64 = 1024;

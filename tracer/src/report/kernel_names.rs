@@ -154,7 +154,7 @@ fn other_names(names: &[String]) -> String {
 const PATH_NAMED: usize = 7;
 
 /// `cache filp (shared with UNIX)`.
-pub(super) fn site_name(site: &KernelObjects) -> String {
+pub(crate) fn site_name(site: &KernelObjects) -> String {
     format!(
         "cache {}{}",
         clean(&site.cache),
@@ -163,7 +163,7 @@ pub(super) fn site_name(site: &KernelObjects) -> String {
 }
 
 /// `+800/s, 16,514 objects of 256 B in 4.03 MiB, 12 freed`.
-pub(super) fn site_figures(site: &KernelObjects) -> String {
+pub(crate) fn site_figures(site: &KernelObjects) -> String {
     let mut parts = Vec::new();
     parts.extend(count_rate(site.growth_objects_per_s));
     parts.push(format!(
@@ -187,7 +187,7 @@ pub(super) fn site_figures(site: &KernelObjects) -> String {
 }
 
 /// On whose behalf: `server (pid 42, /system.slice/server.service)`.
-pub(super) fn made_for(site: &KernelObjects) -> String {
+pub(crate) fn made_for(site: &KernelObjects) -> String {
     if site.interrupt {
         return "nobody that is known: in interrupts".to_owned();
     }
@@ -200,7 +200,7 @@ pub(super) fn made_for(site: &KernelObjects) -> String {
 }
 
 /// The line of the process that made the kernel do it: the first that is neither of the C library nor of a language.
-pub(super) fn own_line(site: &KernelObjects) -> Option<&Arc<Frame>> {
+pub(crate) fn own_line(site: &KernelObjects) -> Option<&Arc<Frame>> {
     let of_process = || {
         site.frames
             .iter()
@@ -227,7 +227,7 @@ pub(super) fn own_line(site: &KernelObjects) -> Option<&Arc<Frame>> {
 }
 
 /// The way through the kernel, the function that called the allocator first.
-pub(super) fn kernel_path(site: &KernelObjects) -> String {
+pub(crate) fn kernel_path(site: &KernelObjects) -> String {
     let names: Vec<String> = site
         .frames
         .iter()

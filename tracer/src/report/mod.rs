@@ -39,7 +39,10 @@ pub use filter::Filter;
 pub use folded::Folded;
 pub use html::Html;
 pub use json::Json;
-pub(crate) use kernel_names::{descriptors, leaks, level_figures, level_name, others};
+pub(crate) use kernel_names::{
+    descriptors, kernel_path, leaks, level_figures, level_name, made_for, others, own_line,
+    site_figures, site_name,
+};
 pub(crate) use lives::lives;
 pub use model::{
     Container, CountedGrowth, CountedSize, DESCRIPTORS, DescriptorKind, Ended, Evidence, Frame,
@@ -51,7 +54,7 @@ pub use model::{
 };
 pub use names::LOST_AT_EXIT;
 pub(crate) use names::{clean, function, peak, process_name, unnamed, why_empty};
-pub use pprof::{Pprof, PprofAllocs, PprofGoroutines};
+pub use pprof::{Pprof, PprofAllocs, PprofGoroutines, PprofKernel};
 pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};
 pub use svg::Svg;
 pub use text::{By, Style, Text};

@@ -6,6 +6,7 @@
 
 mod build;
 mod goroutines;
+mod kernel;
 pub mod proto;
 mod read;
 
@@ -22,6 +23,7 @@ use super::Format;
 use super::difference::Difference;
 use super::model::Report;
 pub use goroutines::PprofGoroutines;
+pub use kernel::PprofKernel;
 use proto::Profile;
 
 /// A profile may not be larger than this when uncompressed, bytes.

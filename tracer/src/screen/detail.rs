@@ -7,9 +7,8 @@ use super::{
     text::{safe, wrap},
 };
 use crate::report::{
-    Evidence, KernelLevel, KernelMemory, Process, Report, Site, SiteKind, Tier, Verdict, clean,
-    descriptors, leaks, level_figures, level_name, lives, others, peak, process_name, stack_lines,
-    why_empty,
+    Evidence, Process, Report, Site, SiteKind, Tier, Verdict, descriptors, leaks, lives, others,
+    peak, process_name, stack_lines, why_empty,
 };
 use crate::units::{blocks, bytes, count, duration, pages, plural, rate};
 
@@ -36,13 +35,13 @@ pub(super) struct Lines {
 }
 
 /// So many columns an entry is indented below its title, and its further lines more.
-const INDENT: usize = 2;
+pub(super) const INDENT: usize = 2;
 
 /// Lines of a curve.
 const CURVE_LINES: usize = 5;
 
 /// Types, holders and the lines of a stack beyond so many are counted where they are folded.
-const SHOWN: usize = 8;
+pub(super) const SHOWN: usize = 8;
 
 /// So many lines of a stack are shown where it is folded.
 const STACK_SHOWN: usize = 12;
@@ -55,7 +54,7 @@ impl Lines {
         }
     }
 
-    fn put(&mut self, dress: Dress, indent: usize, text: &str) {
+    pub(super) fn put(&mut self, dress: Dress, indent: usize, text: &str) {
         let room = self.columns.saturating_sub(indent);
         for line in wrap(text, room, INDENT) {
             let text = format!("{:indent$}{line}", "");
@@ -63,14 +62,14 @@ impl Lines {
         }
     }
 
-    fn title(&mut self, text: &str) {
+    pub(super) fn title(&mut self, text: &str) {
         if !self.lines.is_empty() {
             self.put(Dress::Plain, 0, "");
         }
         self.put(Dress::Title, 0, text);
     }
 
-    fn entries<T>(&mut self, all: &[T], shown: usize, text: impl Fn(&T) -> String) {
+    pub(super) fn entries<T>(&mut self, all: &[T], shown: usize, text: impl Fn(&T) -> String) {
         for entry in all.iter().take(shown) {
             self.put(Dress::Plain, INDENT, &text(entry));
         }
@@ -83,7 +82,7 @@ impl Lines {
 }
 
 /// A verdict with why.
-fn judged(verdict: Verdict, reason: &str) -> String {
+pub(super) fn judged(verdict: Verdict, reason: &str) -> String {
     if reason.is_empty() {
         verdict.name().to_owned()
     } else {
@@ -144,45 +143,6 @@ pub(super) fn process(report: &Report, process: &Process, columns: usize) -> Vec
     }
     if process.allocators.is_empty() && report.tier != Tier::Growth && process.go.is_none() {
         lines.put(Dress::Dim, 0, "no allocator was found in it");
-    }
-    lines.lines
-}
-
-/// So many levels of the kernel's memory that do not grow are shown where they are folded.
-const LEVELS_SHOWN: usize = 16;
-
-/// What the kernel holds on the machine: what grows first.
-pub(super) fn kernel(kernel: Option<&KernelMemory>, is_folded: bool, columns: usize) -> Vec<Line> {
-    let mut lines = Lines::new(columns);
-    lines.put(Dress::Title, 0, "Kernel memory of the machine");
-    let Some(kernel) = kernel else {
-        let why = "not watched: with --all and by the daemon it is, else with --kernel";
-        lines.put(Dress::Dim, 0, why);
-        return lines.lines;
-    };
-    lines.put(Dress::Dim, 0, "in no total; levels overlap");
-    let (growing, others): (Vec<&KernelLevel>, Vec<&KernelLevel>) =
-        kernel.levels.iter().partition(|level| level.grows());
-    for level in &growing {
-        let name = level_name(level);
-        let verdict = Dress::Verdict(level.verdict);
-        lines.put(verdict, 0, &judged(level.verdict, &level.verdict_reason));
-        lines.put(
-            Dress::Plain,
-            INDENT,
-            &format!("{name}  {}", level_figures(level)),
-        );
-    }
-    if growing.is_empty() {
-        lines.put(Dress::Plain, 0, "nothing grows beyond noise");
-    }
-    lines.title("Others");
-    let shown = if is_folded { LEVELS_SHOWN } else { usize::MAX };
-    lines.entries(&others, shown, |level| {
-        format!("{}  {}", level_name(level), level_figures(level))
-    });
-    for note in &kernel.notes {
-        lines.put(Dress::Dim, 0, &clean(note));
     }
     lines.lines
 }

@@ -9,6 +9,7 @@ mod detail;
 mod draw;
 mod feed;
 mod history;
+mod kernel;
 mod key;
 mod keys;
 mod list;

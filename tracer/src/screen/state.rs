@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     detail::{self, Line},
     history::{Base, History, ProcessKey, SiteKey},
+    kernel,
     list::{List, in_view},
     order::{self, ProcessOrder, ProcessSort, SiteOrder, SiteSort},
     tree::Tree,
@@ -301,8 +302,8 @@ impl State {
                 }
             }
             Place::Kernel => {
-                let kernel = report.kernel.as_ref();
-                self.lines = detail::kernel(kernel, self.is_site_folded, columns);
+                let held = report.kernel.as_ref();
+                self.lines = kernel::lines(held, self.is_site_folded, columns);
             }
             Place::Processes | Place::Sites(None) | Place::Tree(None) => self.lines.clear(),
         }

@@ -133,8 +133,13 @@ fn totals(state: &State, report: &Report) -> (String, Ink) {
     if total.sites > report.sites.len() as u64 {
         parts.push(format!("{} not shown", count(report.omitted.sites)));
     }
-    let mut levels = report.kernel.iter().flat_map(|kernel| &kernel.levels);
-    if levels.any(|level| level.verdict == Verdict::Leaking) {
+    let leaks = report.kernel.iter().any(|kernel| {
+        let mut levels = kernel.levels.iter().map(|level| level.verdict);
+        let mut sites = kernel.sites.iter().map(|site| site.verdict);
+        levels.any(|verdict| verdict == Verdict::Leaking)
+            || sites.any(|verdict| verdict == Verdict::Leaking)
+    });
+    if leaks {
         parts.push("the kernel leaks (K)".to_owned());
     }
     if lost > 0 {

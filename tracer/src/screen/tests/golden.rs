@@ -9,7 +9,10 @@ use ratatui::{
 
 use super::super::{draw::draw, state::State};
 use super::{press, screen};
-use crate::report::{KernelLevel, KernelLevelKind, KernelMemory, Verdict};
+use crate::report::{
+    Frame, FrameKind, KernelLevel, KernelLevelKind, KernelMemory, KernelObjects, KernelWindows,
+    Verdict,
+};
 
 fn drawn(state: &State, color: bool) -> Buffer {
     let (columns, lines) = state.size;
@@ -109,6 +112,36 @@ fn a_difference() {
     insta::assert_snapshot!("difference_sites_120", text(&state));
 }
 
+/// Sockets that a server does not close.
+fn made() -> KernelObjects {
+    let frame = |name: &str, kind, line: Option<u32>| {
+        std::sync::Arc::new(Frame {
+            function: Some(name.to_owned()),
+            file: line.map(|_| "/src/server.c".to_owned()),
+            line,
+            kind,
+            ..Frame::default()
+        })
+    };
+    KernelObjects {
+        pid: 4290,
+        comm: super::HOSTILE.to_owned(),
+        cache: "sock_inode_cache".to_owned(),
+        object_bytes: 832,
+        inuse_bytes: 9640 * 832,
+        inuse_objects: 9640,
+        growth_objects_per_s: 400.0,
+        verdict: Verdict::Leaking,
+        verdict_reason: "+400/s for 52.0 s, no sign of levelling off".to_owned(),
+        frames: vec![
+            frame("sock_alloc_inode", FrameKind::Kernel, None),
+            frame("__sys_socketpair", FrameKind::Kernel, None),
+            frame("handle_request", FrameKind::Native, Some(88)),
+        ],
+        ..KernelObjects::default()
+    }
+}
+
 /// A cache that leaks, a line that grows for some other reason, and one that does not.
 fn kernel() -> KernelMemory {
     let level = |kind, name: &str, bytes, verdict, reason: &str| KernelLevel {
@@ -140,6 +173,12 @@ fn kernel() -> KernelMemory {
             level(line, "page tables", 4 << 20, Verdict::Plateau, ""),
         ],
         notes: vec!["slab caches cannot be read here".to_owned()],
+        windows: Some(KernelWindows {
+            opened: 2,
+            open_s: 31.0,
+            ..KernelWindows::default()
+        }),
+        sites: vec![made()],
         ..KernelMemory::default()
     }
 }
