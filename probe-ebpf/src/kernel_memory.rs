@@ -328,11 +328,13 @@ pub extern "C" fn kernel_keep(program: u32, address: u64, shift: u32) -> u32 {
     };
     let shift = shift & 15;
     let kept = site_of(draft).is_some_and(|site| {
-        if let Some(counts) = KERNEL_SITES.get_ptr_mut(site) {
+        // One for which there is no room would be there for ever: its end is not seen.
+        let is_there = put(address, made_at(site, shift));
+        if is_there && let Some(counts) = KERNEL_SITES.get_ptr_mut(site) {
             // SAFETY: the pointer comes from the map lookup and was checked.
             unsafe { atomic::add(&raw mut (*counts).born, 1 << shift) };
         }
-        put(address, made_at(site, shift))
+        is_there
     });
     if !kept {
         // SAFETY: as above.
@@ -455,9 +457,12 @@ fn put(address: u64, made: u64) -> bool {
     false
 }
 
-/// An object is freed.
+/// An object is freed. `kfree` of nothing has an event too, and its address is that of an empty slot.
 #[inline(always)]
 fn gone(address: u64) {
+    if address < LEAST_ADDRESS {
+        return;
+    }
     let Some(bucket) = KERNEL_LIVE.get_ptr_mut(kernel_bucket(address)) else {
         return;
     };

@@ -18,6 +18,7 @@ mod filter;
 mod go;
 mod growth;
 mod heap;
+mod held;
 mod kernel_memory;
 mod lifecycle;
 mod live;
@@ -100,6 +101,13 @@ pub fn go_block(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn nothing(_ctx: ProbeContext) -> u32 {
     0
+}
+
+/// The kernel walks over a process's open files for us. Written out: the crate has no attribute for it.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn held_by_file(ctx: *mut core::ffi::c_void) -> u32 {
+    held::by_file(ctx)
 }
 
 /// A process replaced its program.

@@ -7,9 +7,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use leakscope_common::{
-    Bucket, HitCounts, KernelBucket, KernelCache, KernelSettings, KernelSite, Loss, Mapping,
-    ProcessRecord, PythonTable, SEATS, SLICE_SLOTS, Selection, Settings, SiteKey, SiteTotals,
-    Slice, ThreadRecord, UnwindPage, UnwindRow,
+    Bucket, HeldOffsets, HeldRecord, HitCounts, KernelBucket, KernelCache, KernelSettings,
+    KernelSite, Loss, Mapping, ProcessRecord, PythonTable, SEATS, SLICE_SLOTS, Selection, Settings,
+    SiteKey, SiteTotals, Slice, ThreadRecord, UnwindPage, UnwindRow,
 };
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): user space maps the array into its memory.
@@ -150,6 +150,14 @@ pub(crate) static KERNEL_CALLS: PerCpuArray<u64> = PerCpuArray::with_max_entries
 /// on a processor, but one inside of the other.
 #[map]
 pub(crate) static KERNEL_DRAFTS: PerCpuArray<KernelSite> = PerCpuArray::with_max_entries(2, 0);
+
+/// One entry: where members of the kernel's structures lie that `held` reads.
+#[map]
+pub(crate) static HELD_OFFSETS: Array<HeldOffsets> = Array::with_max_entries(1, MMAPABLE);
+
+/// One entry: where an address becomes a number.
+#[map]
+pub(crate) static HELD_DRAFT: PerCpuArray<HeldRecord> = PerCpuArray::with_max_entries(1, 0);
 
 /// The settings; the array's only entry always exists.
 #[inline(always)]

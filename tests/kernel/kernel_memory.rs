@@ -3,6 +3,7 @@
 
 #![allow(
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
     reason = "tests"
@@ -207,6 +208,57 @@ fn what_each_process_makes_the_kernel_hold_is_named_and_counted() {
     }
     assert!(named >= 12, "{wrong:?}");
     assert_eq!(wrong, Vec::<String>::new());
+}
+
+/// Bytes of one kind that a process makes the kernel hold, and what the kind of descriptor says of them.
+fn held_bytes(report: &Value, pid: u32, kind: &str, descriptor: &str) -> Option<(f64, f64)> {
+    let process = list(report, "processes")
+        .iter()
+        .find(|process| number(process, "pid") as u32 == pid)?;
+    let kernel = process.get("kernel")?;
+    let of = |name: &str, kind: &str| {
+        list(kernel, name)
+            .iter()
+            .find(|found| text(found, "kind") == kind)
+    };
+    let holding = number(of("holdings", kind)?, "bytes");
+    Some((
+        holding,
+        number(of("descriptor_kinds", descriptor)?, "held_bytes"),
+    ))
+}
+
+#[test]
+fn pages_of_pipes_and_queues_of_sockets_are_told_of_whoever_holds_them() {
+    let _alone = require_kernel!();
+    let program = require_victim!("kernel_leak");
+    let mut leaks: Vec<Leak> = [("pipe-full", 20), ("queue", 100), ("pipe", 20)]
+        .into_iter()
+        .map(|(mode, rate)| Leak::start(&program, mode, rate, GROWS_S))
+        .collect();
+    let report = traced(&leaks, TRACED);
+    let held: Vec<f64> = leaks
+        .iter_mut()
+        .map(|leak| leak.truth().map_or(0.0, |truth| truth.held as f64 / 2.0))
+        .collect();
+    let [full, queues, empty] = leaks.as_slice() else {
+        panic!("three");
+    };
+    // Sixteen pages in each, which both ends hold.
+    let (bytes, of_kind) = held_bytes(&report, full.pid, "pipe-buffers", "pipe").expect("told");
+    assert!(
+        (bytes - held[0] * 65_536.0).abs() <= 0.1 * bytes,
+        "{bytes} of {}",
+        held[0]
+    );
+    assert!((bytes - of_kind).abs() < 1.0, "{bytes} and {of_kind}");
+    // A packet of 1,000 bytes with what the kernel needs for it.
+    let (bytes, _) = held_bytes(&report, queues.pid, "socket-queues", "socket").expect("told");
+    let each = bytes / held[1];
+    assert!((1000.0..=4096.0).contains(&each), "{each}");
+    // None but what the program writes to us.
+    let (bytes, _) = held_bytes(&report, empty.pid, "pipe-buffers", "pipe").unwrap_or_default();
+    assert!(bytes <= 4096.0, "{bytes}");
 }
 
 #[test]

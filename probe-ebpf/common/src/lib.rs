@@ -7,6 +7,7 @@
 #![no_std]
 
 mod growth;
+mod held;
 mod kernel_memory;
 mod layout;
 mod loss;
@@ -18,6 +19,7 @@ mod site;
 mod unwind;
 
 pub use growth::{MAPPING_BY_ALLOCATOR, MappingRecord, MappingStep};
+pub use held::{HELD_BY_PIPE, HELD_BY_SOCKET, HeldOffsets, HeldRecord};
 pub use kernel_memory::{
     CACHE_NAME_BYTES, CACHE_PROBES, CACHE_SLOTS, KERNEL_BUCKET_SLOTS, KERNEL_BUCKETS,
     KERNEL_FRAMES, KERNEL_PROGRAMS, KERNEL_SITE_INTERRUPT, KERNEL_SITE_PROBES, KERNEL_SITE_SLOTS,

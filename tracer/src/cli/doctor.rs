@@ -112,6 +112,7 @@ fn print_probe(out: &mut dyn Write, links: Option<LinkMode>) -> io::Result<bool>
     let _ = probe.write_watcher();
     let _ = probe.block_watcher();
     let _ = probe.load_kernel_allocations();
+    let _ = probe.held_by_files(std::process::id());
     let programs = match probe.verified_instructions() {
         Ok(programs) => programs
             .iter()

@@ -13,8 +13,8 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use aya_obj::generated::bpf_prog_type;
 use leakscope_common::{
     CACHE_SLOTS, KERNEL_BUCKET_SLOTS, KERNEL_BUCKETS, KERNEL_PROGRAMS, KERNEL_SITE_SLOTS,
-    KernelBucket, KernelCache, KernelSettings, KernelSite, WATCHED_SIZES, kernel_bucket, made_at,
-    made_parts, thin_keeps,
+    KernelBucket, KernelCache, KernelSettings, KernelSite, WATCHED_SIZES, made_at, made_parts,
+    thin_keeps,
 };
 
 use super::{
@@ -27,9 +27,6 @@ use super::{
     shared::SharedArray,
     sys,
 };
-
-/// An address at which nothing can be: see [`KernelAllocations::forget`].
-const NOBODYS: u64 = 1;
 
 /// The programs with their raw tracepoints, in the order of their numbers.
 const PROGRAMS: [(&str, &CStr); KERNEL_PROGRAMS as usize] = [
@@ -71,6 +68,8 @@ pub struct KernelAllocations {
     sites: SharedArray<KernelSite>,
     live: SharedArray<KernelBucket>,
     calls: PerCpuArray<MapData, u64>,
+    /// Places that nobody finds any more, and that nobody may write to by the next time: index and `check`.
+    leaving: Vec<(usize, u64)>,
 }
 
 impl KernelAllocations {
@@ -98,7 +97,7 @@ impl KernelAllocations {
             programs.push((name, tracepoint, object.program(name, kind, 0)?));
         }
         let calls = object.take_map("KERNEL_CALLS")?;
-        let loaded = Self {
+        let mut loaded = Self {
             programs,
             links: Vec::new(),
             settings: shared(object, "KERNEL_SETTINGS", 1)?,
@@ -107,6 +106,7 @@ impl KernelAllocations {
             live: shared(object, "KERNEL_LIVE", KERNEL_BUCKETS)?,
             calls: PerCpuArray::try_from(Map::PerCpuArray(calls))
                 .map_err(|error| map_error("KERNEL_CALLS", &error))?,
+            leaving: Vec::new(),
         };
         loaded.settings.write(0, settings);
         loaded.forget();
@@ -172,23 +172,13 @@ impl KernelAllocations {
     }
 
     /// Forgets objects, of which nothing is known any more when a window was closed, with their caches and places.
-    pub fn forget(&self) {
+    pub fn forget(&mut self) {
+        self.leaving.clear();
         for index in self.sites.indices() {
             self.sites.write(index, KernelSite::default());
         }
-        // `kfree` of nothing has an event too, and its address is that of an empty slot: where it is looked for, none is empty.
-        let taken = KernelBucket {
-            keys: [NOBODYS; KERNEL_BUCKET_SLOTS],
-            ..KernelBucket::default()
-        };
-        let of_nothing = kernel_bucket(0) as usize;
-        for (bucket, index) in self.live.indices().enumerate() {
-            let contents = if bucket == of_nothing {
-                taken
-            } else {
-                KernelBucket::default()
-            };
-            self.live.write(index, contents);
+        for index in self.live.indices() {
+            self.live.write(index, KernelBucket::default());
         }
         for index in self.caches.indices() {
             self.caches.write(index, KernelCache::default());
@@ -267,12 +257,61 @@ impl KernelAllocations {
         });
     }
 
-    /// Objects that are followed now.
+    /// Objects that are followed now, by the number of the place where they were made.
     #[must_use]
-    pub fn followed(&self) -> u64 {
-        let mut followed = 0;
-        self.each_object(|_, _, _, _| followed += 1);
+    pub fn followed(&self) -> Vec<u32> {
+        let mut followed = vec![0_u32; self.sites.len()];
+        self.each_object(|_, _, _, made| {
+            let (site, _) = made_parts(made);
+            let count = usize::try_from(site)
+                .ok()
+                .and_then(|site| followed.get_mut(site));
+            if let Some(count) = count {
+                *count = count.saturating_add(1);
+            }
+        });
         followed
+    }
+
+    /// Gives places free where nothing that is followed was made and which are `over`, and tells what stood there. Without it every process
+    /// that comes and goes would leave some behind. In two steps, which are to be 100 ms apart: a program that has found the place just
+    /// before is done with it by then.
+    pub fn reclaim(
+        &mut self,
+        followed: &[u32],
+        mut over: impl FnMut(&KernelSite) -> bool,
+    ) -> Vec<KernelSite> {
+        let mut gone = Vec::new();
+        let is_empty = |place: usize| followed.get(place) == Some(&0);
+        let indices: Vec<usize> = self.sites.indices().collect();
+        for (place, check) in std::mem::take(&mut self.leaving) {
+            let Some(index) = indices.get(place).copied() else {
+                continue;
+            };
+            let word = |offset| self.sites.word(index, offset);
+            if is_empty(place) {
+                gone.extend(self.sites.read(index));
+                if let Some(tag) = word(offset_of!(KernelSite, tag)) {
+                    tag.store(0, Ordering::SeqCst);
+                }
+            } else if let Some(found) = word(offset_of!(KernelSite, check)) {
+                found.store(check, Ordering::SeqCst);
+            }
+        }
+        for (place, index) in indices.into_iter().enumerate() {
+            let Some(check) = self.sites.word(index, offset_of!(KernelSite, check)) else {
+                continue;
+            };
+            let value = check.load(Ordering::SeqCst);
+            if value != 0
+                && is_empty(place)
+                && self.sites.read(index).is_some_and(|site| over(&site))
+            {
+                check.store(0, Ordering::SeqCst);
+                self.leaving.push((place, value));
+            }
+        }
+        gone
     }
 
     /// Writes what user space says, and nothing of what the programs count.
@@ -317,16 +356,16 @@ impl KernelAllocations {
         }
     }
 
-    /// Whether there is hardly room for more places.
+    /// The part of the room for places that is taken.
     #[must_use]
-    pub fn is_crowded(&self) -> bool {
+    pub fn taken(&self) -> f64 {
         let used = self
             .sites
             .indices()
             .filter_map(|index| self.sites.word(index, offset_of!(KernelSite, tag)))
             .filter(|tag| tag.load(Ordering::SeqCst) != 0)
             .count();
-        used.saturating_mul(4) > self.sites.len().saturating_mul(3)
+        used as f64 / self.sites.len().max(1) as f64
     }
 
     /// The places where objects were made, by number.
@@ -356,7 +395,7 @@ impl KernelAllocations {
             for (slot, (address, made)) in
                 keys.into_iter().zip(made.unwrap_or_default()).enumerate()
             {
-                if address != 0 && address != NOBODYS {
+                if address != 0 {
                     visit(index, slot, address, made);
                 }
             }

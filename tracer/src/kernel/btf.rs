@@ -39,6 +39,15 @@ pub(super) fn member_offset(structure: &str, member: &str) -> io::Result<Option<
     offset_in(open()?, structure, member).map_err(cannot_read)
 }
 
+/// Where members lie in structures of the kernel, bytes, in the order of the pairs of structure and member; `None` where there is none of
+/// these names. In one pass.
+///
+/// # Errors
+/// As for [`function_numbers`].
+pub(super) fn member_offsets(wanted: &[(&str, &str)]) -> io::Result<Vec<Option<u32>>> {
+    offsets_in(open()?, wanted).map_err(cannot_read)
+}
+
 /// Where in `task_struct` a thread's thread pointer stands, bytes (arch/x86/include/asm/processor.h).
 ///
 /// # Errors
@@ -82,21 +91,41 @@ fn offset_in(
     structure: &str,
     member: &str,
 ) -> io::Result<Option<u32>> {
-    let mut found = None;
-    visit(
-        btf,
-        &[structure.to_owned(), member.to_owned()],
-        |_, kind, index, members| {
-            if kind == STRUCT && index == 0 {
-                // The upper bits are a bit field's width (`kind_flag`), which no whole member has.
-                found = members
-                    .iter()
-                    .find_map(|(name, bits)| (*name == 1).then_some(bits / 8));
+    let found = offsets_in(btf, &[(structure, member)])?;
+    Ok(found.into_iter().next().flatten())
+}
+
+/// As [`member_offsets`].
+fn offsets_in(
+    btf: BufReader<impl Read + Seek>,
+    wanted: &[(&str, &str)],
+) -> io::Result<Vec<Option<u32>>> {
+    let mut names: Vec<String> = Vec::new();
+    let mut number = |name: &str| {
+        let found = names.iter().position(|other| other == name);
+        found.unwrap_or_else(|| {
+            names.push(name.to_owned());
+            names.len() - 1
+        })
+    };
+    let numbers: Vec<(usize, usize)> = wanted
+        .iter()
+        .map(|(structure, member)| (number(structure), number(member)))
+        .collect();
+    let mut found: Vec<Option<Option<u32>>> = vec![None; wanted.len()];
+    visit(btf, &names, |_, kind, index, members| {
+        if kind == STRUCT {
+            for ((structure, member), slot) in numbers.iter().zip(&mut found) {
+                if *structure == index && slot.flatten().is_none() {
+                    // The upper bits are a bit field's width (`kind_flag`), which no whole member has.
+                    let bits = members.iter().find(|(name, _)| name == member);
+                    *slot = Some(bits.map(|(_, bits)| bits / 8));
+                }
             }
-            found.is_none()
-        },
-    )?;
-    Ok(found)
+        }
+        found.iter().any(|slot| slot.flatten().is_none())
+    })?;
+    Ok(found.into_iter().map(Option::flatten).collect())
 }
 
 /// Shows each type that has one of these names: its number, its kind, which of the names, and of a structure the members that have one, with

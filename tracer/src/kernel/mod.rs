@@ -18,6 +18,7 @@ mod exit;
 mod features;
 mod follow;
 mod guardian;
+mod held;
 mod host_names;
 mod limits;
 mod link;
@@ -57,6 +58,7 @@ pub use features::{
     require_capabilities, require_pids_of_the_machine,
 };
 pub use guardian::Watched;
+pub use held::HeldByFiles;
 pub use host_names::look_up_hosts_by_ourselves;
 pub use limits::require_address_space;
 pub use link::{Attachment, Link, LinkMode, close_links};

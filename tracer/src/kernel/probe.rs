@@ -27,6 +27,7 @@ use super::{
     error::KernelError,
     event::{ProbeEvent, parse_event},
     guardian::Guardian,
+    held::FileWalk,
     link::{Attachment, Link, LinkMode},
     link_keeper::LinkKeeper,
     load::{LoadedObject, MapMemory},
@@ -166,6 +167,8 @@ pub struct Probe {
     pub(super) guardian: Option<Guardian>,
     /// What the kernel allocates for itself, once a window was open.
     pub(super) kernel_allocations: Option<KernelAllocations>,
+    /// What walks over open files, once that was asked for.
+    pub(super) file_walk: Option<Result<FileWalk, String>>,
     /// Who owns the links with breakpoints.
     pub(super) keeper: Arc<LinkKeeper>,
 }
@@ -292,6 +295,7 @@ impl Probe {
             lifecycle_programs,
             sees_forks: false,
             kernel_allocations: None,
+            file_walk: None,
             keeper,
             guardian: None,
         };
@@ -350,6 +354,7 @@ impl Probe {
                     .iter()
                     .flat_map(KernelAllocations::programs),
             )
+            .chain(self.file_walk.iter().flatten().map(FileWalk::program))
         {
             let count = sys::verified_instructions(fd)
                 .map_err(|source| KernelError::call(format!("cannot ask for {name}"), source))?;

@@ -27,6 +27,8 @@ pub(crate) const BPF_TRACE_UPROBE_SESSION: u32 = 57;
 /// `BPF_TRACE_FENTRY` and `BPF_TRACE_FEXIT` (include/uapi/linux/bpf.h).
 pub(crate) const BPF_TRACE_FENTRY: u32 = 24;
 pub(crate) const BPF_TRACE_FEXIT: u32 = 25;
+/// `BPF_TRACE_ITER` (include/uapi/linux/bpf.h).
+pub(crate) const BPF_TRACE_ITER: u32 = 28;
 /// `BPF_PERF_EVENT` (include/uapi/linux/bpf.h).
 const BPF_PERF_EVENT: u32 = 41;
 /// `BPF_F_UPROBE_MULTI_RETURN` (include/uapi/linux/bpf.h).
@@ -175,6 +177,27 @@ pub(crate) fn link_perf_event(
         link.__bindgen_anon_3.perf_event.bpf_cookie = cookie;
     }
     owned(bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?)
+}
+
+/// `BPF_LINK_CREATE` for a program that runs for each open file of a process, and `BPF_ITER_CREATE`: a file that is read for what the
+/// program writes.
+pub(crate) fn walk_over_files(program: BorrowedFd<'_>, pid: u32) -> io::Result<OwnedFd> {
+    // `union bpf_iter_link_info` (include/uapi/linux/bpf.h), of which tasks have: thread, process, descriptor of a process.
+    let of_task: [u32; 4] = [0, pid, 0, 0];
+    let mut attr = empty_attr();
+    // SAFETY: writing to a union of plain integers; these are the members that the command reads.
+    unsafe {
+        let link = &mut attr.link_create;
+        link.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+        link.attach_type = BPF_TRACE_ITER;
+        let info = &mut link.__bindgen_anon_3.__bindgen_anon_1;
+        info.iter_info = of_task.as_ptr() as u64;
+        info.iter_info_len = size_of_val(&of_task) as u32;
+    }
+    let link = owned(bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?)?;
+    let mut attr = empty_attr();
+    attr.iter_create.link_fd = link.as_raw_fd() as u32;
+    owned(bpf(bpf_cmd::BPF_ITER_CREATE, &mut attr)?)
 }
 
 /// `BPF_RAW_TRACEPOINT_OPEN`.

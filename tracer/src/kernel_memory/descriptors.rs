@@ -94,7 +94,7 @@ fn kind(link: &str) -> &str {
 pub struct KindCount {
     /// How many, estimated where not all were looked at.
     pub open: u64,
-    /// Memory that they hold by what the kernel says of them (memfd, BPF maps), bytes.
+    /// Memory that they hold by what the kernel says of them (memfd, BPF maps, rings of io_uring, pipes, sockets), bytes.
     pub held_bytes: u64,
     /// What they hold that is counted: watches of inotify, entries of epoll, file locks.
     pub entries: u64,
@@ -109,6 +109,15 @@ pub struct DescriptorKinds {
     pub looked_at: u64,
     /// So many there were.
     pub open: u64,
+}
+
+impl DescriptorKinds {
+    /// Says what those of a kind hold, where there are any.
+    pub fn set_held(&mut self, kind: &str, bytes: u64) {
+        if let Some(count) = self.kinds.get_mut(kind) {
+            count.held_bytes = bytes;
+        }
+    }
 }
 
 /// Looks at a process's descriptors; with `entries`, at what those hold that say so. `None` where it is gone or may not be
@@ -180,7 +189,7 @@ pub fn read_kinds(proc_root: &Path, pid: u32, entries: bool) -> Option<Descripto
 fn tells(kind: &str) -> bool {
     matches!(
         kind,
-        "inotify" | "eventpoll" | "fanotify" | "bpf-map" | "file" | "deleted file"
+        "inotify" | "eventpoll" | "fanotify" | "bpf-map" | "io_uring" | "file" | "deleted file"
     )
 }
 
@@ -191,6 +200,10 @@ fn parse_fdinfo(text: &[u8]) -> (u64, u64) {
     for line in lines(text) {
         if let Some(value) = line.strip_prefix("memlock:") {
             bytes = bytes.saturating_add(number(value.as_bytes()).unwrap_or(0));
+        } else if let Some((_, slot)) = RINGS.iter().find(|(key, _)| line.starts_with(key)) {
+            let mask = ring_mask(line).unwrap_or(0);
+            let entries = mask.saturating_add(1).min(MOST_IN_RING);
+            bytes = bytes.saturating_add(entries.saturating_mul(*slot));
         } else if ["inotify wd:", "tfd:", "fanotify ino:", "lock:"]
             .iter()
             .any(|start| line.starts_with(start))
@@ -199,6 +212,19 @@ fn parse_fdinfo(text: &[u8]) -> (u64, u64) {
         }
     }
     (bytes, entries)
+}
+
+/// The rings of io_uring by the lines that tell their masks, and bytes for each entry: what is to be done takes 64, and 4 for its number;
+/// what was done 16 (include/uapi/linux/io_uring.h).
+const RINGS: [(&str, u64); 2] = [("SqMask:", 68), ("CqMask:", 16)];
+
+/// `IORING_MAX_CQ_ENTRIES` (io_uring/io_uring.h).
+const MOST_IN_RING: u64 = 65_536;
+
+/// The number in a line like `SqMask: 0x7f`.
+fn ring_mask(line: &str) -> Option<u64> {
+    let (_, value) = line.split_once(':')?;
+    u64::from_str_radix(value.trim().strip_prefix("0x")?, 16).ok()
 }
 
 #[cfg(test)]
@@ -238,6 +264,10 @@ mod tests {
         let inotify =
             b"pos:\t0\nflags:\t00\ninotify wd:2 ino:7 sdev:3\ninotify wd:1 ino:6 sdev:3\n";
         assert_eq!(parse_fdinfo(inotify), (0, 2));
+        assert_eq!(
+            parse_fdinfo(b"pos:\t0\nSqMask:\t0x7f\nCqMask:\t0xff\n"),
+            (128 * 68 + 256 * 16, 0)
+        );
         assert_eq!(parse_fdinfo(b"map_type:\t1\nmemlock:\t4096\n"), (4096, 0));
         assert_eq!(
             parse_fdinfo(b"lock:\t1: OFDLCK  ADVISORY  READ -1\n"),

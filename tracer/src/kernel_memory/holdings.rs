@@ -32,6 +32,10 @@ pub enum HoldingKind {
     SharedMemory,
     /// Huge pages of hugetlbfs, bytes.
     HugePages,
+    /// Pages of pipes, bytes.
+    PipeBuffers,
+    /// What waits in sockets, bytes.
+    SocketQueues,
 }
 
 impl HoldingKind {
@@ -48,6 +52,8 @@ impl HoldingKind {
             Self::LockedMemory => "locked-memory",
             Self::SharedMemory => "shared-memory",
             Self::HugePages => "huge-pages",
+            Self::PipeBuffers => "pipe-buffers",
+            Self::SocketQueues => "socket-queues",
         }
     }
 
@@ -56,7 +62,12 @@ impl HoldingKind {
     pub const fn is_bytes(self) -> bool {
         matches!(
             self,
-            Self::PageTables | Self::LockedMemory | Self::SharedMemory | Self::HugePages
+            Self::PageTables
+                | Self::LockedMemory
+                | Self::SharedMemory
+                | Self::HugePages
+                | Self::PipeBuffers
+                | Self::SocketQueues
         )
     }
 }

@@ -15,6 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use leakscope_common::KernelSite;
+
 use super::{Session, moment::Moment};
 use crate::{
     kernel::{KernelCounts, thread_cpu_time},
@@ -380,7 +382,10 @@ impl Session {
         }
         if all || watch.processes_next.is_none_or(|next| now >= next) {
             let begun = thread_cpu_time();
-            watch.look_at_processes(&self.proc_root, &self.processes, all, at_s);
+            let probe = &mut self.probe;
+            watch.look_at_processes(&self.proc_root, &self.processes, all, at_s, |pid| {
+                probe.held_by_files(pid)
+            });
             watch.processes_next = Some(now + pause(begun, PROCESSES_EVERY));
         }
         self.kernel_watch = Some(watch);
@@ -390,15 +395,33 @@ impl Session {
     fn step_kernel_windows(&mut self, watch: &mut KernelWatch, now: Instant) {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let allowed = self.options.budget * processors as f64;
-        watch.windows.step(&mut self.probe, now, allowed);
+        let running: HashSet<u32> = self
+            .processes
+            .values()
+            .filter(|traced| traced.ended.is_none())
+            .map(|traced| traced.incarnation)
+            .collect();
+        let mut others = HashMap::new();
+        let mut ended = |site: &KernelSite| match (site.incarnation, site.tgid) {
+            (0, 0) => false,
+            // Not followed, or not yet.
+            (0, tgid) => !*others
+                .entry(tgid)
+                .or_insert_with(|| self.proc_root.join(tgid.to_string()).exists()),
+            (incarnation, _) => !running.contains(&incarnation),
+        };
+        watch
+            .windows
+            .step(&mut self.probe, now, allowed, &mut ended);
         let stacks = &self.stacks;
+        let joined = |site| stacks.get(&site).map_or(site, |stack| stack.canonical);
+        let gone = watch.windows.take_gone();
+        watch.sites.let_go(&gone, ended, joined);
         if let Some(allocations) = self.probe.kernel_allocations() {
             let so_far = watch.windows.so_far();
             watch
                 .sites
-                .note(allocations, &so_far, &self.proc_root, |site| {
-                    stacks.get(&site).map_or(site, |stack| stack.canonical)
-                });
+                .note(allocations, &so_far, &self.proc_root, joined);
         }
     }
 
@@ -482,7 +505,11 @@ impl Session {
         };
         let mut kernel = watch.report();
         let at_s = self.ledger.seconds(moment.ns());
-        watch.look_at_kinds(&self.proc_root, &self.processes, at_s);
+        let probe = &mut self.probe;
+        watch.look_at_kinds(&self.proc_root, &self.processes, at_s, |pid| {
+            probe.held_by_files(pid)
+        });
+        kernel.notes.extend(probe.held_unseen().map(str::to_owned));
         for process in &mut parts.processes {
             let levels = watch.processes.get(&process.incarnation);
             process.kernel = levels.map(|levels| levels.report(!process.exited));

@@ -244,7 +244,7 @@ pub const DESCRIPTORS: &str = "descriptors";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Holding {
     /// `descriptors`, `threads`, `zombies`, `timers`, `queued-signals`, `page-tables`, `locked-memory`, `shared-memory`,
-    /// `huge-pages`.
+    /// `huge-pages`, `pipe-buffers`, `socket-queues`.
     pub kind: String,
     /// So many things; `None` of memory.
     #[serde(default)]
@@ -287,7 +287,8 @@ pub struct DescriptorKind {
     /// Their trend; `None` where they were looked at once.
     #[serde(default)]
     pub growth_per_s: Option<f64>,
-    /// Memory that they hold by what the kernel says of them (memfd, BPF maps), bytes.
+    /// Memory that they hold by what the kernel says of them (memfd, BPF maps, rings of io_uring, pipes,
+    /// sockets), bytes.
     #[serde(default)]
     pub held_bytes: u64,
     /// Watches of inotify, entries of epoll, file locks that they hold.

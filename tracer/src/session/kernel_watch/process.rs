@@ -8,7 +8,7 @@ use std::{
 
 use super::KernelWatch;
 use crate::{
-    kernel::thread_cpu_time,
+    kernel::{HeldByFiles, thread_cpu_time},
     kernel_memory::{DescriptorKinds, HoldingKind, Holdings, count_descriptors, limit, read_kinds},
     ledger::{LevelHistory, LevelJudgement, LevelRules, Unit},
     report::{DescriptorKind, Holding, ProcessKernel, Verdict},
@@ -175,7 +175,9 @@ fn judge(kind: HoldingKind, history: &LevelHistory, limit: Option<u64>) -> Level
         | HoldingKind::Threads
         | HoldingKind::Zombies
         | HoldingKind::Timers
-        | HoldingKind::LockedMemory => None,
+        | HoldingKind::LockedMemory
+        | HoldingKind::PipeBuffers
+        | HoldingKind::SocketQueues => None,
         HoldingKind::PageTables => Some(FOLLOWS),
         HoldingKind::SharedMemory | HoldingKind::HugePages => Some(TOUCHED),
         HoldingKind::QueuedSignals => Some(OF_USER),
@@ -206,6 +208,7 @@ impl KernelWatch {
         processes: &BTreeMap<u32, Traced>,
         all: bool,
         at_s: f64,
+        mut held: impl FnMut(u32) -> Option<HeldByFiles>,
     ) {
         let followed: HashSet<u32> = processes
             .values()
@@ -242,6 +245,10 @@ impl KernelWatch {
             if let Some(timers) = Holdings::timers(proc_root, traced.pid) {
                 levels.observe(at_s, HoldingKind::Timers, timers);
             }
+            if let Some(held) = held(traced.pid) {
+                levels.observe(at_s, HoldingKind::PipeBuffers, held.pipes);
+                levels.observe(at_s, HoldingKind::SocketQueues, held.sockets);
+            }
             if !all
                 && levels.wants_kinds()
                 && let Some(found) = read_kinds(proc_root, traced.pid, false)
@@ -257,6 +264,7 @@ impl KernelWatch {
         proc_root: &Path,
         processes: &BTreeMap<u32, Traced>,
         at_s: f64,
+        mut held: impl FnMut(u32) -> Option<HeldByFiles>,
     ) {
         let begun = thread_cpu_time();
         let mut wanted: HashMap<u32, (u32, f64)> = HashMap::new();
@@ -282,7 +290,14 @@ impl KernelWatch {
             let Some(levels) = self.processes.get_mut(&incarnation) else {
                 continue;
             };
-            if let Some(found) = read_kinds(proc_root, pid, true) {
+            if let Some(mut found) = read_kinds(proc_root, pid, true) {
+                if let Some(held) = held(pid) {
+                    found.set_held("pipe", held.pipes);
+                    found.set_held("socket", held.sockets);
+                    // One number for both.
+                    levels.observe(at_s, HoldingKind::PipeBuffers, held.pipes);
+                    levels.observe(at_s, HoldingKind::SocketQueues, held.sockets);
+                }
                 levels.observe_kinds(at_s, found);
             }
             levels.limit = limit(proc_root, pid);

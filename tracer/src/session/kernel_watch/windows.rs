@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leakscope_common::{CACHE_NAME_BYTES, KMALLOC_SIZE, KernelCache, WATCHED_SIZES};
+use leakscope_common::{CACHE_NAME_BYTES, KMALLOC_SIZE, KernelCache, KernelSite, WATCHED_SIZES};
 
 use crate::{
     kernel::{KernelAllocations, KernelCounts, Probe, monotonic_ns},
@@ -52,6 +52,12 @@ const MOST_SHIFT: u32 = 10;
 
 /// Objects that are followed at the same time; beyond, every other one is forgotten.
 const MOST_FOLLOWED: u64 = 32_768;
+
+/// Of the room for places so much may be taken before those are given free of which nothing is there: those of processes that have ended,
+/// those of all; and before a window begins anew.
+const TAKEN_BY_ENDED: f64 = 0.2;
+const TAKEN_BY_ALL: f64 = 0.4;
+const CROWDED: f64 = 0.6;
 
 /// How many objects of a cache are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -170,6 +176,8 @@ pub(super) struct Windows {
     /// By the address of each cache that is watched, and of the sizes of kmalloc.
     paces: BTreeMap<u64, Pace>,
     of_sizes: Pace,
+    /// Places that were given free since that was asked, as they were.
+    gone: Vec<KernelSite>,
     /// Nothing is to be seen any more.
     is_over: bool,
 }
@@ -197,8 +205,14 @@ impl Windows {
             cost_s: 0.0,
             paces: BTreeMap::new(),
             of_sizes: Pace::FIRST,
+            gone: Vec::new(),
             is_over: false,
         }
+    }
+
+    /// The places that were given free since the last time.
+    pub(super) fn take_gone(&mut self) -> Vec<KernelSite> {
+        std::mem::take(&mut self.gone)
     }
 
     /// What windows were until now.
@@ -249,8 +263,15 @@ impl Windows {
         pace.map_or(1, |pace| 1 << pace.shift.min(63))
     }
 
-    /// Opens a window, looks after the one that is open, or closes it. `allowed`: processors that windows may take in the mean.
-    pub(super) fn step(&mut self, probe: &mut Probe, now: Instant, allowed: f64) {
+    /// Opens a window, looks after the one that is open, or closes it. `allowed`: processors that windows may take in the mean. `ended`:
+    /// whether the process has ended that a place belongs to.
+    pub(super) fn step(
+        &mut self,
+        probe: &mut Probe,
+        now: Instant,
+        allowed: f64,
+        ended: impl FnMut(&KernelSite) -> bool,
+    ) {
         let passed = now.saturating_duration_since(self.stepped).as_secs_f64();
         self.stepped = now;
         self.credit_s = (self.credit_s + allowed * passed).min(CREDIT_S);
@@ -267,7 +288,7 @@ impl Windows {
         }
         let deadline_ns =
             monotonic_ns().saturating_add(u64::try_from(DEADLINE.as_nanos()).unwrap_or(u64::MAX));
-        let is_crowded = |allocations: &mut KernelAllocations| allocations.is_crowded();
+        let is_crowded = |allocations: &mut KernelAllocations| allocations.taken() > CROWDED;
         if self.is_open && probe.kernel_allocations().is_some_and(is_crowded) {
             // Anew: most places are of processes that have ended.
             self.close(probe);
@@ -295,8 +316,12 @@ impl Windows {
             });
             self.of_sizes.note(allocations.births_of_sizes(), passed);
             allocations.watch_sizes(sizes(self.watched.keys()), self.of_sizes.shift);
-            if allocations.followed() > MOST_FOLLOWED {
+            let followed = allocations.followed();
+            if followed.iter().copied().map(u64::from).sum::<u64>() > MOST_FOLLOWED {
                 allocations.thin();
+            }
+            if passed * 2.0 >= STEP.as_secs_f64() {
+                self.gone.extend(give_free(allocations, &followed, ended));
             }
         }
     }
@@ -347,6 +372,18 @@ impl Windows {
         self.cost_s += cost;
         self.credit_s -= cost;
     }
+}
+
+/// Gives places free, as far as the room for them is needed.
+fn give_free(
+    allocations: &mut KernelAllocations,
+    followed: &[u32],
+    mut ended: impl FnMut(&KernelSite) -> bool,
+) -> Vec<KernelSite> {
+    let taken = allocations.taken();
+    allocations.reclaim(followed, |site| {
+        taken > TAKEN_BY_ALL || taken > TAKEN_BY_ENDED && ended(site)
+    })
 }
 
 /// The name of a cache.
