@@ -89,6 +89,73 @@ fn a_leakscope_that_is_killed_in_a_window_leaves_no_breakpoint() {
     }
 }
 
+/// How a leakscope is killed: after some while, whatever it does then, or where a window begins or ends.
+#[derive(Clone, Copy, Debug)]
+enum Kill {
+    AtRandom,
+    InWindow,
+    AtItsEnd,
+}
+
+/// Half of them at random, the others where windows begin and end.
+#[test]
+#[ignore = "takes ten minutes"]
+fn three_hundred_kills_leave_no_breakpoint() {
+    const KILLS: u32 = 300;
+    let _turn = require_kernel!();
+    let target = Target::start(&require_victim!("endless"));
+    let pid = target.pid().to_string();
+    let tiers: [&[&str]; 4] = [
+        &["--tier", "sampled", "--budget", "5%"],
+        &["--tier", "exact"],
+        &["--budget", "10%"],
+        &["--tier", "sampled", "--budget", "10%"],
+    ];
+    // The same numbers each time (Knuth's MMIX generator); what the machine does is not.
+    let mut state = 26_u64;
+    let mut below = |most: u64| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % most
+    };
+    let (mut caught, mut longest) = (0, Duration::ZERO);
+    for (number, tier) in (0..KILLS).zip(tiers.iter().cycle()) {
+        let kill = match below(4) {
+            0 => Kill::InWindow,
+            1 => Kill::AtItsEnd,
+            _ => Kill::AtRandom,
+        };
+        let arguments = [*tier, &["-p", &pid]].concat();
+        let mut tracer = Tracer::start(&arguments).expect("started");
+        match kill {
+            Kill::AtRandom => sleep(Duration::from_millis(20 + below(1500))),
+            Kill::InWindow | Kill::AtItsEnd => {
+                target.wait_for_window();
+                let first = breakpoints(target.pid()).unwrap().len();
+                let begun = Instant::now();
+                while matches!(kill, Kill::AtItsEnd)
+                    && begun.elapsed() < Duration::from_secs(2)
+                    && breakpoints(target.pid()).unwrap().len() >= first
+                {}
+            }
+        }
+        caught += u32::from(!breakpoints(target.pid()).unwrap().is_empty());
+        let begun = Instant::now();
+        tracer.kill().expect("killed");
+        target.is_free();
+        longest = longest.max(begun.elapsed());
+        // What was under way when it was killed is taken away, too.
+        sleep(Duration::from_millis(100));
+        target.is_free();
+    }
+    // Most of them while there was something to take away.
+    assert!(caught > KILLS / 3, "{caught}");
+    eprintln!(
+        "{KILLS} kills, {caught} of them with breakpoints set; the last one was gone after {longest:?} at most"
+    );
+}
+
 #[test]
 fn a_leakscope_that_is_stopped_while_it_sees_every_call_left_its_breakpoints() {
     let _turn = require_kernel!();

@@ -131,7 +131,8 @@ fn main() -> anyhow::Result<()> {
     let count: u64 = count.to_string_lossy().parse().context("COUNT")?;
     let pid: u32 = pid.to_string_lossy().parse().context("PID")?;
     if program != "-" {
-        apart::use_program(PathBuf::from(program));
+        // It is started in another folder.
+        apart::use_program(fs::canonicalize(PathBuf::from(program)).context("LEAKSCOPE")?);
     }
     let (file, regions, pieces) = copy(pid)?;
     let memory = ProcessMemory::from(file.try_clone()?);

@@ -65,7 +65,8 @@ fn main() -> anyhow::Result<()> {
     };
     let count: u64 = count.to_string_lossy().parse().context("COUNT")?;
     if program != "-" {
-        apart::use_program(PathBuf::from(program));
+        // It is started in another folder.
+        apart::use_program(fs::canonicalize(PathBuf::from(program)).context("LEAKSCOPE")?);
     }
     let whole = fs::read(&file).context("FILE")?;
     let folder = tempfile::tempdir()?;
@@ -81,8 +82,12 @@ fn main() -> anyhow::Result<()> {
         File::create(&path)?.write_all(&bytes)?;
         let before = apart::given_up();
         let asked = Instant::now();
-        answered += apart::ask_all(&File::open(&path)?, &path);
+        let answers = apart::ask_all(&File::open(&path)?, &path);
         let took = asked.elapsed();
+        if number == 0 && answers == 0 {
+            bail!("nothing is known of the file before it is damaged: is the reader started?");
+        }
+        answered += answers;
         slowest = slowest.max(took);
         if apart::given_up() > before || took > Duration::from_secs(2) {
             let kept = format!("mutant-{number}");

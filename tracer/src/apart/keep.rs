@@ -52,6 +52,9 @@ const MOST_AT_ONCE: usize = 4;
 /// for none of the others.
 const WALKS_AT_ONCE: usize = 4;
 
+/// So many runtimes are looked at at the same time.
+const RUNTIMES_AT_ONCE: usize = 4;
+
 /// A reader that may write to less memory than this, bytes, is not started: the largest file that is read at once (1.5 GiB, most of
 /// which is a hole and takes none), and what is made of it.
 const LEAST_MEMORY: u64 = 2 << 30;
@@ -88,6 +91,8 @@ pub(super) enum Role {
     Names,
     /// What is in the memory of processes.
     Memory,
+    /// What runtimes keep there: answers come soon, and the tracing thread waits for some.
+    Runtimes,
 }
 
 /// All readers.
@@ -97,6 +102,7 @@ pub(super) struct Readers {
     files: Vec<Mutex<Slot>>,
     names: Mutex<Slot>,
     memory: [Mutex<Slot>; WALKS_AT_ONCE],
+    runtimes: [Mutex<Slot>; RUNTIMES_AT_ONCE],
     /// By user: files that ended or hung a reader, and when one did last.
     strikes: Mutex<HashMap<u32, (u32, Instant)>>,
     /// The processor time of all, up to their last answers, nanoseconds.
@@ -136,6 +142,7 @@ impl Readers {
                 .collect(),
             names: Mutex::default(),
             memory: Default::default(),
+            runtimes: Default::default(),
             strikes: Mutex::default(),
             spent: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
@@ -272,6 +279,7 @@ impl Readers {
             Role::Names => return lock(&self.names),
             Role::Files => self.files.as_slice(),
             Role::Memory => &self.memory,
+            Role::Runtimes => &self.runtimes,
         };
         let free = slots.iter().find_map(|slot| match slot.try_lock() {
             Ok(slot) => Some(slot),

@@ -4,11 +4,13 @@
 //!
 //! Where no process was asked for, as in unit tests and in the reader itself, answers are made here.
 
+mod go;
 mod keep;
 mod serve;
 mod walk;
 mod wire;
 
+pub(crate) use go::GoMemory;
 pub use serve::serve;
 pub use walk::walk_all;
 pub(crate) use walk::{
@@ -37,6 +39,7 @@ use crate::{
     symbol::{Answered, Generated, Identity, nanoseconds},
     unwind::{Kept, Table},
 };
+use go::GoQuestion;
 use keep::{Readers, Role, Terms};
 use walk::Walk;
 
@@ -136,6 +139,9 @@ enum Question<'a> {
     /// What is in a process's memory, instead of a file.
     #[serde(borrow)]
     Walk(Walk<'a>),
+    /// The same of Go's runtime.
+    #[serde(borrow)]
+    Go(GoQuestion<'a>),
 }
 
 impl Question<'_> {
@@ -143,6 +149,7 @@ impl Question<'_> {
         match self {
             Self::Names(..) | Self::PerfMap(_) | Self::RustFunctions => Role::Names,
             Self::Walk(_) => Role::Memory,
+            Self::Go(_) => Role::Runtimes,
             _ => Role::Files,
         }
     }
@@ -156,7 +163,7 @@ impl Question<'_> {
             Self::Allocators(_) => 1 << 20,
             Self::Names(..) | Self::PerfMap(_) => 8 << 20,
             // 65,536 names of some hundred bytes.
-            Self::RustFunctions | Self::Walk(_) => 32 << 20,
+            Self::RustFunctions | Self::Walk(_) | Self::Go(_) => 32 << 20,
             // 12 million rows: three times as many as the largest programs have.
             Self::Unwinding(_) => 96 << 20,
         }

@@ -16,7 +16,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Question, walk, wire};
+use super::{Question, go, walk, wire};
 use crate::{
     kernel::{confine, end_after},
     process::{
@@ -107,6 +107,7 @@ fn say(question: &Question<'_>, files: Vec<File>, namer: &mut Namer, back: Back<
             encode(&Ok(namer.names((*identity, file), files.next(), addresses)))
         }
         Question::Walk(walk) => walk::answer(walk, file, back),
+        Question::Go(question) => go::answer(question, file),
         Question::PerfMap(addresses) => encode(&Ok(PerfMap::read(file).at(addresses))),
     }
 }

@@ -15,13 +15,14 @@ use std::{
 
 use super::{Session, process::Traced};
 use crate::{
+    apart::{GoMemory, Unread},
     kernel::monotonic_ns,
     ledger::{Judgement, Ledger, SiteId, Verdict},
     process::elf::is_go,
     process::procfs::answering_memory,
-    reader::{Answering, ProcessMemory},
+    reader::ProcessMemory,
     report::{Frame, GoUse, Process, Site},
-    runtime::go::{GoError, HeapProfile, Image, Program},
+    runtime::go::{GoError, HeapProfile, Program},
     symbol::Module,
     units::rate,
 };
@@ -38,6 +39,15 @@ const LOOK_AT_LEAST: Duration = Duration::from_secs(10);
 
 /// How the runtime's functions begin by which it maps memory for itself (src/runtime/mem_linux.go, cgo_mmap.go).
 const MAPPERS: [&[u8]; 3] = [b"runtime.sys", b"runtime.mmap", b"runtime.callCgoMmap"];
+
+/// The tables of functions of all programs take at most so many bytes: those of the largest have some 100 MiB.
+const MOST_OF_TABLES: usize = 256 << 20;
+
+/// What could not be read so often is not tried again.
+pub(super) const MOST_UNREAD: u32 = 3;
+
+/// So many stacks of a process are told apart: real programs have some thousands.
+const MOST_SITES: usize = 1 << 16;
 
 /// What names the frames of a program.
 #[derive(Clone, Copy)]
@@ -56,6 +66,8 @@ pub(super) const NO_PROFILE: &str = "Go's runtime samples no block in it: the li
 pub(super) struct GoHeaps {
     /// By module; `None` of one that holds no Go.
     programs: HashMap<u64, Option<Result<Arc<Program>, GoError>>>,
+    /// How often a program could not be read, by module.
+    unread: HashMap<u64, u32>,
     /// By incarnation.
     processes: HashMap<u32, GoProcess>,
     /// Incarnations that hold none, as of so many mapped ranges.
@@ -86,6 +98,8 @@ struct GoProcess {
     cycle: u32,
     /// When the last collection that was seen was published.
     collected: Option<Instant>,
+    /// How often in a row it could not be read.
+    unread: u32,
     /// When the profile is read next.
     next: Option<Instant>,
     /// CLOCK_MONOTONIC nanoseconds of the last look; 0: none so far.
@@ -105,6 +119,7 @@ impl Default for GoHeaps {
     fn default() -> Self {
         Self {
             programs: HashMap::new(),
+            unread: HashMap::new(),
             processes: HashMap::new(),
             others: HashMap::new(),
             ledger: Ledger::new(monotonic_ns()),
@@ -140,23 +155,45 @@ impl GoHeaps {
                 continue;
             };
             let bias = range.start.wrapping_sub(module.mapped_at(range));
-            let program = self.programs.entry(module.number).or_insert(None);
-            let program = program.get_or_insert_with(|| {
-                let ranges = answering_memory(proc_root, traced.pid).unwrap_or_default();
-                let answering = Answering::new(&memory, &ranges);
-                Program::find(&answering, Image { elf, bias }).map(Arc::new)
-            });
+            let known = self.programs.get(&module.number).and_then(Clone::clone);
+            let program = match known {
+                Some(program) => program,
+                None => {
+                    let ranges = answering_memory(proc_root, traced.pid).unwrap_or_default();
+                    let place = GoMemory {
+                        memory: &memory,
+                        ranges: &ranges,
+                        bias,
+                    };
+                    let program = match place.program(elf) {
+                        Ok(Ok(program)) if self.has_room_for(&program) => Ok(Arc::new(program)),
+                        Ok(Ok(_)) => Err(GoError::Room),
+                        Ok(Err(error)) => Err(error),
+                        Err(why) => {
+                            let tries = self.unread.entry(module.number).or_default();
+                            *tries += u32::from(!why.is_for_now());
+                            if *tries < MOST_UNREAD {
+                                continue;
+                            }
+                            Err(GoError::Unread(why.to_string()))
+                        }
+                    };
+                    self.unread.remove(&module.number);
+                    self.programs.insert(module.number, Some(program.clone()));
+                    program
+                }
+            };
             let (refused, found) = match program {
                 Ok(program) => (
                     None,
                     Some(Found {
-                        program: Arc::clone(program),
+                        program,
                         module: Arc::clone(module),
                         bias,
                         memory,
                     }),
                 ),
-                Err(error) => (Some(error.clone()), None),
+                Err(error) => (Some(error), None),
             };
             let process = GoProcess {
                 refused,
@@ -172,6 +209,7 @@ impl GoHeaps {
                 first_cycle: 0,
                 cycle: 0,
                 collected: None,
+                unread: 0,
                 next: None,
                 looked_ns: 0,
             };
@@ -182,11 +220,20 @@ impl GoHeaps {
         self.others.insert(incarnation, ranges.len());
     }
 
+    /// Whether the tables of functions that are held leave room for another.
+    fn has_room_for(&self, program: &Program) -> bool {
+        let held = self.programs.values().flatten().flatten();
+        let bytes = held
+            .map(|program| program.functions.held_bytes())
+            .fold(program.functions.held_bytes(), usize::saturating_add);
+        bytes <= MOST_OF_TABLES
+    }
+
     fn look(&mut self, proc_root: &std::path::Path, traced: &Traced, sizes: (u64, u64)) {
         let Some(process) = self.processes.get_mut(&traced.incarnation) else {
             return;
         };
-        let Some(found) = &process.found else {
+        let Some(found) = process.found.as_ref().filter(|_| process.refused.is_none()) else {
             return;
         };
         let begun = Instant::now();
@@ -195,12 +242,23 @@ impl GoHeaps {
         }
         // Of a process that is gone nothing answers.
         let ranges = answering_memory(proc_root, traced.pid).unwrap_or_default();
-        let memory = Answering::new(&found.memory, &ranges);
-        let Some(profile) = found.program.heap_profile(&memory, found.bias) else {
-            // It has ended, or is about to.
-            return;
+        let place = GoMemory {
+            memory: &found.memory,
+            ranges: &ranges,
+            bias: found.bias,
         };
-        let goroutines = found.program.goroutines(&memory, found.bias);
+        let (profile, goroutines) = match place.look(&found.program.places) {
+            Ok((Some(profile), goroutines)) => {
+                process.unread = 0;
+                (profile, goroutines)
+            }
+            // It has ended, or is about to.
+            Ok((None, _)) => return,
+            Err(why) => {
+                process.note_unread(&why);
+                return;
+            }
+        };
         let now_ns = monotonic_ns();
         process.note_collections(&profile, begun);
         let is_first = process.looked_ns == 0;
@@ -256,6 +314,12 @@ impl GoHeaps {
         });
         self.others
             .retain(|incarnation, _| incarnations.contains(incarnation));
+        // A program that nobody runs any more is read anew when somebody does.
+        self.programs.retain(|_, program| match program {
+            Some(Ok(program)) => Arc::strong_count(program) > 1,
+            Some(Err(GoError::Room)) => false,
+            _ => true,
+        });
     }
 
     /// Bytes in use by the profile of a process.
@@ -443,6 +507,18 @@ impl GoProcess {
         format!("Go {}", self.path)
     }
 
+    /// Who reads it for us had no answer.
+    fn note_unread(&mut self, why: &Unread) {
+        if !why.is_for_now() {
+            // A machine that is out of breath is no reason to give up.
+            self.unread += 1;
+            if self.unread >= MOST_UNREAD {
+                self.refused = Some(GoError::Unread(why.to_string()));
+            }
+        }
+        self.next = Some(Instant::now() + LOOK_AT_LEAST);
+    }
+
     fn note_collections(&mut self, profile: &HeapProfile, now: Instant) {
         if self.looked_ns == 0 {
             self.first_cycle = profile.cycle;
@@ -471,6 +547,10 @@ impl GoProcess {
             }
             let id = match self.known.get(&bucket.stack) {
                 Some(id) => *id,
+                None if self.known.len() >= MOST_SITES => {
+                    self.is_cut = true;
+                    continue;
+                }
                 None => {
                     let id = *next;
                     // They do not run out: each is a stack of a program.

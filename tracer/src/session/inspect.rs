@@ -10,16 +10,14 @@ use super::{
     tables::{Builder, Unwinding},
 };
 use crate::{
+    apart::GoMemory,
     process::{
         discover::{Files, discover},
         elf::is_go,
         procfs::answering_memory,
     },
     reader::{Answering, ProcessMemory},
-    runtime::{
-        cpython::Interpreters,
-        go::{Image, Program},
-    },
+    runtime::cpython::Interpreters,
     symbol::{AddressSpace, Modules},
     units::bytes,
 };
@@ -161,23 +159,31 @@ fn go(proc_root: &Path, pid: u32, space: &AddressSpace) -> Option<Result<String,
         Err(error) => return Some(Err(format!("its memory cannot be read: {error}"))),
     };
     let ranges = answering_memory(proc_root, pid).unwrap_or_default();
-    let memory = Answering::new(&memory, &ranges);
-    let bias = range.start.wrapping_sub(module.mapped_at(range));
-    let program = match Program::find(&memory, Image { elf, bias }) {
-        Ok(program) => program,
-        Err(error) => return Some(Err(error.to_string())),
+    let place = GoMemory {
+        memory: &memory,
+        ranges: &ranges,
+        bias: range.start.wrapping_sub(module.mapped_at(range)),
     };
-    let goroutines = match program.goroutines(&memory, bias) {
+    let program = match place.program(elf) {
+        Ok(Ok(program)) => program,
+        Ok(Err(error)) => return Some(Err(error.to_string())),
+        Err(why) => return Some(Err(why.to_string())),
+    };
+    let (profile, goroutines) = match place.look(&program.places) {
+        Ok(seen) => seen,
+        Err(why) => return Some(Err(why.to_string())),
+    };
+    let goroutines = match goroutines {
         Some(_) => "goroutines",
         None => "no goroutines",
     };
-    let heap = match program.heap_profile(&memory, bias) {
+    let heap = match profile {
         Some(profile) if profile.rate > 0 => format!(
             "its heap profile, one sample for {}",
             bytes(profile.rate)
         ),
         // While it is swept there is nothing to be counted.
-        _ if program.generation(&memory, bias).is_none() => {
+        _ if !matches!(place.generation(&program.places), Ok(Some(_))) => {
             "it has no heap profile, and its heap is not where this version has it".to_owned()
         }
         _ if program.returns.is_empty() => {

@@ -74,15 +74,22 @@ impl Suite {
     pub(crate) fn tests(&self, words: &[String]) -> Result<Vec<Test>> {
         let mut tests = Vec::new();
         for binary in &self.whole {
-            let listed = shell::capture(
-                Command::new(&binary.path)
-                    .args(words)
-                    .args(["--list", "--format", "terse"])
-                    .current_dir(&binary.package),
-            )?;
+            let list = |which: &[&str]| {
+                shell::capture(
+                    Command::new(&binary.path)
+                        .args(words)
+                        .args(["--list", "--format", "terse"])
+                        .args(which)
+                        .current_dir(&binary.package),
+                )
+            };
+            // Those that take minutes are asked for by hand.
+            let (listed, ignored) = (list(&[])?, list(&["--ignored"])?);
+            let is_ignored = |test: &&str| ignored.lines().any(|other| other == *test);
             tests.extend(
                 listed
                     .lines()
+                    .filter(|test| !is_ignored(test))
                     .filter_map(|line| line.strip_suffix(": test"))
                     .map(|name| Test {
                         binary: binary.name.clone(),

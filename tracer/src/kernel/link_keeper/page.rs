@@ -98,6 +98,8 @@ pub(super) struct Page {
     pub(super) answer: AtomicU32,
     /// Places at and behind this one were never used.
     pub(super) used: AtomicU32,
+    /// Counts the processes that close links: each has a number of its own.
+    pub(super) shares: AtomicU32,
     asked: UnsafeCell<Asked>,
     pub(super) places: [Place; MOST_LINKS],
 }

@@ -5,7 +5,7 @@ use std::{
     ffi::CStr,
     io,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicI32, Ordering},
     time::Duration,
 };
 
@@ -33,6 +33,12 @@ pub(super) struct Wakers {
 /// Runs until leakscope has ended, or needs it no more, and nothing is kept.
 pub(super) fn run(page: &Page, wakers: Wakers) {
     let mut parent_lives = true;
+    // Whoever kept before may have been ended between choosing what to close and closing it.
+    for place in page.used_places() {
+        if place.link.load(Ordering::SeqCst) >= 0 {
+            change(place, place::CLOSING, place::KEPT);
+        }
+    }
     loop {
         if page.request.load(Ordering::SeqCst) == request::ASKED {
             answer(page);
@@ -160,6 +166,8 @@ fn close_due(page: &Page, all: bool) -> u64 {
     let now = monotonic_ns();
     let mut next = u64::MAX;
     let mut due = 0_u32;
+    // Some that were due before may still be closed: nobody is to wait for those.
+    let first = page.shares.load(Ordering::SeqCst);
     for place in page.used_places() {
         if place.state.load(Ordering::SeqCst) != place::KEPT {
             continue;
@@ -172,11 +180,15 @@ fn close_due(page: &Page, all: bool) -> u64 {
         if deadline != 0 {
             place.overdue.store(1, Ordering::SeqCst);
         }
-        place.state.store(place::CLOSING, Ordering::SeqCst);
-        place.share.store(due % CLOSED_AT_ONCE, Ordering::SeqCst);
-        due = due.saturating_add(1);
+        let share = first.wrapping_add(due % CLOSED_AT_ONCE);
+        place.share.store(share, Ordering::SeqCst);
+        if change(place, place::KEPT, place::CLOSING) {
+            due = due.saturating_add(1);
+        }
     }
-    for share in 0..due.min(CLOSED_AT_ONCE) {
+    let shares = due.min(CLOSED_AT_ONCE);
+    page.shares.fetch_add(shares, Ordering::SeqCst);
+    for share in (0..shares).map(|share| first.wrapping_add(share)) {
         // SAFETY: as in `sys::share_descriptors`; what follows only calls the system.
         let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES, 0, 0, 0, 0) };
         if child > 0 {
@@ -202,30 +214,40 @@ fn close_due(page: &Page, all: bool) -> u64 {
     next
 }
 
-/// Closes a link, which takes its breakpoints away, and its event.
+/// Closes a link, which takes its breakpoints away, and its event. Two may be about to: the second leaves it to the first, for as soon as a
+/// place says that it is closed another link may be kept there.
 fn close(page: &Page, place: &Place) {
-    for fd in [&place.link, &place.event] {
-        let fd = fd.swap(-1, Ordering::SeqCst);
-        if fd >= 0 {
-            // SAFETY: the keeper made the descriptor, and nobody else closes it.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
-    }
+    let Some(link) = take(&place.link) else {
+        return;
+    };
+    let event = take(&place.event);
+    drop(link);
+    drop(event);
     place.state.store(place::CLOSED, Ordering::SeqCst);
     forget(place);
     page.closings.fetch_add(1, Ordering::SeqCst);
     wake(&page.closings);
 }
 
+/// Takes a descriptor out of its place; whoever gets it closes it.
+fn take(place: &AtomicI32) -> Option<OwnedFd> {
+    let fd = place.swap(-1, Ordering::SeqCst);
+    // SAFETY: the keeper made the descriptor, and nobody else has it any more.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Changes what is the matter with a place, where it was this; whether it was.
+fn change(place: &Place, from: u32, to: u32) -> bool {
+    place
+        .state
+        .compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst)
+        .is_ok()
+}
+
 /// Frees a place that is closed, if nobody waits for that any more.
 pub(super) fn forget(place: &Place) {
     if place.forgotten.load(Ordering::SeqCst) != 0 {
-        let _ = place.state.compare_exchange(
-            place::CLOSED,
-            place::FREE,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        );
+        change(place, place::CLOSED, place::FREE);
     }
 }
 
@@ -234,4 +256,57 @@ fn reap() {
     let mut status = 0;
     // SAFETY: waitpid(2) writes the status, which is ours. They end without a signal: `__WALL`.
     while unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) } > 0 {}
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests say so by failing")]
+
+    use super::{
+        super::page::{SharedPage, place},
+        change, close, close_due,
+    };
+    use std::{
+        fs::File,
+        os::fd::IntoRawFd as _,
+        sync::atomic::Ordering,
+        time::{Duration, Instant},
+    };
+
+    #[test]
+    fn a_link_was_called_closed_while_somebody_closed_it() {
+        let page = SharedPage::new().unwrap();
+        let place = page.place(0).unwrap();
+        place.state.store(place::CLOSING, Ordering::SeqCst);
+        // Another process has taken it out, and waits for the kernel.
+        place.link.store(-1, Ordering::SeqCst);
+        place.forgotten.store(1, Ordering::SeqCst);
+        close(&page, place);
+        assert_eq!(place.state.load(Ordering::SeqCst), place::CLOSING);
+        place.state.store(place::CLOSED, Ordering::SeqCst);
+        assert!(change(place, place::CLOSED, place::FREE));
+    }
+
+    #[test]
+    fn what_is_closed_later_is_closed_by_others() {
+        let page = SharedPage::new().unwrap();
+        page.used.store(2, Ordering::SeqCst);
+        let shares: Vec<u32> = (0..2)
+            .map(|number| {
+                let place = page.place(number).unwrap();
+                let file = File::open("/dev/null").unwrap();
+                place.event.store(-1, Ordering::SeqCst);
+                place.link.store(file.into_raw_fd(), Ordering::SeqCst);
+                place.state.store(place::KEPT, Ordering::SeqCst);
+                close_due(&page, false);
+                let begun = Instant::now();
+                while place.state.load(Ordering::SeqCst) != place::CLOSED {
+                    assert!(begun.elapsed() < Duration::from_secs(10));
+                    std::thread::yield_now();
+                }
+                place.share.load(Ordering::SeqCst)
+            })
+            .collect();
+        assert_eq!(shares, [0, 1]);
+    }
 }

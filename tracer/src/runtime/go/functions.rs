@@ -2,7 +2,10 @@
 //! (src/runtime/symtab.go, symtabinl.go, cmd/link/internal/ld/pcln.go). It stays in stripped files. Addresses are those of the file,
 //! before it is placed anywhere. Pure; no offset or count in the table is believed.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
+    as_bytes,
     bytes::{half, size, varint},
     version::Layout,
 };
@@ -47,20 +50,49 @@ pub struct GoFrame {
 }
 
 /// The table of a program.
+#[derive(Serialize, Deserialize)]
+#[serde(try_from = "Parts")]
 pub struct FunctionTable {
     layout: Layout,
     /// From `pcHeader` on.
+    #[serde(with = "as_bytes")]
     bytes: Vec<u8>,
     /// Where the functions' code begins.
     text: u64,
     /// The functions' data, from `moduledata.gofunc` on.
+    #[serde(with = "as_bytes")]
     data: Vec<u8>,
+    #[serde(skip_serializing)]
     functions: usize,
+    #[serde(skip_serializing)]
     names: usize,
+    #[serde(skip_serializing)]
     units: usize,
+    #[serde(skip_serializing)]
     files: usize,
+    #[serde(skip_serializing)]
     values: usize,
+    #[serde(skip_serializing)]
     table: usize,
+}
+
+/// What a table is made from.
+#[derive(Deserialize)]
+struct Parts {
+    layout: Layout,
+    #[serde(with = "as_bytes")]
+    bytes: Vec<u8>,
+    text: u64,
+    #[serde(with = "as_bytes")]
+    data: Vec<u8>,
+}
+
+impl TryFrom<Parts> for FunctionTable {
+    type Error = &'static str;
+
+    fn try_from(parts: Parts) -> Result<Self, Self::Error> {
+        Self::new(parts.layout, parts.bytes, parts.text, parts.data).ok_or("no table of functions")
+    }
 }
 
 impl std::fmt::Debug for FunctionTable {
@@ -112,6 +144,17 @@ impl FunctionTable {
             .filter_map(|place| self.data_of(&self.at(place)?, INLINED_CALLS))
             .max();
         last.map_or(0, |last| u64::from(last) + MOST_INLINED_BYTES)
+    }
+
+    /// How what it names is laid out.
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.bytes.len().saturating_add(self.data.len())
     }
 
     /// Takes over the functions' data.

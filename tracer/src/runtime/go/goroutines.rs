@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{bytes::word, pieces::Pieces, program::Program};
+use serde::{Deserialize, Serialize};
+
+use super::{bytes::word, pieces::Pieces, program::Places};
 use crate::heap::Memory;
 
 /// Places in `g`: `stack.lo`, `stack.hi`, `sched.sp`, `sched.pc`.
@@ -38,7 +40,7 @@ const LARGEST_STACK: u64 = 1 << 30;
 const LONGEST_REASON: usize = 64;
 
 /// Where goroutines were started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct GoroutineKind {
     /// Where the `go` statement's call returns to; 0 of those that the runtime starts first.
     pub creator: u64,
@@ -47,7 +49,7 @@ pub struct GoroutineKind {
 }
 
 /// Goroutines that were started at the same place.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GoroutineGroup {
     /// Each of them.
     pub members: Vec<Member>,
@@ -56,7 +58,7 @@ pub struct GoroutineGroup {
 }
 
 /// A goroutine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// Its number, which no other ever has.
     pub number: u64,
@@ -65,7 +67,7 @@ pub struct Member {
 }
 
 /// Goroutines that do the same.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
     /// How many.
     pub count: u64,
@@ -76,7 +78,7 @@ pub struct Waiting {
 }
 
 /// All goroutines at a moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Goroutines {
     /// By where they were started.
     pub groups: BTreeMap<GoroutineKind, GoroutineGroup>,
@@ -84,12 +86,11 @@ pub struct Goroutines {
     pub is_cut: bool,
 }
 
-impl Program {
+impl Places {
     /// Looks at all goroutines; `None` where they are not as they should be in this version.
     #[must_use]
     pub fn goroutines(&self, memory: &dyn Memory, bias: u64) -> Option<Goroutines> {
-        let main = self.functions.function("runtime.main")?;
-        let main = main.start.wrapping_add(bias);
+        let main = self.main?.wrapping_add(bias);
         self.all_goroutines.iter().find_map(|list| {
             let list = list.wrapping_add(bias);
             let (first, count) = (memory.word(list)?, memory.word(list.checked_add(8)?)?);

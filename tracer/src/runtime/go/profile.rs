@@ -3,7 +3,9 @@
 
 use std::collections::HashSet;
 
-use super::{bytes::word, pieces::Pieces, program::Program};
+use serde::{Deserialize, Serialize};
+
+use super::{bytes::word, pieces::Pieces, program::Places};
 use crate::heap::Memory;
 
 /// `bucket`: `next`, `allnext`, `typ`, `hash`, `size`, `nstk`; then the stack and the record.
@@ -18,7 +20,7 @@ const OF_MEMORY: u64 = 1;
 const FUTURE: usize = 3;
 
 /// The most buckets that are read: real programs have some thousands.
-const MOST_BUCKETS: usize = 1 << 18;
+const MOST_BUCKETS: usize = 1 << 16;
 /// No block is larger, bytes.
 const LARGEST: u64 = 1 << 47;
 /// The largest rate that is taken for one, bytes.
@@ -27,7 +29,7 @@ const LARGEST_RATE: u64 = 1 << 31;
 const TRIES: usize = 3;
 
 /// What was sampled of a stack and a size.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bucket {
     /// Where it lies, which tells it from others: it stays until the process ends.
     pub address: u64,
@@ -44,7 +46,7 @@ pub struct Bucket {
 }
 
 /// The profile at a moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeapProfile {
     /// One block is sampled for so many bytes in the mean; 0: none is.
     pub rate: u64,
@@ -56,7 +58,7 @@ pub struct HeapProfile {
     pub is_cut: bool,
 }
 
-impl Program {
+impl Places {
     /// How many collections the profile knows of, modulo a large number; and whether the last of them is in it.
     #[must_use]
     pub fn cycle(&self, memory: &dyn Memory, bias: u64) -> Option<(u32, bool)> {

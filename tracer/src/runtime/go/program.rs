@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
@@ -35,7 +36,7 @@ const TEXT_END: usize = 184;
 const MODULE: usize = 512;
 
 /// The largest table that is read, bytes: the largest programs have some 100 MiB.
-const LARGEST_TABLE: u64 = 256 << 20;
+const LARGEST_TABLE: u64 = 128 << 20;
 /// The most of a program's data that is searched for `moduledata`, bytes.
 const MOST_SEARCHED: u64 = 256 << 20;
 /// Bytes that are searched at once.
@@ -45,7 +46,7 @@ const BUILD_INFO_WITHIN: usize = 64 << 10;
 const BUILD_INFO_ALIGN: usize = 16;
 
 /// Why a Go program is not read.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GoError {
     /// Code of another machine.
     #[error("its Go runtime is read on x86-64 only")]
@@ -62,17 +63,37 @@ pub enum GoError {
         /// The version.
         version: String,
         /// What is missing.
-        what: &'static str,
+        what: String,
     },
+    /// Who reads it for us has no answer.
+    #[error("{0}")]
+    Unread(String),
+    /// The tables of others take all the room that there is.
+    #[error(
+        "the tables of functions of other Go programs take all the room that there is for them"
+    )]
+    Room,
 }
 
 /// Go's runtime in a program's file; addresses are those of the file.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Program {
     /// Which Go built it.
     pub version: Version,
     /// Its functions.
     pub functions: FunctionTable,
+    /// Where its variables lie.
+    pub places: Places,
+    /// The instructions at which the functions return that compiled code calls for a block, `mallocgc` and since Go 1.27 one for each small
+    /// size: the block's address is in the first register for results.
+    pub returns: Vec<u64>,
+    /// The same of the function that makes a span for a block of its own: in the register is where its `mspan` lies.
+    pub returns_of_large: Vec<u64>,
+}
+
+/// What must be known of a program to look at its heap and goroutines; addresses are those of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Places {
     pub(super) layout: Layout,
     /// `runtime.mbuckets`: the first bucket of the heap profile.
     pub(super) buckets: u64,
@@ -86,11 +107,8 @@ pub struct Program {
     pub(super) reasons: Option<u64>,
     /// Where `runtime.mheap_` may be.
     pub(super) heaps: Vec<u64>,
-    /// The instructions at which the functions return that compiled code calls for a block, `mallocgc` and since Go 1.27 one for each small
-    /// size: the block's address is in the first register for results.
-    pub returns: Vec<u64>,
-    /// The same of the function that makes a span for a block of its own: in the register is where its `mspan` lies.
-    pub returns_of_large: Vec<u64>,
+    /// Where `runtime.main` begins.
+    pub(super) main: Option<u64>,
 }
 
 /// A program's file where a process has it.
@@ -156,6 +174,12 @@ struct Module {
 }
 
 impl Program {
+    /// Whether its parts are of one version.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let layout = self.version.layout();
+        layout == Some(self.places.layout) && layout == Some(self.functions.layout())
+    }
+
     /// Finds the runtime.
     ///
     /// # Errors
@@ -168,9 +192,9 @@ impl Program {
         let layout = version
             .layout()
             .ok_or_else(|| GoError::Version(version.name.clone()))?;
-        let missing = |what| GoError::Layout {
+        let missing = |what: &str| GoError::Layout {
             version: version.name.clone(),
-            what,
+            what: what.to_owned(),
         };
         let module = module(memory, image, &layout).ok_or_else(|| missing("moduledata"))?;
         let functions = functions(memory, image, layout, &module)
@@ -220,18 +244,23 @@ impl Program {
             of_size.is_some_and(|it| it.last().is_none_or(u8::is_ascii_digit))
         });
         let returns_of_large = code.returns_of(|name| name == b"runtime.(*mcache).allocLarge");
-        Ok(Self {
-            heaps,
-            returns,
-            returns_of_large,
+        let main = functions.function("runtime.main").map(|main| main.start);
+        let places = Places {
+            layout,
             buckets,
             cycle,
             rates,
             all_goroutines,
             reasons,
+            heaps,
+            main,
+        };
+        Ok(Self {
+            returns,
+            returns_of_large,
+            places,
             version,
             functions,
-            layout,
         })
     }
 }

@@ -4,10 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     bytes::{half, word},
     pieces::Pieces,
-    program::Program,
+    program::Places,
     version::SpanLayout,
 };
 use crate::heap::Memory;
@@ -38,7 +40,7 @@ const MOST_SPANS: u64 = 1 << 20;
 const MOST_BLOCKS: u64 = PAGE;
 
 /// What is counted together: blocks of one size, with pointers or without.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BlockKind {
     /// Bytes that the runtime takes for one.
     pub bytes: u64,
@@ -47,7 +49,7 @@ pub struct BlockKind {
 }
 
 /// The blocks of a kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockCount {
     /// In use, as of the last collection.
     pub live: u64,
@@ -56,7 +58,7 @@ pub struct BlockCount {
 }
 
 /// The heap as of a collection.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpanCounts {
     /// `mheap.sweepgen`: two more with each collection.
     pub generation: u32,
@@ -69,7 +71,7 @@ pub struct SpanCounts {
 }
 
 /// A block by the span that it lies in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockPlace {
     /// Where it begins.
     pub start: u64,
@@ -83,7 +85,7 @@ pub struct BlockPlace {
 }
 
 /// What is known of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BlockFate {
     /// The last collection found it in use.
     Marked,
@@ -176,7 +178,7 @@ impl Span {
     }
 }
 
-impl Program {
+impl Places {
     /// Counts the blocks of the heap as of the last collection; `None` where they are being swept, or what is there is no heap.
     #[must_use]
     pub fn span_counts(&self, memory: &dyn Memory, bias: u64) -> Option<SpanCounts> {

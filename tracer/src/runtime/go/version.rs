@@ -1,6 +1,8 @@
 //! Which Go built a program, by `.go.buildinfo` (debug/buildinfo), and how its runtime lays out what is read of it. Only versions whose
 //! sources were read are known; others are refused.
 
+use serde::{Deserialize, Serialize};
+
 use super::bytes::varint;
 
 /// `buildInfoMagic` (debug/buildinfo).
@@ -18,7 +20,7 @@ const OLDEST: u32 = 19;
 const NEWEST: u32 = 27;
 
 /// The version of Go that built a program.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
     /// As it calls itself: `go1.24.4`.
     pub name: String,
@@ -70,7 +72,7 @@ pub(super) fn known() -> String {
 }
 
 /// Offsets in the runtime's structures, bytes (src/runtime: `symtab.go`, `mprof.go`, `runtime2.go`, `mheap.go`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     /// `moduledata.gofunc`.
     pub(super) functions_data: usize,
@@ -95,7 +97,7 @@ pub struct Layout {
 }
 
 /// Offsets in the heap's structures, bytes (src/runtime/mheap.go).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SpanLayout {
     /// `mheap.sweepgen`, `mheap.allspans`, `mheap.arenas`.
     pub(super) heap_generation: usize,

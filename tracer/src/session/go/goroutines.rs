@@ -18,6 +18,9 @@ use crate::{
     runtime::go::{GoroutineGroup, GoroutineKind, Goroutines, Waiting},
 };
 
+/// So many places that start goroutines are told apart.
+const MOST_PLACES: usize = 1 << 14;
+
 /// The goroutines of a program.
 #[derive(Debug, Default)]
 pub(super) struct GoroutineSites {
@@ -93,6 +96,9 @@ impl GoroutineSites {
     /// Takes over a look.
     pub(super) fn take(&mut self, seen: &Goroutines, now_ns: u64, next: &mut SiteId) {
         for kind in seen.groups.keys() {
+            if self.known.len() >= MOST_PLACES && !self.known.contains_key(kind) {
+                continue;
+            }
             let id = *self.known.entry(*kind).or_insert_with(|| {
                 let id = *next;
                 *next = next.saturating_add(1).min(SiteId::MAX - 1);

@@ -17,13 +17,16 @@ use std::{
 
 use leakscope_common::{FaultRecord, GO_SPAN, UNKNOWN_SITE};
 
-use super::windows::{Windows, WindowsTask};
+use super::{
+    MOST_UNREAD,
+    windows::{Windows, WindowsTask},
+};
 use crate::{
-    heap::Memory,
+    apart::{self, GoMemory, Unread},
     kernel::{monotonic_ns, ordinary_priority, process_cpu_time, thread_cpu_time},
     ledger::SiteId,
     process::procfs::answering_memory,
-    reader::{Answering, ProcessMemory},
+    reader::ProcessMemory,
     runtime::go::{BlockFate, BlockKind, BlockPlace, Program, SpanCounts},
 };
 
@@ -225,19 +228,31 @@ impl Work {
 
     fn run(mut self, tell: &Sender<Told>, born: &Receiver<FaultRecord>) {
         ordinary_priority();
+        let mut unread = 0;
         while !self.shared.is_stopped() {
             let Ok(memory) = ProcessMemory::open(&self.task.proc_root, self.task.pid) else {
                 return;
             };
             self.refresh();
             let ranges = std::mem::take(&mut self.ranges);
-            let answering = Answering::new(&memory, &ranges);
-            self.take_in(&answering, born, tell);
-            let looked = self.look(&answering, tell);
+            let place = GoMemory {
+                memory: &memory,
+                ranges: &ranges,
+                bias: self.task.bias,
+            };
+            let looked = self
+                .take_in(place, born, tell)
+                .and_then(|()| self.look(place, tell));
             self.ranges = ranges;
-            if looked.is_none() {
+            match looked {
+                Ok(Some(())) => unread = 0,
                 // It has ended, or is about to.
-                return;
+                Ok(None) => return,
+                Err(why) if why.is_for_now() || unread < MOST_UNREAD => unread += 1,
+                Err(why) => {
+                    let _ = tell.send(Told::Unseen(format!("its heap is not read: {why}")));
+                    return;
+                }
             }
             self.earn();
             for windows in &mut self.windows {
@@ -276,24 +291,27 @@ impl Work {
     }
 
     /// Takes blocks in that were handed out.
-    fn take_in(&mut self, memory: &dyn Memory, born: &Receiver<FaultRecord>, tell: &Sender<Told>) {
+    fn take_in(
+        &mut self,
+        memory: GoMemory<'_>,
+        born: &Receiver<FaultRecord>,
+        tell: &Sender<Told>,
+    ) -> Result<(), Unread> {
         let records: Vec<FaultRecord> = born
             .try_iter()
             .filter(|record| record.site != UNKNOWN_SITE)
             .collect();
         if records.is_empty() {
-            return;
+            return Ok(());
         }
-        let Some(generation) = self.task.program.generation(memory, self.task.bias) else {
-            return;
+        let of_program = &self.task.program.places;
+        let Some(generation) = memory.generation(of_program)? else {
+            return Ok(());
         };
         let addresses = records
             .iter()
             .map(|record| (record.address, record.marks & GO_SPAN != 0));
-        let places = self
-            .task
-            .program
-            .blocks_at(memory, self.task.bias, addresses);
+        let places = memory.blocks(of_program, addresses.collect())?;
         let has_large = self.windows.len() > 1;
         for (record, place) in records.iter().zip(places) {
             let Some(place) = place else {
@@ -324,6 +342,7 @@ impl Work {
                 let _ = tell.send(Told::Gone { block: place.start });
             }
         }
+        Ok(())
     }
 
     /// Collections by a time, as far as they were seen.
@@ -335,36 +354,43 @@ impl Work {
     }
 
     /// Looks what there is, and after a collection what is still there. `None`: there is no heap.
-    fn look(&mut self, memory: &dyn Memory, tell: &Sender<Told>) -> Option<()> {
-        let generation = self.task.program.generation(memory, self.task.bias)?;
+    fn look(&mut self, memory: GoMemory<'_>, tell: &Sender<Told>) -> Result<Option<()>, Unread> {
+        let Some(generation) = memory.generation(&self.task.program.places)? else {
+            return Ok(None);
+        };
         self.ended_ns.entry(generation).or_insert_with(monotonic_ns);
         self.ended_ns
             .retain(|ended, _| generation.wrapping_sub(*ended) <= REMEMBERED);
         let is_wanted = self.shared.wanted.load(Ordering::Relaxed);
         if self.counted != Some(generation) || is_wanted || Instant::now() >= self.next_count {
-            let (begun, begun_ns) = (thread_cpu_time(), monotonic_ns());
+            let spent = || thread_cpu_time().saturating_add(apart::spent_here());
+            let (begun, begun_ns) = (spent(), monotonic_ns());
             // While it is being swept, the next turn does it.
-            if let Some(counts) = self.task.program.span_counts(memory, self.task.bias) {
+            if let Some(counts) = memory.counts(&self.task.program.places)? {
                 self.counted = Some(counts.generation);
                 self.shared.wanted.store(false, Ordering::Relaxed);
-                let spent = thread_cpu_time().saturating_sub(begun);
+                let spent = spent().saturating_sub(begun);
                 self.next_count =
                     Instant::now() + COUNT_EVERY.max(spent.saturating_mul(COUNT_SHARE));
                 let _ = tell.send(Told::Counted(counts, begun_ns));
             }
         }
         if self.looked != Some(generation) {
-            self.look_after(memory, generation, tell);
+            self.look_after(memory, generation, tell)?;
         }
-        Some(())
+        Ok(Some(()))
     }
 
     /// Looks which blocks a collection has left.
-    fn look_after(&mut self, memory: &dyn Memory, generation: u32, tell: &Sender<Told>) {
+    fn look_after(
+        &mut self,
+        memory: GoMemory<'_>,
+        generation: u32,
+        tell: &Sender<Told>,
+    ) -> Result<(), Unread> {
         let ended_ns = self.ended_ns.get(&generation).copied().unwrap_or(0);
         let places: Vec<BlockPlace> = self.watched.values().map(|it| it.place).collect();
-        let program = &self.task.program;
-        let fates = program.fates(memory, self.task.bias, &places);
+        let fates = memory.fates(&self.task.program.places, &places)?;
         let mut is_swept = true;
         for (place, fate) in places.iter().zip(fates) {
             let Some(watched) = self.watched.get_mut(&place.start) else {
@@ -410,5 +436,6 @@ impl Work {
         if is_swept {
             self.looked = Some(generation);
         }
+        Ok(())
     }
 }
