@@ -26,7 +26,7 @@ use super::{
     SUBCOMMAND, Unread,
     wire::{self, Heard},
 };
-use crate::kernel::{is_readable, nowhere, ordinary_priority, spent_by};
+use crate::kernel::{is_readable, nowhere, ordinary_priority, own_memory, spent_by};
 
 /// The time for an answer about a small file. What is damaged on purpose takes no longer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -58,6 +58,10 @@ const RUNTIMES_AT_ONCE: usize = 4;
 /// A reader that may write to less memory than this, bytes, is not started: the largest file that is read at once (1.5 GiB, most of
 /// which is a hole and takes none), and what is made of it.
 const LEAST_MEMORY: u64 = 2 << 30;
+
+/// A reader that has taken more memory of its own than this, bytes, and keeps it when it has answered is ended; the next question starts
+/// another.
+const MOST_AT_REST: u64 = 128 << 20;
 
 /// Nothing is asked back more often for one question.
 const MOST_CALLS: u32 = 1 << 22;
@@ -222,6 +226,10 @@ impl Readers {
         )
         .and_then(|()| self.hear_out(running, terms.most, patience, reply));
         self.count_time(running);
+        if answer.is_ok() && own_memory(running.child.id()) > MOST_AT_REST {
+            // What it remembers is read again when it is asked for.
+            self.end(slot);
+        }
         answer.map_err(|error| {
             self.give_up(slot);
             let why = match error.kind() {

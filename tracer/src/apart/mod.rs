@@ -27,7 +27,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -234,8 +234,33 @@ pub(crate) fn generated(map: &File, addresses: &[u64]) -> Result<Vec<Generated>,
     ask(&Question::PerfMap(addresses.to_vec()), &[map])
 }
 
-/// Asks all that is ever asked of a file, for trials; gives the number of answers.
-pub fn ask_all(file: &File, path: &Path) -> usize {
+/// A question that was asked to see what becomes of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial {
+    /// What was asked for.
+    pub what: &'static str,
+    /// Whether there was an answer.
+    pub is_answered: bool,
+    /// How long it took until then.
+    pub took: Duration,
+    /// The processor time of the reader.
+    pub spent: Duration,
+}
+
+impl Trial {
+    fn of(what: &'static str, ask: impl FnOnce() -> bool) -> Self {
+        let (begun, spent) = (Instant::now(), spent_here());
+        Self {
+            what,
+            is_answered: ask(),
+            took: begun.elapsed(),
+            spent: spent_here().saturating_sub(spent),
+        }
+    }
+}
+
+/// Asks all that is ever asked of a file, for trials.
+pub fn ask_all(file: &File, path: &Path) -> Vec<Trial> {
     let places = |elf: &ElfFile| -> Vec<u64> {
         let segments = elf.segments.iter().filter(|segment| segment.executable);
         // The entry, and some in each piece of code.
@@ -246,26 +271,33 @@ pub fn ask_all(file: &File, path: &Path) -> usize {
         [elf.entry].into_iter().chain(inside).take(64).collect()
     };
     let Ok(metadata) = file.metadata() else {
-        return 0;
+        return Vec::new();
     };
     let modified = nanoseconds(metadata.mtime(), metadata.mtime_nsec());
     let identity = (metadata.dev(), metadata.ino(), metadata.len(), modified);
-    let elf = headers(file).ok();
+    let mut elf = None;
+    let first = Trial::of("headers", || {
+        elf = headers(file).ok();
+        elf.is_some()
+    });
     let addresses = elf.as_ref().map(places).unwrap_or_default();
-    [
-        elf.is_some(),
-        allocators(file, path).is_ok(),
-        unwinding(file, Kept::Calls).is_ok(),
-        ask::<bool>(&Question::HoldsV8, &[file]).is_ok(),
-        ask::<bool>(&Question::HoldsRust, &[file]).is_ok(),
-        ask::<Option<cpython::Facts>>(&Question::Interpreter, &[file]).is_ok(),
-        rust_functions(file).is_ok(),
-        names((identity, file), None, &addresses).is_ok(),
-        generated(file, &addresses).is_ok(),
+    vec![
+        first,
+        Trial::of("allocators", || allocators(file, path).is_ok()),
+        Trial::of("unwinding", || unwinding(file, Kept::Calls).is_ok()),
+        Trial::of("V8", || ask::<bool>(&Question::HoldsV8, &[file]).is_ok()),
+        Trial::of("Rust", || {
+            ask::<bool>(&Question::HoldsRust, &[file]).is_ok()
+        }),
+        Trial::of("CPython", || {
+            ask::<Option<cpython::Facts>>(&Question::Interpreter, &[file]).is_ok()
+        }),
+        Trial::of("Rust's functions", || rust_functions(file).is_ok()),
+        Trial::of("names", || {
+            names((identity, file), None, &addresses).is_ok()
+        }),
+        Trial::of("perf map", || generated(file, &addresses).is_ok()),
     ]
-    .iter()
-    .filter(|is_answered| **is_answered)
-    .count()
 }
 
 /// Asks about files.

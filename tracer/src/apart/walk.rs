@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Question, Unread, ask_about, keep::Terms, serve::encode};
+use super::{Question, Trial, Unread, ask_about, keep::Terms, serve::encode};
 use crate::{
     heap::{
         Allocator, BlockObject, Container, Counts, Look, LookOptions, OTHER_ROOTS, Owned,
@@ -170,8 +170,8 @@ pub(crate) fn walk_stopped(place: Place<'_>, task: LookTask<'_>) -> Result<Optio
     ask(place, Wanted::Look(task), MOST_OF_LOOK, &mut Nobody)
 }
 
-/// Walks in every way that there is, for trials; gives the number of answers.
-pub fn walk_all(memory: &ProcessMemory, regions: &[Region]) -> usize {
+/// Walks in every way that there is, for trials.
+pub fn walk_all(memory: &ProcessMemory, regions: &[Region]) -> Vec<Trial> {
     let place = Place {
         memory,
         regions,
@@ -211,21 +211,23 @@ pub fn walk_all(memory: &ProcessMemory, regions: &[Region]) -> usize {
         registers: Cow::Borrowed(&known),
         wants_blocks: true,
     };
-    [
-        walk_space(place, true).is_ok(),
-        walk_counts(place, Allocator::Glibc, &known).is_ok(),
-        walk_counts(place, Allocator::Jemalloc, &known).is_ok(),
-        walk_counts(place, Allocator::Mimalloc, &known).is_ok(),
-        walk_pools(place).is_ok(),
-        walk_young_pools(place, 1 << 14).is_ok(),
-        objects_in(place, &some).is_ok(),
-        walk_next_words(place, container, 0).is_ok(),
-        walk_kept(place, container, container.address, 1 << 14).is_ok(),
-        walk_stopped(place, task).is_ok(),
+    let counts = |allocator| walk_counts(place, allocator, &known).is_ok();
+    vec![
+        Trial::of("space", || walk_space(place, true).is_ok()),
+        Trial::of("glibc", || counts(Allocator::Glibc)),
+        Trial::of("jemalloc", || counts(Allocator::Jemalloc)),
+        Trial::of("mimalloc", || counts(Allocator::Mimalloc)),
+        Trial::of("pools", || walk_pools(place).is_ok()),
+        Trial::of("young pools", || walk_young_pools(place, 1 << 14).is_ok()),
+        Trial::of("objects", || objects_in(place, &some).is_ok()),
+        Trial::of("next words", || {
+            walk_next_words(place, container, 0).is_ok()
+        }),
+        Trial::of("kept", || {
+            walk_kept(place, container, container.address, 1 << 14).is_ok()
+        }),
+        Trial::of("look", || walk_stopped(place, task).is_ok()),
     ]
-    .iter()
-    .filter(|is_answered| **is_answered)
-    .count()
 }
 
 fn ask<A: DeserializeOwned>(

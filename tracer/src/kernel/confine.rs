@@ -94,3 +94,30 @@ pub(crate) fn is_readable(source: BorrowedFd<'_>, time: Duration) -> io::Result<
 pub(crate) fn spent_by(pid: u32) -> Duration {
     sys::process_cpu_time(pid).unwrap_or_default()
 }
+
+/// The memory of a child that no file is behind, bytes (proc_pid_statm(5)); 0 where that cannot be told.
+pub(crate) fn own_memory(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let mut pages = text.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
+    match (pages.next(), pages.next()) {
+        (Some(Ok(all)), Some(Ok(shared))) => all
+            .saturating_sub(shared)
+            .saturating_mul(sys::page_size() as u64),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_memory;
+
+    #[test]
+    fn what_is_written_to_counts() {
+        let before = own_memory(std::process::id());
+        let kept = vec![1_u8; 64 << 20];
+        let after = own_memory(std::process::id());
+        assert!(after > before + (32 << 20), "{before} {after}");
+        assert_eq!(kept.last(), Some(&1));
+        assert_eq!(own_memory(u32::MAX), 0);
+    }
+}

@@ -49,7 +49,7 @@ pub use clock::{ThreadClocks, keep_clocks_ready, next_tick_ns};
 pub use code_maps::{CodeMaps, MappedFile};
 pub use command::{HeldCommand, RunningCommand, monotonic_ns, shares_memory};
 pub use confine::{confine, end_after};
-pub(crate) use confine::{is_readable, spent_by};
+pub(crate) use confine::{is_readable, own_memory, spent_by};
 pub use error::KernelError;
 pub use event::ProbeEvent;
 pub use exit::{child_exit_code, exit_code};
