@@ -120,7 +120,7 @@ fn three_hundred_kills_leave_no_breakpoint() {
         (state >> 33) % most
     };
     let (mut caught, mut longest) = (0, Duration::ZERO);
-    for (number, tier) in (0..KILLS).zip(tiers.iter().cycle()) {
+    for (_, tier) in (0..KILLS).zip(tiers.iter().cycle()) {
         let kill = match below(4) {
             0 => Kill::InWindow,
             1 => Kill::AtItsEnd,
