@@ -119,11 +119,11 @@ impl GoMemory<'_> {
         most: usize,
         patience: Duration,
     ) -> Result<A, Unread> {
-        let question = Question::Go(GoQuestion {
+        let question = Question::Go(Box::new(GoQuestion {
             ranges: Cow::Borrowed(self.ranges),
             bias: self.bias,
             wanted,
-        });
+        }));
         let terms = Terms {
             most,
             patience: Some(patience),

@@ -141,7 +141,7 @@ enum Question<'a> {
     Walk(Walk<'a>),
     /// The same of Go's runtime.
     #[serde(borrow)]
-    Go(GoQuestion<'a>),
+    Go(Box<GoQuestion<'a>>),
 }
 
 impl Question<'_> {
