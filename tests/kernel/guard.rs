@@ -100,6 +100,7 @@ enum Kill {
 /// Half of them at random, the others where windows begin and end.
 #[test]
 #[ignore = "takes ten minutes"]
+#[expect(clippy::print_stderr, reason = "what it is asked for by hand")]
 fn three_hundred_kills_leave_no_breakpoint() {
     const KILLS: u32 = 300;
     let _turn = require_kernel!();
@@ -127,7 +128,7 @@ fn three_hundred_kills_leave_no_breakpoint() {
             _ => Kill::AtRandom,
         };
         let arguments = [*tier, &["-p", &pid]].concat();
-        let mut tracer = Tracer::start(&arguments).expect("started");
+        let tracer = Tracer::start(&arguments).expect("started");
         match kill {
             Kill::AtRandom => sleep(Duration::from_millis(20 + below(1500))),
             Kill::InWindow | Kill::AtItsEnd => {
