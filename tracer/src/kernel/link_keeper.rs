@@ -144,8 +144,12 @@ impl LinkKeeper {
         write_request(asked, wanted, deadline_ns.unwrap_or(NEVER))?;
         self.page.request.store(request::ASKED, Ordering::SeqCst);
         self.ring();
-        while self.page.request.load(Ordering::SeqCst) == request::ASKED {
-            wait(&self.page.request, request::ASKED, LOOK_EVERY);
+        loop {
+            let far = self.page.request.load(Ordering::SeqCst);
+            if far == request::ANSWERED {
+                break;
+            }
+            wait(&self.page.request, far, LOOK_EVERY);
             self.keep_running()?;
         }
         self.page.request.store(request::NONE, Ordering::SeqCst);

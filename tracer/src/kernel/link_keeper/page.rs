@@ -39,6 +39,8 @@ pub(super) mod request {
     pub(crate) const NONE: u32 = 0;
     pub(crate) const ASKED: u32 = 1;
     pub(crate) const ANSWERED: u32 = 2;
+    /// A process has been made that does it.
+    pub(crate) const UNDER_WAY: u32 = 3;
 }
 
 /// A place for a link.
@@ -93,6 +95,8 @@ pub(super) struct Page {
     pub(super) spent_ns: AtomicU64,
     /// How far the request is: whoever waits for the answer waits here.
     pub(super) request: AtomicU32,
+    /// Who does it.
+    pub(super) maker: AtomicI32,
     /// The answer: an error number, or 0 and a place.
     pub(super) error: AtomicI32,
     pub(super) answer: AtomicU32,
@@ -108,8 +112,8 @@ impl Page {
     /// The request, for whose turn it is.
     ///
     /// # Safety
-    /// Of the two processes and their threads only one may do so at a time: leakscope under its lock while `request` is not `ASKED`, the keeper
-    /// while it is.
+    /// Of the two processes and their threads only one may do so at a time: leakscope under its lock while `request` is `NONE` or
+    /// `ANSWERED`, whoever makes the link while it is not.
     #[allow(clippy::mut_from_ref, reason = "the request says whose it is")]
     pub(super) unsafe fn asked(&self) -> &mut Asked {
         // SAFETY: the caller is the only one.
