@@ -77,7 +77,9 @@ impl Pace {
         let since = births.wrapping_sub(std::mem::replace(&mut self.births, births));
         let told = since as f64 / passed_s.max(0.05) / f64::from(1_u32 << self.shift.min(15));
         if told > FOLLOWED_PER_S {
-            self.shift = (self.shift + 1).min(MOST_SHIFT);
+            // At once: until then whoever allocates pays for each.
+            let more = (told / FOLLOWED_PER_S).log2().ceil().max(1.0);
+            self.shift = self.shift.saturating_add(more as u32).min(MOST_SHIFT);
         } else if told < FOLLOWED_PER_S / CALM_PART {
             self.shift = self.shift.saturating_sub(1);
         }
@@ -487,6 +489,10 @@ mod tests {
         assert_eq!(paced(80), 0);
         assert!((3..=7).contains(&paced(5000)), "{}", paced(5000));
         assert_eq!(paced(u64::from(u32::MAX)), 10);
+        // A loop of open and close slowed down by a third for a second, in which one more of two was left out five times.
+        let mut pace = Pace::default();
+        pace.note(50_000, 0.2);
+        assert_eq!(pace.shift, 9);
     }
 
     #[test]
