@@ -78,8 +78,9 @@ const FEW_WINDOWS: usize = 3;
 /// A window so long is no chance moment, seconds.
 const LONG_S: f64 = 15.0;
 
-/// Where the growth itself is counted, and blocks enough say whose it is.
+/// Where the growth itself is counted, and blocks enough say whose it is: in two windows, or in one where it was counted for so long, seconds.
 const COUNTED_STEPS: usize = 2;
+const COUNTED_ALONE_S: f64 = 60.0;
 
 /// A flow whose blocks stay has a stretch of time without any, at its end, that is less likely than this, only if it has stopped.
 const UNLIKELY: f64 = 0.05;
@@ -143,7 +144,10 @@ pub fn judge_windows(
     let carries = counted.is_some_and(CountedSite::carries);
     // What decides by itself where there are few blocks.
     let shown = carries || stay >= 0.5 * old_born && process.shows(rate, now_s);
-    let (least_blocks, least_steps, least_windows) = if carries {
+    let is_long = counted.is_some_and(|counted| counted.over_s >= COUNTED_ALONE_S);
+    let (least_blocks, least_steps, least_windows) = if carries && is_long && stay >= BLOCKS {
+        (BLOCKS, 1, 1)
+    } else if carries {
         (FEW_BLOCKS, COUNTED_STEPS, COUNTED_STEPS)
     } else if shown {
         (FEW_BLOCKS, FEW_STEPS, FEW_WINDOWS)
@@ -187,7 +191,7 @@ pub fn judge_windows(
                 format!("{}; {}", still_live(alive, born), too_short(now_s))
             } else {
                 format!(
-                    "{}; too few windows for a verdict ({} of {WINDOWS})",
+                    "{}; too few windows for a verdict ({} of {least_windows})",
                     still_live(alive, born),
                     old.len()
                 )

@@ -276,6 +276,15 @@ impl Cohorts {
                 .is_some_and(|counts| counts.iter().any(went))
     }
 
+    /// Blocks of the site that were born in windows.
+    pub(super) fn born_in_windows(&self, site: SiteId) -> f64 {
+        let there = self
+            .cohorts
+            .iter()
+            .filter_map(|cohort| cohort.sites.get(&site));
+        there.map(|site| site.births.objects).sum()
+    }
+
     /// Whether blocks of the site that were born in a window were freed in it, beyond what thinning explains.
     pub(super) fn ends_young(&self, site: SiteId) -> bool {
         let (mut born, mut alive, mut variance) = (0.0, 0.0, 0.0);

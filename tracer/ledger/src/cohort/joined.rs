@@ -71,6 +71,9 @@ impl Cohorts {
         if let Some(stays) = self.stays.remove(&from) {
             self.stays.entry(to).or_default().add(stays);
         }
+        if let Some(variety) = self.variety.remove(&from) {
+            self.variety.entry(to).or_default().add(&variety);
+        }
         if let Some(births) = self.settled_births.remove(&from) {
             self.settled_births.entry(to).or_default().add(births);
         }
@@ -129,6 +132,9 @@ mod tests {
         let mut cut = Cohorts::new(1);
         window(&mut cut, 0, 1);
         cut.join(1, 2);
+        // Blocks of a size that it was never seen to have are none of what is counted of that size.
+        let share = cut.share_of_sizes(2, &[64], crate::Rounding::Glibc);
+        assert!(share.abs() < 1e-9, "{share}");
         window(&mut cut, 1, 2);
         let mut whole = Cohorts::new(1);
         window(&mut whole, 0, 2);

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use hashbrown::HashSet;
+
 use super::{
     AGE_CLASSES, Cohort, Cohorts, Contradictions, RECENT, SiteCohort,
     curve::{Pools, most_unseen},
@@ -15,6 +17,8 @@ pub struct Alike {
     /// The share of the watched blocks, and of these the ones whose chunks have become another site's; by site and window.
     shares: HashMap<(SiteId, u32), (f64, f64)>,
     pools: Pools,
+    /// Sites whose blocks that look alike may be others', however long they seem to stay.
+    pub(super) hardly_keeping: HashSet<SiteId>,
 }
 
 impl Alike {
@@ -98,6 +102,7 @@ impl Cohorts {
                 })
                 .collect(),
             pools: Pools::of(self.contradictions.values()),
+            hardly_keeping: heirs.hardly_keeping(),
         }
     }
 

@@ -22,7 +22,7 @@ pub struct OfSize {
     /// Those of old windows, and of the oldest.
     pub(crate) old: f64,
     pub(crate) oldest: f64,
-    /// Old ones that may be others' which took their places: see [`Cohorts::distrust_newest`].
+    /// Old ones that may be others' which took their places: see [`Cohorts::distrust_newest`], and what looks alike of sites that keep hardly any.
     pub(crate) doubtful: f64,
     /// So many windows the old ones were born in.
     pub(crate) windows: u32,
@@ -44,6 +44,13 @@ impl Cohorts {
             .began_ns()
             .map_or(0.0, |began_ns| seconds(began_ns, now_ns));
         let nothing = SiteCohort::default();
+        let means = self.mean_sizes(rounding);
+        // Whether other sites allocate blocks of about this size.
+        let is_shared = |site: SiteId, size: BlockSize| {
+            means.iter().any(|(other, mean)| {
+                *other != site && (size / 2..=size.saturating_mul(2)).contains(mean)
+            })
+        };
         for block in self
             .counted()
             .filter(|block| block.survivor.rounding == rounding)
@@ -70,7 +77,10 @@ impl Cohorts {
             if lag_s < OLD * watched_s || cohort.span.occasion == Occasion::Start {
                 continue;
             }
-            if block.is_late {
+            let is_others = alike.hardly_keeping.contains(&site)
+                && self.looks_alike(block)
+                && is_shared(site, key.1);
+            if block.is_late || is_others {
                 of.doubtful += kept;
                 continue;
             }
@@ -90,6 +100,18 @@ impl Cohorts {
             sizes.entry(key).or_default();
         }
         sizes
+    }
+
+    /// Of each site that allocates in windows, the size that a block of its mean takes.
+    fn mean_sizes(&self, rounding: Rounding) -> BTreeMap<SiteId, BlockSize> {
+        let allocating = self.cohorts.iter().flat_map(|cohort| &cohort.sites);
+        allocating
+            .filter(|(_, there)| there.births.objects > 0.0)
+            .map(|(site, there)| {
+                let mean = there.births.bytes / there.births.objects;
+                (*site, size_of(rounding.taken_for(mean as u64)))
+            })
+            .collect()
     }
 
     /// The part of a site's blocks that are this allocator's, and of these sizes.

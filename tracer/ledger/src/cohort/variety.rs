@@ -36,6 +36,20 @@ impl Variety {
         *count = count.saturating_add(1);
     }
 
+    /// Those of a site that turned out to be the same.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.rounding = other.rounding;
+        self.others = self.others.saturating_add(other.others);
+        for (size, count) in &other.counts {
+            if self.counts.len() >= MOST_SIZES && !self.counts.contains_key(size) {
+                self.others = self.others.saturating_add(*count);
+            } else {
+                let sum = self.counts.entry(*size).or_default();
+                *sum = sum.saturating_add(*count);
+            }
+        }
+    }
+
     /// The part of the site's blocks that have one of these sizes. As many as there are of sizes seen once have sizes that were not seen yet
     /// (Good 1953); but one size is what most sites have. None of another allocator's has.
     pub(super) fn share_of(&self, sizes: &[BlockSize], rounding: Rounding) -> f64 {

@@ -301,3 +301,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_leak_of_a_hot_program_that_one_window_saw_was_never_named() {
+    // One window at the start, whose blocks are all there; their size grows for two minutes.
+    let window = WindowOfSite {
+        closed_s: 1.0,
+        effective_s: 1.0,
+        born: 50.0,
+        survived: 50.0,
+        alive: 50.0,
+        alive_bytes: 50.0 * 96.0,
+        ..WindowOfSite::default()
+    };
+    let judged = |looked_s: u64| {
+        let counts = looks(looked_s, |at| 100.0 + 50.0 * at);
+        let found = counted(&counts, &[(LEAK, 112, 50.0), (CHURN, 112, 0.0)], looked_s);
+        let site = found.sites.get(&LEAK).unwrap();
+        let besides = ProcessBesides::default();
+        judge_windows(
+            &[window],
+            looked_s as f64,
+            ToldApart::ALL,
+            &besides,
+            Some(site),
+        )
+    };
+    let judgement = judged(121);
+    assert_eq!(judgement.verdict, Verdict::Leaking, "{}", judgement.reason);
+    let early = judged(49);
+    assert_eq!(early.verdict, Verdict::WarmingUp, "{}", early.reason);
+    assert!(early.reason.ends_with("(1 of 2)"), "{}", early.reason);
+}
