@@ -37,6 +37,9 @@ use crate::report::{
 /// Requests that wait for a later report at a time: each holds an earlier one.
 const WAITING: usize = 8;
 
+/// Where pprof asks for names.
+pub(super) const SYMBOL: &str = "/debug/pprof/symbol";
+
 /// What the handlers share.
 pub(super) struct App {
     pub(super) tracing: Tracing,
@@ -73,6 +76,7 @@ pub(super) fn router(tracing: Tracing, counters: Arc<Counters>) -> Router {
         .route("/debug/pprof/allocs", get(allocs))
         .route("/debug/pprof/goroutine", get(goroutines))
         .route("/debug/pprof/kernel", get(kernel))
+        .route(SYMBOL, get(symbol).post(symbol))
         .route("/flamegraph.svg", get(flame_graph))
         .route("/metrics", get(prometheus))
         .route("/healthz", get(health))
@@ -110,6 +114,15 @@ async fn goroutines(State(app): State<Arc<App>>, uri: Uri) -> Answer {
 
 async fn kernel(State(app): State<Arc<App>>, uri: Uri) -> Answer {
     app.view(&uri, Some("pprof-kernel")).await
+}
+
+/// There are names, as Go's own server says it (`net/http/pprof`, `Symbol`), and a profile has all of them: of other addresses none is known.
+async fn symbol() -> Response {
+    (
+        [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+        "num_symbols: 1\n",
+    )
+        .into_response()
 }
 
 async fn flame_graph(State(app): State<Arc<App>>, uri: Uri) -> Answer {

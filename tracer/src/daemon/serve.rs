@@ -50,6 +50,9 @@ const HEADERS: usize = 64;
 /// The most bytes of a request's body: nothing here takes any.
 const BODY_BYTES: u64 = 4096;
 
+/// The largest one of a question for the names of addresses, which pprof asks of all that have none in a profile.
+const SYMBOL_BYTES: u64 = 1 << 20;
+
 /// How long an answer may be in the making, beyond what the request itself asks to wait.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -211,9 +214,9 @@ async fn converse(stream: Box<dyn Connection>, entrance: Entrance, server: &Serv
 }
 
 /// Refuses a body.
-fn body_too_large() -> Response {
+fn body_too_large(most: u64) -> Response {
     Refusal::too_large(format!(
-        "no request here needs a body; at most {BODY_BYTES} bytes are taken"
+        "no request here needs a larger body; at most {most} bytes are taken"
     ))
     .into_response()
 }
@@ -224,8 +227,10 @@ async fn answer(
     entrance: &Entrance,
     request: hyper::Request<Incoming>,
 ) -> Response {
-    if request.body().size_hint().lower() > BODY_BYTES {
-        return body_too_large();
+    let is_symbol = request.uri().path() == super::routes::SYMBOL;
+    let most = if is_symbol { SYMBOL_BYTES } else { BODY_BYTES };
+    if request.body().size_hint().lower() > most {
+        return body_too_large(most);
     }
     let wanted = super::query::wait(request.uri());
     let admitted = entrance
@@ -241,12 +246,13 @@ async fn answer(
         return refusal.into_response();
     }
     let (head, body) = request.into_parts();
-    // A body that does not say how long it is is read to its end or to the bound; any other is dropped unread.
-    if body.size_hint().exact().is_none() {
-        let read = axum::body::to_bytes(Body::new(body), BODY_BYTES as usize);
+    // A body that does not say how long it is is read to its end or to the bound; any other is dropped unread, but for a long one: who still
+    // writes would not hear the answer.
+    if body.size_hint().exact().is_none() || is_symbol {
+        let read = axum::body::to_bytes(Body::new(body), most as usize);
         match tokio::time::timeout(HEAD_WITHIN, read).await {
             Ok(Ok(_)) => {}
-            Ok(Err(_)) => return body_too_large(),
+            Ok(Err(_)) => return body_too_large(most),
             Err(_) => return Refusal::timeout().into_response(),
         }
     }

@@ -351,6 +351,24 @@ pub(super) async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pprof_failed_over_programs_without_names() {
+    let daemon = Daemon::start().await;
+    // It asks for the names of all addresses that have none in the profile.
+    let body = vec!["0x5512345678"; 20_000].join("+");
+    let question = format!(
+        "POST /debug/pprof/symbol HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = daemon.say(question.as_bytes()).await;
+    assert_eq!(answer.status, 200);
+    let get = daemon
+        .say(b"GET /debug/pprof/symbol HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .await;
+    assert_eq!(get.status, 200);
+    assert_eq!(get.body, b"num_symbols: 1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_that_are_too_large_are_refused() {
     let daemon = Daemon::start().await;
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(100_000));
