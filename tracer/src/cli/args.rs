@@ -238,11 +238,8 @@ pub(super) struct TargetArguments {
   leakscope trace --all --exclude 'postgres*' --exclude /user.slice
   leakscope trace -p 1234 --format json -o report.json
 
-Without --for, tracing goes on until Ctrl-C, which prints the result; a second Ctrl-C quits at once.
-Where DEBUGINFOD_URLS names servers, they are asked for debug information that is not on this machine.
-Exit status: 0 done, 1 could not do it, 2 usage. With --fail-on-leak: 3 when something leaks, 4 when nothing could be
-judged. With -- COMMAND: the command's own status (128 + the number of the signal that ended it), unless --fail-on-leak
-finds a leak or leakscope itself fails.")]
+Without --for, tracing goes on until Ctrl-C, which prints the result; a second Ctrl-C quits at once. Where DEBUGINFOD_URLS names servers, they are asked for debug information that is not on this machine.
+Exit status: 0 done, 1 could not do it, 2 usage. With --fail-on-leak: 3 when something leaks, 4 when nothing could be judged. With -- COMMAND: the command's own status (128 + the number of the signal that ended it), unless --fail-on-leak finds a leak or leakscope itself fails.")]
 pub(super) struct TraceArguments {
     #[command(flatten)]
     pub(super) target: TargetArguments,
@@ -294,8 +291,7 @@ pub(super) struct TraceArguments {
   leakscope top --url http://127.0.0.1:7117  what another daemon traces
   leakscope top -- ./server --port 80        a command, which ends with the screen; what it prints is not shown
 
-Enter goes into a process, its sites and one of them; / filters, s sorts, t shows the call tree, b takes a snapshot and
-d what changed since, p pauses, ? shows all keys, q quits. NO_COLOR is respected.
+Enter goes into a process, its sites and one of them; / filters, s sorts, t shows the call tree, b takes a snapshot and d what changed since, p pauses, ? shows all keys, q quits. NO_COLOR is respected.
 Exit status: 0 done, 1 could not do it, 2 usage.")]
 pub(super) struct TopArguments {
     #[command(flatten)]
@@ -417,8 +413,7 @@ pub(super) struct TracingArguments {
   go tool pprof http://127.0.0.1:7117/debug/pprof/heap
   curl --unix-socket /run/leakscope.sock http://localhost/metrics
 
-Paths: /debug/pprof/heap, /debug/pprof/allocs, /debug/pprof/goroutine, /debug/pprof/kernel, /flamegraph.svg, /metrics,
-/healthz, /api/v1/report, /api/v1/processes, /api/v1/snapshots, and / for a browser. Ctrl-C and SIGTERM end it; SIGHUP rereads the selection, the suppressions and the token.
+Paths: /debug/pprof/heap, /debug/pprof/allocs, /debug/pprof/goroutine, /debug/pprof/kernel, /debug/pprof/symbol, /flamegraph.svg, /metrics, /healthz, /api/v1/report, /api/v1/processes, /api/v1/snapshots, and / for a browser. Ctrl-C and SIGTERM end it; SIGHUP rereads the selection, the suppressions and the token.
 Exit status: 0 done, 1 could not do it, 2 usage.")]
 pub(super) struct DaemonArguments {
     #[command(flatten)]

@@ -15,8 +15,7 @@ use super::super::values::{groups, pid, whole};
   leakscope heap -p 1234 --format html -o heap.html
   leakscope heap -p 1234 --format dot | dot -Tsvg -o heap.svg
 
-Memory that was allocated before leakscope was started is seen too. The process is neither stopped nor changed.
-Heaps of glibc (2.30 to 2.43) and pools of CPython (3.8 to 3.14 with the GIL) can be read.
+Memory that was allocated before leakscope was started is seen too. The process is neither stopped nor changed. Heaps of glibc (2.30 to 2.43) and pools of CPython (3.8 to 3.14 with the GIL) can be read.
 Exit status: 0 done, 1 could not do it, 2 usage.")]
 pub(in crate::cli) struct HeapArguments {
     /// The process to look at.
