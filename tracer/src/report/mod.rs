@@ -58,7 +58,7 @@ pub use pprof::{Pprof, PprofAllocs, PprofGoroutines, PprofKernel};
 pub use suppress::{ALL_SUPPRESSED, SuppressError, Suppressions};
 pub use svg::Svg;
 pub use text::{By, Style, Text};
-pub(crate) use text::{Titles, callers, stack_lines};
+pub(crate) use text::{Titles, callers, reserved, stack_lines};
 pub use time::{Timestamp, TimestampError};
 
 /// The JSON Schema (2020-12) of what [`Json`] writes.

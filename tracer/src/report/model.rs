@@ -315,7 +315,8 @@ pub struct Site {
     /// What was mapped, where `kind` is a mapping.
     #[serde(default)]
     pub mapping: Option<MappingKind>,
-    /// Address space that is mapped and may not be accessed, bytes; not among `inuse_bytes`.
+    /// Address space that is mapped and may not be accessed, bytes; of blocks that were counted, what more of them there is than the process
+    /// has memory: it was never written to. Not among `inuse_bytes`.
     #[serde(default)]
     pub reserved_bytes: u64,
     /// Which of the surviving blocks no pointer led to; `None` where that was not looked at.

@@ -177,6 +177,19 @@ pub(crate) fn callers(site: &Site) -> &[Arc<Frame>] {
     stack::split(&site.frames).1
 }
 
+/// What is there of a site beside what is in use; `None` where that is nothing.
+pub(crate) fn reserved(site: &Site) -> Option<String> {
+    let more = bytes(site.reserved_bytes);
+    let is_untouched = site.kind == SiteKind::Heap;
+    (site.reserved_bytes > 0).then(|| {
+        if is_untouched {
+            format!("{more} more never written to")
+        } else {
+            format!("{more} more reserved")
+        }
+    })
+}
+
 /// A site's stack without the allocator's own frames, a line each.
 pub(crate) fn stack_lines(site: &Site) -> Vec<String> {
     let (own, callers) = stack::split(&site.frames);

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::report::{
     Evidence, Process, Report, Site, SiteKind, Tier, Verdict, descriptors, leaks, lives, others,
-    peak, process_name, stack_lines, why_empty,
+    peak, process_name, reserved, stack_lines, why_empty,
 };
 use crate::units::{blocks, bytes, count, duration, pages, plural, rate};
 
@@ -295,9 +295,7 @@ fn figures(lines: &mut Lines, about: &About<'_>) {
     if let Some(growth) = rate(site.growth_bytes_per_s) {
         facts.push(format!("grows {growth}"));
     }
-    if site.reserved_bytes > 0 {
-        facts.push(format!("{} more reserved", bytes(site.reserved_bytes)));
-    }
+    facts.extend(reserved(site));
     if let Some(peak) = site.peak_bytes.filter(|peak| *peak > site.inuse_bytes) {
         facts.push(format!("peak {}", bytes(peak)));
     }

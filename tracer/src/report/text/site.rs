@@ -8,7 +8,7 @@ use super::super::model::{CountedGrowth, Frame, Report, Site, SiteKind, Verdict}
 use super::super::names::{self, clean, process_name};
 use super::layout::cut;
 use super::stack::{self, Line, Look};
-use super::{BOLD, DIM, Text, YELLOW, missing, verdict_color};
+use super::{BOLD, DIM, Text, YELLOW, missing, reserved, verdict_color};
 use crate::units::{blocks, bytes, count, duration, pages, plural, rate, share};
 
 /// Lines of a stack, where not all of it is asked for.
@@ -324,9 +324,7 @@ fn facts(site: &Site, via: Option<String>, several: bool) -> String {
     }
     // Of one that has stopped it is a mean, and of what was.
     facts.extend(rate(site.growth_bytes_per_s).filter(|_| site.verdict != Verdict::Plateau));
-    if site.reserved_bytes > 0 {
-        facts.push(format!("{} more reserved", bytes(site.reserved_bytes)));
-    }
+    facts.extend(reserved(site));
     if let Some(peak) = site.peak_bytes.filter(|peak| *peak > site.inuse_bytes) {
         facts.push(format!("peak {}", bytes(peak)));
     }

@@ -56,7 +56,12 @@ fn of_count(counted: &Counted, rates: Rates, pid: u32) -> Option<UnseenGrowth> {
         (of_sizes, sizes(counted), objects >= LEAST_BLOCKS)
     } else {
         let grown = counted.heap.bytes;
-        let what = format!("{} in blocks of many sizes", bytes(grown.max(0.0) as u64));
+        let what = bytes(grown.max(0.0) as u64);
+        let what = if rates.unjudged >= EXPLAINED * whole {
+            what
+        } else {
+            format!("{what} in blocks of many sizes")
+        };
         (whole, what, grown >= LEAST_BYTES)
     };
     let rate = rate(per_s).filter(|_| per_s > 0.0)?;
@@ -150,6 +155,19 @@ mod tests {
             Some(Verdict::WarmingUp)
         );
         assert_eq!(verdict(&counted(0.0, 0.0, 85.0), 0.0), None);
+    }
+
+    #[test]
+    fn blocks_of_one_size_that_a_site_shows_were_said_to_be_caught_by_no_window() {
+        let rates = Rates {
+            judged: 0.0,
+            unjudged: 2_000.0,
+        };
+        let unseen = of_count(&counted(0.0, 2_010.0, 61.0), rates, 7).unwrap_or_default();
+        assert_eq!(unseen.verdict, Verdict::Leaking);
+        let reason = unseen.verdict_reason;
+        assert!(reason.contains("too few windows caught"), "{reason}");
+        assert!(!reason.contains("many sizes"), "{reason}");
     }
 
     #[test]

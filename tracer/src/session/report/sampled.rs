@@ -139,6 +139,11 @@ pub(super) fn add(
             sample.counted_bytes = held.counted;
         }
         if let Ok(id) = SiteId::try_from(site.id) {
+            let is_counted = |known: &Counted| known.sites.get(&id).is_some_and(|of| of.is_divided);
+            let untouched = before.bytes.saturating_sub(held.bytes);
+            if untouched > before.bytes / 20 && known.as_ref().is_some_and(is_counted) {
+                site.reserved_bytes = untouched;
+            }
             let mut there = alive.remove(&id).unwrap_or_default();
             if let Some(open) = survey.alive(id).filter(|_| windows.is_open()) {
                 there.add(open);

@@ -25,6 +25,9 @@ const BY_GROWTH: &str =
 /// Sites that explain less than this share of what a process's memory grows by leave the growth unexplained.
 const EXPLAINED: f64 = 0.5;
 
+/// What fewer windows saw of a site is not judged yet.
+const FEW_WINDOWS: u64 = 3;
+
 /// Less than this share is none.
 const NOTHING: f64 = 0.005;
 
@@ -229,18 +232,26 @@ fn explained(process: &Process, sites: &[Site], duration_s: f64) -> f64 {
 
 /// How fast the sites of a process grow that could be judged, and the others.
 fn rates(process: &Process, sites: &[Site]) -> Rates {
+    let is_judged = |site: &Site| match site.verdict {
+        Verdict::InsufficientData => false,
+        Verdict::WarmingUp => site
+            .sample
+            .is_none_or(|sample| sample.windows >= FEW_WINDOWS),
+        _ => true,
+    };
     let of_process = |site: &&Site| {
         (site.pid, site.incarnation) == (process.pid, process.incarnation)
             && site.kind == SiteKind::Heap
     };
     let mut rates = Rates::default();
     for site in sites.iter().filter(of_process) {
-        let of = if site.verdict == Verdict::InsufficientData {
-            &mut rates.unjudged
+        if is_judged(site) {
+            rates.judged += site.growth_bytes_per_s.max(0.0);
         } else {
-            &mut rates.judged
-        };
-        *of += site.growth_bytes_per_s.max(0.0);
+            let counted = site.counted.as_ref().filter(|counted| counted.share > 0.0);
+            let rate = counted.map_or(0.0, |counted| counted.growth_bytes_per_s);
+            rates.unjudged += rate.max(site.growth_bytes_per_s).max(0.0);
+        }
     }
     rates
 }
