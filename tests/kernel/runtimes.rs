@@ -199,6 +199,17 @@ fn go_without_a_profile_of_its_own() {
         let first = report.sites.iter().find(|site| site.pid == pid);
         let first = first.expect("a site");
         assert_eq!(first.names().first(), Some(&"main.keepDevice"), "{name}");
+        // The call that allocates says what it is.
+        let records = report
+            .sites
+            .iter()
+            .find(|site| site.pid == pid && site.names().first() == Some(&"main.keepRecord"));
+        let types = records.and_then(|site| site.types.first());
+        assert_eq!(
+            types.map(|it| it.name.as_str()),
+            Some("*main.record"),
+            "{name}"
+        );
     }
     for site in &report.sites {
         let is_kept = ["main.keepDevice", "main.keepRecord"]

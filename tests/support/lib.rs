@@ -31,7 +31,7 @@ pub use machine::{answers, kernel_usable, leave_out, missing, prebuilt, skip, tu
 pub use newer::NewerLibc;
 pub use outcome::{Found, Outcome, by_any_frame, by_caller};
 pub use process::{Victim, preloading, python, pythons, script};
-pub use report::{Frame, Overhead, Process, Report, Site, Sum};
+pub use report::{Frame, Overhead, Process, Report, Site, SiteType, Sum};
 pub use shared::{NOBODY, Shared};
 pub use terminal::Terminal;
 pub use text::{breakpoints, wait_for_breakpoints};

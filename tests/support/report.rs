@@ -111,8 +111,18 @@ pub struct Site {
     pub reserved_bytes: u64,
     /// Whether the stack reaches its true end.
     pub stack_complete: bool,
+    /// What its blocks are, where that is known.
+    #[serde(default)]
+    pub types: Vec<SiteType>,
     /// Leaf first.
     pub frames: Vec<Frame>,
+}
+
+/// What blocks of a site are.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SiteType {
+    /// The type.
+    pub name: String,
 }
 
 /// A frame of a stack.

@@ -54,10 +54,19 @@ impl CollectedLevels {
                 // Of what was born between them nothing is known; they come so fast that nothing need be reckoned.
                 BTreeMap::new()
             };
-            for (at_ns, waiting) in std::mem::take(&mut self.waiting) {
-                known.push((at_ns, levels(&waiting, &stayed)));
-            }
             let is_first = self.collections == 0;
+            let waiting = std::mem::take(&mut self.waiting);
+            let mut stayed = stayed;
+            if let Some((_, first)) = waiting.first().filter(|_| more == 1) {
+                stayed = stayed_since(first, &last, &counts);
+                for (at_ns, look) in &waiting {
+                    known.push((*at_ns, levels_since(first, look, &counts, &stayed)));
+                }
+            } else {
+                for (at_ns, look) in &waiting {
+                    known.push((*at_ns, levels(look, &stayed)));
+                }
+            }
             let agreed = |kind: &Kind, part: f64| match self.stayed.get(kind) {
                 Some(earlier) if !is_first => part.min(*earlier),
                 _ if part >= MOSTLY => part,
@@ -108,6 +117,40 @@ fn stayed(before: &Counts, after: &Counts) -> BTreeMap<Kind, f64> {
         .collect()
 }
 
+/// The same of what was born since a first look. Of what was born before it, and since the collection before, nothing is known: all of it is
+/// taken to have stayed, so that what filled up before anybody looked does not seem to grow.
+fn stayed_since(first: &Counts, before: &Counts, after: &Counts) -> BTreeMap<Kind, f64> {
+    let born = before.iter().filter_map(|(kind, count)| {
+        let earlier = first.get(kind).map_or(0, |first| first.born);
+        let born = count.born.checked_sub(earlier).filter(|born| *born > 0)?;
+        let live = after.get(kind).map_or(0, |after| after.live);
+        let more = live as f64 - count.live as f64 - earlier as f64;
+        Some((*kind, (more / born as f64).clamp(0.0, 1.0)))
+    });
+    born.collect()
+}
+
+/// How many there were at a look before the first collection that was seen.
+fn levels_since(
+    first: &Counts,
+    look: &Counts,
+    after: &Counts,
+    stays: &BTreeMap<Kind, f64>,
+) -> Vec<(Kind, u64)> {
+    look.iter()
+        .map(|(kind, count)| {
+            let earlier = first.get(kind).map_or(0, |first| first.born);
+            let part = stays.get(kind).copied().unwrap_or(0.0);
+            let since = part * count.born.saturating_sub(earlier) as f64;
+            let level = count.live.saturating_add(earlier);
+            let level = level.saturating_add(since.round() as u64);
+            // Some of what was born before has died.
+            let live = after.get(kind).map_or(0, |after| after.live);
+            (*kind, if part > 0.0 { level } else { level.min(live) })
+        })
+        .collect()
+}
+
 fn levels(counts: &Counts, stays: &BTreeMap<Kind, f64>) -> Vec<(Kind, u64)> {
     counts
         .iter()
@@ -151,9 +194,24 @@ mod tests {
     #[test]
     fn where_all_that_is_born_stays_one_collection_tells() {
         let mut levels = CollectedLevels::default();
-        levels.note(1, 1, of(0, 100));
-        levels.note(2, 2, of(100, 0));
-        assert_eq!(levels.note(3, 2, of(100, 50)), [(3, vec![(1, 150)])]);
+        levels.note(1, 1, of(0, 20));
+        levels.note(2, 1, of(0, 100));
+        let known = levels.note(3, 2, of(100, 0));
+        assert_eq!(known.first(), Some(&(1, vec![(1, 20)])));
+        assert_eq!(levels.note(4, 2, of(100, 50)), [(4, vec![(1, 150)])]);
+    }
+
+    #[test]
+    fn a_cache_that_was_filled_before_the_first_look_does_not_grow_by_the_first_collection() {
+        let mut levels = CollectedLevels::default();
+        // 40,000 were put in since the collection before, and as many as are put in from now on are dropped.
+        levels.note(1, 1, of(10_000, 40_000));
+        levels.note(2, 1, of(10_000, 60_000));
+        let known = levels.note(3, 2, of(50_000, 0));
+        let full = |at| (at, vec![(1, 50_000)]);
+        assert_eq!(known, [full(1), full(2), full(3)]);
+        // Nor by what comes behind it.
+        assert_eq!(levels.note(4, 2, of(50_000, 9_000)), []);
     }
 
     #[test]

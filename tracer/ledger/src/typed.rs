@@ -1,7 +1,7 @@
 //! Growth by type: how many objects of each kind there are is counted, look by look; at which site they are made is known of a sample of objects that were
 //! watched from their birth on. The growth of a kind is divided among the sites by their shares of those objects that stay. Pure; a kind is a number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     OfSize, SiteId,
@@ -140,6 +140,18 @@ impl TypedGrowth {
             .collect();
         growing.sort_by(|one, other| other.bytes_per_s().total_cmp(&one.bytes_per_s()));
         growing
+    }
+
+    /// Bytes by which those kinds have grown since the first look of which objects were seen to be made that are still there.
+    #[must_use]
+    pub fn grown_bytes(&self, bytes: impl Fn(Kind) -> u64) -> u64 {
+        let seen: BTreeSet<Kind> = self.born.values().map(|born| born.kind).collect();
+        let grown = self.counts.grown().filter_map(|(kind, objects)| {
+            let kind = Kind::try_from(kind).ok()?;
+            seen.contains(&kind)
+                .then(|| bytes(kind).saturating_mul(objects))
+        });
+        grown.fold(0, u64::saturating_add)
     }
 
     /// What each site grows by. `joined`: which site stands for one.

@@ -4,6 +4,7 @@
 mod blocks;
 mod goroutines;
 mod site;
+mod types;
 mod watcher;
 mod windows;
 
@@ -17,7 +18,7 @@ use super::{Session, process::Traced};
 use crate::{
     apart::{GoMemory, Unread},
     kernel::monotonic_ns,
-    ledger::{Judgement, Ledger, SiteId, Verdict},
+    ledger::{Judgement, Ledger, SiteId, SiteOfProcess, Verdict},
     process::elf::is_go,
     process::procfs::answering_memory,
     reader::ProcessMemory,
@@ -35,7 +36,10 @@ const FIRST_SITE: SiteId = 3 << 30;
 
 /// A look takes at most one part in so many of a processor, but there is one this often.
 const LOOK_SHARE: u32 = 200;
-const LOOK_AT_LEAST: Duration = Duration::from_secs(10);
+const LOOK_AT_LEAST: Duration = Duration::from_secs(5);
+
+/// A report looks anew at what was looked at longer ago, nanoseconds.
+const OF_NOW_NS: u64 = 1_000_000_000;
 
 /// How the runtime's functions begin by which it maps memory for itself (src/runtime/mem_linux.go, cgo_mmap.go).
 const MAPPERS: [&[u8]; 3] = [b"runtime.sys", b"runtime.mmap", b"runtime.callCgoMmap"];
@@ -100,8 +104,9 @@ struct GoProcess {
     collected: Option<Instant>,
     /// How often in a row it could not be read.
     unread: u32,
-    /// When the profile is read next.
+    /// When the profile is read next; and whether the process has run since it was.
     next: Option<Instant>,
+    has_run: bool,
     /// CLOCK_MONOTONIC nanoseconds of the last look; 0: none so far.
     looked_ns: u64,
 }
@@ -211,6 +216,7 @@ impl GoHeaps {
                 collected: None,
                 unread: 0,
                 next: None,
+                has_run: false,
                 looked_ns: 0,
             };
             self.processes.insert(incarnation, process);
@@ -229,15 +235,25 @@ impl GoHeaps {
         bytes <= MOST_OF_TABLES
     }
 
-    fn look(&mut self, proc_root: &std::path::Path, traced: &Traced, sizes: (u64, u64)) {
+    /// Reads the profile of a process that ran since it was read, at most as often as that may cost; for a report sooner.
+    fn look(
+        &mut self,
+        proc_root: &std::path::Path,
+        traced: &Traced,
+        sizes: (u64, u64),
+        (ran, for_report): (bool, bool),
+    ) {
         let Some(process) = self.processes.get_mut(&traced.incarnation) else {
             return;
         };
+        process.has_run |= ran;
         let Some(found) = process.found.as_ref().filter(|_| process.refused.is_none()) else {
             return;
         };
         let begun = Instant::now();
-        if process.next.is_some_and(|next| begun < next) {
+        let is_early = process.next.is_some_and(|next| begun < next);
+        let is_of_now = monotonic_ns().saturating_sub(process.looked_ns) < OF_NOW_NS;
+        if !process.has_run || is_early && (!for_report || is_of_now) {
             return;
         }
         // Of a process that is gone nothing answers.
@@ -270,11 +286,13 @@ impl GoHeaps {
                 self.ledger.observe(now_ns, place, &totals, 1);
             }
         }
+        process.learn_types(&ranges);
         if let Some(seen) = goroutines {
             process.goroutines.take(&seen, now_ns, &mut self.sites);
             process.goroutines.note(&mut self.ledger, now_ns, is_first);
         }
         process.looked_ns = now_ns;
+        process.has_run = false;
         let rest = begun.elapsed().saturating_mul(LOOK_SHARE);
         process.next = Some(Instant::now() + rest.min(LOOK_AT_LEAST));
     }
@@ -340,6 +358,29 @@ impl GoHeaps {
         self.processes
             .get(&incarnation)
             .is_some_and(GoProcess::has_profile)
+    }
+
+    /// What a process's heap holds beside the sites that grow, of a heap that is counted.
+    pub(super) fn besides(&self, incarnation: u32, sites: &[SiteOfProcess]) -> Vec<SiteOfProcess> {
+        let process = self.processes.get(&incarnation);
+        let blocks = process.and_then(|process| process.blocks.as_ref());
+        let Some((before, since)) = blocks.and_then(Blocks::levels) else {
+            return Vec::new();
+        };
+        let known = sites.iter().map(|site| site.inuse_bytes);
+        let known = known.fold(0, u64::saturating_add);
+        [
+            (Verdict::Plateau, before),
+            (Verdict::InsufficientData, since.saturating_sub(known)),
+        ]
+        .into_iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(verdict, inuse_bytes)| SiteOfProcess {
+            verdict,
+            growth_bytes_per_s: 0.0,
+            inuse_bytes,
+        })
+        .collect()
     }
 
     /// Whether blocks of a process are counted, and seen where they are handed out.
@@ -452,6 +493,23 @@ impl GoHeaps {
                 .goroutines
                 .frames(id, names)
                 .or_else(|| process.blocks.as_ref()?.frames(id, names)),
+        }
+    }
+
+    /// Names frames of Go that stand above C where no symbol does: the runtime's table of functions stays in stripped files.
+    pub(super) fn name(&self, incarnation: u32, frames: &mut Vec<Arc<Frame>>) {
+        let process = self.processes.get(&incarnation);
+        let found = process.and_then(|process| Some((process, process.found.as_ref()?)));
+        let Some((process, found)) = found else {
+            return;
+        };
+        if frames.iter().any(|frame| frame.function.is_none()) {
+            let names = Names {
+                program: &found.program,
+                bias: found.bias,
+                path: &process.path,
+            };
+            *frames = site::with_names(names, frames);
         }
     }
 
@@ -609,11 +667,15 @@ impl Session {
     /// Reads the profiles of Go programs that `ran`, or of `all`.
     pub(super) fn look_at_go(&mut self, ran: &HashSet<u32>, all: bool) {
         for traced in self.processes.values() {
-            if traced.ended.is_none() && (all || ran.contains(&traced.incarnation)) {
-                self.go.find(&self.proc_root, traced);
-                self.go
-                    .look(&self.proc_root, traced, self.options.probe.sizes);
+            if traced.ended.is_some() {
+                continue;
             }
+            let has_run = all || ran.contains(&traced.incarnation);
+            if has_run {
+                self.go.find(&self.proc_root, traced);
+            }
+            let sizes = self.options.probe.sizes;
+            self.go.look(&self.proc_root, traced, sizes, (has_run, all));
         }
         if !self.go.processes.is_empty() {
             self.go.survey();

@@ -474,6 +474,7 @@ fn name(session: &mut Session, sites: &mut [Site]) {
             &stack.frames
         };
         site.frames = session.resolver.stack(space, frames);
+        session.go.name(site.incarnation, &mut site.frames);
         let is_nameless = |frame: &Frame| frame.kind == FrameKind::Jit && frame.function.is_none();
         if site.frames.iter().any(|frame| is_nameless(frame)) {
             generating.insert(site.pid);

@@ -483,8 +483,10 @@ impl Session {
                 self.ledger
                     .judge_anonymous(process.incarnation, &sites, room.as_ref())
             } else {
+                let mut all = sites.clone();
+                all.extend(self.go.besides(process.incarnation, &sites));
                 self.ledger
-                    .judge_process(process.incarnation, &sites, room.as_ref(), is_complete)
+                    .judge_process(process.incarnation, &all, room.as_ref(), is_complete)
             };
             process.verdict = judgement.verdict;
             process.verdict_reason = judgement.reason;

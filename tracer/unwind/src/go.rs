@@ -18,6 +18,8 @@ const FUNCTIONS: usize = 8;
 const TEXT_START: usize = 24;
 const NAMES: usize = 32;
 const TABLE: usize = 64;
+/// `moduledata.text`.
+const MODULE_TEXT: usize = 176;
 /// Bytes of an entry of the table of functions (`functab`): where its code and its `_func` lie.
 const ENTRY: usize = 8;
 /// `_func.nameOff` (src/runtime/runtime2.go).
@@ -45,7 +47,8 @@ pub(super) fn ends_of_c_stacks(
         table.address.saturating_add(TEXT_START as u64),
     )
     .or_else(|| word(table.bytes, TEXT_START))
-    .filter(|text| *text != 0);
+    .filter(|text| *text != 0)
+    .or_else(|| text_by_module(header, file, &table));
     let mut ends = text
         .and_then(|text| named(table.bytes, text))
         .unwrap_or_default();
@@ -98,6 +101,45 @@ fn relocated(header: &FileHeader64<LittleEndian>, file: &[u8], address: u64) -> 
                     && relocation.r_type(endian, false) == elf::R_X86_64_RELATIVE
             })
             .and_then(|relocation| u64::try_from(relocation.r_addend.get(endian)).ok())
+    })
+}
+
+/// Where code begins, by what the runtime keeps of the file (`moduledata`), whose first words point to the table and to the names in it: the
+/// table itself does not say so since Go 1.26.
+fn text_by_module(
+    header: &FileHeader64<LittleEndian>,
+    file: &[u8],
+    table: &FunctionTable<'_>,
+) -> Option<u64> {
+    let endian = LittleEndian;
+    let sections = header.sections(endian, file).ok()?;
+    let names = table.address.checked_add(word(table.bytes, NAMES)?)?;
+    let by_content = sections
+        .iter()
+        .filter(|section| section.sh_type(endian) == elf::SHT_PROGBITS)
+        .find_map(|section| {
+            let bytes = present(file, section.sh_offset(endian), section.sh_size(endian));
+            let (words, _) = bytes.as_chunks::<8>();
+            let found = words.array_windows::<2>().enumerate().find(|(_, pair)| {
+                let [first, second] = pair.map(u64::from_le_bytes);
+                first == table.address && second == names
+            });
+            word(bytes, (8 * found?.0).checked_add(MODULE_TEXT)?)
+        });
+    by_content.or_else(|| {
+        sections.iter().find_map(|section| {
+            let (relocations, _) = section.rela(endian, file).ok()??;
+            let pointing = relocations.iter().filter(|relocation| {
+                relocation.r_type(endian, false) == elf::R_X86_64_RELATIVE
+                    && u64::try_from(relocation.r_addend.get(endian)) == Ok(table.address)
+            });
+            pointing
+                .map(|relocation| relocation.r_offset.get(endian))
+                .find_map(|module| {
+                    let at = |place| relocated(header, file, module.checked_add(place)?);
+                    (at(8)? == names).then(|| at(MODULE_TEXT as u64))?
+                })
+        })
     })
 }
 

@@ -270,8 +270,11 @@ impl<'a> Builder<'a> {
             site.alloc_bytes,
             site.alloc_objects,
         );
-        if site.kind == SiteKind::Goroutines {
-            // They have a profile of their own.
+        let has_profile = process
+            .and_then(|process| process.go.as_ref())
+            .is_some_and(|go| go.profile_rate_bytes > 0);
+        if site.kind == SiteKind::Goroutines || site.kind == SiteKind::Mapping && has_profile {
+            // Goroutines have a profile of their own, and a Go program's own knows no mappings.
             value.fill(0);
         }
         if has_pages(report) {

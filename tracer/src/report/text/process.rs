@@ -234,8 +234,13 @@ impl Text {
             line("note", &clean(note))?;
         }
         if process.inuse_objects > 0 || process.inuse_bytes > 0 {
+            let since = if process.go.as_ref().is_some_and(|go| go.heap.is_some()) {
+                ", since tracing began"
+            } else {
+                ""
+            };
             let surviving = format!(
-                "{} in {}, of {} in {} allocated",
+                "{} in {}, of {} in {} allocated{since}",
                 bytes(process.inuse_bytes),
                 blocks(process.inuse_objects),
                 bytes(process.alloc_bytes),

@@ -43,7 +43,7 @@ pub(super) fn returns(code: &[u8], address: u64) -> Vec<u64> {
 }
 
 /// The instructions of some code, up to what is none.
-fn instructions(code: &[u8], address: u64) -> impl Iterator<Item = Instruction> {
+pub(super) fn instructions(code: &[u8], address: u64) -> impl Iterator<Item = Instruction> {
     Decoder::with_ip(64, code, address, DecoderOptions::NONE)
         .into_iter()
         .take_while(|instruction| !instruction.is_invalid())

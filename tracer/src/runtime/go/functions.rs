@@ -220,6 +220,13 @@ impl FunctionTable {
         self.own_name(&self.find(address)?)
     }
 
+    /// The address range of the function whose code an address lies in.
+    pub(super) fn range_of(&self, address: u64) -> Option<std::ops::Range<u64>> {
+        let function = self.find(address)?;
+        let place = |offset: u32| self.text.wrapping_add(u64::from(offset));
+        Some(place(function.start)..place(function.end))
+    }
+
     /// The name of a function itself.
     fn own_name(&self, function: &Function) -> Option<&[u8]> {
         let at = half(

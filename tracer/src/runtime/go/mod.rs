@@ -10,6 +10,7 @@ mod pieces;
 mod profile;
 mod program;
 mod spans;
+mod types;
 mod version;
 
 pub use functions::{FunctionTable, GoFrame};

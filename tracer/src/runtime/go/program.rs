@@ -95,6 +95,8 @@ pub struct Program {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Places {
     pub(super) layout: Layout,
+    /// Where descriptors of types begin.
+    pub(super) types: u64,
     /// `runtime.mbuckets`: the first bucket of the heap profile.
     pub(super) buckets: u64,
     /// `runtime.mProfCycle`; its lowest bit says whether the cycle was flushed.
@@ -171,6 +173,8 @@ struct Module {
     text: u64,
     /// `gofunc`.
     data: u64,
+    /// `types`.
+    types: u64,
 }
 
 impl Program {
@@ -247,6 +251,7 @@ impl Program {
         let main = functions.function("runtime.main").map(|main| main.start);
         let places = Places {
             layout,
+            types: module.types,
             buckets,
             cycle,
             rates,
@@ -403,6 +408,7 @@ fn module_of(
                 table_bytes: usize::try_from(table_bytes).ok()?,
                 text: place(text),
                 data: place(word(module, layout.functions_data)?),
+                types: place(word(module, layout.types)?),
             })
         })
     })

@@ -57,6 +57,11 @@ impl Version {
         }
     }
 
+    /// The second number, where it has one.
+    pub(super) fn minor(&self) -> Option<u32> {
+        self.minor
+    }
+
     /// How its runtime lays out what is read of it; `None` where that is not known.
     #[must_use]
     pub fn layout(&self) -> Option<Layout> {
@@ -76,6 +81,8 @@ pub(super) fn known() -> String {
 pub struct Layout {
     /// `moduledata.gofunc`.
     pub(super) functions_data: usize,
+    /// `moduledata.types`.
+    pub(super) types: usize,
     /// The size of `_func`.
     pub(super) function: usize,
     /// The size of `inlinedCall`, and its members `nameOff` (`func_` before Go 1.20) and `parentPc`.
@@ -157,6 +164,8 @@ impl Layout {
         let status = if matches!(minor, 23 | 24) { 152 } else { 144 };
         Self {
             functions_data,
+            // `covctrs` and `ecovctrs` came before it in Go 1.20.
+            types: if minor < 20 { 280 } else { 296 },
             function,
             inlined,
             inlined_name,

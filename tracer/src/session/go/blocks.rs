@@ -1,7 +1,7 @@
 //! The heap of a Go program without a profile: from what is counted and seen of single blocks to sites of the report.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::{Arc, mpsc::TryRecvError},
     time::{Duration, Instant},
 };
@@ -11,6 +11,7 @@ use leakscope_common::{FaultRecord, GO_SPAN};
 use super::{
     GoProcess, Names,
     site::physical_frames,
+    types::types_of,
     watcher::{Task, Told, Watcher},
     windows::WindowsTask,
 };
@@ -33,6 +34,17 @@ const LISTED: usize = 12;
 /// The last report waits so long for a count; while it does, what happens is dealt with so often.
 const LAST_WITHIN: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(10);
+
+/// What is said of blocks that the runtime keeps for itself, and the functions that make them: records of goroutines, of who waits, of deferred
+/// calls, of threads (src/runtime/proc.go, panic.go).
+const OF_RUNTIME: &str =
+    "; they are the runtime's own records of goroutines and of what waits, which it uses again";
+const KEPT: [&[u8]; 4] = [
+    b"runtime.malg",
+    b"runtime.acquireSudog",
+    b"runtime.newdefer",
+    b"runtime.allocm",
+];
 
 /// Blocks that values without pointers share which are smaller.
 const SHARED: BlockKind = BlockKind {
@@ -62,6 +74,8 @@ pub(super) struct Blocks {
     /// The report's sites by the stack's slot, and as of the last report.
     ids: BTreeMap<SiteId, SiteId>,
     stacks: HashMap<SiteId, Vec<u64>>,
+    /// What blocks are that are handed out at a stack, as far as the call that allocates them says.
+    types: HashMap<SiteId, Option<String>>,
     judged: HashMap<SiteId, Judgement>,
 }
 
@@ -83,6 +97,7 @@ impl Blocks {
             doubled: HashMap::new(),
             ids: BTreeMap::new(),
             stacks: HashMap::new(),
+            types: HashMap::new(),
             judged: HashMap::new(),
         }
     }
@@ -92,10 +107,18 @@ impl Blocks {
         self.last.is_some()
     }
 
-    /// By how many bytes it has grown since the first level that is known.
+    /// By how many bytes it has grown since the first level that is known, as far as sites tell of it.
     pub(super) fn inuse_bytes(&self) -> f64 {
-        let first = self.first_bytes.unwrap_or(self.level_bytes);
-        self.level_bytes.saturating_sub(first) as f64
+        let size = |kind| self.name(kind).map_or(0, |kind| kind.bytes);
+        self.typed.grown_bytes(size) as f64
+    }
+
+    /// Bytes in use at the first level that is known, as far as they still are, and what it has grown by since. `None`: nothing is known, or
+    /// not where.
+    pub(super) fn levels(&self) -> Option<(u64, u64)> {
+        let first = self.first_bytes.filter(|_| self.unseen.is_none())?;
+        let level = self.level_bytes;
+        Some((first.min(level), level.saturating_sub(first)))
     }
 
     /// Blocks that were seen where they are handed out.
@@ -292,6 +315,25 @@ fn is_handed_on(process: &GoProcess, frames: &[u64]) -> bool {
     }
 }
 
+impl GoProcess {
+    /// Whether a block that was handed out at a stack is the runtime's own: no code of the program's asked for it, or it is of a kind that
+    /// the runtime keeps to use again.
+    fn is_of_runtime(&self, frames: &[u64]) -> bool {
+        let Some(found) = self.found.as_ref() else {
+            return false;
+        };
+        let name = |address: &u64| {
+            let place = address.wrapping_sub(found.bias).wrapping_sub(1);
+            found.program.functions.name_of(place)
+        };
+        let of_runtime = frames
+            .iter()
+            .take_while(|address| name(address).is_some_and(|name| name.starts_with(b"runtime.")));
+        let is_kept = |address| name(address).is_some_and(|name| KEPT.contains(&name));
+        of_runtime.clone().any(is_kept) || of_runtime.count() == frames.len()
+    }
+}
+
 impl Session {
     /// Begins to look at the heaps of Go programs without a profile, and takes in what was found.
     pub(in crate::session) fn step_go(&mut self) {
@@ -400,6 +442,17 @@ impl Session {
                     .entry(record.site)
                     .or_insert_with(|| is_handed_on(process, &stack.frames))
             });
+        if let Some(stack) = stack
+            && let Entry::Vacant(place) = blocks.types.entry(stack.canonical)
+        {
+            let mut running = self.processes.values();
+            let traced = running.find(|traced| traced.incarnation == record.incarnation);
+            place.insert(
+                traced.and_then(|traced| {
+                    process.block_type(&self.proc_root, traced.pid, &stack.frames)
+                }),
+            );
+        }
         blocks.watcher.note(record, is_doubled);
         process.blocks = Some(blocks);
     }
@@ -455,17 +508,30 @@ impl Session {
                     .entry(id)
                     .or_insert_with(|| stack.frames.clone());
             }
-            let judgement = blocks.judge(of, watched_s);
+            let mut judgement = blocks.judge(of, watched_s);
+            if judgement.verdict == Verdict::Leaking
+                && let Some(process) = self.go.processes.get(&incarnation)
+                && blocks
+                    .stacks
+                    .get(&id)
+                    .is_some_and(|it| process.is_of_runtime(it))
+            {
+                judgement.verdict = Verdict::WarmingUp;
+                judgement.reason.push_str(OF_RUNTIME);
+            }
             let error = 1.96 * of.counted.error() * watched_s;
             let objects: f64 = of.kinds.iter().map(|kind| kind.objects.max(0.0)).sum();
+            let objects = (objects as u64).max(1);
+            let block_type = blocks.types.get(slot).and_then(Option::as_ref);
             sites.push(Site {
                 kind: SiteKind::Go,
+                types: types_of(block_type, objects, grown as u64),
                 inuse_bytes: grown as u64,
-                inuse_objects: (objects as u64).max(1),
+                inuse_objects: objects,
                 inuse_bytes_low: (grown - error).max(0.0) as u64,
                 inuse_bytes_high: (grown + error) as u64,
                 alloc_bytes: grown as u64,
-                alloc_objects: (objects as u64).max(1),
+                alloc_objects: objects,
                 oldest_age_s: now_ns.saturating_sub(of.since_ns) as f64 / 1e9,
                 growth_bytes_per_s: judgement.growth_bytes_per_s,
                 weight: 1,

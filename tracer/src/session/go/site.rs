@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use leakscope_common::SiteTotals;
 
-use super::Names;
+use super::{Names, types::types_of};
 use crate::{
     ledger::{Judgement, ProfiledBlocks, Sampled, Verdict, rises},
     report::{Frame, FrameKind, Site, SiteKind},
@@ -21,6 +21,8 @@ pub(super) struct GoSite {
     stack: Vec<u64>,
     /// By the blocks' size.
     sizes: BTreeMap<u64, OfSize>,
+    /// What its blocks are, as far as the call that allocates them says; `None`: that was not looked at.
+    block_type: Option<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -43,7 +45,17 @@ impl GoSite {
         Self {
             stack,
             sizes: BTreeMap::new(),
+            block_type: None,
         }
+    }
+
+    /// Looks what its blocks are, unless that was done. Whether it was to be done.
+    pub(super) fn learn_type(&mut self, type_of: impl Fn(&[u64]) -> Option<String>) -> bool {
+        if self.block_type.is_some() {
+            return false;
+        }
+        self.block_type = Some(type_of(&self.stack));
+        true
     }
 
     /// Takes over what is sampled at it now. `looked_ns`: when the profile was looked at before, CLOCK_MONOTONIC nanoseconds; 0: never.
@@ -134,8 +146,10 @@ impl GoSite {
         let (inuse_objects, inuse_bytes) = self.inuse();
         let (alloc_objects, alloc_bytes) = self.allocated();
         let error = (CONFIDENCE * self.error()) as u64;
+        let block_type = self.block_type.as_ref().and_then(Option::as_ref);
         Site {
             kind: SiteKind::Go,
+            types: types_of(block_type, inuse_objects, inuse_bytes),
             inuse_objects,
             inuse_bytes,
             alloc_objects: alloc_objects.max(inuse_objects),
@@ -211,16 +225,8 @@ fn shown(mut frames: Vec<Frame>) -> Vec<Arc<Frame>> {
 
 /// The frames of addresses that calls return to, with those of calls that were inlined there.
 pub(super) fn physical_frames(names: Names<'_>, stack: &[u64]) -> Vec<Arc<Frame>> {
-    let functions = &names.program.functions;
     let all = stack.iter().flat_map(|address| {
-        let offset = address.wrapping_sub(names.bias);
-        let found = functions.frames(offset.wrapping_sub(1));
-        let count = found.len();
-        let mut frames: Vec<Frame> = found
-            .into_iter()
-            .zip(1..)
-            .map(|(named, place)| named_frame(names, *address, named, place < count))
-            .collect();
+        let mut frames = frames_at(names, *address);
         if frames.is_empty() {
             // C that was called before, or code that is not the program's.
             frames.push(frame(names, *address));
@@ -228,6 +234,32 @@ pub(super) fn physical_frames(names: Names<'_>, stack: &[u64]) -> Vec<Arc<Frame>
         frames
     });
     shown(all.collect())
+}
+
+/// The function of Go that a call returns to, and those that were inlined there, innermost first; none where there is no Go.
+fn frames_at(names: Names<'_>, address: u64) -> Vec<Frame> {
+    let offset = address.wrapping_sub(names.bias);
+    let found = names.program.functions.frames(offset.wrapping_sub(1));
+    let count = found.len();
+    found
+        .into_iter()
+        .zip(1..)
+        .map(|(named, place)| named_frame(names, address, named, place < count))
+        .collect()
+}
+
+/// Frames of which those of Go have names that no symbol names.
+pub(super) fn with_names(names: Names<'_>, frames: &[Arc<Frame>]) -> Vec<Arc<Frame>> {
+    let named = frames.iter().flat_map(|frame| {
+        let address = frame.address.filter(|_| frame.function.is_none());
+        let found = address.map_or_else(Vec::new, |address| frames_at(names, address));
+        if found.is_empty() {
+            vec![Arc::clone(frame)]
+        } else {
+            found.into_iter().map(Arc::new).collect()
+        }
+    });
+    named.collect()
 }
 
 /// What is said of blocks, said of those that were sampled.

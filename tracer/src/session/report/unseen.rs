@@ -113,8 +113,11 @@ pub(super) fn tell(session: &Session, parts: &mut ReportParts, suppressed: &BTre
             ));
         }
         let explained = explained + known;
+        // A heap between two collections is larger than what is in use of it.
+        let go = &session.go;
+        let is_go = go.has_profile(traced.incarnation) || go.sees_blocks(traced.incarnation);
         if let Some(growth) = slope
-            .filter(|_| process.unseen.is_none())
+            .filter(|_| process.unseen.is_none() && !is_go)
             .and_then(|slope| unexplained(slope, explained))
         {
             let why = where_it_may_be(session, traced);
