@@ -16,15 +16,24 @@ use crate::binary::leakscope;
 /// # Errors
 /// When there is no leakscope.
 pub fn tampered<A: AsRef<OsStr>>(calls: &str, how: &str, arguments: &[A]) -> Result<Command> {
+    tampered_all(&[(calls, how)], arguments)
+}
+
+/// The same with several kinds of calls, each in its own way.
+///
+/// # Errors
+/// When there is no leakscope.
+pub fn tampered_all<A: AsRef<OsStr>>(all: &[(&str, &str)], arguments: &[A]) -> Result<Command> {
     let mut command = Command::new("strace");
+    let calls: Vec<&str> = all.iter().map(|(calls, _)| *calls).collect();
     command
         // Stopped at these calls alone: at each of the thousands of others it would take minutes under emulation.
         .args(["-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e"])
-        .arg(format!("trace={calls}"))
-        .arg("-e")
-        .arg(format!("inject={calls}:{how}"))
-        .arg(leakscope()?)
-        .args(arguments);
+        .arg(format!("trace={}", calls.join(",")));
+    for (calls, how) in all {
+        command.arg("-e").arg(format!("inject={calls}:{how}"));
+    }
+    command.arg(leakscope()?).args(arguments);
     Ok(command)
 }
 

@@ -25,7 +25,7 @@ mod victims;
 pub use binary::{example, leakscope};
 pub use container::{Container, Group, debian};
 pub use daemon::{Daemon, done, go_pprof, in_browser};
-pub use faults::{MemoryLimit, children, command_of, scripted, send, tampered};
+pub use faults::{MemoryLimit, children, command_of, scripted, send, tampered, tampered_all};
 pub use links::{DEGRADED, degraded, mappings_at_functions};
 pub use machine::{answers, kernel_usable, leave_out, missing, prebuilt, skip, turn};
 pub use newer::NewerLibc;
