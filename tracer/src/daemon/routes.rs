@@ -24,7 +24,7 @@ use super::{
     page::{self, Live},
     query::{Base, Query},
     render::{Key, Renderer},
-    serve::Counters,
+    serve::{Counters, SYMBOL},
     snapshots::{Snapshots, check_name},
     thread::{Published, Tracing, age},
 };
@@ -36,9 +36,6 @@ use crate::report::{
 
 /// Requests that wait for a later report at a time: each holds an earlier one.
 const WAITING: usize = 8;
-
-/// Where pprof asks for names.
-pub(super) const SYMBOL: &str = "/debug/pprof/symbol";
 
 /// What the handlers share.
 pub(super) struct App {

@@ -50,7 +50,10 @@ const HEADERS: usize = 64;
 /// The most bytes of a request's body: nothing here takes any.
 const BODY_BYTES: u64 = 4096;
 
-/// The largest one of a question for the names of addresses, which pprof asks of all that have none in a profile.
+/// Where pprof asks for names.
+pub(super) const SYMBOL: &str = "/debug/pprof/symbol";
+
+/// The largest body of a question for the names of addresses, which pprof asks of all that have none in a profile.
 const SYMBOL_BYTES: u64 = 1 << 20;
 
 /// How long an answer may be in the making, beyond what the request itself asks to wait.
@@ -227,7 +230,7 @@ async fn answer(
     entrance: &Entrance,
     request: hyper::Request<Incoming>,
 ) -> Response {
-    let is_symbol = request.uri().path() == super::routes::SYMBOL;
+    let is_symbol = request.uri().path() == SYMBOL;
     let most = if is_symbol { SYMBOL_BYTES } else { BODY_BYTES };
     if request.body().size_hint().lower() > most {
         return body_too_large(most);

@@ -44,7 +44,8 @@ impl Cohorts {
             .began_ns()
             .map_or(0.0, |began_ns| seconds(began_ns, now_ns));
         let nothing = SiteCohort::default();
-        let means = self.mean_sizes(rounding);
+        // Of each site the last.
+        let means: BTreeMap<SiteId, BlockSize> = self.mean_sizes(rounding).collect();
         // Whether other sites allocate blocks of about this size.
         let is_shared = |site: SiteId, size: BlockSize| {
             means.iter().any(|(other, mean)| {
@@ -92,26 +93,22 @@ impl Cohorts {
                 of.windows = of.windows.saturating_add(1);
             }
         }
-        let allocating = self.cohorts.iter().flat_map(|cohort| &cohort.sites);
-        for (site, there) in allocating.filter(|(_, there)| there.births.objects > 0.0) {
-            let mean = there.births.bytes / there.births.objects;
-            let key = (*site, size_of(rounding.taken_for(mean as u64)));
+        for (site, size) in self.mean_sizes(rounding) {
             // Of a site of another allocator nothing tells here; its sizes have no stayers then, and take no part of any growth.
-            sizes.entry(key).or_default();
+            sizes.entry((site, size)).or_default();
         }
         sizes
     }
 
-    /// Of each site that allocates in windows, the size that a block of its mean takes.
-    fn mean_sizes(&self, rounding: Rounding) -> BTreeMap<SiteId, BlockSize> {
+    /// Of each site that allocates in a window, the size that a block of its mean takes; window by window.
+    fn mean_sizes(&self, rounding: Rounding) -> impl Iterator<Item = (SiteId, BlockSize)> + '_ {
         let allocating = self.cohorts.iter().flat_map(|cohort| &cohort.sites);
         allocating
             .filter(|(_, there)| there.births.objects > 0.0)
-            .map(|(site, there)| {
+            .map(move |(site, there)| {
                 let mean = there.births.bytes / there.births.objects;
                 (*site, size_of(rounding.taken_for(mean as u64)))
             })
-            .collect()
     }
 
     /// The part of a site's blocks that are this allocator's, and of these sizes.
