@@ -23,7 +23,7 @@ pub use descriptors::{DescriptorKinds, KindCount, count as count_descriptors, li
 pub use holdings::{HoldingKind, Holdings, Zombies};
 pub use machine::{Machine, MachineLook, read_machine_once};
 pub use meminfo::{ClassKind, MemoryClass};
-pub use slab::{Slab, SlabNames};
+pub use slab::{Slab, SlabNames, makes_slabs};
 
 /// Reads a file of the kernel, at most so many bytes of it: what is longer is cut off.
 ///

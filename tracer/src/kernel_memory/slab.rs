@@ -30,6 +30,24 @@ impl Slab {
     }
 }
 
+/// Where the kernel makes a slab and what it keeps beside one, as `/proc/kallsyms` names it (mm/slub.c of 5.10 to 7.0;
+/// mm/memcontrol.c up to 6.9).
+const MAKES_SLABS: [&str; 6] = [
+    "allocate_slab",
+    "new_slab",
+    "___slab_alloc",
+    "alloc_slab_obj_exts",
+    "memcg_alloc_slab_cgroups",
+    "memcg_alloc_page_obj_cgroups",
+];
+
+/// Whether what a function of the kernel allocates belongs to a slab. A compiler's suffix (`.isra.0`) does not matter.
+#[must_use]
+pub fn makes_slabs(function: &str) -> bool {
+    let name = function.split('.').next().unwrap_or(function);
+    MAKES_SLABS.contains(&name)
+}
+
 /// Reads the lines `name active total size …`; others are passed over.
 #[must_use]
 pub(super) fn parse_slabinfo(text: &[u8]) -> Vec<Slab> {
@@ -133,7 +151,7 @@ mod tests {
 
     use std::os::unix::fs::symlink;
 
-    use super::{Slab, SlabNames, parse_slabinfo};
+    use super::{Slab, SlabNames, makes_slabs, parse_slabinfo};
     use proptest::prelude::*;
 
     const SLABINFO: &str = "\
@@ -144,6 +162,13 @@ kmalloc-cg-1k         12     16   1024   16    4 : tunables    0    0    0 : sla
 broken               x      16   1024
 short                5
 ";
+
+    #[test]
+    fn what_makes_slabs_is_known_with_a_compilers_suffix() {
+        assert!(makes_slabs("allocate_slab"));
+        assert!(makes_slabs("new_slab.isra.0"));
+        assert!(!makes_slabs("kmem_cache_alloc_lru_noprof"));
+    }
 
     #[test]
     fn caches_and_their_objects_are_read() {

@@ -20,7 +20,7 @@ use leakscope_common::KernelSite;
 use super::{Session, moment::Moment};
 use crate::{
     kernel::{KernelCounts, thread_cpu_time},
-    kernel_memory::{CgroupMemory, ClassKind, Machine, MemoryCgroup, Slab, Zombies},
+    kernel_memory::{CgroupMemory, ClassKind, Machine, MemoryCgroup, Slab, Zombies, makes_slabs},
     ledger::{LevelHistory, LevelRules, Unit},
     report::{KernelLevel, KernelLevelKind, KernelMemory, KernelPart, KernelWindows, ReportParts},
     symbol::{AddressSpace, KernelSymbols},
@@ -470,13 +470,20 @@ impl Session {
                 .and_then(|process| process.kernel.as_ref())
                 .is_some_and(crate::report::ProcessKernel::leaks)
         };
+        let symbols = &mut watch.symbols;
+        symbols.learn(&self.proc_root, watch.sites.addresses());
+        let is_of_slabs = |path: &[u64]| {
+            path.iter().any(|address| {
+                let frame = watch.symbols.frame(*address);
+                frame.function.as_deref().is_some_and(makes_slabs)
+            })
+        };
         let told = watch.sites.told(
             |cache| windows.weight(cache),
             |name| watch.facts(name),
             holds,
+            is_of_slabs,
         );
-        let addresses = told.iter().flat_map(|one| one.path.iter().copied());
-        watch.symbols.learn(&self.proc_root, addresses);
         let nothing = AddressSpace::default();
         for mut one in told {
             let path = one.path.iter().map(|address| watch.symbols.frame(*address));

@@ -24,6 +24,9 @@ const JUDGED_AFTER_S: f64 = 120.0;
 /// One part in so many of what is made goes where things come and go: of a leak hardly any does.
 const GONE_PART: u64 = 4;
 
+/// Why what the slab allocator makes for itself is no leak.
+const WITH_SLABS: &str = "the slab allocator keeps it beside a slab and frees it with the slab, whose objects are judged where they are made";
+
 /// A change below this says nothing, objects.
 const NOISE: f64 = 64.0;
 
@@ -154,6 +157,16 @@ pub(super) struct CacheFacts {
     pub(super) objects: u64,
 }
 
+impl CacheFacts {
+    /// The same of what the slab allocator keeps beside a slab: it goes with the slab.
+    fn with_slabs(&self) -> Self {
+        Self {
+            no_leak: Some(WITH_SLABS),
+            ..self.clone()
+        }
+    }
+}
+
 /// A site that is to be reported, without the names of its frames.
 #[derive(Debug)]
 pub(super) struct Told {
@@ -281,21 +294,33 @@ impl Sites {
         self.followed.retain(|_, one| one.counted.live() > least);
     }
 
+    /// Those that have made enough to be reported.
+    fn worth_a_line(&self) -> impl Iterator<Item = (&Key, &Followed)> {
+        self.followed
+            .iter()
+            .filter(|(_, followed)| followed.counted.born >= LEAST_MADE)
+    }
+
+    /// The kernel's addresses on the way to them.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = u64> {
+        self.worth_a_line()
+            .flat_map(|(key, _)| key.path.iter().copied())
+    }
+
     /// The sites that are worth a line, what grows fastest first. `weight`: how many objects of a cache one stands for.
     /// `cache`: of the name of a cache, or of a size of kmalloc, what is known of it.
     /// `holds`: whether a process makes the kernel hold more and more by other evidence.
+    /// `is_of_slabs`: whether the slab allocator made what a path leads to, for a slab of another cache.
     pub(super) fn told(
         &self,
         weight: impl Fn(u64) -> u64,
         cache: impl Fn(&str) -> CacheFacts,
         holds: impl Fn(u32, u32) -> bool,
+        is_of_slabs: impl Fn(&[u64]) -> bool,
     ) -> Vec<Told> {
         let mut all = Vec::new();
         let mut known: BTreeMap<String, CacheFacts> = BTreeMap::new();
-        for (key, followed) in &self.followed {
-            if followed.counted.born < LEAST_MADE {
-                continue;
-            }
+        for (key, followed) in self.worth_a_line() {
             let name = if windows::is_size(key.cache) {
                 format!("kmalloc-{}", followed.object_bytes)
             } else {
@@ -303,7 +328,11 @@ impl Sites {
             };
             let facts = known.entry(name.clone()).or_insert_with(|| cache(&name));
             let holds = holds(key.tgid, key.incarnation);
-            let judged = judge(key, followed, facts, holds);
+            let judged = if is_of_slabs(&key.path) {
+                judge(key, followed, &facts.with_slabs(), holds)
+            } else {
+                judge(key, followed, facts, holds)
+            };
             let size = u64::from(followed.object_bytes);
             // Of what was freed between windows nothing is known: there are no more than the kernel counts.
             let objects = followed.counted.live().min(facts.objects);
@@ -532,6 +561,24 @@ mod tests {
         assert_ne!(judge(&key, &leak, &cached, false).verdict, Verdict::Leaking);
         let (key, leak) = growing(leak.counted, true);
         assert_ne!(judge(&key, &leak, &GROWS, false).verdict, Verdict::Leaking);
+    }
+
+    #[test]
+    fn what_the_slab_allocator_keeps_beside_cached_names_was_called_leaking() {
+        let counted = Counted {
+            born: 2330,
+            died: 0,
+            inferred: 0,
+        };
+        let (key, held) = growing(counted, false);
+        assert_eq!(judge(&key, &held, &GROWS, false).verdict, Verdict::Leaking);
+        let judged = judge(&key, &held, &GROWS.with_slabs(), true);
+        assert_ne!(judged.verdict, Verdict::Leaking);
+        assert!(
+            judged.reason.contains("slab allocator"),
+            "{}",
+            judged.reason
+        );
     }
 
     #[test]
