@@ -4,7 +4,9 @@ use std::{os::fd::BorrowedFd, path::Path};
 
 use crate::{
     kernel::{child_exit_code, exit_code},
-    process::procfs::{CgroupMembership, OomKills, OutOfMemory, signal_name, zombie_exit_code},
+    process::procfs::{
+        CgroupMembership, OomCounts, OomKills, OutOfMemory, signal_name, zombie_exit_code,
+    },
     report::{Ended, MemoryLimit},
 };
 
@@ -35,8 +37,8 @@ impl End {
     }
 
     /// Looks at what the kernel counts, while the process runs.
-    pub(super) fn look(&mut self, proc_root: &Path) {
-        let now = self.kills.1.again(proc_root);
+    pub(super) fn look(&mut self, proc_root: &Path, counts: &mut OomCounts) {
+        let now = self.kills.1.again(proc_root, counts);
         self.kills.0 = std::mem::replace(&mut self.kills.1, now);
     }
 
@@ -51,7 +53,7 @@ impl End {
             .or_else(|| exit_code(pidfd).ok().flatten());
         if self.code.is_some_and(|code| code & SIGNAL == SIGKILL) {
             let before = &self.kills.0;
-            self.out_of_memory = before.cause(&before.again(proc_root));
+            self.out_of_memory = before.cause(&before.again(proc_root, &mut OomCounts::default()));
         }
     }
 

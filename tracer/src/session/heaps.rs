@@ -17,6 +17,7 @@ use crate::{
     heap::{GLIBC_VERSIONS, Look, Owned, OwnerLook},
     kernel::{KernelError, monotonic_ns},
     ledger::{HeldByOne, SiteId},
+    process::procfs::OomCounts,
     report::{HeapUse, Process, Reachability, Site, SiteHolder, SiteKind, SiteType},
 };
 use look::{Found, Job, Outcome};
@@ -174,9 +175,10 @@ impl Session {
             late: self.heaps.late.take(),
             ..Heaps::default()
         };
+        let mut counts = OomCounts::default();
         for traced in self.processes.values_mut() {
             if traced.ended.is_none() {
-                traced.measure(&self.proc_root);
+                traced.measure(&self.proc_root, &mut counts);
             }
         }
         self.begin_looks()?;

@@ -56,7 +56,7 @@ use crate::{
         process_cpu_time,
     },
     ledger::{Ledger, SiteId},
-    process::discover::Files,
+    process::{discover::Files, procfs::OomCounts},
     report::{Report, Suppressions},
     runtime::cpython::Interpreters,
     symbol::{Debuginfod, ElfSymbols, Modules, Resolver},
@@ -476,9 +476,10 @@ impl Session {
                 ran.insert(traced.incarnation);
             }
         }
+        let mut counts = OomCounts::default();
         for pid in self.due_for_measurement(&ran) {
             if let Some(traced) = self.processes.get_mut(&pid) {
-                traced.measure(&self.proc_root);
+                traced.measure(&self.proc_root, &mut counts);
             }
         }
         self.look_at_mapped(&ran, all)?;
@@ -550,12 +551,13 @@ impl Session {
         self.look_at_pages();
         self.look_at_stacks();
         self.check_watched(true);
+        let mut counts = OomCounts::default();
         for traced in self.processes.values_mut() {
             if traced.ended.is_some() {
                 continue;
             }
             self.faults.work_on(traced.pid);
-            traced.measure(&self.proc_root);
+            traced.measure(&self.proc_root, &mut counts);
             if traced.windows.cohorts.windows() > 0 {
                 traced.measure_exactly(&self.proc_root);
             }

@@ -35,8 +35,8 @@ use crate::{
         elf::is_go,
         open::most_held,
         procfs::{
-            CgroupMembership, Process, ProcessError, cpu_time, exact_anonymous_bytes, list_threads,
-            read_memory, read_process, thread_state,
+            CgroupMembership, OomCounts, Process, ProcessError, cpu_time, exact_anonymous_bytes,
+            list_threads, read_memory, read_process, thread_state,
         },
     },
     report::Container,
@@ -293,7 +293,7 @@ impl Traced {
             code_look: None,
             has_new_code: false,
         };
-        traced.measure(proc_root);
+        traced.measure(proc_root, &mut OomCounts::default());
         Ok(traced)
     }
 
@@ -327,12 +327,12 @@ impl Traced {
             self.cgroup = process.cgroup;
             self.memory_cgroup = memory_cgroup(&process.cgroups);
         }
-        self.measure(proc_root);
+        self.measure(proc_root, &mut OomCounts::default());
     }
 
     /// Reads how much memory the process has and how much processor time it has used. Of a process that is gone, the last
-    /// values stay.
-    pub(super) fn measure(&mut self, proc_root: &Path) {
+    /// values stay. `counts`: what this look at processes has read of what they share.
+    pub(super) fn measure(&mut self, proc_root: &Path, counts: &mut OomCounts) {
         self.measure_cpu(proc_root);
         if let Ok(memory) = read_memory(proc_root, self.pid) {
             let now = (Instant::now(), memory.resident_bytes);
@@ -340,7 +340,7 @@ impl Traced {
             self.rss_last = Some(now);
             self.anonymous_bytes = memory.anonymous_bytes;
             self.swapped_bytes = memory.swapped_bytes;
-            self.end.look(proc_root);
+            self.end.look(proc_root, counts);
         }
     }
 

@@ -115,12 +115,13 @@ impl Live {
         *self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The report that pages show: that of the last event while it is new enough, for all of them the same.
+    /// The report that pages show: that of the last event while it is new enough, for all of them the same. The first page is not made to
+    /// wait either: it gets the newest that there is, and an event when there is a newer one.
     pub(super) async fn shown(&self) -> Result<Published, Ended> {
         let last = self.now.borrow().published.clone();
         match last {
             Some(last) if last.begun.elapsed() <= 2 * self.pace() => Ok(last),
-            _ => self.tracing.warm().await,
+            _ => self.tracing.newest().await,
         }
     }
 
@@ -156,7 +157,9 @@ impl Live {
         loop {
             self.until_watched().await;
             tokio::time::sleep_until(due.into()).await;
-            let Ok(published) = self.tracing.since(due).await else {
+            // One that was made for others shortly before will do.
+            let after = due.checked_sub(self.pace() / 4).unwrap_or(due);
+            let Ok(published) = self.tracing.since(after).await else {
                 self.now.send_modify(|now| {
                     now.ended = true;
                     now.write();

@@ -1,6 +1,7 @@
 //! How a process ended: its exit code, and whether the kernel killed it for want of memory.
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -53,7 +54,7 @@ struct Counts {
 }
 
 /// A memory cgroup.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Group {
     folder: PathBuf,
     is_v2: bool,
@@ -64,6 +65,28 @@ struct Group {
 pub struct OomKills {
     groups: Vec<(Group, Option<Counts>)>,
     machine: u64,
+}
+
+/// What one look at many processes has read: each count once, however many processes share it.
+#[derive(Debug, Default)]
+pub struct OomCounts {
+    groups: HashMap<Group, Option<Counts>>,
+    machine: Option<u64>,
+}
+
+impl OomCounts {
+    fn of_group(&mut self, group: &Group) -> Option<Counts> {
+        if let Some(known) = self.groups.get(group) {
+            return *known;
+        }
+        let counts = group.counts();
+        self.groups.insert(group.clone(), counts);
+        counts
+    }
+
+    fn of_machine(&mut self, proc_root: &Path) -> u64 {
+        *self.machine.get_or_insert_with(|| machine_kills(proc_root))
+    }
 }
 
 /// Where memory cgroups are mounted, and whether these are of version 2.
@@ -109,16 +132,16 @@ impl OomKills {
         }
     }
 
-    /// Reads the same counts again.
+    /// The same counts as this look has them.
     #[must_use]
-    pub fn again(&self, proc_root: &Path) -> Self {
+    pub fn again(&self, proc_root: &Path, look: &mut OomCounts) -> Self {
         Self {
             groups: self
                 .groups
                 .iter()
-                .map(|(group, _)| (group.clone(), group.counts()))
+                .map(|(group, _)| (group.clone(), look.of_group(group)))
                 .collect(),
-            machine: machine_kills(proc_root),
+            machine: look.of_machine(proc_root),
         }
     }
 

@@ -12,7 +12,7 @@ pub mod pagemap;
 
 pub(crate) use answering::read_environment;
 pub use answering::{answering_memory, lies_in};
-pub use exit::{OomKills, OutOfMemory, signal_name, zombie_exit_code};
+pub use exit::{OomCounts, OomKills, OutOfMemory, signal_name, zombie_exit_code};
 pub use maps::{
     Device, MemoryMap, OpenedMap, OpenedThrough, open_mapped, open_mapped_through, parse_maps,
     read_maps,
