@@ -9,6 +9,7 @@ mod gaps;
 mod heirs;
 mod interval;
 mod joined;
+mod lengthening;
 mod lives;
 mod look;
 mod pool;
@@ -21,6 +22,7 @@ mod variety;
 
 pub use estimate::Estimate;
 pub use fate::Reading;
+pub use lengthening::Lengthening;
 pub use profile::{Alike, SiteWindows};
 pub use sizes::OfSize;
 

@@ -1,11 +1,14 @@
 //! How much a site grows, as counted. How many blocks there are of each size is known from the heap; whose those are that stay, from the windows' cohorts.
 //! So the growth of a size is divided among the sites that allocate it by their shares of the old blocks that are still there. Pure.
 
+mod lengthened;
 mod levels;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+
+pub use lengthened::Lengthened;
 
 use super::{
     OfSize, SiteId,
@@ -27,6 +30,9 @@ const RISES: f64 = 1.96;
 /// Between two looks so many blocks may come or go that are neither a leak nor measured by the looks' own scatter while there are few of them: this part of the
 /// blocks that there are.
 const SWING: f64 = 0.005;
+
+/// Without the first look, growth is at least this part of what it is with it.
+const KEEPS: f64 = 0.5;
 
 /// The standard deviation by the median distance, of a normal distribution.
 const BY_MEDIAN: f64 = 1.4826;
@@ -64,6 +70,8 @@ pub struct CountedSite {
     pub grown_bytes: f64,
     /// Its sizes.
     pub sizes: Vec<SizeOfSite>,
+    /// What of the heap's growth is its, for its blocks become longer.
+    pub lengthens: Option<Lengthened>,
     /// Looks, and the seconds from the first to the last.
     pub looks: usize,
     /// See `looks`.
@@ -405,6 +413,16 @@ struct Growth {
 impl Growth {
     /// By points of seconds and level; `level`: of how much it is the change.
     fn of(points: &[(f64, f64)], level: f64) -> Option<Self> {
+        let mut growth = Self::by(points, level)?;
+        // A level that rose before the second look and never since does not grow.
+        growth.is_steady &= points.len() >= LOOKS
+            && Self::by(points.get(1..)?, level).is_some_and(|later| {
+                later.per_s > SURE * later.error && later.per_s >= KEEPS * growth.per_s
+            });
+        Some(growth)
+    }
+
+    fn by(points: &[(f64, f64)], level: f64) -> Option<Self> {
         let line = trend::line(points)?;
         let count = points.len() as f64;
         let mean = points.iter().map(|(at, _)| at).sum::<f64>() / count;
@@ -420,8 +438,7 @@ impl Growth {
                 _ => None,
             })
             .collect();
-        let is_steady = points.len() >= LOOKS
-            && line.slope > SURE * error
+        let is_steady = line.slope > SURE * error
             && (trend::rise(&values) > RISES || rates.iter().all(|rate| *rate > 0.0))
             && steady::even(&rates, 1.0).is_ok();
         Some(Self {

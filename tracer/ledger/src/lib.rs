@@ -28,10 +28,10 @@ mod windows;
 
 pub use bound::{Held, bound};
 pub use cohort::{
-    Alike, Cohorts, Estimate, LEAST_SHARE, MOST_WATCHED, Occasion, OfSize, Reading, Shared,
-    SiteWindows, Span, Survivor,
+    Alike, Cohorts, Estimate, LEAST_SHARE, Lengthening, MOST_WATCHED, Occasion, OfSize, Reading,
+    Shared, SiteWindows, Span, Survivor,
 };
-pub use counted::{Counted, CountedSite, HeapGrowth, SizeOfSite, Unexplained, count};
+pub use counted::{Counted, CountedSite, HeapGrowth, Lengthened, SizeOfSite, Unexplained, count};
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]

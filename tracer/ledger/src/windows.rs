@@ -12,7 +12,7 @@ use super::{
     steady,
     verdict::{Judgement, Verdict},
 };
-use leakscope_model::units::{blocks, count, duration, plural, rate as per_second};
+use leakscope_model::units::{blocks, bytes, count, duration, plural, rate as per_second};
 
 /// A window, as a site of its process sees it; also windows in which the site did nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -137,9 +137,12 @@ pub fn judge_windows(
     let old: Vec<WindowOfSite> = old_ones(windows, now_s).copied().collect();
     let old_born: f64 = old.iter().map(|window| window.born).sum();
     let stay: f64 = old.iter().map(|window| window.alive).sum();
-    let bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
+    let stay_bytes: f64 = old.iter().map(|window| window.alive_bytes).sum();
     let effective: f64 = old.iter().map(|window| window.effective_s).sum();
-    let rate = bytes / effective.max(1e-9);
+    let rate = stay_bytes / effective.max(1e-9);
+    if let Some(judgement) = counted.and_then(|counted| lengthened(counted, now_s)) {
+        return judgement;
+    }
     // How much grows is counted; windows only have to say whose it is.
     let carries = counted.is_some_and(CountedSite::carries);
     // What decides by itself where there are few blocks.
@@ -379,6 +382,34 @@ pub fn judge_windows(
         ),
         growth_bytes_per_s: rate,
     }
+}
+
+/// Judges a site whose blocks become longer, and by which the heap grows.
+fn lengthened(counted: &CountedSite, now_s: f64) -> Option<Judgement> {
+    let grown = counted.lengthens?;
+    let said = format!(
+        "its blocks become longer: from {} to {} in {} windows; so does the heap, {} as counted in {}",
+        bytes(grown.first_bytes as u64),
+        bytes(grown.bytes as u64),
+        grown.windows,
+        flow::rate_of(grown.bytes_per_s),
+        duration(now_s)
+    );
+    let (verdict, reason) = if now_s < LEAK_AFTER_S {
+        (Verdict::WarmingUp, format!("{said}; {}", too_short(now_s)))
+    } else if grown.is_sure() {
+        (Verdict::Leaking, said)
+    } else {
+        (
+            Verdict::WarmingUp,
+            format!("{said}, and those of other sites too"),
+        )
+    };
+    Some(Judgement {
+        verdict,
+        reason,
+        growth_bytes_per_s: grown.bytes_per_s,
+    })
 }
 
 /// `9 windows`, `4 windows and 31 s of full tracing`.

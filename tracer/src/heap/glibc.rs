@@ -30,8 +30,8 @@ const PREV_INUSE: u64 = 1;
 const IS_MMAPPED: u64 = 2;
 const FLAGS: u64 = 7;
 
-/// Of the bins of a real arena most are empty, and an empty one points to itself.
-const EMPTY_BINS: u64 = 64;
+/// Of the bins of a real arena some are empty, and an empty one points to itself: a heap with free blocks of a thousand sizes has few of them.
+const EMPTY_BINS: u64 = 8;
 
 /// `HEAP_MAX_SIZE`: heaps of arenas that are not the main one begin at multiples of it (without the `hugetlb` tunable).
 const HEAP_BYTES: u64 = 64 << 20;
@@ -134,7 +134,7 @@ pub(super) fn walk(memory: &dyn Memory, regions: &[Region]) -> Option<Heap> {
     Some(heap)
 }
 
-/// Looks in the data of all mapped files for the main arena: 127 bins of which most point to themselves, and fields that fit.
+/// Looks in the data of all mapped files for the main arena: 127 bins of which some point to themselves, and fields that fit.
 fn find_main_arena(memory: &dyn Memory, regions: &[Region]) -> Option<(&'static Form, u64)> {
     let candidates = regions
         .iter()

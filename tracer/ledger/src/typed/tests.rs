@@ -105,6 +105,20 @@ fn what_was_watched_for_too_short_a_time_is_not_called_leaking() {
     assert_eq!(judged, Some(Verdict::WarmingUp));
 }
 
+/// A deque that was filled between the first two looks, of dictionaries that come and go: by chance, later looks found a few more each.
+#[test]
+fn a_deque_that_was_full_at_the_second_look_was_called_a_leak() {
+    let filled = |second: u64| if second == 1 { 1_663 } else { 2_000 + second };
+    let mut typed = looked(
+        |kind, second| if kind == DICT { filled(second) } else { 0 },
+        |_| 0,
+    );
+    watch(&mut typed, 7, DICT, 6);
+    let sites = typed.sites(|site| site, 60 * SECOND);
+    let judged = sites.get(&7).map(|site| site.judge(60.0, "").verdict);
+    assert_ne!(judged, Some(Verdict::Leaking));
+}
+
 proptest! {
     #[test]
     fn sites_grow_by_no_more_than_all_objects_do(

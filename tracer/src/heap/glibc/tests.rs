@@ -67,6 +67,23 @@ fn since_2_42_no_cache_was_known_and_since_2_43_no_heap() {
     }
 }
 
+/// Texts of a thousand lengths left free blocks in nearly all bins.
+#[test]
+fn a_heap_with_free_blocks_of_all_sizes_was_of_no_known_form() {
+    for libc in VERSIONS {
+        let mut heap = MadeUp::of(libc);
+        let free = heap.free(0x60) - 16;
+        let kept = heap.used(0x40);
+        for bin in (1..127).filter(|bin| bin % 12 != 0) {
+            let at = ARENA + libc.bins + bin * 16;
+            heap.image.put(at, free);
+            heap.image.put(at + 8, free);
+        }
+        let found = walked(&heap).unwrap();
+        assert!(used(&found).contains(&(kept, 0x38)), "{libc:?}");
+    }
+}
+
 #[test]
 fn bins_of_a_cache_for_large_blocks_hold_blocks_of_many_sizes() {
     for libc in [GLIBC_2_42, GLIBC_2_43] {

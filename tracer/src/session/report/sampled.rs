@@ -157,6 +157,10 @@ pub(super) fn add(
 /// What was counted of a site's blocks.
 fn counted_growth(known: &Counted, id: SiteId) -> Option<CountedGrowth> {
     let site = known.sites.get(&id)?;
+    // Of one whose blocks become longer no size tells.
+    if site.lengthens.is_some() {
+        return None;
+    }
     Some(CountedGrowth {
         block_bytes: site.size,
         growth_bytes_per_s: site.bytes_per_s,

@@ -98,7 +98,10 @@ impl Windows {
         }
         let began_ns = cohorts.began_ns()?;
         let blocks = cohorts.by_size(now_ns, &cohorts.alike(), self.counting.rounding);
-        count(&self.counting.series, &blocks, began_ns, now_ns)
+        let mut counted = count(&self.counting.series, &blocks, began_ns, now_ns)?;
+        let at_s = now_ns.saturating_sub(began_ns) as f64 / 1e9;
+        counted.divide_among(&cohorts.lengthening(), at_s);
+        Some(counted)
     }
 
     /// The estimates of all sites of blocks at least so old, by windows and by what was counted; and what that was.
@@ -125,6 +128,7 @@ impl Windows {
                 counted.bound(&mut estimates, |site, sizes| {
                     cohorts.share_of_sizes(site, sizes, self.counting.rounding)
                 });
+                counted.correct_lengthened(&mut estimates);
                 counted
             });
         (estimates, counted)
