@@ -29,6 +29,10 @@ const OLD_NS: u64 = 8_000_000_000;
 /// A site is accused by so many objects at least that were seen to be made there and are still there.
 const LEAST_OBJECTS: f64 = 3.0;
 
+/// Where nothing tells objects from others that take their place, they are watched again for so long at least, seconds in all: of those that live five,
+/// none is replaced in that time once in fifty times (e^-4).
+const LEAST_AGAIN_S: f64 = 20.0;
+
 /// Looks from which on it can be told whether growth is steady.
 const LOOKS: usize = 4;
 
@@ -43,6 +47,8 @@ pub struct Born {
     pub bytes: u64,
     /// When, CLOCK_MONOTONIC nanoseconds.
     pub at_ns: u64,
+    /// What it holds tells it from another of its kind in its place.
+    pub is_told_apart: bool,
 }
 
 /// What is known of the objects of a process.
@@ -51,6 +57,22 @@ pub struct TypedGrowth {
     counts: SizeCounts,
     /// By address.
     born: BTreeMap<u64, Born>,
+    /// Of each site, what was seen of objects that nothing tells apart, when they were watched again.
+    again: BTreeMap<SiteId, Again>,
+}
+
+/// Objects that were watched again: for how long, and how many others took the place of one.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Again {
+    seconds: f64,
+    replaced: f64,
+}
+
+impl Again {
+    /// Whether objects live as long as they were watched for, in all that is known: others took the place of hardly any.
+    fn shows_that_they_stay(&self, watched_s: f64) -> bool {
+        self.seconds >= LEAST_AGAIN_S && self.seconds >= self.replaced * watched_s
+    }
 }
 
 /// What a site grows by.
@@ -62,6 +84,10 @@ pub struct TypedSite {
     pub kinds: Vec<KindOfSite>,
     /// Objects that were seen to be made there and are still there.
     pub objects: u64,
+    /// Of these, the ones that cannot be taken for others.
+    pub told_apart: u64,
+    /// What was seen of the others when they were watched again.
+    pub again: Again,
     /// When the first of them was made, CLOCK_MONOTONIC nanoseconds.
     pub since_ns: u64,
 }
@@ -103,6 +129,18 @@ impl TypedGrowth {
     /// An object is there no more.
     pub fn remove(&mut self, address: u64) {
         self.born.remove(&address);
+    }
+
+    /// An object was watched again for so many seconds; another took its place, or none.
+    pub fn watched_again(&mut self, address: u64, seconds: f64, is_replaced: bool) {
+        if let Some(born) = self.born.get(&address) {
+            let again = self.again.entry(born.site).or_default();
+            again.seconds += seconds;
+            if is_replaced {
+                again.replaced += 1.0;
+                self.born.remove(&address);
+            }
+        }
     }
 
     /// Looks that were taken.
@@ -179,6 +217,13 @@ impl TypedGrowth {
                 _ => site.since_ns.min(born.at_ns),
             };
             site.objects += 1;
+            site.told_apart += u64::from(born.is_told_apart);
+        }
+        for (id, seen) in &self.again {
+            if let Some(site) = sites.get_mut(&joined(*id)) {
+                site.again.seconds += seen.seconds;
+                site.again.replaced += seen.replaced;
+            }
         }
         let began_ns = self.counts.first_ns().unwrap_or(now_ns);
         let Some(alone) = count(&self.counts, &blocks, began_ns, now_ns) else {
@@ -291,6 +336,19 @@ impl TypedSite {
                 Verdict::WarmingUp,
                 format!("{types} in the process; few of them were seen to be made here"),
             )
+        } else if (self.told_apart as f64) < LEAST_OBJECTS
+            && !self.again.shows_that_they_stay(watched_s)
+        {
+            let reason = if self.again.replaced > 0.0 {
+                format!(
+                    "{types} in the process; of its objects that were watched again for {}, others took the place of {}",
+                    duration(self.again.seconds),
+                    self.again.replaced as u64
+                )
+            } else {
+                format!("{types}; they were not watched for long enough to tell that they stay")
+            };
+            (Verdict::WarmingUp, reason)
         } else {
             let bytes = rate(growth).map_or_else(String::new, |rate| format!(", {rate}"));
             let reason = format!(

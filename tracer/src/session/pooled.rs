@@ -182,6 +182,7 @@ impl ObjectsOf {
                     block,
                     word,
                     kind,
+                    is_told_apart,
                     since_ns,
                 }) => {
                     let written = self.written.remove(&word);
@@ -195,10 +196,16 @@ impl ObjectsOf {
                             kind: number,
                             bytes: kind.block_bytes,
                             at_ns,
+                            is_told_apart,
                         };
                         self.typed.add(block, born);
                     }
                 }
+                Ok(Told::Again {
+                    block,
+                    seconds,
+                    is_replaced,
+                }) => self.typed.watched_again(block, seconds, is_replaced),
                 Ok(Told::Forgotten { block }) => self.typed.remove(block),
                 Ok(Told::Over(why)) => self.note = Some(why),
                 Err(TryRecvError::Empty) => return,

@@ -165,6 +165,7 @@ impl Blocks {
                             kind: number,
                             bytes: kind.bytes,
                             at_ns,
+                            is_told_apart: true,
                         };
                         self.typed.add(block, born);
                     }

@@ -14,6 +14,9 @@ const SETTLES: Duration = Duration::from_secs(1);
 /// What was not written to for so long is given up, for what will be handed out is elsewhere by now.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// An object that had settled is watched again for so long.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// So many writes to one word are seen: of one that is used again all the time nothing is learnt.
 pub(super) const MOST_WRITES: u32 = 24;
 
@@ -38,6 +41,10 @@ pub(super) enum State {
     Waits,
     /// What was written last is there still.
     Settled,
+    /// An object that had settled and was watched again was written to: another one has its place.
+    Replaced,
+    /// It was not, for as long as it was watched again.
+    Stayed,
     /// Nothing is learnt of it.
     GivenUp,
 }
@@ -60,6 +67,11 @@ impl Armed {
         }
     }
 
+    /// How long it was watched, seconds.
+    pub(super) fn seconds(&self, now: Instant) -> f64 {
+        now.saturating_duration_since(self.since).as_secs_f64()
+    }
+
     /// What has become of it, and writes since it was asked before.
     pub(super) fn look(&mut self, now: Instant) -> (State, u64) {
         let count = self.watched.writes();
@@ -71,6 +83,9 @@ impl Armed {
         let waits_for =
             |since: Instant, most: Duration| now.saturating_duration_since(since) < most;
         let state = match self.written {
+            Some(_) if self.choice.is_again => State::Replaced,
+            None if self.choice.is_again && !waits_for(self.since, AGAIN) => State::Stayed,
+            None if self.choice.is_again => State::Waits,
             _ if count >= u64::from(MOST_WRITES) => State::GivenUp,
             None if waits_for(self.since, PATIENCE) => State::Waits,
             None => State::GivenUp,

@@ -17,6 +17,8 @@ pub(super) struct Choice {
     pub(super) kind: ObjectKind,
     /// The container of which the word will be an entry, if it is one; then nothing else is known.
     pub(super) kept_in: Option<Container>,
+    /// An object that has settled is there, and is watched again.
+    pub(super) is_again: bool,
 }
 
 /// Numbers that look random (Marsaglia 2003, xorshift64).
@@ -99,6 +101,7 @@ pub(super) fn choose(
         word: block.checked_add(at)?,
         kind: kind.clone(),
         kept_in: None,
+        is_again: false,
     })
 }
 

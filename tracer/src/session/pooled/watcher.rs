@@ -45,6 +45,9 @@ const REGIONS_EVERY: Duration = Duration::from_secs(2);
 /// What a write that is seen costs the process: 12.7 µs measured on a virtual machine, which leaves the processor for it; 1 to 2 µs elsewhere.
 const WRITE_NS: u64 = 13_000;
 
+/// Of the words that are chosen, the part in objects that have settled.
+const AGAIN_PART: f64 = 0.5;
+
 /// So many objects are looked at again, the last ones: by then it is known whose growth is whose.
 const MOST_KEPT: usize = 1024;
 
@@ -102,8 +105,16 @@ pub(super) enum Told {
         block: u64,
         word: u64,
         kind: ObjectKind,
+        /// Whether what it holds tells it from another of its kind.
+        is_told_apart: bool,
         /// Since when it was watched, CLOCK_MONOTONIC nanoseconds.
         since_ns: u64,
+    },
+    /// An object that had settled was watched again for so many seconds; whether another one took its place.
+    Again {
+        block: u64,
+        seconds: f64,
+        is_replaced: bool,
     },
     /// A block is not looked at any more, for there are enough.
     Forgotten { block: u64 },
@@ -393,9 +404,14 @@ impl Work {
                 now.iter().all(|thread| seen.contains(thread))
             })
         };
+        let mut again: Vec<(u64, f64, bool)> = Vec::new();
         self.shared.words().retain_mut(|armed| {
             let (state, more) = armed.look(now);
             writes += more;
+            let is_replaced = state == State::Replaced;
+            if (is_replaced || state == State::Stayed) && are_all_seen(armed) {
+                again.push((armed.choice.block, armed.seconds(now), is_replaced));
+            }
             if state == State::Settled && are_all_seen(armed) {
                 settled.push((armed.choice.clone(), armed.since_ns));
             }
@@ -403,6 +419,16 @@ impl Work {
         });
         self.shared.writes.fetch_add(writes, Ordering::Relaxed);
         self.credit -= Duration::from_nanos(writes.saturating_mul(WRITE_NS)).as_secs_f64();
+        for (block, seconds, is_replaced) in again {
+            if is_replaced {
+                self.settled.retain(|(settled, _)| *settled != block);
+            }
+            let _ = tell.send(Told::Again {
+                block,
+                seconds,
+                is_replaced,
+            });
+        }
         if settled.is_empty() {
             return;
         }
@@ -447,12 +473,13 @@ impl Work {
             let (block, _) = self.settled.remove(0);
             let _ = tell.send(Told::Forgotten { block });
         }
-        let kind = object.kind.clone();
+        let (kind, is_told_apart) = (object.kind.clone(), object.print != 0);
         self.settled.push((block, object));
         let _ = tell.send(Told::Settled {
             block,
             word,
             kind,
+            is_told_apart,
             since_ns,
         });
     }
@@ -520,8 +547,14 @@ impl Work {
                     word: *word,
                     kind: ObjectKind::default(),
                     kept_in: Some(of),
+                    is_again: false,
                 });
             }
+        }
+        if self.random.part() < AGAIN_PART
+            && let Some(choice) = self.choose_again()
+        {
+            return Some(choice);
         }
         let wanted: Vec<(ObjectKind, f64)> = self
             .wanted
@@ -532,6 +565,20 @@ impl Work {
             })
             .collect();
         choose(pools, &self.before, &wanted, &mut self.random)
+    }
+
+    /// Chooses an object that has settled, and that nothing in it tells from another of its kind: whether another has taken its place, only a write tells.
+    fn choose_again(&mut self) -> Option<Choice> {
+        let alike = || self.settled.iter().filter(|(_, object)| object.print == 0);
+        let place = self.random.next().checked_rem(alike().count() as u64)?;
+        let (block, object) = alike().nth(usize::try_from(place).ok()?)?;
+        Some(Choice {
+            block: *block,
+            word: block.checked_add(object.kind.word_at()?)?,
+            kind: object.kind.clone(),
+            kept_in: None,
+            is_again: true,
+        })
     }
 
     /// Sees which threads there are, and whether others have come and gone.
