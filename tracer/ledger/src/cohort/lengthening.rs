@@ -15,6 +15,16 @@ const LEAVES: f64 = 0.75;
 /// In the second half of the windows they do so this fast, as a part of how fast they do in all.
 const KEEPS: f64 = 0.5;
 
+/// What windows left of a site.
+#[derive(Default)]
+struct Left {
+    /// In which it allocates.
+    windows: f64,
+    /// See [`Lengthening::points`].
+    points: Vec<(f64, f64)>,
+    objects: f64,
+}
+
 /// How blocks that a site leaves behind become longer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Lengthening {
@@ -60,8 +70,7 @@ impl Cohorts {
     #[must_use]
     pub fn lengthening(&self) -> BTreeMap<SiteId, Lengthening> {
         let began_ns = self.began_ns().unwrap_or_default();
-        // Of each site windows in which it allocates, its points and blocks left.
-        let mut sites: BTreeMap<SiteId, (f64, Vec<(f64, f64)>, f64)> = BTreeMap::new();
+        let mut sites: BTreeMap<SiteId, Left> = BTreeMap::new();
         for cohort in &self.cohorts {
             let at_s = seconds(began_ns, cohort.span.closed_ns);
             for (id, there) in &cohort.sites {
@@ -72,18 +81,18 @@ impl Cohorts {
                 for class in &there.ages {
                     left.add(*class);
                 }
-                let (windows, points, objects) = sites.entry(*id).or_default();
-                *windows += 1.0;
+                let site = sites.entry(*id).or_default();
+                site.windows += 1.0;
                 if left.objects > 0.0 {
-                    points.push((at_s, left.bytes / left.objects));
-                    *objects += left.objects;
+                    site.points.push((at_s, left.bytes / left.objects));
+                    site.objects += left.objects;
                 }
             }
         }
         sites
             .into_iter()
-            .filter(|(_, (windows, points, _))| points.len() as f64 >= LEAVES * windows)
-            .filter_map(|(id, (_, points, left))| Some((id, Lengthening::of(points, left)?)))
+            .filter(|(_, site)| site.points.len() as f64 >= LEAVES * site.windows)
+            .filter_map(|(id, site)| Some((id, Lengthening::of(site.points, site.objects)?)))
             .collect()
     }
 }
