@@ -121,6 +121,36 @@ fn golden_text_on_narrow_and_wide_terminals() {
     }
 }
 
+/// Two of twenty sites were shown and three that leak were not, for there was much to say of processes and of the kernel.
+#[test]
+fn every_leak_has_a_line_however_little_room_there_is() {
+    let mut parts = exact_report().into_parts();
+    let like = parts.sites.first().cloned().unwrap();
+    parts.sites = (1..=12)
+        .map(|id| Site {
+            id,
+            verdict: if id > 8 {
+                Verdict::Leaking
+            } else {
+                Verdict::Plateau
+            },
+            inuse_bytes: 4096 * id,
+            ..like.clone()
+        })
+        .collect();
+    let style = Style {
+        width: Some(80),
+        height: Some(12),
+        ..Style::default()
+    };
+    let text = styled(&Report::new(parts), style);
+    for rank in 1..=4 {
+        let head = format!("#{rank}  leaking");
+        assert!(text.lines().any(|line| line.starts_with(&head)), "{text}");
+    }
+    assert!(text.contains("and 8 more sites with"), "{text}");
+}
+
 /// A site that leaks came on line 205, below all that were larger.
 #[test]
 fn what_leaks_stands_on_the_first_screen_however_small_it_is() {

@@ -33,6 +33,9 @@ const SCREEN: usize = 50;
 /// Lines for sites, however much there is to say of processes.
 const LEAST_ROOM: usize = 10;
 
+/// So many sites that leak have a line, however little room there is.
+const LEAKS_SHOWN: usize = 20;
+
 /// So many of the first sites have their stacks, beside those that leak.
 const SITES_IN_FULL: usize = 3;
 
@@ -368,11 +371,18 @@ impl Text {
         let mut is_full = false;
         let mut rows = false;
         let first = *rank;
+        let leaks_at = |site: &Site| {
+            site.verdict == Verdict::Leaking || (report.lost_at_exit && site.has_lost())
+        };
+        let mut owed = group.sites.iter().filter(|site| leaks_at(site)).count();
+        owed = owed.min(LEAKS_SHOWN);
         for (place, site) in group.sites.iter().enumerate() {
-            let leaks =
-                site.verdict == Verdict::Leaking || (report.lost_at_exit && site.has_lost());
+            let leaks = leaks_at(site);
             let share = 100.0 * site.inuse_bytes as f64 / group.total.max(1) as f64;
-            if is_full || (!leaks && share < self.style.min_percent) {
+            // Those that leak come first.
+            let is_owed = leaks && owed > 0;
+            owed = owed.saturating_sub(usize::from(leaks));
+            if (is_full && !is_owed) || (!leaks && share < self.style.min_percent) {
                 rest.add(site);
                 // Pages are in no sum but in that of what is not shown.
                 if site.kind == SiteKind::Pages {
@@ -393,11 +403,11 @@ impl Text {
             let in_full = self.style.full || leaks || is_first;
             let mut text = self.wrapped(None, |out| self.site(&shown, in_full, out))?;
             let mut lines = text.lines().count();
-            if in_full && !self.style.full && *rank > first && lines > room {
+            if in_full && !self.style.full && *rank > first && lines + owed > room {
                 text = self.site_row(&shown);
                 lines = 1;
             }
-            if !self.style.full && *rank > first && lines > room {
+            if !self.style.full && *rank > first && lines > room && !is_owed {
                 is_full = true;
                 rest.add(site);
                 continue;
@@ -410,28 +420,35 @@ impl Text {
         if rows {
             writeln!(out)?;
         }
-        let is_told = rest.sites > omitted.sites || (rest.sites > 0 && !self.style.full);
-        if is_told && (rest.inuse_bytes > 0 || rest.inuse_objects > 0) {
-            let how = if self.style.full {
-                ""
-            } else {
-                " (--full shows all that there is)"
-            };
-            let what = if group.heading.is_some() {
-                crate::units::pages(rest.inuse_objects)
-            } else {
-                blocks(rest.inuse_objects)
-            };
-            let line = format!(
-                "and {} more site{} with {} in {what}{how}",
-                count(rest.sites),
-                plural(rest.sites),
-                bytes(rest.inuse_bytes),
-            );
-            let line = self.wrapped(None, |out| writeln!(out, "{}\n", self.dress(DIM, &line)))?;
-            out.write_all(line.as_bytes())?;
+        if rest.sites > omitted.sites || (rest.sites > 0 && !self.style.full) {
+            self.rest(rest, group.heading.is_some(), out)?;
         }
         Ok(())
+    }
+
+    /// A line for the sites that have none.
+    fn rest(self, rest: Omitted, is_of_pages: bool, out: &mut dyn Write) -> io::Result<()> {
+        if rest.inuse_bytes == 0 && rest.inuse_objects == 0 {
+            return Ok(());
+        }
+        let how = if self.style.full {
+            ""
+        } else {
+            " (--full shows all that there is)"
+        };
+        let what = if is_of_pages {
+            crate::units::pages(rest.inuse_objects)
+        } else {
+            blocks(rest.inuse_objects)
+        };
+        let line = format!(
+            "and {} more site{} with {} in {what}{how}",
+            count(rest.sites),
+            plural(rest.sites),
+            bytes(rest.inuse_bytes),
+        );
+        let line = self.wrapped(None, |out| writeln!(out, "{}\n", self.dress(DIM, &line)))?;
+        out.write_all(line.as_bytes())
     }
 }
 
