@@ -7,7 +7,7 @@ use super::model::{
     DESCRIPTORS, DescriptorKind, Frame, FrameKind, Holding, KernelLevel, KernelLevelKind,
     KernelObjects, ProcessKernel, Verdict,
 };
-use super::names::{base_name, clean, function, unnamed};
+use super::names::{clean, function, is_of_runtime, unnamed};
 use crate::units::{bytes, count, count_rate, percent, plural, rate};
 
 /// So many kinds of descriptors are named; the others are summed up.
@@ -207,18 +207,8 @@ pub(crate) fn own_line(site: &KernelObjects) -> Option<&Arc<Frame>> {
             .filter(|frame| frame.kind != FrameKind::Kernel)
     };
     let is_own = |frame: &&Arc<Frame>| {
-        let module = frame.module.as_deref().map_or("", base_name);
-        let is_library = [
-            "libc.so",
-            "libc-",
-            "ld-linux",
-            "ld-musl",
-            "libpthread",
-            "[vdso]",
-        ]
-        .iter()
-        .any(|name| module.starts_with(name));
-        !is_library && !function(frame).is_some_and(|name| is_of_language(name, frame.kind))
+        !is_of_runtime(frame)
+            && !function(frame).is_some_and(|name| is_of_language(name, frame.kind))
     };
     let python = of_process().find(|frame| frame.kind == FrameKind::Python);
     python

@@ -15,7 +15,7 @@ use prometheus_client::{
 
 use super::model::{KernelLevel, KernelLevelKind, Process, Report, Site, SiteKind, Verdict};
 use super::names::clean;
-use super::text::headline;
+use super::text::title_alone;
 
 /// Processes with series of their own.
 pub const TOP: usize = 500;
@@ -460,7 +460,7 @@ fn sites(report: &Report, registry: &mut Registry) {
         let comm = report
             .process_of(site)
             .map_or("", |process| process.comm.as_str());
-        let title: String = headline(site).chars().take(TITLE).collect();
+        let title = title_alone(site, TITLE);
         let labels = vec![
             ("pid", site.pid.to_string()),
             ("comm", escape(comm)),

@@ -49,6 +49,29 @@ pub(crate) fn function(frame: &Frame) -> Option<&str> {
     frame.function.as_deref().filter(|name| !name.is_empty())
 }
 
+/// Files of the C and C++ libraries and of what the kernel maps, as their names begin: their functions say nothing of a program.
+const RUNTIME_FILES: [&str; 11] = [
+    "libc.so",
+    "libc-",
+    "ld-linux",
+    "ld-musl",
+    "libpthread",
+    "libstdc++",
+    "libc++.so",
+    "libc++abi",
+    "libgcc_s",
+    "libm.so",
+    "[vdso]",
+];
+
+/// Whether a frame is of the libraries that every program of its language has, or of Go's runtime.
+pub(super) fn is_of_runtime(frame: &Frame) -> bool {
+    let module = frame.module.as_deref().map_or("", base_name);
+    RUNTIME_FILES.iter().any(|name| module.starts_with(name))
+        || frame.kind == FrameKind::Go
+            && function(frame).is_some_and(|name| name.starts_with("runtime."))
+}
+
 /// What stands for a frame's function where that is not known: `[module+0x1234]`, or less.
 pub(crate) fn unnamed(frame: &Frame) -> String {
     if frame.kind == FrameKind::Python {

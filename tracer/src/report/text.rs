@@ -22,7 +22,7 @@ use super::names::{UNKNOWN_STACK, incomplete, why_all_empty};
 use super::{Difference, Format};
 use crate::units::{blocks, bytes, count, plural};
 use stack::Line;
-pub(crate) use title::{Titles, marks};
+pub(crate) use title::{Titles, marks, title_alone};
 
 /// Of so many processes it is said why nothing of theirs survives.
 const EMPTY_SHOWN: usize = 20;
@@ -165,14 +165,6 @@ impl Format for Text {
         let text = self.wrapped(None, |out| difference::write(*self, difference, out))?;
         out.write_all(text.as_bytes())
     }
-}
-
-/// What a person looks for first: the line of Python, else the first caller. It does not depend on what is shown beside it.
-pub(super) fn headline(site: &Site) -> String {
-    let (_, callers) = stack::split(&site.frames);
-    stack::python_line(callers)
-        .or_else(|| stack_lines(site).into_iter().next())
-        .unwrap_or_default()
 }
 
 /// The frames that called the allocator, innermost first.

@@ -68,14 +68,6 @@ pub(super) fn via(own: &[Arc<Frame>]) -> Option<String> {
     }
 }
 
-/// The line of Python that a programmer looks for: the innermost, where other code stands before it.
-pub(super) fn python_line(callers: &[Arc<Frame>]) -> Option<String> {
-    let place = callers
-        .iter()
-        .position(|frame| frame.kind == FrameKind::Python)?;
-    (place > 0).then(|| callers.get(place).map(|frame| text(frame)))?
-}
-
 /// The stack, leaf first, with what repeats shown once.
 pub(super) fn lines(frames: &[Arc<Frame>]) -> Vec<Line> {
     lines_in(frames, Look::default())
@@ -153,12 +145,7 @@ fn repetitions(lines: &[Line], length: usize) -> usize {
     chunks.take_while(|chunk| *chunk == first).count()
 }
 
-/// A frame: `function (file:line)`, `function+0x1c [module]`, `[module+0x1234]`.
-fn text(frame: &Frame) -> String {
-    text_in(frame, Look::default())
-}
-
-/// The same in a look.
+/// A frame in a look: `function (file:line)`, `function+0x1c [module]`, `[module+0x1234]`.
 pub(super) fn text_in(frame: &Frame, look: Look) -> String {
     let mut end = String::new();
     if frame.inlined {
@@ -233,9 +220,7 @@ fn place(frame: &Frame, look: Look) -> (String, Option<&str>) {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
 
-    use super::{
-        Line, Look, cut, is_wrapper, lines, lines_in, python_line, split, text, text_in, via,
-    };
+    use super::{Line, Look, cut, is_wrapper, lines, lines_in, split, text_in, via};
     use crate::report::model::{Frame, FrameKind};
     use std::sync::Arc;
 
@@ -284,23 +269,6 @@ mod tests {
             "alloc::alloc::alloc",
         ]);
         assert_eq!(via(&frames).unwrap(), "alloc::alloc::alloc ← … ← malloc");
-    }
-
-    #[test]
-    fn the_line_of_python_is_told_where_other_code_stands_before_it() {
-        let python = Arc::new(Frame {
-            function: Some("serve".to_owned()),
-            file: Some("/srv/app.py".to_owned()),
-            line: Some(12),
-            kind: FrameKind::Python,
-            ..Frame::default()
-        });
-        let mut frames = stack(&["ffi_call"]);
-        assert_eq!(python_line(&frames), None);
-        frames.push(python);
-        assert_eq!(python_line(&frames).unwrap(), "serve (/srv/app.py:12)");
-        frames.remove(0);
-        assert_eq!(python_line(&frames), None);
     }
 
     #[test]
@@ -371,7 +339,7 @@ mod tests {
             (&inlined, "parse (src/parse.c:7) [inlined]"),
             (&Frame::default(), "[unknown]"),
         ] {
-            assert_eq!(text(frame), expected);
+            assert_eq!(text_in(frame, Look::default()), expected);
         }
     }
 

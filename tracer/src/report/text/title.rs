@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 
 use super::super::allocator::allocates_for_others;
 use super::super::model::{Frame, FrameKind, Site, SiteKind};
-use super::super::names::{function, unnamed};
+use super::super::names::{function, is_of_runtime, unnamed};
 use super::missing;
 use super::stack::{Look, is_wrapper, split, text_in};
 
@@ -70,16 +70,21 @@ impl<'a> Candidate<'a> {
     fn new(site: &'a Site) -> Self {
         let (own, callers) = split(&site.frames);
         let all = || (own.len()..).zip(callers);
-        let mut places: Vec<usize> = all()
-            .filter(|(_, frame)| {
-                let tells_nothing = |function| allocates_for_others(function);
-                !is_wrapper(frame) && !function(frame).is_some_and(tells_nothing)
-            })
-            .map(|(place, _)| place)
-            .take(DEEPEST)
-            .collect();
+        let allocates = |frame: &Frame| function(frame).is_some_and(allocates_for_others);
+        let those = |is_one: &dyn Fn(&Frame) -> bool| -> Vec<usize> {
+            all()
+                .filter(|(_, frame)| is_one(frame))
+                .map(|(place, _)| place)
+                .take(DEEPEST)
+                .collect()
+        };
+        let of_program = |frame: &Frame| !is_wrapper(frame) && !allocates(frame);
+        let mut places = those(&|frame| of_program(frame) && !is_of_runtime(frame));
         if places.is_empty() {
-            places = all().map(|(place, _)| place).take(DEEPEST).collect();
+            places = those(&of_program);
+        }
+        if places.is_empty() {
+            places = those(&|_| true);
         }
         // What a programmer looks for: a line of Python, else a function with a name.
         let frame = |place: &usize| site.frames.get(*place);
@@ -160,6 +165,19 @@ impl Titles {
             Some((frame, _)) => title_text(frame),
             None => missing(site.frames.is_empty()).to_owned(),
         }
+    }
+}
+
+/// How a site is called whatever stands beside it, in at most so many columns.
+pub(crate) fn title_alone(site: &Site, width: usize) -> String {
+    let look = Look {
+        short: true,
+        width: Some(width),
+        ..Look::default()
+    };
+    match Titles::new([site]).of(0, site) {
+        Some((frame, _)) => text_in(frame, look),
+        None => missing(site.frames.is_empty()).to_owned(),
     }
 }
 
@@ -248,7 +266,7 @@ fn crowds(candidates: &[Candidate<'_>], texts: &mut Texts) -> Vec<usize> {
 mod tests {
     use std::sync::Arc;
 
-    use super::{Frame, Site, Titles, marks};
+    use super::{Frame, FrameKind, Site, Titles, marks};
 
     fn site(functions: &[&str]) -> Site {
         let frame = |name: &&str| {
@@ -319,6 +337,54 @@ mod tests {
             "main",
         ])];
         assert_eq!(titles(&sites), ["slab_grow"]);
+    }
+
+    #[test]
+    fn functions_of_the_c_library_and_of_threads_were_titles() {
+        let of = |module: &str, name: &str, kind| {
+            Arc::new(Frame {
+                function: Some(name.to_owned()),
+                module: Some(module.to_owned()),
+                kind,
+                ..Frame::default()
+            })
+        };
+        let native = FrameKind::Native;
+        let getline = Site {
+            frames: vec![
+                of("/usr/lib/libc.so.6", "malloc", native),
+                of("/usr/lib/libc.so.6", "__GI___getdelim", native),
+                of("/srv/app", "read_config", native),
+                of(
+                    "/usr/lib/libstdc++.so.6.0.30",
+                    "execute_native_thread_routine",
+                    native,
+                ),
+            ],
+            ..Site::default()
+        };
+        let slice = Site {
+            frames: vec![
+                of("/srv/go", "runtime.makeslice", FrameKind::Go),
+                of("/srv/go", "main.keep", FrameKind::Go),
+            ],
+            ..Site::default()
+        };
+        let only = Site {
+            frames: vec![of("/usr/lib/libc.so.6", "__GI___getdelim", native)],
+            ..Site::default()
+        };
+        let sites = [getline.clone(), getline.clone(), getline, slice, only];
+        assert_eq!(
+            titles(&sites),
+            [
+                "read_config",
+                "read_config",
+                "read_config",
+                "main.keep",
+                "__GI___getdelim"
+            ]
+        );
     }
 
     #[test]
