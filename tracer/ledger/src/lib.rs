@@ -5,6 +5,7 @@ mod bound;
 mod cohort;
 mod collected;
 mod counted;
+mod filled;
 mod flow;
 mod held;
 mod history;
@@ -40,6 +41,7 @@ mod ends;
 mod simulate;
 
 pub use collected::{CollectedCount, CollectedLevels, KnownLevels};
+pub use filled::{ArraySite, filled};
 pub use flow::LEAK_AFTER_S;
 pub use held::HeldByOne;
 pub use history::{ProcessLevel, SiteHistory, SiteLevel};

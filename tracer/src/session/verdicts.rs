@@ -16,8 +16,8 @@ use crate::{
     budget::Mode,
     kernel::{KernelError, monotonic_ns, thread_cpu_time},
     ledger::{
-        Alike, Cohorts, Counted, Judgement, LEAK_AFTER_S, Ledger, ProcessLevel, SiteId,
-        SiteOfProcess, ToldApart, Unreachable, Verdict, are_enough, judge_windows,
+        Alike, ArraySite, Cohorts, Counted, Judgement, LEAK_AFTER_S, Ledger, ProcessLevel, SiteId,
+        SiteOfProcess, ToldApart, Unreachable, Verdict, are_enough, filled, judge_windows,
     },
     process::procfs::list_threads,
     report::{
@@ -380,6 +380,52 @@ impl Session {
         held.judge(by_flow, &path.join(" <- "))
     }
 
+    /// Where a process's memory grows and no site does, that may be an array which is filled.
+    fn judge_filled(&self, sites: &mut [Site]) {
+        for traced in self.processes.values() {
+            let is_looked_at = |site: &Site| {
+                site.incarnation == traced.incarnation
+                    && matches!(site.kind, SiteKind::Heap | SiteKind::Mapping)
+            };
+            let of_process: Vec<usize> = (0..)
+                .zip(sites.iter())
+                .filter(|(_, site)| is_looked_at(site))
+                .map(|(place, _)| place)
+                .collect();
+            // What windows saw tells of no single blocks.
+            let arrays: Vec<ArraySite> = of_process
+                .iter()
+                .filter_map(|place| sites.get(*place))
+                .map(|site| ArraySite {
+                    verdict: match site.verdict {
+                        Verdict::Leaking => Verdict::Leaking,
+                        verdict if site.kind == SiteKind::Heap && site.sample.is_none() => verdict,
+                        _ => Verdict::InsufficientData,
+                    },
+                    growth_bytes_per_s: site.growth_bytes_per_s,
+                    inuse_objects: site.inuse_objects,
+                    inuse_bytes: site.inuse_bytes,
+                    alloc_objects: site.alloc_objects,
+                    alloc_bytes: site.alloc_bytes,
+                    oldest_age_s: site.oldest_age_s,
+                })
+                .collect();
+            let watched_s = self.ledger.watched_s(traced.incarnation);
+            let memory = self.ledger.besides_windows(traced.incarnation, watched_s);
+            if traced.ended.is_none()
+                && !traced.waits_for_collector(watched_s)
+                && let Some((place, judgement)) = filled(&arrays, &memory, watched_s)
+                && let Some(site) = of_process
+                    .get(place)
+                    .and_then(|place| sites.get_mut(*place))
+            {
+                site.verdict = judgement.verdict;
+                site.verdict_reason = judgement.reason;
+                site.growth_bytes_per_s = judgement.growth_bytes_per_s;
+            }
+        }
+    }
+
     /// Judges the sites and processes of a report that still has all of its sites.
     pub(super) fn judge(&self, parts: &mut ReportParts, moment: &Moment) {
         let mut judged: BTreeMap<u32, Vec<SiteOfProcess>> = BTreeMap::new();
@@ -453,6 +499,12 @@ impl Session {
                     // Its blocks are counted and stand for no others: neither do they tell of a rate.
                     site.growth_bytes_per_s = 0.0;
                 }
+            }
+        }
+        self.judge_filled(&mut parts.sites);
+        for site in &parts.sites {
+            if SiteId::try_from(site.id).is_err() {
+                continue;
             }
             let of_process = SiteOfProcess {
                 verdict: site.verdict,

@@ -15,6 +15,9 @@ const GROWN_AT_LEAST: f64 = 16_384.0;
 /// Where blocks from before the trace are freed, it must have grown by so much, bytes: where it does not grow at all, not a page comes.
 const GROWN_BESIDE_FREES: f64 = 65_536.0;
 
+/// Pages alone tell of growth from so many bytes on.
+const GROWN_BY_PAGES: f64 = 1_048_576.0;
+
 /// What takes the place of blocks from before the trace comes with a like number of their frees: at least this share.
 const REPLACES: f64 = 0.4;
 
@@ -74,6 +77,15 @@ impl ProcessBesides {
             && self.memory_bytes_per_s * watched_s / 2.0 >= GROWN_AT_LEAST
             && left >= BORNE_OUT * bytes_per_s
             && bytes_per_s >= EXPLAINS * left
+    }
+
+    /// How fast its memory grows, bytes per second, where it does so to the end, without slowing and by more than chance and what pages come to; in so many
+    /// seconds.
+    pub(crate) fn grows_to_the_end(&self, watched_s: f64) -> Option<f64> {
+        let grows = self.memory_rise > SURE
+            && !self.memory_slows()
+            && self.memory_bytes_per_s * watched_s / 2.0 >= GROWN_BY_PAGES;
+        grows.then_some(self.memory_bytes_per_s)
     }
 
     /// The rate of a site of which so many blocks were seen to stay, bytes per second: what they say, and what the other sites leave of the process's growth,
