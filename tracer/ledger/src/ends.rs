@@ -1,6 +1,6 @@
 //! What a process frees on its way out, and what is asked after its end: made-up ledgers of leaks that end.
 
-use super::{Judgement, Ledger, ProcessLevel, SiteOfProcess, Verdict};
+use super::{InUse, Judgement, Ledger, ProcessLevel, SiteOfProcess, Verdict};
 use leakscope_common::{Block, SiteTotals};
 use proptest::prelude::*;
 
@@ -183,7 +183,7 @@ fn a_process_that_has_ended_runs_out_of_nothing() {
             inuse_bytes: 1,
         }];
         leak.ledger
-            .judge_process(PROCESS, &sites, Some(&room), true)
+            .judge_process(PROCESS, &sites, Some(&room), InUse::Counted)
             .reason
     };
     assert!(judge(&leak).contains("memory runs out"));
@@ -224,9 +224,14 @@ proptest! {
                 })
             })
             .collect();
+        let in_use = if is_complete {
+            InUse::Counted
+        } else {
+            InUse::Estimated
+        };
         let leaks = sites.iter().any(|site| site.verdict == Verdict::Leaking);
         for judgement in [
-            leak.ledger.judge_process(PROCESS, &sites, None, is_complete),
+            leak.ledger.judge_process(PROCESS, &sites, None, in_use),
             leak.ledger.judge_anonymous(PROCESS, &sites, None),
         ] {
             prop_assert_eq!(judgement.verdict == Verdict::Leaking, leaks, "{}", judgement.reason);

@@ -5,8 +5,8 @@ use super::{
     history::{SiteHistory, SiteLevel},
     series::{Point, thin_out},
     steady::{
-        LONGEST_GAP, NoLeak, SURE, even, level_rises, not_slowing, not_stopped, same_share, steps,
-        thirds_agree,
+        CHANCE, LONGEST_GAP, NoLeak, SURE, even_but_for_chance, level_rises, not_slowing,
+        not_stopped, same_share, steps, thirds_agree,
     },
     trend,
     verdict::{TREND_POINTS, Turnover},
@@ -154,8 +154,8 @@ impl Flow {
                 died += f64::from(before.saturating_sub(cohort.alive));
             }
         }
-        // Where the live table was thinned, counts are estimates.
-        let chance = if site.weight > 1 {
+        // Where the live table was thinned, or which died is reckoned, counts are estimates.
+        let chance = if site.weight > 1 || site.is_sampled {
             2.0 * (of * site.weight as f64).sqrt()
         } else {
             0.0
@@ -164,15 +164,15 @@ impl Flow {
             return Err(NoLeak::OldDie { died, of });
         }
 
-        let steps = steps(&counts);
+        let steps = steps(&counts, site.is_sampled);
         if steps < STEPS {
             return Err(NoLeak::FewSteps(steps));
         }
         // How many there are says nothing where that depends on when it was looked.
         let told = if site.by_looks { &sizes } else { &counts };
-        even(told, width)?;
+        even_but_for_chance(told, width, site.is_sampled)?;
         if sizes.iter().any(|size| *size > 0.0) {
-            even(&sizes, width)?;
+            even_but_for_chance(&sizes, width, site.is_sampled)?;
         }
         let born: Vec<f64> = chosen.iter().map(|cohort| cohort.born as f64).collect();
         same_share(&counts, &born)?;
@@ -266,7 +266,7 @@ impl Flow {
             return Err(NoLeak::Uneven);
         }
         let between = window_s / changes.len().max(1) as f64;
-        thirds_agree(&changes, between)?;
+        thirds_agree(&changes, between, CHANCE)?;
         let quiet = changes
             .iter()
             .rev()

@@ -159,6 +159,8 @@ pub struct SiteHistory {
     pub is_over: bool,
     /// Its blocks are what looks found, so that their number is that of looks, and bytes alone tell how it grows.
     pub by_looks: bool,
+    /// Its blocks are a sample, by chance, of those that there are, and which of them died is reckoned by how many did.
+    pub is_sampled: bool,
     /// When its process ended, CLOCK_MONOTONIC nanoseconds, until what is left of it has been counted once more.
     last_survey_ns: Option<u64>,
     /// When the last block was born at the latest, seconds since the trace began.
@@ -191,6 +193,7 @@ impl SiteHistory {
             end: None,
             is_over: false,
             by_looks: false,
+            is_sampled: false,
             last_survey_ns: None,
             born_s: since_s,
             since_s,

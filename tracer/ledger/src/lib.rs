@@ -15,6 +15,8 @@ mod pages;
 mod process;
 mod profiled;
 mod resumed;
+mod sampled_level;
+
 mod series;
 mod sizes;
 mod spread;
@@ -38,6 +40,8 @@ mod corpus;
 #[cfg(test)]
 mod ends;
 #[cfg(test)]
+mod profiled_lives;
+#[cfg(test)]
 mod simulate;
 
 pub use collected::{CollectedCount, CollectedLevels, KnownLevels};
@@ -48,8 +52,9 @@ pub use history::{ProcessLevel, SiteHistory, SiteLevel};
 pub use level::{Level, LevelHistory, LevelJudgement, LevelRules, Unit};
 pub use mappings::{Area, LookTimes, MappingKind, MappingSurvey, Mappings, PAGE, Step};
 pub use pages::{Expected, HUGE_PAGES, PageSurvey, Pages, Seen, Touch};
-pub use process::{Limit, Room, SiteOfProcess};
-pub use profiled::{ProfiledBlocks, Sampled, rises};
+pub use process::{InUse, Limit, Room, SiteOfProcess};
+pub use profiled::{ProfiledBlocks, Sampled};
+pub use sampled_level::SampledLevel;
 pub use series::{Point, Resolution, Series, Value, thin_out};
 pub use sizes::{BlockSize, Rounding, SizeCounts};
 pub use spread::{Alive, Fates, Spread};
@@ -118,6 +123,15 @@ impl Ledger {
             && let Some(history) = self.sites.get_mut(*place)
         {
             history.by_looks = true;
+        }
+    }
+
+    /// Notes that a site's blocks are a sample, and that it is known only how many of them died.
+    pub fn note_sampled(&mut self, site: SiteId) {
+        if let Some(place) = self.places.get(&site)
+            && let Some(history) = self.sites.get_mut(*place)
+        {
+            history.is_sampled = true;
         }
     }
 
@@ -299,19 +313,19 @@ impl Ledger {
     }
 
     /// Judges a process by its memory and its sites' verdicts. `room` is what it may still take;
-    /// `is_complete`: every call was seen, so that bytes in use are known at every look.
+    /// `in_use`: what is known of its bytes in use.
     #[must_use]
     pub fn judge_process(
         &self,
         incarnation: u32,
         sites: &[SiteOfProcess],
         room: Option<&Room>,
-        is_complete: bool,
+        in_use: InUse,
     ) -> Judgement {
         self.processes
             .get(&incarnation)
             .map_or_else(Judgement::default, |process| {
-                process.judge(sites, room, is_complete)
+                process.judge(sites, room, in_use)
             })
     }
 

@@ -29,6 +29,17 @@ pub struct Room {
     pub limit: Limit,
 }
 
+/// What is known of a process's bytes in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InUse {
+    /// They are estimates, by what was seen in windows.
+    Estimated,
+    /// Every call was seen: they are known at every look.
+    Counted,
+    /// They are what collections leave of a heap of Go's.
+    Collected,
+}
+
 /// A site of the process, judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SiteOfProcess {
@@ -115,7 +126,7 @@ impl ProcessHistory {
         &self,
         sites: &[SiteOfProcess],
         room: Option<&Room>,
-        is_complete: bool,
+        in_use: InUse,
     ) -> Judgement {
         // What has ended takes no more.
         let room = room.filter(|_| self.end_s().is_none());
@@ -128,6 +139,7 @@ impl ProcessHistory {
             .iter()
             .map(|point| (point.at_s, point.value.inuse_bytes))
             .collect();
+        let is_complete = in_use != InUse::Estimated;
         let growth = if is_complete {
             trend::line(&inuse).map_or(0.0, |line| line.slope)
         } else {
@@ -163,7 +175,7 @@ impl ProcessHistory {
             };
         }
         let resident = is_complete
-            .then(|| self.unexplained(growth * observed))
+            .then(|| self.unexplained(growth * observed, in_use))
             .flatten();
         let all: u64 = sites.iter().map(|site| site.inuse_bytes).sum();
         let weighs = |verdict| {
@@ -234,7 +246,7 @@ impl ProcessHistory {
         room: Option<&Room>,
     ) -> Judgement {
         if mappings.iter().any(|site| site.verdict == Verdict::Leaking) {
-            return self.judge(mappings, room, true);
+            return self.judge(mappings, room, InUse::Counted);
         }
         let room = room.filter(|_| self.end_s().is_none());
         let points = self.points();
@@ -343,15 +355,22 @@ impl ProcessHistory {
     }
 
     /// A sentence where resident memory grows steadily, and the bytes in use do not.
-    fn unexplained(&self, inuse_growth: f64) -> Option<String> {
+    fn unexplained(&self, inuse_growth: f64, in_use: InUse) -> Option<String> {
         let late = self.late_anonymous()?;
         if !late.steady || inuse_growth > BORNE_OUT * late.grown {
             return None;
         }
-        Some(format!(
-            "resident memory grows {} and the bytes in use do not: fragmentation, mappings, or memory touched for the first time",
-            rate_of(late.slope)
-        ))
+        let grows = rate_of(late.slope);
+        Some(if in_use == InUse::Collected {
+            // How much it keeps of what, is not read.
+            format!(
+                "resident memory grows {grows}, and what collections leave of Go's heap does not: blocks that wait for the next collection, pages that the runtime keeps, free or used in part, or memory beside its heap"
+            )
+        } else {
+            format!(
+                "resident memory grows {grows} and the bytes in use do not: fragmentation, mappings, or memory touched for the first time"
+            )
+        })
     }
 }
 
@@ -380,4 +399,39 @@ fn forecast(room: &Room, bytes_per_s: f64) -> Option<String> {
         };
         format!("; at this rate {what} in about {}", about(seconds))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{InUse, SiteOfProcess};
+    use crate::{Ledger, ProcessLevel, Verdict};
+
+    #[test]
+    fn a_go_process_was_told_that_its_heap_falls_to_pieces() {
+        let mut ledger = Ledger::new(0);
+        for second in 1..=60_u32 {
+            let level = ProcessLevel {
+                inuse_bytes: 2e7,
+                anonymous_bytes: 3e7 + 3e5 * f64::from(second),
+                resident_bytes: 4e7 + 3e5 * f64::from(second),
+                ..ProcessLevel::default()
+            };
+            ledger.observe_process(u64::from(second) * 1_000_000_000, 1, level);
+        }
+        let sites = [SiteOfProcess {
+            verdict: Verdict::Plateau,
+            growth_bytes_per_s: 0.0,
+            inuse_bytes: 20_000_000,
+        }];
+        let reason = |in_use| ledger.judge_process(1, &sites, None, in_use).reason;
+        assert!(reason(InUse::Counted).contains("fragmentation"));
+        let of_go = reason(InUse::Collected);
+        assert!(
+            of_go.contains("resident memory grows +293 KiB/s"),
+            "{of_go}"
+        );
+        assert!(of_go.contains("the next collection"), "{of_go}");
+        assert!(!of_go.contains("fragmentation"), "{of_go}");
+        assert!(!reason(InUse::Estimated).contains("resident"));
+    }
 }

@@ -15,7 +15,11 @@ const MAY_BE_GONE: f64 = 0.2;
 const KEEPS: f64 = 0.6;
 
 /// So many standard deviations explain a difference between two parts.
-const CHANCE: f64 = 1.6;
+pub(super) const CHANCE: f64 = 1.6;
+
+/// The same of blocks that are a sample by chance: nothing of their scatter is the program's, and what a collection finds is laid to several
+/// parts of the time alike, so that the scatter within them tells of less than there is.
+const CHANCE_OF_SAMPLES: f64 = 2.5;
 
 /// A flow that falls steadily is at least this share of the first third's.
 const KEEPS_STEADILY: f64 = 0.9;
@@ -78,8 +82,11 @@ impl NoLeak {
     }
 }
 
-/// Births that are apart: neighbours belong together, but a long row of them is a flow.
-pub(super) fn steps(counts: &[f64]) -> usize {
+/// Births that are apart: neighbours belong together, but a long row of them is a flow. Of a sample each is one of many that it stands for.
+pub(super) fn steps(counts: &[f64], is_sampled: bool) -> usize {
+    if is_sampled {
+        return counts.iter().filter(|count| **count > 0.0).count();
+    }
     counts
         .chunk_by(|one, two| (*one > 0.0) == (*two > 0.0))
         .filter(|row| row.first().is_some_and(|count| *count > 0.0))
@@ -107,7 +114,21 @@ pub(super) fn not_slowing(counts: &[f64], width_s: f64) -> Result<(), NoLeak> {
 
 /// Whether later parts of the time keep as much as earlier ones.
 pub(super) fn even(values: &[f64], width_s: f64) -> Result<(), NoLeak> {
-    let (first, last) = thirds_agree(values, width_s)?;
+    even_but_for_chance(values, width_s, false)
+}
+
+/// The same of blocks that may be a sample.
+pub(super) fn even_but_for_chance(
+    values: &[f64],
+    width_s: f64,
+    is_sampled: bool,
+) -> Result<(), NoLeak> {
+    let chance = if is_sampled {
+        CHANCE_OF_SAMPLES
+    } else {
+        CHANCE
+    };
+    let (first, last) = thirds_agree(values, width_s, chance)?;
     let rise = trend::rise(values);
     if last < KEEPS_STEADILY * first && rise < -SURE
         || last < KEEPS_LIKELY * first && rise < -LIKELY
@@ -121,7 +142,11 @@ pub(super) fn even(values: &[f64], width_s: f64) -> Result<(), NoLeak> {
 }
 
 /// Compares the thirds of the time with the scatter within them; gives the means of the first and the last.
-pub(super) fn thirds_agree(values: &[f64], width_s: f64) -> Result<(f64, f64), NoLeak> {
+pub(super) fn thirds_agree(
+    values: &[f64],
+    width_s: f64,
+    chance: f64,
+) -> Result<(f64, f64), NoLeak> {
     let third = (values.len() / 3).max(1);
     let (one, rest) = values.split_at(third.min(values.len()));
     let (two, three) = rest.split_at(third.min(rest.len()));
@@ -132,7 +157,7 @@ pub(super) fn thirds_agree(values: &[f64], width_s: f64) -> Result<(f64, f64), N
     );
     let most = first.max(second);
     let noise = ((noise_1 + noise_2 + noise_3) / 3.0 * 2.0 / third as f64).sqrt();
-    let falls = last < KEEPS * most && most - last > CHANCE * noise;
+    let falls = last < KEEPS * most && most - last > chance * noise;
     if falls || last <= 0.0 {
         return Err(NoLeak::Slows {
             first: most / width_s,

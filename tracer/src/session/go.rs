@@ -29,7 +29,7 @@ use crate::{
 };
 use blocks::Blocks;
 use goroutines::GoroutineSites;
-use site::GoSite;
+use site::{GoSite, Look};
 
 /// Sites from here on are of Go's profile; those of the probe and of mappings have smaller numbers.
 const FIRST_SITE: SiteId = 3 << 30;
@@ -37,6 +37,10 @@ const FIRST_SITE: SiteId = 3 << 30;
 /// A look takes at most one part in so many of a processor, but there is one this often.
 const LOOK_SHARE: u32 = 200;
 const LOOK_AT_LEAST: Duration = Duration::from_secs(5);
+
+/// What a collection found free has been swept so long after it was first seen, nanoseconds: the runtime sweeps in the background, and here it
+/// makes estimates worse, not wrong, where it takes longer.
+const SWEPT_AFTER_NS: u64 = 500_000_000;
 
 /// A report looks anew at what was looked at longer ago, nanoseconds.
 const OF_NOW_NS: u64 = 1_000_000_000;
@@ -100,6 +104,8 @@ struct GoProcess {
     /// Collections that the profile knew of at the first look.
     first_cycle: u32,
     cycle: u32,
+    /// What the last one found free is taken to be swept.
+    is_swept: bool,
     /// When the last collection that was seen was published.
     collected: Option<Instant>,
     /// How often in a row it could not be read.
@@ -212,6 +218,7 @@ impl GoHeaps {
                 buckets: 0,
                 is_cut: false,
                 first_cycle: 0,
+                is_swept: false,
                 cycle: 0,
                 collected: None,
                 unread: 0,
@@ -276,7 +283,7 @@ impl GoHeaps {
             }
         };
         let now_ns = monotonic_ns();
-        process.note_collections(&profile, begun);
+        process.note_collections(&profile, begun, now_ns);
         let is_first = process.looked_ns == 0;
         for (place, site) in process.take(&profile, now_ns, sizes, &mut self.sites) {
             let totals = site.totals();
@@ -285,6 +292,7 @@ impl GoHeaps {
             } else {
                 self.ledger.observe(now_ns, place, &totals, 1);
             }
+            self.ledger.note_sampled(place);
         }
         process.learn_types(&ranges);
         if let Some(seen) = goroutines {
@@ -577,12 +585,16 @@ impl GoProcess {
         self.next = Some(Instant::now() + LOOK_AT_LEAST);
     }
 
-    fn note_collections(&mut self, profile: &HeapProfile, now: Instant) {
+    fn note_collections(&mut self, profile: &HeapProfile, now: Instant, now_ns: u64) {
         if self.looked_ns == 0 {
             self.first_cycle = profile.cycle;
         } else if profile.cycle != self.cycle {
             self.collected = Some(now);
         }
+        // Where a heap is collected between all looks, one collection more or less is nothing.
+        let is_old = now_ns.saturating_sub(self.looked_ns) >= SWEPT_AFTER_NS;
+        self.is_swept =
+            self.looked_ns == 0 || profile.cycle == self.cycle && (self.is_swept || is_old);
         self.cycle = profile.cycle;
         self.rate = profile.rate;
         self.buckets = profile.buckets.len();
@@ -597,7 +609,12 @@ impl GoProcess {
         sizes: (u64, u64),
         next: &mut SiteId,
     ) -> impl Iterator<Item = (SiteId, &GoSite)> {
-        let looked_ns = self.looked_ns;
+        let look = Look {
+            rate: profile.rate,
+            now_ns,
+            looked_ns: self.looked_ns,
+            is_swept: self.is_swept,
+        };
         for bucket in &profile.buckets {
             // Of blocks that were sampled before that was turned off nothing can be reckoned.
             if profile.rate == 0 || !(sizes.0..=sizes.1).contains(&bucket.size) {
@@ -620,7 +637,10 @@ impl GoProcess {
             self.sites
                 .entry(id)
                 .or_insert_with(|| GoSite::new(bucket.stack.clone()))
-                .observe(bucket, profile.rate, now_ns, looked_ns);
+                .observe(bucket, look);
+        }
+        for site in self.sites.values_mut() {
+            site.note_level(look.looked_ns);
         }
         self.sites.iter().map(|(id, site)| (*id, site))
     }

@@ -16,8 +16,8 @@ use crate::{
     budget::Mode,
     kernel::{KernelError, monotonic_ns, thread_cpu_time},
     ledger::{
-        Alike, ArraySite, Cohorts, Counted, Judgement, LEAK_AFTER_S, Ledger, ProcessLevel, SiteId,
-        SiteOfProcess, ToldApart, Unreachable, Verdict, are_enough, filled, judge_windows,
+        Alike, ArraySite, Cohorts, Counted, InUse, Judgement, LEAK_AFTER_S, Ledger, ProcessLevel,
+        SiteId, SiteOfProcess, ToldApart, Unreachable, Verdict, are_enough, filled, judge_windows,
     },
     process::procfs::list_threads,
     report::{
@@ -537,8 +537,15 @@ impl Session {
             } else {
                 let mut all = sites.clone();
                 all.extend(self.go.besides(process.incarnation, &sites));
+                let in_use = if !is_complete {
+                    InUse::Estimated
+                } else if self.go.is_known(process.incarnation) {
+                    InUse::Collected
+                } else {
+                    InUse::Counted
+                };
                 self.ledger
-                    .judge_process(process.incarnation, &all, room.as_ref(), is_complete)
+                    .judge_process(process.incarnation, &all, room.as_ref(), in_use)
             };
             process.verdict = judgement.verdict;
             process.verdict_reason = judgement.reason;

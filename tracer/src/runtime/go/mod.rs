@@ -15,7 +15,7 @@ mod version;
 
 pub use functions::{FunctionTable, GoFrame};
 pub use goroutines::{GoroutineGroup, GoroutineKind, Goroutines, Member, Waiting};
-pub use profile::{Bucket, HeapProfile, scaled};
+pub use profile::{Bucket, HeapProfile, Swept, scaled};
 pub use program::{GoError, Image, Places, Program};
 pub use spans::{BlockCount, BlockFate, BlockKind, BlockPlace, SpanCounts};
 pub use version::Version;

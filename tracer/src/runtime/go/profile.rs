@@ -43,6 +43,18 @@ pub struct Bucket {
     pub frees: u64,
     /// Blocks sampled since.
     pub pending: u64,
+    /// Of these, those that were sampled before the collection that is not published yet, as the next is to be over before; and what it has found
+    /// free so far: what it finds is complete when all is swept.
+    pub swept: Swept,
+}
+
+/// What a collection makes of blocks that are not published yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swept {
+    /// Blocks sampled before it, and after the one before.
+    pub allocs: u64,
+    /// Blocks of any age that it found free.
+    pub frees: u64,
 }
 
 /// The profile at a moment.
@@ -122,6 +134,7 @@ impl Places {
             // As runtime.MemProfile does: with none so far, all that was sampled is in use.
             for bucket in &mut buckets {
                 bucket.allocs = std::mem::take(&mut bucket.pending);
+                bucket.swept = Swept::default();
             }
         }
         Some((buckets, false))
@@ -142,6 +155,9 @@ impl Places {
         let stack = words.iter().take(depth).map(|it| u64::from_le_bytes(*it));
         // The cycle that is being published belongs to what is.
         let flushed = usize::try_from(cycle).ok()? % FUTURE;
+        // `mProf_Free` puts there what the last collection finds free, and `mProf_Malloc` what was born before it.
+        let next = (flushed + 1) % FUTURE;
+        let mut swept = Swept::default();
         let (mut allocs, mut frees, mut pending) = (0_u64, 0_u64, 0_u64);
         for part in 0..=FUTURE {
             let at = 8 * (depth + part * self.layout.cycle_words);
@@ -151,6 +167,12 @@ impl Places {
                 frees = frees.checked_add(gone)?;
             } else {
                 pending = pending.checked_add(born)?;
+                if part - 1 == next {
+                    swept = Swept {
+                        allocs: born,
+                        frees: gone,
+                    };
+                }
             }
         }
         let bucket = Bucket {
@@ -160,6 +182,7 @@ impl Places {
             allocs,
             frees: frees.min(allocs),
             pending,
+            swept,
         };
         Some((bucket, word(&head, NEXT)?))
     }

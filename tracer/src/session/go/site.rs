@@ -6,9 +6,9 @@ use leakscope_common::SiteTotals;
 
 use super::{Names, types::types_of};
 use crate::{
-    ledger::{Judgement, ProfiledBlocks, Sampled, Verdict, rises},
+    ledger::{Judgement, ProfiledBlocks, Sampled, SampledLevel, Verdict},
     report::{Frame, FrameKind, Site, SiteKind},
-    runtime::go::{Bucket, GoFrame, scaled},
+    runtime::go::{Bucket, GoFrame, Swept, scaled},
 };
 
 /// 97.5 % of a normal distribution lie below so many standard deviations.
@@ -21,6 +21,8 @@ pub(super) struct GoSite {
     stack: Vec<u64>,
     /// By the blocks' size.
     sizes: BTreeMap<u64, OfSize>,
+    /// What collections leave of all of them.
+    level: Option<SampledLevel>,
     /// What its blocks are, as far as the call that allocates them says; `None`: that was not looked at.
     block_type: Option<Option<String>>,
 }
@@ -29,7 +31,22 @@ pub(super) struct GoSite {
 struct OfSize {
     blocks: ProfiledBlocks,
     seen: Sampled,
+    /// The same with what is known of the collection that is not published yet.
+    known: Sampled,
     rate: u64,
+}
+
+/// A look at a profile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    /// One block is sampled for so many bytes.
+    pub(super) rate: u64,
+    /// CLOCK_MONOTONIC nanoseconds.
+    pub(super) now_ns: u64,
+    /// When it was looked at before; 0: never.
+    pub(super) looked_ns: u64,
+    /// All is swept that the last collection found free.
+    pub(super) is_swept: bool,
 }
 
 impl OfSize {
@@ -45,6 +62,7 @@ impl GoSite {
         Self {
             stack,
             sizes: BTreeMap::new(),
+            level: None,
             block_type: None,
         }
     }
@@ -58,25 +76,64 @@ impl GoSite {
         true
     }
 
-    /// Takes over what is sampled at it now. `looked_ns`: when the profile was looked at before, CLOCK_MONOTONIC nanoseconds; 0: never.
-    pub(super) fn observe(&mut self, bucket: &Bucket, rate: u64, now_ns: u64, looked_ns: u64) {
+    /// Takes over what is sampled at it now of blocks of a size.
+    pub(super) fn observe(&mut self, bucket: &Bucket, look: Look) {
+        let Look {
+            rate,
+            now_ns,
+            looked_ns,
+            is_swept,
+        } = look;
         let seen = Sampled {
             allocs: bucket.allocs,
             frees: bucket.frees,
             pending: bucket.pending,
         };
+        let known = if is_swept {
+            let Swept { allocs, frees } = bucket.swept;
+            let allocs_by_now = seen.allocs.saturating_add(allocs);
+            Sampled {
+                allocs: allocs_by_now,
+                frees: seen.frees.saturating_add(frees).min(allocs_by_now),
+                pending: seen.pending.saturating_sub(allocs),
+            }
+        } else {
+            seen
+        };
         let of_size = self.sizes.entry(bucket.size).or_insert_with(|| OfSize {
             blocks: if looked_ns == 0 {
-                ProfiledBlocks::new(now_ns, seen)
+                ProfiledBlocks::new(now_ns, known)
             } else {
                 ProfiledBlocks::appeared(looked_ns)
             },
             seen,
+            known,
             rate,
         });
         of_size.seen = seen;
+        of_size.known = known;
         of_size.rate = rate;
-        of_size.blocks.observe(now_ns, seen);
+        of_size.blocks.observe(now_ns, known);
+    }
+
+    /// Notes the level of all sizes, once with each look.
+    pub(super) fn note_level(&mut self, looked_ns: u64) {
+        let level = self.level.get_or_insert_with(|| {
+            if looked_ns == 0 {
+                SampledLevel::default()
+            } else {
+                SampledLevel::appeared()
+            }
+        });
+        let sum = |of: fn(&Sampled) -> u64| {
+            let parts = self.sizes.values().map(|of_size| of(&of_size.known));
+            parts.fold(0, u64::saturating_add)
+        };
+        level.observe(
+            sum(|known| known.allocs),
+            sum(|known| known.frees),
+            sum(|known| known.pending),
+        );
     }
 
     /// Blocks that were sampled as the ledger takes them: each is one, with the bytes that it stands for.
@@ -164,16 +221,18 @@ impl GoSite {
 
     /// Judges it by what the ledger says of its samples; there were so many collections meanwhile.
     pub(super) fn judged(&self, by_ledger: &Judgement, collections: u32) -> Judgement {
-        let (births, deaths) = self.births_and_deaths();
         let mut judgement = Judgement {
             reason: of_samples(&by_ledger.reason),
             verdict: by_ledger.verdict,
             growth_bytes_per_s: by_ledger.growth_bytes_per_s,
         };
-        if judgement.verdict == Verdict::Leaking && !rises(births, deaths) {
+        let level = self.level.unwrap_or_default();
+        if judgement.verdict == Verdict::Leaking && !level.rises() {
+            let (births, deaths) = level.births_and_deaths();
             judgement.verdict = Verdict::WarmingUp;
-            judgement.reason =
-                format!("{births} sampled blocks were born and {deaths} freed: that may be chance");
+            judgement.reason = format!(
+                "by what collections tell so far, {births} sampled blocks were born and {deaths} freed: that may be chance"
+            );
         }
         if judgement.reason.is_empty() {
             return judgement;
@@ -185,15 +244,6 @@ impl GoSite {
         };
         judgement.reason = format!("{}; {seen}", judgement.reason);
         judgement
-    }
-
-    fn births_and_deaths(&self) -> (u64, u64) {
-        let mut sum = (0_u64, 0_u64);
-        for of_size in self.sizes.values() {
-            let (births, deaths) = of_size.blocks.births_and_deaths();
-            sum = (sum.0.saturating_add(births), sum.1.saturating_add(deaths));
-        }
-        sum
     }
 
     /// Its frames, without those of the runtime that lead to the allocation, as the program's own profile has them.
