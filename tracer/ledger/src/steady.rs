@@ -130,9 +130,12 @@ pub(super) fn even_but_for_chance(
     };
     let (first, last) = thirds_agree(values, width_s, chance)?;
     let rise = trend::rise(values);
-    if last < KEEPS_STEADILY * first && rise < -SURE
-        || last < KEEPS_LIKELY * first && rise < -LIKELY
-    {
+    let (steadily, likely) = if is_sampled {
+        (KEEPS, KEEPS)
+    } else {
+        (KEEPS_STEADILY, KEEPS_LIKELY)
+    };
+    if last < steadily * first && rise < -SURE || last < likely * first && rise < -LIKELY {
         return Err(NoLeak::Slows {
             first: first / width_s,
             last: last / width_s,
