@@ -62,11 +62,17 @@ fn judged(heap: &Heap, chance: &mut Chance, attached: f64, times: &[f64]) -> Vec
     let mut level: Option<SampledLevel> = None;
     let mut looked = 0.0;
     let mut judgements = Vec::new();
+    // A machine that is busy looks more rarely.
+    let apart_s = 1.003 + 4.0 * chance.share() * chance.share();
     let mut at = attached + 0.3;
-    while at < until + 1.0 {
+    while at < until + apart_s {
         // What a collection frees is known when it has been swept.
-        let done = collected.iter().filter(|it| **it < at - 1.0);
-        let last = done.last().copied().unwrap_or_default();
+        let done = collected.partition_point(|it| *it < at - 1.0);
+        let last = done
+            .checked_sub(1)
+            .and_then(|place| collected.get(place))
+            .copied()
+            .unwrap_or_default();
         let count =
             |of: &dyn Fn(&Life) -> bool| sampled.iter().filter(|life| of(life)).count() as u64;
         let seen = Sampled {
@@ -76,7 +82,7 @@ fn judged(heap: &Heap, chance: &mut Chance, attached: f64, times: &[f64]) -> Vec
         };
         let now = nanoseconds(at);
         let of = blocks.get_or_insert_with(|| {
-            if at < attached + 1.0 {
+            if looked == 0.0 {
                 ProfiledBlocks::new(now, seen)
             } else {
                 ProfiledBlocks::appeared(nanoseconds(looked))
@@ -84,7 +90,7 @@ fn judged(heap: &Heap, chance: &mut Chance, attached: f64, times: &[f64]) -> Vec
         });
         of.observe(now, seen);
         let level = level.get_or_insert_with(|| {
-            if at < attached + 1.0 {
+            if looked == 0.0 {
                 SampledLevel::default()
             } else {
                 SampledLevel::appeared()
@@ -112,7 +118,7 @@ fn judged(heap: &Heap, chance: &mut Chance, attached: f64, times: &[f64]) -> Vec
             judgements.push(judgement);
         }
         looked = at;
-        at += 1.003;
+        at += apart_s;
     }
     judgements
 }

@@ -21,6 +21,9 @@ pub(super) const CHANCE: f64 = 1.6;
 /// parts of the time alike, so that the scatter within them tells of less than there is.
 const CHANCE_OF_SAMPLES: f64 = 2.5;
 
+/// Samples of fewer moments than these are a few jumps, however many they are.
+const FEW_MOMENTS: usize = 5;
+
 /// A flow that falls steadily is at least this share of the first third's.
 const KEEPS_STEADILY: f64 = 0.9;
 
@@ -82,10 +85,18 @@ impl NoLeak {
     }
 }
 
-/// Births that are apart: neighbours belong together, but a long row of them is a flow. Of a sample each is one of many that it stands for.
+/// Births that are apart: neighbours belong together, but a long row of them is a flow. Of a sample each is one of many that it stands for, and
+/// looks may come too rarely to tell them apart: where they are not of a few moments, two of a moment count as two.
 pub(super) fn steps(counts: &[f64], is_sampled: bool) -> usize {
     if is_sampled {
-        return counts.iter().filter(|count| **count > 0.0).count();
+        let moments = counts.iter().filter(|count| **count > 0.0);
+        let several: f64 = moments.clone().map(|count| count.min(2.0)).sum();
+        let moments = moments.count();
+        return if moments < FEW_MOMENTS {
+            moments
+        } else {
+            several as usize
+        };
     }
     counts
         .chunk_by(|one, two| (*one > 0.0) == (*two > 0.0))
