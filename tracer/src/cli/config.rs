@@ -245,8 +245,11 @@ fn value(option: &Arg, given: &ArgMatches) -> Option<String> {
 
 /// A text in TOML: a basic string, or a number as it is.
 fn quoted(text: &str) -> String {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if is_number && text.len() < 10 && (text == "0" || !text.starts_with('0')) {
+    let are_digits =
+        |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let (whole, parts) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = are_digits(whole) && are_digits(parts);
+    if is_number && text.len() < 10 && (whole == "0" || !whole.starts_with('0')) {
         return text.to_owned();
     }
     let mut out = String::from("\"");
@@ -369,6 +372,14 @@ mod tests {
             assert_eq!(is_there, !is_own, "{name}: {text}");
         }
         assert_eq!(quoted("a\nb"), "\"a\\u000Ab\"");
+    }
+
+    #[test]
+    fn half_a_percent_was_printed_as_a_text() {
+        assert_eq!(quoted("0.5"), "0.5");
+        for text in ["1.", ".5", "00.5", "1.2.3", "10.0.0.1", "1e3"] {
+            assert!(quoted(text).starts_with('"'), "{text}");
+        }
     }
 
     #[test]
