@@ -153,28 +153,8 @@ impl Places {
         let rest = pieces.read(rest, 8 * (depth + record_words))?;
         let (words, _) = rest.as_chunks::<8>();
         let stack = words.iter().take(depth).map(|it| u64::from_le_bytes(*it));
-        // The cycle that is being published belongs to what is.
-        let flushed = usize::try_from(cycle).ok()? % FUTURE;
-        // `mProf_Free` puts there what the last collection finds free, and `mProf_Malloc` what was born before it.
-        let next = (flushed + 1) % FUTURE;
-        let mut swept = Swept::default();
-        let (mut allocs, mut frees, mut pending) = (0_u64, 0_u64, 0_u64);
-        for part in 0..=FUTURE {
-            let at = 8 * (depth + part * self.layout.cycle_words);
-            let (born, gone) = (word(&rest, at)?, word(&rest, at + 8)?);
-            if part == 0 || part - 1 == flushed {
-                allocs = allocs.checked_add(born)?;
-                frees = frees.checked_add(gone)?;
-            } else {
-                pending = pending.checked_add(born)?;
-                if part - 1 == next {
-                    swept = Swept {
-                        allocs: born,
-                        frees: gone,
-                    };
-                }
-            }
-        }
+        let record = rest.get(8 * depth..)?;
+        let (allocs, frees, pending, swept) = counts(record, self.layout.cycle_words, cycle)?;
         let bucket = Bucket {
             address,
             size,
@@ -186,6 +166,34 @@ impl Places {
         };
         Some((bucket, word(&head, NEXT)?))
     }
+}
+
+/// What a `memRecord` says after so many collections: sampled and found free as of the last that is published, sampled since, and what of that
+/// the last has looked at.
+fn counts(record: &[u8], cycle_words: usize, cycle: u32) -> Option<(u64, u64, u64, Swept)> {
+    // The cycle that is being published belongs to what is.
+    let flushed = usize::try_from(cycle).ok()? % FUTURE;
+    // `mProf_Free` puts there what the last collection finds free, and `mProf_Malloc` what was born before it.
+    let next = (flushed + 1) % FUTURE;
+    let mut swept = Swept::default();
+    let (mut allocs, mut frees, mut pending) = (0_u64, 0_u64, 0_u64);
+    for part in 0..=FUTURE {
+        let at = 8 * part * cycle_words;
+        let (born, gone) = (word(record, at)?, word(record, at + 8)?);
+        if part == 0 || part - 1 == flushed {
+            allocs = allocs.checked_add(born)?;
+            frees = frees.checked_add(gone)?;
+        } else {
+            pending = pending.checked_add(born)?;
+            if part - 1 == next {
+                swept = Swept {
+                    allocs: born,
+                    frees: gone,
+                };
+            }
+        }
+    }
+    Some((allocs, frees, pending, swept))
 }
 
 /// Whether nothing was published so far.
@@ -208,4 +216,31 @@ pub fn scaled(sampled: u64, size: u64, rate: u64) -> (u64, u64) {
         (sampled as f64 * scale) as u64,
         (bytes as f64 * scale) as u64,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Swept, counts};
+
+    #[test]
+    fn what_the_last_collection_had_found_free_was_known_with_the_next_only() {
+        // Published, and three cycles in turn: allocated and freed.
+        let record: Vec<u8> = [(100_u64, 60_u64), (7, 3), (20, 5), (9, 0)]
+            .iter()
+            .flat_map(|(allocs, frees)| [*allocs, *frees])
+            .flat_map(u64::to_le_bytes)
+            .collect();
+        // In cycle 3 the first of them is what is published; the second waits for the next collection, and the third is of now.
+        let swept = Swept {
+            allocs: 20,
+            frees: 5,
+        };
+        assert_eq!(counts(&record, 2, 3), Some((107, 63, 29, swept)));
+        let swept = Swept {
+            allocs: 9,
+            frees: 0,
+        };
+        assert_eq!(counts(&record, 2, 4), Some((120, 65, 16, swept)));
+        assert_eq!(counts(record.get(..40).unwrap_or_default(), 2, 3), None);
+    }
 }
