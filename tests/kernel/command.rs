@@ -329,6 +329,13 @@ fn killed_at_any_moment_it_leaves_no_process_stopped() {
     }
 }
 
+/// Whether a process has ended, reaped or not.
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_none_or(|(_, rest)| rest.starts_with('Z'))
+}
+
 #[test]
 fn whoever_watches_over_the_command_holds_none_of_its_files_and_ends_with_the_trace() {
     let _alone = require_kernel!();
@@ -380,6 +387,11 @@ fn whoever_watches_over_the_command_holds_none_of_its_files_and_ends_with_the_tr
     let begun = Instant::now();
     while Path::new(&format!("/proc/{guardian}")).exists() {
         assert!(begun.elapsed() < PATIENCE, "{guardian} is still there");
+        sleep(Duration::from_millis(5));
+    }
+    // Killed before that, the command's end would be the trace's.
+    while !has_ended(tracer.pid()) {
+        assert!(begun.elapsed() < PATIENCE, "the trace goes on");
         sleep(Duration::from_millis(5));
     }
     // The command goes on, with the output that it shares with the tracer: that has no end before it is gone.
