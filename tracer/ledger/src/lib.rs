@@ -16,7 +16,6 @@ mod process;
 mod profiled;
 mod resumed;
 mod sampled_level;
-
 mod series;
 mod sizes;
 mod spread;

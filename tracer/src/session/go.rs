@@ -4,6 +4,7 @@
 mod blocks;
 mod goroutines;
 mod site;
+mod told;
 mod types;
 mod watcher;
 mod windows;
@@ -22,7 +23,7 @@ use crate::{
     process::elf::is_go,
     process::procfs::answering_memory,
     reader::ProcessMemory,
-    report::{Frame, GoUse, Process, Site},
+    report::{GoUse, Site},
     runtime::go::{GoError, HeapProfile, Program},
     symbol::Module,
     units::rate,
@@ -473,89 +474,6 @@ impl GoHeaps {
                 .name_of(place)
                 .is_some_and(|name| MAPPERS.iter().any(|mapper| name.starts_with(mapper)))
         })
-    }
-
-    /// Tells of a process's runtime.
-    pub(super) fn describe(&self, incarnation: u32, told: &mut Process) {
-        let Some(process) = self.processes.get(&incarnation) else {
-            return;
-        };
-        if process.has_profile() || process.blocks.as_ref().is_some_and(Blocks::is_counted) {
-            told.allocators.push(process.allocator());
-        }
-        told.go = Some(process.used());
-    }
-
-    /// Names the frames of a site; `None` of one that is not of Go's profile.
-    pub(super) fn frames(&self, incarnation: u32, id: SiteId) -> Option<Vec<Arc<Frame>>> {
-        let process = self.processes.get(&incarnation)?;
-        let found = process.found.as_ref()?;
-        let names = Names {
-            program: &found.program,
-            bias: found.bias,
-            path: &process.path,
-        };
-        match process.sites.get(&id) {
-            Some(site) => Some(site.frames(names)),
-            None => process
-                .goroutines
-                .frames(id, names)
-                .or_else(|| process.blocks.as_ref()?.frames(id, names)),
-        }
-    }
-
-    /// Names frames of Go that stand above C where no symbol does: the runtime's table of functions stays in stripped files.
-    pub(super) fn name(&self, incarnation: u32, frames: &mut Vec<Arc<Frame>>) {
-        let process = self.processes.get(&incarnation);
-        let found = process.and_then(|process| Some((process, process.found.as_ref()?)));
-        let Some((process, found)) = found else {
-            return;
-        };
-        if frames.iter().any(|frame| frame.function.is_none()) {
-            let names = Names {
-                program: &found.program,
-                bias: found.bias,
-                path: &process.path,
-            };
-            *frames = site::with_names(names, frames);
-        }
-    }
-
-    /// Judges a site.
-    pub(super) fn judge(&self, incarnation: u32, id: SiteId) -> Judgement {
-        let process = self.processes.get(&incarnation);
-        let blocks = process.and_then(|process| process.blocks.as_ref());
-        if let Some(known) = blocks.and_then(|blocks| blocks.judgement(id)) {
-            return known.clone();
-        }
-        let judgement = self.ledger.judge_mapping(id);
-        let site = process.and_then(|process| Some((process, process.sites.get(&id)?)));
-        match site {
-            Some((process, site)) => site.judged(&judgement, process.collections()),
-            None => goroutines::judged(&judgement),
-        }
-    }
-
-    /// The sites of a process.
-    fn sites(&self, pid: u32, incarnation: u32) -> Vec<Site> {
-        let Some(process) = self.processes.get(&incarnation) else {
-            return Vec::new();
-        };
-        let goroutines = process.goroutines.described().map(|site| Site {
-            pid,
-            incarnation,
-            ..site
-        });
-        let made = process.sites.iter().filter(|(_, site)| site.is_shown());
-        made.map(|(id, site)| Site {
-            pid,
-            incarnation,
-            id: u64::from(*id),
-            allocator: Some(process.allocator()),
-            ..site.described()
-        })
-        .chain(goroutines)
-        .collect()
     }
 }
 
