@@ -14,6 +14,9 @@ const SMALLER: f64 = 0.75;
 /// Blocks made for each that is there, at least.
 const MADE: u64 = 2;
 
+/// Sites that leak leave so much of the growth unexplained at least.
+const LEFT: f64 = 0.75;
+
 /// Others that could be it hold so much of what it holds at the most.
 const OTHERS: f64 = 0.5;
 
@@ -64,7 +67,7 @@ pub fn filled(
         .filter(|site| site.verdict == Verdict::Leaking)
         .map(|site| site.growth_bytes_per_s.max(0.0));
     let left = grows - leaks.sum::<f64>();
-    if watched_s < LEAK_AFTER_S || left < SMALLER * grows {
+    if watched_s < LEAK_AFTER_S || left < LEFT * grows {
         return None;
     }
     let candidates = || {

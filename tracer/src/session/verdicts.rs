@@ -382,16 +382,19 @@ impl Session {
 
     /// Where a process's memory grows and no site does, that may be an array which is filled.
     fn judge_filled(&self, sites: &mut [Site]) {
+        let mut of_processes: HashMap<u32, Vec<usize>> = HashMap::new();
+        for (place, site) in (0..).zip(sites.iter()) {
+            if matches!(site.kind, SiteKind::Heap | SiteKind::Mapping) {
+                of_processes
+                    .entry(site.incarnation)
+                    .or_default()
+                    .push(place);
+            }
+        }
         for traced in self.processes.values() {
-            let is_looked_at = |site: &Site| {
-                site.incarnation == traced.incarnation
-                    && matches!(site.kind, SiteKind::Heap | SiteKind::Mapping)
+            let Some(of_process) = of_processes.get(&traced.incarnation) else {
+                continue;
             };
-            let of_process: Vec<usize> = (0..)
-                .zip(sites.iter())
-                .filter(|(_, site)| is_looked_at(site))
-                .map(|(place, _)| place)
-                .collect();
             // What windows saw tells of no single blocks.
             let arrays: Vec<ArraySite> = of_process
                 .iter()
