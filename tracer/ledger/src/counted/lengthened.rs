@@ -56,11 +56,17 @@ impl Lengthened {
 }
 
 impl Counted {
-    /// Divides what no site explains of the heap's growth among those whose blocks become longer. `at_s`: now, in seconds since the first window.
-    pub fn divide_among(&mut self, found: &BTreeMap<SiteId, Lengthening>, at_s: f64) {
+    /// Divides what no site explains of the heap's growth among those whose blocks become longer, which are looked for where it grows. `at_s`: now,
+    /// in seconds since the first window.
+    pub fn divide_among(
+        &mut self,
+        find: impl FnOnce() -> BTreeMap<SiteId, Lengthening>,
+        at_s: f64,
+    ) {
         if !self.heap.is_steady {
             return;
         }
+        let found = find();
         let explained: f64 = self
             .sites
             .iter()
@@ -156,7 +162,7 @@ mod tests {
     /// What is made of a site of which each window saw one block that was gone by the next.
     fn judged(mut counted: Counted, found: Option<Lengthening>) -> (Verdict, f64) {
         let sites: BTreeMap<SiteId, Lengthening> = found.into_iter().map(|it| (1, it)).collect();
-        counted.divide_among(&sites, 62.0);
+        counted.divide_among(|| sites, 62.0);
         let window = WindowOfSite {
             effective_s: 0.03,
             born: 1.0,
