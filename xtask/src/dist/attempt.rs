@@ -26,7 +26,7 @@ const SCRIPT: &str = include_str!("attempt.sh");
 /// # Errors
 /// When something does not work.
 pub(super) fn once(folder: &Path, release: &Release) -> Result<()> {
-    crates(&["--no-verify"])?;
+    crates(None)?;
     archive(folder, release)?;
     let debian = target_dir().join("debian");
     if !shell::is_root() || !debian.join("etc/debian_version").exists() {
@@ -56,11 +56,16 @@ pub(super) fn everywhere(folder: &Path, release: &Release) -> Result<()> {
     booted::service(folder, release, &system)?;
     vm::smoke(&folder.join("leakscope"), GUEST_LIMIT)?;
     println!("leakscope: works on other kernels with nothing beside it");
-    crates(&[])
+    let built = folder.join("crates");
+    if built.exists() {
+        fs::remove_dir_all(&built).with_context(|| format!("cannot remove {}", built.display()))?;
+    }
+    crates(Some(&built))
 }
 
-/// The crates for `cargo install`: everything that they are built from is in them. Without `--no-verify` they are built.
-fn crates(arguments: &[&str]) -> Result<()> {
+/// The crates for `cargo install`: everything that they are built from is in them. They are built where `built` names a
+/// folder for it: one of its own, for Cargo takes what it built from an earlier crate of the same version as up to date.
+fn crates(built: Option<&Path>) -> Result<()> {
     let mut package = cargo();
     package.args(["package", "--quiet", "--allow-dirty"]);
     for name in [
@@ -72,7 +77,11 @@ fn crates(arguments: &[&str]) -> Result<()> {
     ] {
         package.args(["--package", name]);
     }
-    shell::run(package.args(arguments))?;
+    match built {
+        Some(folder) => package.arg("--target-dir").arg(folder),
+        None => package.arg("--no-verify"),
+    };
+    shell::run(&mut package)?;
     let listed = shell::capture(cargo().args([
         "package",
         "--quiet",
