@@ -8,7 +8,7 @@ use std::{
     os::unix::net::UnixStream,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -91,7 +91,8 @@ impl Published {
 /// The flags by which the thread is spoken to, and what makes it look at them.
 #[derive(Debug)]
 struct Wishes {
-    report: AtomicBool,
+    /// A report that knows all that had happened by then.
+    report: Mutex<Option<Instant>>,
     selection: AtomicBool,
     stop: AtomicBool,
     /// The newest report has been read.
@@ -106,7 +107,7 @@ impl Wishes {
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
         let wishes = Self {
-            report: AtomicBool::new(false),
+            report: Mutex::default(),
             selection: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             read: AtomicBool::new(false),
@@ -117,6 +118,29 @@ impl Wishes {
 
     fn raise(&self, flag: &AtomicBool) {
         flag.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn report(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wishes a report that knows all that had happened by then.
+    fn report_since(&self, then: Instant) {
+        let mut wish = self.report();
+        *wish = wish.max(Some(then));
+        drop(wish);
+        self.wake();
+    }
+
+    /// Whether a report is wished that knows more than the last one. One that is not has been fulfilled while it was raised.
+    fn take_report(&self, last: Option<&Published>) -> bool {
+        self.report()
+            .take()
+            .is_some_and(|then| last.is_none_or(|last| last.begun < then))
+    }
+
+    fn wake(&self) {
         // Where there is no room, it has not been read yet: the thread will wake.
         let _ = (&self.wake).write(&[1]);
     }
@@ -213,7 +237,7 @@ fn trace(
                 next.saturating_duration_since(Instant::now())
             })
         };
-        if wishes.report.swap(false, Ordering::SeqCst) || due(&last).is_zero() {
+        if wishes.take_report(last.as_ref()) || due(&last).is_zero() {
             wishes.read.store(false, Ordering::SeqCst);
             let begun = Instant::now();
             let report = source.report()?;
@@ -278,7 +302,7 @@ impl Tracing {
                 .is_some_and(|published| published.begun >= then)
         };
         if !knows(&newest.borrow()) {
-            self.wishes.raise(&self.wishes.report);
+            self.wishes.report_since(then);
         }
         let published = newest.wait_for(knows).await.map_err(|_| Ended)?.clone();
         published.ok_or(Ended)
@@ -300,4 +324,37 @@ pub(super) fn age(report: &Report) -> Duration {
     let captured = Duration::from_millis(report.captured_at.unix_ms());
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     now.saturating_sub(captured)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
+
+    use std::{
+        sync::Arc,
+        time::{Duration, Instant},
+    };
+
+    use super::{Published, Wishes};
+    use crate::daemon::testing::large_report;
+
+    #[test]
+    fn a_report_that_is_wished_while_it_is_made_is_not_made_twice() {
+        let (wishes, _woken) = Wishes::new().unwrap();
+        let begun = Instant::now();
+        let last = Published {
+            number: 1,
+            begun,
+            took: Duration::from_millis(500),
+            report: Arc::new(large_report(1, 1)),
+        };
+        wishes.report_since(begun - Duration::from_secs(1));
+        assert!(!wishes.take_report(Some(&last)));
+        wishes.report_since(begun + Duration::from_millis(1));
+        wishes.report_since(begun);
+        assert!(wishes.take_report(Some(&last)));
+        assert!(!wishes.take_report(Some(&last)));
+        wishes.report_since(begun);
+        assert!(wishes.take_report(None));
+    }
 }

@@ -158,7 +158,7 @@ impl Live {
             self.until_watched().await;
             tokio::time::sleep_until(due.into()).await;
             // One that was made for others shortly before will do.
-            let after = due.checked_sub(self.pace() / 4).unwrap_or(due);
+            let after = due.checked_sub(self.pace() / 2).unwrap_or(due);
             let Ok(published) = self.tracing.since(after).await else {
                 self.now.send_modify(|now| {
                     now.ended = true;
