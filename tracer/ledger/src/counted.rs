@@ -3,12 +3,14 @@
 
 mod lengthened;
 mod levels;
+mod others;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 
 pub use lengthened::Lengthened;
+pub use others::Left;
 
 use super::{
     OfSize, SiteId,
@@ -70,6 +72,10 @@ pub struct CountedSite {
     pub grown_bytes: f64,
     /// Its sizes.
     pub sizes: Vec<SizeOfSite>,
+    /// What windows left of all other sites of its sizes, whatever became of it, as blocks of its largest; see [`Counted::note_left`].
+    pub others: f64,
+    /// What these windows should have caught of the growth that was counted of it, on average, in the same blocks.
+    pub caught: f64,
     /// What of the heap's growth is its, for its blocks become longer.
     pub lengthens: Option<Lengthened>,
     /// Looks, and the seconds from the first to the last.
@@ -94,13 +100,18 @@ impl CountedSite {
     /// Whether it alone explains the growth that is counted, for the most part at least.
     #[must_use]
     pub fn carries(&self) -> bool {
-        self.grows && self.stay > 0.0 && self.share - 2.0 * self.share_error >= MOST_OF_IT
+        self.grows && self.stay > 0.0 && self.is_mostly_its()
     }
 
     /// Whether its sizes become more, and are its own for the most part, whether or not any of its blocks stays.
     #[must_use]
     pub fn rises(&self) -> bool {
-        self.grows && self.is_known() && self.share - 2.0 * self.share_error >= MOST_OF_IT
+        self.grows && self.is_known() && self.is_mostly_its()
+    }
+
+    /// Whether for sure most of the blocks that divide the growth are its.
+    fn is_mostly_its(&self) -> bool {
+        self.share - 2.0 * self.share_error >= MOST_OF_IT
     }
 
     /// Whether there are fewer of its blocks' sizes than before, beyond chance: what leaks may hide behind that.

@@ -33,7 +33,9 @@ pub use cohort::{
     Alike, Cohorts, Estimate, LEAST_SHARE, Lengthening, MOST_WATCHED, Occasion, OfSize, Reading,
     Shared, SiteWindows, Span, Survivor,
 };
-pub use counted::{Counted, CountedSite, HeapGrowth, Lengthened, SizeOfSite, Unexplained, count};
+pub use counted::{
+    Counted, CountedSite, HeapGrowth, Left, Lengthened, SizeOfSite, Unexplained, count,
+};
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]

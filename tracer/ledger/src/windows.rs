@@ -144,7 +144,8 @@ pub fn judge_windows(
         return judgement;
     }
     // How much grows is counted; windows only have to say whose it is.
-    let carries = counted.is_some_and(CountedSite::carries);
+    let is_its_own = counted.is_some_and(|counted| counted.is_nobody_elses(rate));
+    let carries = is_its_own || counted.is_some_and(CountedSite::carries);
     // What decides by itself where there are few blocks.
     let shown = carries || stay >= 0.5 * old_born && process.shows(rate, now_s);
     let is_long = counted.is_some_and(|counted| counted.over_s >= COUNTED_ALONE_S);
@@ -272,7 +273,8 @@ pub fn judge_windows(
     }
     let told = told_apart.share >= 0.5
         || stay >= 0.5 * old_born
-            && (shown || told_apart.is_sure(now_s) || process.bears_out(rate, now_s, GROWN));
+            && (shown || told_apart.is_sure(now_s) || process.bears_out(rate, now_s, GROWN))
+        || is_its_own;
     if !carries && stay < STAYS * old_born || !told {
         return with(
             Verdict::InsufficientData,

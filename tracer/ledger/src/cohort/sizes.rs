@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Alike, Cohorts, Occasion, SiteCohort, seconds};
 use crate::{
-    SiteId,
+    Left, SiteId,
     sizes::{BlockSize, Rounding, size_of},
 };
 
@@ -109,6 +109,26 @@ impl Cohorts {
                 let mean = there.births.bytes / there.births.objects;
                 (*site, size_of(rounding.taken_for(mean as u64)))
             })
+    }
+
+    /// All blocks of this allocator that outlived their windows. Where only some are looked at, each stands for as many as a watched one, which is no fewer.
+    #[must_use]
+    pub fn left(&self, rounding: Rounding) -> Left {
+        let weight = self.weight() as f64;
+        let mut left = Left::default();
+        for (site, variety) in &self.variety {
+            let Some((counts, any)) = variety.counts(rounding) else {
+                continue;
+            };
+            for (size, count) in counts {
+                let of_size = left.sizes.entry(*size).or_default();
+                of_size.insert(*site, weight * *count as f64);
+            }
+            if any > 0 {
+                left.any.insert(*site, weight * any as f64);
+            }
+        }
+        left
     }
 
     /// The part of a site's blocks that are this allocator's, and of these sizes.

@@ -50,6 +50,11 @@ impl Variety {
         }
     }
 
+    /// How many there were of each size, and how many of any, where they are this allocator's.
+    pub(super) fn counts(&self, rounding: Rounding) -> Option<(&BTreeMap<BlockSize, u64>, u64)> {
+        (self.rounding == rounding).then_some((&self.counts, self.others))
+    }
+
     /// The part of the site's blocks that have one of these sizes. As many as there are of sizes seen once have sizes that were not seen yet
     /// (Good 1953); but one size is what most sites have. None of another allocator's has.
     pub(super) fn share_of(&self, sizes: &[BlockSize], rounding: Rounding) -> f64 {

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::{Counted, CountedSite, count};
+use super::{Counted, CountedSite, Left, count};
 use crate::{
-    BlockSize, Estimate, OfSize, ProcessBesides, SiteId, SizeCounts, ToldApart, Verdict,
+    BlockSize, Estimate, Judgement, OfSize, ProcessBesides, SiteId, SizeCounts, ToldApart, Verdict,
     WindowOfSite, judge_windows,
 };
 
@@ -332,4 +332,125 @@ fn a_leak_of_a_hot_program_that_one_window_saw_was_never_named() {
     let early = judged(49);
     assert_eq!(early.verdict, Verdict::WarmingUp, "{}", early.reason);
     assert!(early.reason.ends_with("(1 of 2)"), "{}", early.reason);
+}
+
+/// Of 500 blocks a second, each filled with one byte, every third seems to stay; two windows of a third of a second see them, and so many more are
+/// counted each second.
+fn filled_with_one_byte(
+    counted_per_s: f64,
+    left: &[(SiteId, BlockSize, f64)],
+    any: Option<(SiteId, f64)>,
+) -> Judgement {
+    let alive = 58.0;
+    let counts = looks(60, |at| 100.0 + counted_per_s * at);
+    let mut found = counted(&counts, &[(LEAK, 112, 2.0 * alive)], 60);
+    let mut all = Left::default();
+    for (site, size, blocks) in left {
+        all.sizes.entry(*size).or_default().insert(*site, *blocks);
+    }
+    all.any.extend(any);
+    found.note_left(&all, 0.7);
+    let windows: Vec<WindowOfSite> = (0..2)
+        .map(|number| WindowOfSite {
+            closed_s: 1.0 + 20.0 * f64::from(number),
+            effective_s: 0.35,
+            born: 175.0,
+            survived: 1.02 * alive,
+            alive,
+            alive_bytes: 96.0 * alive,
+            ..WindowOfSite::default()
+        })
+        .collect();
+    let told_apart = ToldApart {
+        share: 0.0,
+        unseen_per_s: 0.1,
+    };
+    let besides = ProcessBesides::default();
+    judge_windows(&windows, 60.0, told_apart, &besides, found.sites.get(&LEAK))
+}
+
+#[test]
+fn a_leak_was_not_named_whose_few_windows_could_not_tell_blocks_filled_with_one_byte() {
+    let own = (LEAK, 112, 120.0);
+    let alone = filled_with_one_byte(167.0, &[own, (CHURN, 32, 900.0)], None);
+    assert_eq!(alone.verdict, Verdict::Leaking, "{}", alone.reason);
+    assert!(alone.growth_bytes_per_s > 15_000.0);
+    // A few blocks of the size that outlived a window are no more than what another site leaks.
+    let few = filled_with_one_byte(167.0, &[own, (CHURN, 96, 10.0)], None);
+    assert_eq!(few.verdict, Verdict::Leaking, "{}", few.reason);
+}
+
+#[test]
+fn blocks_that_look_alike_may_lie_where_another_site_leaks() {
+    let own = (LEAK, 112, 120.0);
+    for (left, any) in [
+        (&[own, (CHURN, 112, 60.0)][..], None),
+        // A request for a little less may take such a chunk.
+        (&[own, (CHURN, 96, 60.0)], None),
+        // One whose blocks have any size.
+        (&[own], Some((CHURN, 60.0))),
+    ] {
+        let said = filled_with_one_byte(167.0, left, any);
+        assert_eq!(said.verdict, Verdict::InsufficientData, "{}", said.reason);
+    }
+    // As of a queue: where a block was, there is another of the site, and only a third as many were counted.
+    let queue = filled_with_one_byte(55.0, &[own], None);
+    assert_eq!(queue.verdict, Verdict::InsufficientData, "{}", queue.reason);
+}
+
+#[test]
+fn of_one_window_that_was_read_late_nobody_was_accused_though_nobody_else_allocates_such() {
+    let counts = looks(73, |at| 100.0 + 140.0 * at);
+    let late = OfSize {
+        old: 0.0,
+        oldest: 0.0,
+        windows: 0,
+        doubtful: 350.0,
+        ..of(350.0)
+    };
+    let judged = |of_others: f64| {
+        let blocks = BTreeMap::from([((LEAK, 112), late)]);
+        let mut found = count(&counts, &blocks, 0, 75 * SECOND).unwrap();
+        let mut left = Left::default();
+        let of_size = left.sizes.entry(112).or_default();
+        of_size.extend([(LEAK, 360.0), (CHURN, of_others)]);
+        found.note_left(&left, 2.2);
+        let window = WindowOfSite {
+            closed_s: 2.2,
+            effective_s: 2.2,
+            born: 1_055.0,
+            survived: 352.0,
+            alive: 352.0,
+            alive_bytes: 352.0 * 96.0,
+            ..WindowOfSite::default()
+        };
+        judge(&[window], found.sites.get(&LEAK))
+    };
+    assert_eq!(judged(0.0), Verdict::Leaking);
+    assert_ne!(judged(200.0), Verdict::Leaking);
+}
+
+#[test]
+fn growth_of_large_blocks_is_not_a_sites_of_many_small_ones_and_few_large_ones() {
+    let mut counts = SizeCounts::default();
+    for at_s in (1..=73_u64).step_by(8) {
+        counts.note(at_s * SECOND, [(112, 8_000), (65_536, 20 * at_s)]);
+    }
+    let mixed = |size: BlockSize, old: f64| OfSize {
+        bytes: (size - 16) as f64 * old,
+        ..of(old)
+    };
+    let blocks = BTreeMap::from([
+        ((CHURN, 112), mixed(112, 1_000.0)),
+        ((CHURN, 65_536), mixed(65_536, 10.0)),
+        ((LEAK, 65_536), mixed(65_536, 10.0)),
+    ]);
+    let mut found = count(&counts, &blocks, 0, 75 * SECOND).unwrap();
+    let mut left = Left::default();
+    left.sizes.insert(112, BTreeMap::from([(CHURN, 1_000.0)]));
+    let large = BTreeMap::from([(CHURN, 10.0), (LEAK, 14.0)]);
+    left.sizes.insert(65_536, large);
+    found.note_left(&left, 0.7);
+    let site = found.sites.get(&CHURN).unwrap();
+    assert!(!site.is_nobody_elses(site.bytes_per_s), "{site:?}");
 }

@@ -100,6 +100,7 @@ impl Windows {
         let blocks = cohorts.by_size(now_ns, &cohorts.alike(), self.counting.rounding);
         let mut counted = count(&self.counting.series, &blocks, began_ns, now_ns)?;
         let at_s = now_ns.saturating_sub(began_ns) as f64 / 1e9;
+        counted.note_left(&cohorts.left(self.counting.rounding), cohorts.effective_s());
         counted.divide_among(|| cohorts.lengthening(), at_s);
         Some(counted)
     }
