@@ -17,6 +17,21 @@ use crate::report::names::{
 pub(super) const PAGES_SPACE: &str = "pages_space";
 pub(super) const PAGES_OBJECTS: &str = "pages_objects";
 
+/// The label of a sample that is in no sum of the profile, with its values in labels that are called as the sample types are.
+pub(super) const KIND: &str = "kind";
+pub(super) const KINDS: [(&str, SiteKind); 2] = [
+    ("goroutines", SiteKind::Goroutines),
+    ("mapping", SiteKind::Mapping),
+];
+
+/// The sample types of a heap profile, in the order of [`Site`]'s fields.
+pub(super) const VALUES: [&str; 4] = [
+    "inuse_space",
+    "inuse_objects",
+    "alloc_space",
+    "alloc_objects",
+];
+
 /// How the comments begin that tell of the tier, and of what was lost.
 pub(super) const TIER: &str = "leakscope, tier ";
 pub(super) const LOST: &str = "lost: ";
@@ -247,7 +262,7 @@ impl<'a> Builder<'a> {
         let process = report.process_of(site);
         let unreachable = site.reachability.map_or(0, |found| found.unreachable);
         let unreachable = (unreachable > 0).then(|| unreachable.to_string());
-        let label = [
+        let mut label: Vec<Label> = [
             ("pid", site.pid.to_string().as_str()),
             ("comm", process.map_or("", |process| &process.comm)),
             ("cgroup", process.map_or("", |process| &process.cgroup)),
@@ -275,7 +290,7 @@ impl<'a> Builder<'a> {
             .is_some_and(|go| go.profile_rate_bytes > 0);
         if site.kind == SiteKind::Goroutines || site.kind == SiteKind::Mapping && has_profile {
             // Goroutines have a profile of their own, and a Go program's own knows no mappings.
-            value.fill(0);
+            self.beside_the_sums(site.kind, &mut value, &mut label);
         }
         if has_pages(report) {
             value.resize(6, 0);
@@ -289,6 +304,24 @@ impl<'a> Builder<'a> {
             value,
             label,
         });
+    }
+
+    /// Puts values into labels, where who reads the profile again finds them.
+    fn beside_the_sums(&mut self, kind: SiteKind, value: &mut [i64], label: &mut Vec<Label>) {
+        for (name, _) in KINDS.into_iter().filter(|(_, of)| *of == kind) {
+            label.push(Label {
+                key: self.string(KIND),
+                str: self.string(name),
+                ..Label::default()
+            });
+        }
+        for (key, value) in VALUES.into_iter().zip(value) {
+            label.push(Label {
+                key: self.string(key),
+                num: std::mem::take(value),
+                ..Label::default()
+            });
+        }
     }
 
     fn omitted(&mut self, sum: Omitted) {

@@ -142,5 +142,30 @@ mod tests {
             .map(|function| profile.string(function.name))
             .collect();
         assert_eq!(functions, ["main.wait"]);
+        assert_eq!(pprof::profile(&report).totals()["inuse_objects"], 7);
+    }
+
+    #[test]
+    fn all_goroutines_were_new_since_any_snapshot() {
+        let report = Report::new(ReportParts {
+            sites: vec![Site {
+                kind: SiteKind::Goroutines,
+                inuse_objects: 400,
+                inuse_bytes: 819_200,
+                alloc_objects: 500,
+                alloc_bytes: 1_024_000,
+                frames: vec![frame("main.wait")],
+                stack_complete: true,
+                ..Site::default()
+            }],
+            ..ReportParts::default()
+        });
+        let back = pprof::to_report(&pprof::profile(&report)).unwrap();
+        let values = |report: &Report| {
+            let site = report.sites.first().unwrap();
+            let kept = (site.kind, site.inuse_objects, site.inuse_bytes);
+            (kept, site.alloc_objects, site.alloc_bytes)
+        };
+        assert_eq!(values(&back), values(&report));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::PprofError;
-use super::build::{LOST, PAGES_OBJECTS, PAGES_SPACE, TIER};
+use super::build::{KIND, KINDS, LOST, PAGES_OBJECTS, PAGES_SPACE, TIER, VALUES};
 use super::proto::{Function, Location, Mapping, Profile};
 use crate::report::names::{
     FROM_PROFILE, INCOMPLETE, OMITTED, TOUCHED_PAGES, UNKNOWN_STACK, unnamed,
@@ -17,14 +17,6 @@ use crate::report::names::{
 use crate::report::{
     Frame, Omitted, Process, Report, ReportParts, Site, SiteKind, Tier, Timestamp, Verdict,
 };
-
-/// The sample types of a heap profile, in the order of [`Site`]'s fields.
-const VALUES: [&str; 4] = [
-    "inuse_space",
-    "inuse_objects",
-    "alloc_space",
-    "alloc_objects",
-];
 
 /// The report that a profile tells of.
 pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
@@ -58,16 +50,21 @@ pub(super) fn report(profile: &Profile) -> Result<Report, PprofError> {
                 .and_then(|place| sample.value.get(place))
                 .map_or(0, |value| u64::try_from(*value).unwrap_or(0))
         };
-        let [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects] = places.map(value_at);
-        let label = |wanted: &str| {
-            sample
-                .label
-                .iter()
-                .find(|label| profile.string(label.key) == wanted)
-                .map(|label| profile.string(label.str))
+        let labelled = |wanted: &str| {
+            let mut labels = sample.label.iter();
+            labels.find(|label| profile.string(label.key) == wanted)
+        };
+        let label = |wanted: &str| labelled(wanted).map(|label| profile.string(label.str));
+        let beside = label(KIND).and_then(|kind| KINDS.into_iter().find(|(name, _)| *name == kind));
+        let [inuse_bytes, inuse_objects, alloc_bytes, alloc_objects] = match beside {
+            Some(_) => VALUES.map(|value| {
+                labelled(value).map_or(0, |label| u64::try_from(label.num).unwrap_or(0))
+            }),
+            None => places.map(value_at),
         };
         let mut site = Site {
             pid: label("pid").and_then(|pid| pid.parse().ok()).unwrap_or(0),
+            kind: beside.map_or(SiteKind::Heap, |(_, kind)| kind),
             id: place as u64,
             inuse_bytes,
             inuse_objects,
