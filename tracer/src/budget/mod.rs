@@ -321,10 +321,13 @@ impl Controller {
         self.rate = Some(rate);
         let work = usage.work.saturating_sub(self.worked).as_secs_f64();
         self.worked = usage.work;
-        self.work_of_a_window = Some(
-            self.work_of_a_window
-                .map_or(work, |before| (before + work) / 2.0),
-        );
+        // Most of the first one's was to get to know the process.
+        if self.windows > 1 {
+            self.work_of_a_window = Some(
+                self.work_of_a_window
+                    .map_or(work, |before| (before + work) / 2.0),
+            );
+        }
         match reason {
             Close::HardStop => {
                 self.hard_stops = self.hard_stops.saturating_add(1);

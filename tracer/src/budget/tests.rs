@@ -397,6 +397,19 @@ fn our_own_work_makes_windows_rarer() {
 }
 
 #[test]
+fn what_getting_to_know_one_of_many_took_kept_its_next_windows_away_for_minutes() {
+    let mut run = Run::new(limits(Choice::Sampled, 0.01), 5);
+    run.controller.set_peers(13);
+    run.usage.work = Duration::from_millis(150);
+    run.work = 0.3;
+    run.run(60.0, |_| Load {
+        cores: 0.2,
+        rate: 0.05,
+    });
+    assert!(run.windows >= 4, "{}", run.windows);
+}
+
+#[test]
 fn exact_is_kept_whatever_it_costs() {
     let mut run = Run::new(limits(Choice::Exact, 0.01), 7);
     run.run(5.0, |_| Load {
