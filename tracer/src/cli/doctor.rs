@@ -54,19 +54,22 @@ fn print(out: &mut dyn Write, arguments: &DoctorArguments) -> io::Result<bool> {
     }
     works &= print_probe(out, links)?;
     print_kernel_memory(out)?;
-    if let Some(pid) = arguments.pid {
-        works &= print_process(out, pid)?;
-    }
-    writeln!(
-        out,
-        "\n{}",
-        match (works, limited) {
-            (true, false) => "Tracing works here.",
-            (true, true) => "Tracing works here, but for what the lines marked DEGRADED say.",
-            (false, _) => "Tracing cannot work here: see the lines marked MISSING.",
-        }
-    )?;
-    Ok(works)
+    let process_works = match arguments.pid {
+        Some(pid) => print_process(out, pid)?,
+        None => true,
+    };
+    let said = match (works, limited) {
+        (true, false) => "Tracing works here.",
+        (true, true) => "Tracing works here, but for what the lines marked DEGRADED say.",
+        (false, _) => "Tracing cannot work here: see the lines marked MISSING.",
+    };
+    let of_process = if works && !process_works {
+        " This process cannot be traced: see the lines marked MISSING."
+    } else {
+        ""
+    };
+    writeln!(out, "\n{said}{of_process}")?;
+    Ok(works && process_works)
 }
 
 /// One line of the list.

@@ -22,8 +22,10 @@ const STATES: u32 = u64::BITS;
 #[derive(Debug, thiserror::Error)]
 pub enum SelectError {
     /// A name pattern is not well formed.
-    #[error("--comm {pattern:?}: {what}")]
+    #[error("{option} {pattern:?}: {what}")]
     Pattern {
+        /// Where it was given.
+        option: &'static str,
         /// The pattern.
         pattern: String,
         /// What is the matter.
@@ -31,7 +33,7 @@ pub enum SelectError {
     },
     /// The patterns are too long together.
     #[error(
-        "the --comm patterns are too long: together they may have {STATES} characters, one more counted for each pattern"
+        "the patterns of names are too long: together they may have {STATES} characters, one more counted for each pattern"
     )]
     TooLong,
     /// Too many groups.
@@ -94,7 +96,7 @@ impl Excluded {
                 excluded.cgroups.push(path.trim_end_matches('/').to_owned());
             } else {
                 let names = excluded.names.get_or_insert(Selection::NONE);
-                add_pattern(names, &mut states, what)?;
+                add_pattern(names, &mut states, "--exclude", what)?;
             }
         }
         Ok(Some(excluded))
@@ -155,7 +157,7 @@ impl Selector {
         let selection = &mut *selector.selection;
         let mut states = 0;
         for pattern in comms {
-            add_pattern(selection, &mut states, pattern)?;
+            add_pattern(selection, &mut states, "--comm", pattern)?;
             selection.flags |= SELECT_COMM;
         }
         if cgroups.len() > SELECTED_CGROUPS {
@@ -273,9 +275,11 @@ impl fmt::Display for Selector {
 fn add_pattern(
     selection: &mut Selection,
     states: &mut u32,
+    option: &'static str,
     pattern: &str,
 ) -> Result<(), SelectError> {
     let failed = |what| SelectError::Pattern {
+        option,
         pattern: pattern.to_owned(),
         what,
     };

@@ -77,7 +77,6 @@ pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
             .iter()
             .chain(&discovery.foreign_breakpoints())
             .map(|problem| format!("{}: {}", problem.path.display(), problem.what))
-            .chain(why_empty(&discovery))
             .collect(),
         ..Inspection::default()
     };
@@ -132,6 +131,9 @@ pub fn inspect(proc_root: &Path, pid: u32) -> Result<Inspection, TraceError> {
         }
     });
     inspection.go = go(proc_root, pid, &space);
+    if !matches!(inspection.go, Some(Ok(_))) {
+        inspection.notes.extend(why_empty(&discovery));
+    }
     let builder = Builder::default();
     let mut seen = HashSet::new();
     for range in space.ranges() {
