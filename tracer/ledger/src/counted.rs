@@ -14,7 +14,7 @@ pub use others::Left;
 
 use super::{
     OfSize, SiteId,
-    sizes::{BlockSize, SizeCounts},
+    sizes::{self, BlockSize, SizeCounts},
     steady, trend,
 };
 
@@ -206,10 +206,27 @@ pub struct Unexplained {
 }
 
 impl Unexplained {
-    /// Bytes a second, as the allocator takes them.
+    /// Bytes of one, as the allocator takes them: of sizes that are counted together, the middle.
+    fn bytes_of_one(&self) -> f64 {
+        (self.size as f64 + self.smallest() as f64) / 2.0
+    }
+
+    /// Bytes since the first look.
+    #[must_use]
+    pub fn bytes(&self) -> f64 {
+        self.objects * self.bytes_of_one()
+    }
+
+    /// Bytes a second.
     #[must_use]
     pub fn bytes_per_s(&self) -> f64 {
-        self.objects_per_s * self.size as f64
+        self.objects_per_s * self.bytes_of_one()
+    }
+
+    /// The smallest of the sizes that are counted together with this one.
+    #[must_use]
+    pub fn smallest(&self) -> u64 {
+        sizes::smallest_of(self.size)
     }
 }
 

@@ -69,6 +69,16 @@ pub(super) fn chunk_for(request: u64) -> u64 {
     (request.saturating_add(OVERHEAD + GRAIN - 1) & !(GRAIN - 1)).max(SMALLEST)
 }
 
+/// The smallest chunk of a class: itself where each size is one.
+pub(super) fn smallest_of(size: BlockSize) -> u64 {
+    if size <= EXACT {
+        return size;
+    }
+    // An eighth of the power of two below it.
+    let step = 1_u64 << (u64::BITS - size.saturating_sub(1).leading_zeros()).saturating_sub(4);
+    size.saturating_sub(step).max(EXACT)
+}
+
 /// The class of a chunk.
 #[must_use]
 pub(super) fn size_of(chunk: u64) -> BlockSize {
@@ -212,7 +222,7 @@ impl SizeCounts {
 
 #[cfg(test)]
 mod tests {
-    use super::{MOST, Rounding, SizeCounts, chunk_for, size_of};
+    use super::{MOST, Rounding, SizeCounts, chunk_for, size_of, smallest_of};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -227,6 +237,29 @@ mod tests {
         assert_eq!(size_of(65 << 10), 72 << 10);
         assert_eq!(size_of(129 << 10), 144 << 10);
         assert!(size_of(u64::MAX) == u64::MAX);
+    }
+
+    #[test]
+    fn a_class_begins_after_the_one_before() {
+        for chunk in [
+            48,
+            65_536,
+            65_552,
+            131_072,
+            131_088,
+            524_304,
+            600_000,
+            1 << 30,
+        ] {
+            let size = size_of(chunk);
+            let smallest = smallest_of(size);
+            assert!(smallest <= chunk && chunk <= size, "{chunk}");
+            assert!(size == smallest || size_of(smallest) == smallest, "{chunk}");
+            assert!(
+                size == smallest || size_of(smallest + 16) == size,
+                "{chunk}"
+            );
+        }
     }
 
     #[test]

@@ -8,6 +8,12 @@ use crate::{Estimate, Held, SiteId, bound, sizes::BlockSize};
 /// Of a site whose blocks outlive their windows and stay to this share, those that are in use are the ones that stay.
 const STAY: f64 = 0.9;
 
+/// Contents do not tell a site's blocks from their successors where so many of them look alike.
+const ALIKE: f64 = 0.5;
+
+/// What windows tell of blocks that do stay is not so many times as much as is counted.
+const MANY_MORE: f64 = 4.0;
+
 /// 97.5 % of a normal distribution lie below so many standard deviations.
 const NORMAL: f64 = 1.96;
 
@@ -169,7 +175,14 @@ impl CountedSite {
         let least = estimate.counted_bytes as f64;
         let bytes = (comes_and_goes + self.grown_bytes).max(least);
         let low = part * estimate.inuse_bytes_low as f64 + (self.grown_bytes - error).max(0.0);
-        let high = part * estimate.inuse_bytes_high as f64 + self.grown_bytes + error;
+        let mut high = part * estimate.inuse_bytes_high as f64 + self.grown_bytes + error;
+        // Were they all there that look as if they stayed, many more would have been counted: others have taken the places of some, and for
+        // how long each stays nobody can tell.
+        let alike =
+            estimate.alike_objects as f64 >= ALIKE * estimate.observed_objects.max(1) as f64;
+        if alike && estimate.inuse_bytes_high as f64 > MANY_MORE * high {
+            high = estimate.inuse_bytes_high as f64;
+        }
         let mean = if objects > 0.0 {
             all / objects
         } else {

@@ -219,6 +219,31 @@ fn a_cache_that_has_filled_was_taken_to_grow_on() {
 }
 
 #[test]
+fn a_full_cache_of_blocks_that_look_alike_was_said_to_hold_what_the_windows_had_seen() {
+    let counts = looks(75, |_| 20_000.0);
+    let mut found = counted(&counts, &[(LEAK, 112, 178.0)], 75);
+    let mut estimates = BTreeMap::from([(
+        LEAK,
+        Estimate {
+            inuse_objects: 81,
+            inuse_bytes: 16_281,
+            inuse_bytes_low: 2_000,
+            inuse_bytes_high: 11_400_000,
+            counted_bytes: 16_281,
+            observed_objects: 178,
+            alike_objects: 178,
+            ..Estimate::default()
+        },
+    )]);
+    found.correct(&mut estimates, 75.0, |_| 1.0);
+    found.bound(&mut estimates, |_, _| 1.0);
+    let site = estimates.get(&LEAK).unwrap();
+    // 20,000 blocks were counted, and it may be all of them.
+    assert!(site.inuse_bytes_high >= 1_900_000, "{site:?}");
+    assert!(site.inuse_bytes_high <= 20_000 * 112, "{site:?}");
+}
+
+#[test]
 fn a_site_held_more_blocks_of_a_size_than_there_were() {
     let counts = looks(75, |at| 8_000.0 + 1_600.0 * at);
     let mut found = counted(&counts, &[(LEAK, 112, 400.0), (CHURN, 128, 5.0)], 75);

@@ -15,10 +15,12 @@ const MOST_SIZES: usize = 3;
 /// Sites that explain less than this share of what a heap grows by leave the growth unexplained.
 const EXPLAINED: f64 = 0.5;
 
-/// It is called a leak when it was counted for so long, longer than a site's blocks need that were seen to stay, and is so many blocks of one size or so many
-/// bytes.
+/// It is called a leak when it was counted for so long, longer than a site's blocks need that were seen to stay, and is so many blocks of one size, fewer where
+/// they are so many bytes, or of all sizes so many bytes.
 const LEAK_AFTER_S: f64 = 60.0;
 const LEAST_BLOCKS: f64 = 50.0;
+const FEW_BLOCKS: f64 = 8.0;
+const MUCH: f64 = 1_048_576.0;
 const LEAST_BYTES: f64 = 65_536.0;
 
 /// How fast the heap sites of a process grow, bytes a second.
@@ -53,7 +55,10 @@ fn of_count(counted: &Counted, rates: Rates, pid: u32) -> Option<UnseenGrowth> {
     };
     let (per_s, what, is_enough) = if of_sizes >= whole {
         let objects: f64 = counted.unexplained.iter().map(|grown| grown.objects).sum();
-        (of_sizes, sizes(counted), objects >= LEAST_BLOCKS)
+        let bytes: f64 = counted.unexplained.iter().map(Unexplained::bytes).sum();
+        let is_much = objects >= FEW_BLOCKS && bytes >= MUCH;
+        let is_enough = objects >= LEAST_BLOCKS || is_much;
+        (of_sizes, sizes(counted), is_enough)
     } else {
         let grown = counted.heap.bytes;
         let what = bytes(grown.max(0.0) as u64);
@@ -97,11 +102,13 @@ fn sizes(counted: &Counted) -> String {
         .iter()
         .take(MOST_SIZES)
         .map(|grown| {
-            format!(
-                "{} of {}",
-                blocks(grown.objects.round() as u64),
-                bytes(grown.size)
-            )
+            let number = blocks(grown.objects.round() as u64);
+            let (least, most) = (bytes(grown.smallest()), bytes(grown.size));
+            if least == most {
+                format!("{number} of {most}")
+            } else {
+                format!("{number} of {least} to {most}")
+            }
         })
         .collect();
     named.join(", ")
@@ -168,6 +175,24 @@ mod tests {
         let reason = unseen.verdict_reason;
         assert!(reason.contains("too few windows caught"), "{reason}");
         assert!(!reason.contains("many sizes"), "{reason}");
+    }
+
+    #[test]
+    fn blocks_of_512_kib_were_said_to_have_576() {
+        let mut counted = counted(12.0, 0.0, 84.0);
+        for grown in &mut counted.unexplained {
+            grown.size = 576 << 10;
+        }
+        let unseen = of_count(&counted, Rates::default(), 7).unwrap_or_default();
+        assert!(
+            unseen
+                .verdict_reason
+                .contains("12 blocks of 512 KiB to 576 KiB"),
+            "{}",
+            unseen.verdict_reason
+        );
+        assert_eq!(unseen.verdict, Verdict::Leaking);
+        assert!((unseen.growth_bytes_per_s - 544.0 * 1024.0 / 7.0).abs() < 1.0);
     }
 
     #[test]
