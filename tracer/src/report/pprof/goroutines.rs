@@ -142,7 +142,8 @@ mod tests {
             .map(|function| profile.string(function.name))
             .collect();
         assert_eq!(functions, ["main.wait"]);
-        assert_eq!(pprof::profile(&report).totals()["inuse_objects"], 7);
+        let totals = pprof::profile(&report).totals();
+        assert_eq!(totals.get("inuse_objects"), Some(&7));
     }
 
     #[test]
