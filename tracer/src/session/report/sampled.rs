@@ -267,11 +267,28 @@ const FEW: usize = 5;
 const BY_PROFILE: &str =
     "Go's own heap profile is read, a sample of its allocations; no probe is attached";
 
+/// The same of one without a profile.
+const BY_BLOCKS: &str = "Go's blocks in use are counted by size as of its collections, and some are seen where they are allocated, by one probe in windows";
+
+/// What is seen of a Go program without a probe at an allocator's functions.
+fn by_go(session: &Session, traced: &Traced) -> Option<&'static str> {
+    if !traced.sites.is_empty() {
+        None
+    } else if session.go.has_profile(traced.incarnation) {
+        Some(BY_PROFILE)
+    } else {
+        session
+            .go
+            .sees_blocks(traced.incarnation)
+            .then_some(BY_BLOCKS)
+    }
+}
+
 /// Why calls were seen as they were, by process.
 fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
     let reason = |traced: &Traced| {
-        if traced.sites.is_empty() && session.go.has_profile(traced.incarnation) {
-            return BY_PROFILE.to_owned();
+        if let Some(seen) = by_go(session, traced) {
+            return seen.to_owned();
         }
         if traced.sites.is_empty() {
             return unseen::NOTHING_ATTACHED.to_owned();
@@ -292,8 +309,7 @@ fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
         let (comm, pid) = (&traced.comm, traced.pid);
         format!("{comm} (pid {pid}): {}", reason(traced))
     };
-    let is_blind =
-        |traced: &&Traced| traced.sites.is_empty() && !session.go.has_profile(traced.incarnation);
+    let is_blind = |traced: &&Traced| traced.sites.is_empty() && by_go(session, traced).is_none();
     let mut all = session.processes.values();
     let count = all.len();
     let probed = session
@@ -315,7 +331,7 @@ fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
         Some(_) => {
             let (blind, others): (Vec<&Traced>, Vec<&Traced>) =
                 session.processes.values().partition(is_blind);
-            let (probed, by_profile): (Vec<&Traced>, Vec<&Traced>) = others
+            let (probed, of_go): (Vec<&Traced>, Vec<&Traced>) = others
                 .into_iter()
                 .partition(|traced| !traced.sites.is_empty());
             let (exact, sampled): (Vec<&Traced>, Vec<&Traced>) = probed
@@ -334,14 +350,14 @@ fn reasons(session: &Session, spent: &BTreeMap<u32, Spent>) -> String {
                         processes(blind.len())
                     ));
                 }
-                if !by_profile.is_empty() {
+                if !of_go.is_empty() {
                     said.push(format!(
-                        "Go's own heap profile is read in {}",
-                        processes(by_profile.len())
+                        "Go's own heap is read in {}",
+                        processes(of_go.len())
                     ));
                 }
             } else {
-                said.extend(by_profile.into_iter().map(named));
+                said.extend(of_go.into_iter().map(named));
                 said.extend(blind.into_iter().map(named));
                 said.extend(exact.into_iter().map(named));
             }
