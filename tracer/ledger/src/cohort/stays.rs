@@ -62,7 +62,7 @@ impl Cohorts {
 
     /// The addresses of watched blocks that are surely still their site's: they were first read before the window's probes went, their contents
     /// are the same since, and nearly all blocks that windows left of the site are there still. Of another site's blocks, the few that seem to be there may be those of a third, which took their places
-    /// before they were first read.
+    /// before they were first read. Where the site frees some, and their contents are like others', a third's may lie there at any time.
     #[must_use]
     pub fn own_blocks(&self) -> HashSet<u64> {
         let mut counts: HashMap<SiteId, (f64, f64)> = HashMap::new();
@@ -71,9 +71,15 @@ impl Cohorts {
             *left += site.ages.iter().map(|class| class.objects).sum::<f64>();
             *there += (site.alive_objects * self.weight()) as f64;
         }
+        let is_sure: HashMap<SiteId, bool> = counts
+            .keys()
+            .map(|site| (*site, !self.is_seen_to_go(*site)))
+            .collect();
+        let is_sure = |site| is_sure.get(&site).copied().unwrap_or_default();
         self.watched
             .iter()
             .filter(|watched| !watched.is_changed && !watched.is_late)
+            .filter(|watched| is_sure(watched.survivor.site) || !self.looks_alike(watched))
             .map(|watched| &watched.survivor)
             .filter(|block| {
                 counts
@@ -204,6 +210,37 @@ mod tests {
             .collect();
         cohorts.check(60 * SECOND, &readings);
         assert_eq!(cohorts.counted().count(), 0);
+    }
+
+    #[test]
+    fn churn_was_a_leak_for_a_leak_of_blocks_that_look_alike_took_its_places() {
+        let own = |born: u64| {
+            let mut cohorts = Cohorts::new(1);
+            let left = (1..11).map(|number| {
+                let survivor = Survivor {
+                    address: 0x1000 * number,
+                    size: 72,
+                    born_ns: 1,
+                    site: 3,
+                    rounding: crate::Rounding::Glibc,
+                };
+                (survivor, Some(reading(0x5a)))
+            });
+            let span = Span {
+                opened_ns: 0,
+                closed_ns: SECOND,
+                effective_s: 1.0,
+                uncertainty: 0.0,
+                shared: None,
+                occasion: Occasion::Random,
+            };
+            cohorts.close(span, [(3, born, 72 * born)], left, &HashSet::new(), 0);
+            cohorts.check(2 * SECOND, &vec![Some(reading(0x5a)); 10]);
+            cohorts.own_blocks().len()
+        };
+        assert_eq!(own(10), 10);
+        // Two of them were freed while the window was open.
+        assert_eq!(own(12), 0);
     }
 
     #[test]
