@@ -21,9 +21,9 @@ use crate::{
     heap::{ObjectKind, PooledCounts},
     kernel::KernelError,
     ledger::{Born, FIRST_KIND, Judgement, Kind, KindOfSite, SiteId, TypedGrowth, TypedSite},
-    report::{Process, Site, SiteKind, SiteType},
+    report::{Process, Site, SiteKind, SiteType, Verdict},
     symbol::{AddressSpace, Module},
-    units::count,
+    units::{count, duration},
 };
 pub(super) use watcher::FIRST_WRITES;
 use watcher::{Task, Told, Watcher};
@@ -43,6 +43,9 @@ const KEPT_NS: u64 = 120_000_000_000;
 
 /// The last report waits so long for a count.
 const LAST_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where the first count takes longer than this, it is said that there is none.
+const COUNTED_WITHIN: Duration = Duration::from_secs(20);
 
 /// While it waits, what happens is dealt with so often.
 const STEP: Duration = Duration::from_millis(10);
@@ -109,6 +112,7 @@ struct ObjectsOf {
     first_bytes: Option<u64>,
     last: PooledCounts,
     looks: u64,
+    begun: Instant,
     note: Option<String>,
     is_over: bool,
     /// The sites as of a moment, CLOCK_MONOTONIC nanoseconds.
@@ -127,6 +131,7 @@ impl ObjectsOf {
             first_bytes: None,
             last: PooledCounts::default(),
             looks: 0,
+            begun: Instant::now(),
             note: None,
             is_over: false,
             sites: BTreeMap::new(),
@@ -322,9 +327,20 @@ impl Objects {
 
     /// Tells of a process's pools.
     pub(super) fn describe(&self, incarnation: u32, python: &str, process: &mut Process) {
-        let Some(objects) = self.processes.get(&incarnation).filter(|it| it.looks > 0) else {
+        let Some(objects) = self.processes.get(&incarnation) else {
             return;
         };
+        if objects.looks == 0 {
+            if !objects.is_over && objects.begun.elapsed() >= COUNTED_WITHIN {
+                let note = format!(
+                    "CPython's small objects are not counted yet, for there are many: {} since the trace began; `leakscope heap -p {}` counts them",
+                    duration(objects.begun.elapsed().as_secs_f64()),
+                    process.pid
+                );
+                process.heap_note.get_or_insert(note);
+            }
+            return;
+        }
         process.allocators.push(format!("{ALLOCATOR} {python}"));
         if let Some(why) = &objects.note {
             let note = format!("where its objects are made is not seen: {why}");
@@ -494,14 +510,14 @@ impl Session {
             .collect()
     }
 
-    /// Whether what was mapped at a site are arenas of a process's pools, by its interpreter: they are no sites of their own where it is known what fills
-    /// them.
+    /// Whether what was mapped at a site are arenas of a process's pools, which are no sites of their own where it is known what fills them.
     pub(super) fn is_arena(&self, traced: &Traced, site: SiteId, frames: &[u64]) -> bool {
-        let Some(python) = traced
-            .python
-            .as_ref()
-            .filter(|_| self.objects.are_known(traced.incarnation))
-        else {
+        self.objects.are_known(traced.incarnation) && self.is_mapped_for_pools(traced, site, frames)
+    }
+
+    /// Whether what was mapped at a site was mapped by a process's interpreter, in the size of its arenas.
+    fn is_mapped_for_pools(&self, traced: &Traced, site: SiteId, frames: &[u64]) -> bool {
+        let Some(python) = &traced.python else {
             return false;
         };
         let mean = self.growth.mean_bytes(traced.incarnation, site);
@@ -515,6 +531,36 @@ impl Session {
         });
         caller.is_some_and(|module| module.number == python.python.module().number)
     }
+
+    /// What to make of a mapping: arenas come at whichever line needs the next one, which is not to be blamed for what fills them.
+    pub(super) fn judge_mapping(&self, site: &Site, id: SiteId) -> Judgement {
+        let judgement = self.ledger.judge_mapping(id);
+        let is_counted = self.objects.processes.contains_key(&site.incarnation);
+        if judgement.verdict != Verdict::Leaking || !is_counted {
+            return judgement;
+        }
+        let traced = self.processes.get(&site.pid);
+        let is_of_pools = traced
+            .zip(self.stacks.get(&id))
+            .is_some_and(|(traced, stack)| self.is_mapped_for_pools(traced, id, &stack.frames));
+        if is_of_pools {
+            not_of_this_line(judgement)
+        } else {
+            judgement
+        }
+    }
+}
+
+/// The verdict of arenas while nothing is known of the objects in them.
+fn not_of_this_line(judgement: Judgement) -> Judgement {
+    Judgement {
+        verdict: Verdict::InsufficientData,
+        reason: format!(
+            "{}; but these are arenas for CPython's small objects, which come at whichever line needs the next one: whose objects fill them is not known",
+            judgement.reason
+        ),
+        ..judgement
+    }
 }
 
 /// Whether a process runs an interpreter whose objects can be looked at.
@@ -524,7 +570,19 @@ fn is_looked_at(traced: &Traced) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{OF_OBJECTS, stack_of};
+    use super::{Judgement, OF_OBJECTS, Verdict, not_of_this_line, stack_of};
+
+    #[test]
+    fn a_line_was_called_leaking_for_it_needed_the_next_arena() {
+        let judged = not_of_this_line(Judgement {
+            verdict: Verdict::Leaking,
+            reason: "every one of 12 blocks is alive".to_owned(),
+            growth_bytes_per_s: 214_000.0,
+        });
+        assert_eq!(judged.verdict, Verdict::InsufficientData);
+        assert!(judged.reason.contains("arenas"), "{}", judged.reason);
+        assert!(judged.growth_bytes_per_s > 0.0);
+    }
 
     #[test]
     fn a_site_of_objects_has_the_stack_of_the_site_that_it_is_of() {

@@ -476,7 +476,7 @@ impl Session {
                         self.go
                             .judge_pages(site.incarnation, stack.unwrap_or_default(), seen)
                     }
-                    _ => self.ledger.judge_mapping(id),
+                    (SiteKind::Mapping, _) => self.judge_mapping(site, id),
                 };
                 let mut judgement = self.with_reachability(id, site, judgement);
                 let is_reachable = site.reachability.is_none_or(|found| found.unreachable == 0);
