@@ -39,6 +39,9 @@ const KEEPS: f64 = 0.5;
 /// The standard deviation by the median distance, of a normal distribution.
 const BY_MEDIAN: f64 = 1.4826;
 
+/// Of the blocks of a size, so many at most get the next larger chunk, for glibc leaves no remainder that could be no chunk (`_int_malloc`, `MINSIZE`).
+const REMAINDERS: f64 = 0.25;
+
 /// A site carries what grows if at least this share of what stays is its.
 const MOST_OF_IT: f64 = 0.5;
 
@@ -259,9 +262,16 @@ pub fn count(
             .get(size)
             .is_some_and(|(_, basis)| *basis != Basis::Young)
     };
-    let unexplained = counts
-        .grown()
-        .filter(|(size, more)| *more > 1 && !stay(size))
+    let grown: BTreeMap<BlockSize, u64> = counts.grown().collect();
+    let is_remainder = |size: &BlockSize, more: u64| {
+        let asked = size.saturating_sub(sizes::GRAIN);
+        let of_asked = grown.get(&asked).copied().unwrap_or(0);
+        stay(&asked) && more as f64 <= REMAINDERS * of_asked as f64
+    };
+    let unexplained = grown
+        .iter()
+        .map(|(size, more)| (*size, *more))
+        .filter(|(size, more)| *more > 1 && !stay(size) && !is_remainder(size, *more))
         .filter_map(|(size, more)| {
             let points: Vec<(f64, f64)> = points(counts, size).collect();
             let found = Growth::of(&points, counts.now(size) as f64)?;

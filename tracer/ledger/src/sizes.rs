@@ -13,7 +13,7 @@ const SPACING_NS: u64 = 1_000_000_000;
 const EXACT: u64 = 64 << 10;
 
 /// `MALLOC_ALIGNMENT` and `MINSIZE` of glibc's malloc (64 bits), and what its chunks take beside a block.
-const GRAIN: u64 = 16;
+pub(super) const GRAIN: u64 = 16;
 const SMALLEST: u64 = 32;
 const OVERHEAD: u64 = 8;
 

@@ -219,6 +219,25 @@ fn a_cache_that_has_filled_was_taken_to_grow_on() {
 }
 
 #[test]
+fn chunks_that_kept_a_remainder_were_a_leak_that_no_window_had_caught() {
+    let found = |of_next: f64| {
+        let mut counts = SizeCounts::default();
+        for at_s in (1..=75).step_by(8) {
+            let at = at_s as f64;
+            let sizes = [
+                (112, (8_000.0 + 200.0 * at) as u64),
+                (128, (50.0 + of_next * at) as u64),
+            ];
+            counts.note(at_s * SECOND, sizes);
+        }
+        counted(&counts, &[(LEAK, 112, 400.0)], 75)
+    };
+    assert_eq!(found(10.0).unexplained, []);
+    // So many are blocks of others.
+    assert_eq!(found(100.0).unexplained.len(), 1);
+}
+
+#[test]
 fn a_full_cache_of_blocks_that_look_alike_was_said_to_hold_what_the_windows_had_seen() {
     let counts = looks(75, |_| 20_000.0);
     let mut found = counted(&counts, &[(LEAK, 112, 178.0)], 75);
