@@ -212,29 +212,33 @@ mod tests {
         assert_eq!(cohorts.counted().count(), 0);
     }
 
+    /// One of a few blocks of 72 bytes that are born at once.
+    fn survivor(number: u64) -> Survivor {
+        Survivor {
+            address: 0x1000 * number,
+            size: 72,
+            born_ns: 1,
+            site: 3,
+            rounding: crate::Rounding::Glibc,
+        }
+    }
+
+    /// A window of one second, the first.
+    const FIRST: Span = Span {
+        opened_ns: 0,
+        closed_ns: SECOND,
+        effective_s: 1.0,
+        uncertainty: 0.0,
+        shared: None,
+        occasion: Occasion::Random,
+    };
+
     #[test]
     fn churn_was_a_leak_for_a_leak_of_blocks_that_look_alike_took_its_places() {
         let own = |born: u64| {
             let mut cohorts = Cohorts::new(1);
-            let left = (1..11).map(|number| {
-                let survivor = Survivor {
-                    address: 0x1000 * number,
-                    size: 72,
-                    born_ns: 1,
-                    site: 3,
-                    rounding: crate::Rounding::Glibc,
-                };
-                (survivor, Some(reading(0x5a)))
-            });
-            let span = Span {
-                opened_ns: 0,
-                closed_ns: SECOND,
-                effective_s: 1.0,
-                uncertainty: 0.0,
-                shared: None,
-                occasion: Occasion::Random,
-            };
-            cohorts.close(span, [(3, born, 72 * born)], left, &HashSet::new(), 0);
+            let left = (1..11).map(|number| (survivor(number), Some(reading(0x5a))));
+            cohorts.close(FIRST, [(3, born, 72 * born)], left, &HashSet::new(), 0);
             cohorts.check(2 * SECOND, &vec![Some(reading(0x5a)); 10]);
             cohorts.own_blocks().len()
         };
@@ -246,23 +250,8 @@ mod tests {
     #[test]
     fn a_site_whose_blocks_go_keeps_none_that_could_be_called_its_own() {
         let mut cohorts = Cohorts::new(1);
-        let survivor = |number: u64| Survivor {
-            address: 0x1000 * number,
-            size: 72,
-            born_ns: 1,
-            site: 3,
-            rounding: crate::Rounding::Glibc,
-        };
         let born = (1..11).map(|number| (survivor(number), Some(reading(number))));
-        let span = Span {
-            opened_ns: 0,
-            closed_ns: SECOND,
-            effective_s: 1.0,
-            uncertainty: 0.0,
-            shared: None,
-            occasion: Occasion::Random,
-        };
-        cohorts.close(span, [(3, 10, 720)], born, &HashSet::new(), 0);
+        cohorts.close(FIRST, [(3, 10, 720)], born, &HashSet::new(), 0);
         assert_eq!(cohorts.own_blocks().len(), 10);
         // One has other contents: it is not surely the same, and the others are.
         let looked =
@@ -276,7 +265,7 @@ mod tests {
         // Those of a window that could be read only later may be anybody's.
         let born = (21..31).map(|number| (survivor(number), Some(reading(number))));
         let mut late = Cohorts::new(1);
-        late.close(span, [(3, 10, 720)], born, &HashSet::new(), 0);
+        late.close(FIRST, [(3, 10, 720)], born, &HashSet::new(), 0);
         late.distrust_newest();
         assert_eq!(late.own_blocks().len(), 0);
     }

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::{Counted, CountedSite};
-use crate::{SiteId, sizes::BlockSize};
-
-/// A request may take a chunk of its size or of the next one.
-const NEXT_SIZE: BlockSize = 16;
+use crate::{
+    SiteId,
+    sizes::{BlockSize, GRAIN},
+};
 
 /// All others together have at most this part of what windows should have caught of the growth, beyond chance: so many standard deviations.
 const MOST_OF_OTHERS: f64 = 0.5;
@@ -37,9 +37,9 @@ impl Counted {
             let sizes = || site.sizes.iter().filter(|of| of.part > 0.0);
             // Blocks of its largest size, or as many bytes: chance makes the most of few large ones.
             let largest = sizes().map(|of| of.bytes).fold(1.0, f64::max);
-            // Each is counted once, where the site has both sizes that it may have.
+            // A request may take a chunk of its size or of the next one. Each is counted once, where the site has both.
             let mut asked_for: Vec<BlockSize> = sizes()
-                .flat_map(|of| [of.size, of.size.saturating_sub(NEXT_SIZE)])
+                .flat_map(|of| [of.size, of.size.saturating_sub(GRAIN)])
                 .collect();
             asked_for.sort_unstable();
             asked_for.dedup();
