@@ -37,7 +37,7 @@ const MOST_SAVED_S: f64 = 0.005;
 
 /// What the first windows of a kind may take beside the budget, seconds of the process's time: of one that hardly runs nothing could be learnt else.
 /// There are two kinds, and the tier line says it.
-const FIRST_S: f64 = 0.0025;
+const FIRST_S: f64 = 0.005;
 
 /// Where blocks are seen.
 #[derive(Debug)]

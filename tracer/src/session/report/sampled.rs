@@ -268,7 +268,7 @@ const BY_PROFILE: &str =
     "Go's own heap profile is read, a sample of its allocations; no probe is attached";
 
 /// The same of one without a profile.
-const BY_BLOCKS: &str = "Go's blocks in use are counted by size as of its collections, and some are seen where they are allocated, by one probe in windows, of which the first 5 ms are beside the budget";
+const BY_BLOCKS: &str = "Go's blocks in use are counted by size as of its collections, and some are seen where they are allocated, by one probe in windows, of which the first 10 ms are beside the budget";
 
 /// What is seen of a Go program without a probe at an allocator's functions.
 fn by_go(session: &Session, traced: &Traced) -> Option<&'static str> {
