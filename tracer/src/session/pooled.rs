@@ -544,7 +544,7 @@ impl Session {
             .zip(self.stacks.get(&id))
             .is_some_and(|(traced, stack)| self.is_mapped_for_pools(traced, id, &stack.frames));
         if is_of_pools {
-            not_of_this_line(judgement)
+            not_of_this_line(&judgement)
         } else {
             judgement
         }
@@ -552,14 +552,14 @@ impl Session {
 }
 
 /// The verdict of arenas while nothing is known of the objects in them.
-fn not_of_this_line(judgement: Judgement) -> Judgement {
+fn not_of_this_line(judgement: &Judgement) -> Judgement {
     Judgement {
         verdict: Verdict::InsufficientData,
         reason: format!(
             "{}; but these are arenas for CPython's small objects, which come at whichever line needs the next one: whose objects fill them is not known",
             judgement.reason
         ),
-        ..judgement
+        growth_bytes_per_s: judgement.growth_bytes_per_s,
     }
 }
 
@@ -574,7 +574,7 @@ mod tests {
 
     #[test]
     fn a_line_was_called_leaking_for_it_needed_the_next_arena() {
-        let judged = not_of_this_line(Judgement {
+        let judged = not_of_this_line(&Judgement {
             verdict: Verdict::Leaking,
             reason: "every one of 12 blocks is alive".to_owned(),
             growth_bytes_per_s: 214_000.0,
