@@ -71,22 +71,20 @@ impl Cohorts {
             *left += site.ages.iter().map(|class| class.objects).sum::<f64>();
             *there += (site.alive_objects * self.weight()) as f64;
         }
-        let is_sure: HashMap<SiteId, bool> = counts
-            .keys()
-            .map(|site| (*site, !self.is_seen_to_go(*site)))
+        // Whether those whose blocks are nearly all there were seen to free any.
+        let frees: HashMap<SiteId, bool> = counts
+            .into_iter()
+            .filter(|(_, (left, there))| *there >= NEARLY_ALL * left)
+            .map(|(site, _)| (site, self.is_seen_to_go(site)))
             .collect();
-        let is_sure = |site| is_sure.get(&site).copied().unwrap_or_default();
         self.watched
             .iter()
             .filter(|watched| !watched.is_changed && !watched.is_late)
-            .filter(|watched| is_sure(watched.survivor.site) || !self.looks_alike(watched))
-            .map(|watched| &watched.survivor)
-            .filter(|block| {
-                counts
-                    .get(&block.site)
-                    .is_some_and(|(left, there)| *there >= NEARLY_ALL * left)
+            .filter(|watched| {
+                let frees = frees.get(&watched.survivor.site);
+                frees.is_some_and(|frees| !frees || !self.looks_alike(watched))
             })
-            .map(|block| block.address)
+            .map(|watched| watched.survivor.address)
             .collect()
     }
 
